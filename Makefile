@@ -1,0 +1,49 @@
+# One vocabulary for people and CI. `make demo` and `make test` do all the set-up they need.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+PYTHON ?= python3.11
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+UV := .uv/bin/uv
+export PYTHONHASHSEED := 0
+
+.PHONY: help setup demo test check bench lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.installed  ## install everything from requirements.lock into .venv
+
+$(UV):
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(UV)
+	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
+	$(UV) pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
+	$(UV) pip install --quiet --no-deps --python $(BIN)/python --editable .
+	touch $@
+
+demo: setup  ## three nights of active learning on the embedded stack, from nothing to a promoted model
+	$(BIN)/python -m flows.demo
+
+test: setup  ## unit, property, integration and golden-round tests
+	$(BIN)/python -m pytest
+
+check: setup  ## lint, types, import rules, secrets
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/rules
+
+bench: setup  ## measure speed and memory; writes benchmarks/results.json
+	$(BIN)/python -m benchmarks
+
+lock: $(UV)  ## resolve requirements.lock again, with no addresses in it
+	$(UV) pip compile pyproject.toml --extra pipeline --extra dev --python-version 3.11 \
+		--no-emit-index-url --generate-hashes --quiet --custom-compile-command "make lock" -o requirements.lock
+
+clean:  ## remove what make built (not the workspaces' data)
+	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache htmlcov .coverage

@@ -1,0 +1,9 @@
+"""What a user can mend is told in one line; everything else is a bug and keeps its traceback."""
+
+
+class UserError(Exception):
+    """One clear line: what is wrong, where, and how to mend it. The command line prints it and exits with 1."""
+
+
+class Unavailable(UserError):
+    """A server (S3, MLflow, Prefect) is down, or refuses the credentials. Nothing was changed."""

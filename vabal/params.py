@@ -1,0 +1,360 @@
+"""`params.yaml` as frozen, strict models: one section per stage, unknown keys refused with their path.
+
+A function receives its section, not the whole. Endpoints and secrets come from the environment, never from here.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vabal.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A section of `params.yaml`: frozen, finite numbers only, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+
+class WorkspaceSettings(Section):
+    name: str = Field(
+        "default",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
+        description="Names the MLflow experiment, the registered model and the deployment; `default` adds no prefix.",
+    )
+
+
+class ImageSettings(Section):
+    size: Annotated[int, Field(ge=4, le=1024)] = Field(32, description="Images are resized to size x size pixels.")
+    channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for colour.")
+    max_megapixels: PositiveFloat = Field(50.0, description="A larger image is quarantined, not read.")
+    max_megabytes: PositiveFloat = Field(50.0, description="A larger file is quarantined, not read.")
+
+
+class PoolSettings(Section):
+    shard_megabytes: PositiveFloat = Field(128.0, description="A shard of images is closed at this size ...")
+    shard_rows: PositiveInt = Field(100_000, description="... or at this many images, whichever comes first.")
+
+
+class StorageSettings(Section):
+    bucket: str = Field(
+        "vabal",
+        pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$",
+        description="The S3 bucket of DVC's remote; the endpoint and keys come from the environment.",
+    )
+    prefix: str = Field("dvc", pattern=r"^[A-Za-z0-9._/-]*$", description="Where in the bucket DVC keeps the pools.")
+    git_remote: str | None = Field(
+        None, description="Push commit and tag of a round to this git remote; its refusal locks out a second machine."
+    )
+
+
+class LabellingSettings(Section):
+    when_incomplete: Literal["continue", "wait", "skip"] = Field(
+        "continue",
+        description="What a round does while labels of the last request are out: go on with what came, wait, or skip.",
+    )
+    share: Share = Field(1.0, description="`wait` and `skip`: the share of the last request that is enough to go on.")
+    wait_hours: NonNegativeFloat = Field(8.0, description="`wait`: go on with what came after this long.")
+    poll_seconds: PositiveFloat = Field(30.0, description="`wait`: how often the inbox is looked at.")
+
+
+class ClassifierSettings(Section):
+    network: Literal["resnet18", "resnet34"] = Field("resnet18", description="torchvision's, adapted.")
+    width: PositiveInt = Field(64, description="Channels of the first stage; the published networks have 64.")
+    stem: Literal["auto", "small", "imagenet"] = Field(
+        "auto", description="small: 3x3, no max-pool; imagenet: 7x7 and max-pool; auto: small up to 64 pixels."
+    )
+    epochs: PositiveInt = Field(200, description="Passes over the labelled pool (paper, Section 4.2).")
+    batch_size: PositiveInt = Field(128, description="Samples a step.")
+    learning_rate: PositiveFloat = Field(0.1, description="SGD's first learning rate.")
+    decay_at: Share = Field(0.8, description="Share of the epochs after which the learning rate drops.")
+    decay_factor: PositiveFloat = Field(0.1, description="What the learning rate is multiplied by there.")
+    momentum: Share = Field(0.9, description="SGD's momentum.")
+    weight_decay: NonNegativeFloat = Field(5e-4, description="SGD's weight decay.")
+    crop_padding: Annotated[int, Field(ge=0)] = Field(0, description="Random crops from images padded by this; 0: off.")
+    horizontal_flip: bool = Field(False, description="Mirror images at random. Not for digits or text.")
+
+
+class FeatureSettings(Section):
+    batch_size: PositiveInt = Field(512, description="Images a forward pass.")
+
+
+class VaeSettings(Section):
+    """The regularised VAE (paper, Section 3.3 and 3.4); every point that the paper leaves open is an option."""
+
+    heads: Literal["bn_fc_sigmoid", "fc_relu_bn"] = Field(
+        "bn_fc_sigmoid", description="Per-stage heads: the paper's text, or the published code's order."
+    )
+    head_width: PositiveInt = Field(128, description="Outputs of a head; four heads make 512 inputs.")
+    stop_gradient: bool = Field(True, description="Detach the reconstruction's target, else heads can collapse.")
+    body: Literal["relu", "relu_bn"] = Field("relu", description="Hidden layers without or with batch norm.")
+    hidden_layers: PositiveInt = Field(3, description="Hidden layers of the encoder, and of the decoder.")
+    hidden_width: PositiveInt = Field(128, description="Neurons of a hidden layer.")
+    latent_per_class: PositiveInt = Field(10, description="Latent dimensions dedicated to each class.")
+    energy: Literal["square", "absolute", "sigmoid"] = Field("square", description="w of Eq. 7 (paper, Table 2).")
+    class_weight: NonNegativeFloat = Field(0.005, description="Lambda of Eq. 10.")
+    loss_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="Squared error and KL averaged or summed over their dimensions."
+    )
+    reconstruction_half: bool = Field(False, description="The factor 1/2 of a unit-variance Gaussian.")
+    training_mask: bool = Field(True, description="Zero the block of the classifier's class before decoding.")
+    kl_blocks: Literal["all", "unmasked"] = Field("all", description="Whose KL counts where a block is masked.")
+    learning_rate: PositiveFloat = Field(1e-3, description="Adam's learning rate.")
+    decay_at: Share = Field(0.75, description="Share of the epochs after which the learning rate drops; 1: never.")
+    decay_factor: PositiveFloat = Field(0.1, description="What the learning rate is multiplied by there.")
+    reset_optimizer: bool = Field(False, description="Forget Adam's moments at the drop, as the published code does.")
+    warmup_epochs: Annotated[int, Field(ge=0)] = Field(0, description="Gradient-free passes that fill batch norm.")
+    epochs: PositiveInt = Field(20, description="Passes over the unlabelled pool.")
+    min_steps: Annotated[int, Field(ge=0)] = Field(2000, description="More passes, if the pool is too small for this.")
+    batch_size: PositiveInt = Field(128, description="Samples a step.")
+
+
+class ProbabilitySettings(Section):
+    """Eqs. 6, 9, 11 and 12, and how their parts are put together."""
+
+    draws: PositiveInt = Field(100, description="Monte-Carlo draws T.")
+    sampling: Literal["independent", "antithetic"] = Field("independent", description="How latents are drawn.")
+    likelihood_reduction: Literal["sum", "mean", "standardised"] = Field(
+        "standardised",
+        description="Scale of log p(x|y_n): summed or averaged over dimensions, or standardised over the pool.",
+    )
+    likelihood_weight: NonNegativeFloat = Field(1.0, description="What the log likelihood is multiplied by.")
+    likelihood_kl: Literal["all", "unmasked", "none"] = Field("all", description="Whose KL enters Eq. 9's bound.")
+    prior_pool: Literal["labeled", "unlabeled"] = Field("labeled", description="Where Eq. 12 counts.")
+    use_prior: bool = Field(True, description="Off: p(y_n) = 1 (paper, Table 1).")
+    precision_from: Literal["vae", "cross_fitted"] = Field(
+        "vae", description="Eq. 11 from the VAE's classes, or from classifiers fitted on folds of the labelled pool."
+    )
+    folds: Annotated[int, Field(ge=2)] = Field(3, description="Folds of `cross_fitted`.")
+    use_precision: bool = Field(True, description="Off: p(y_n|y^_n) = 1 (paper, Table 1).")
+    smoothing: PositiveFloat = Field(1.0, description="Laplace smoothing of Eqs. 11 and 12, in units of samples.")
+    classes: Literal["all", "predicted"] = Field("all", description="Sum Eq. 6 over all classes or take y^'s own term.")
+    score: Literal["eq6", "published_code"] = Field("eq6", description="Eq. 6, or the published code's 1 - sum(loss).")
+    margin_weight: NonNegativeFloat = Field(0.0, description="Adds this times -log(classifier's margin).")
+
+
+class SelectionSettings(Section):
+    strategy: str = Field("vabal", min_length=1, description="`vabal`, `random`, `entropy`, or an installed plug-in.")
+    budget: PositiveInt = Field(100, description="Samples a round asks labels for.")
+    batch: Literal["topk", "gumbel", "quota"] | None = Field(
+        None, description="The best k; Gumbel top-k sampling; quotas per predicted class. Left out: the preset's."
+    )
+    beta: PositiveFloat = Field(1.0, description="Inverse temperature of `gumbel`.")
+
+
+class MethodSettings(Section):
+    preset: Literal["vabal", "paper", "published_code"] = Field(
+        "vabal", description="Where the `vae` and `probabilities` settings that are left out come from."
+    )
+
+
+class PromotionSettings(Section):
+    min_gain: Annotated[float, Field(ge=-1, le=1)] = Field(
+        0.0, description="The balanced accuracy gained must be above this."
+    )
+    tolerance: Share = Field(0.01, description="The gain's lower 95 % bound must be above minus this.")
+    max_recall_drop: Share = Field(0.05, description="No class may lose more recall than this.")
+    resamples: Annotated[int, Field(ge=100)] = Field(10_000, description="Bootstrap resamples.")
+
+
+class ScheduleSettings(Section):
+    cron: str = Field("0 2 * * *", min_length=9, description="When the nightly round starts.")
+    timezone: str = Field("UTC", min_length=1, description="An IANA time zone, as Europe/Zurich.")
+
+
+class ComputeSettings(Section):
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one.")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of torch; 0: as torch chooses.")
+    task_runner: Literal["local", "ray"] = Field("local", description="Where tasks run: in the flow's process, or Ray.")
+    gpus_per_task: NonNegativeFloat = Field(0.0, description="GPUs that Ray sets aside for a task.")
+
+
+# The right-hand columns of METHOD's table. What a preset leaves out is the model's default, which is preset `vabal`.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "vabal": {"vae": {}, "probabilities": {}, "selection": {"batch": "topk"}},
+    "paper": {
+        "vae": {
+            "heads": "bn_fc_sigmoid",
+            "body": "relu",
+            "hidden_layers": 4,
+            "training_mask": False,
+            "loss_reduction": "mean",
+            "learning_rate": 1e-4,
+            "decay_at": 1.0,
+            "min_steps": 0,
+        },
+        "probabilities": {
+            "likelihood_reduction": "sum",
+            "classes": "all",
+            "prior_pool": "labeled",
+            "margin_weight": 0.0,
+        },
+        "selection": {"batch": "topk"},
+    },
+    "published_code": {
+        "vae": {
+            "heads": "fc_relu_bn",
+            "body": "relu_bn",
+            "hidden_layers": 3,
+            "stop_gradient": False,
+            "training_mask": True,
+            "loss_reduction": "mean",
+            "learning_rate": 1e-2,
+            "decay_at": 0.75,
+            "decay_factor": 0.1,
+            "reset_optimizer": True,
+            "warmup_epochs": 1,
+            "min_steps": 0,
+        },
+        "probabilities": {
+            "likelihood_reduction": "mean",
+            "score": "published_code",
+            "classes": "all",
+            "prior_pool": "unlabeled",
+            "use_precision": False,
+            "margin_weight": 0.0,
+        },
+        "selection": {"batch": "topk"},
+    },
+}
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Every random choice derives from it.")
+    stages: str = Field(
+        ".vabal/stages",
+        min_length=1,
+        description="The stage store: a folder, or s3://bucket/prefix where stages run on several machines.",
+    )
+    workspace: WorkspaceSettings = WorkspaceSettings()
+    images: ImageSettings = ImageSettings()
+    pool: PoolSettings = PoolSettings()
+    storage: StorageSettings = StorageSettings()
+    labelling: LabellingSettings = LabellingSettings()
+    classifier: ClassifierSettings = ClassifierSettings()
+    features: FeatureSettings = FeatureSettings()
+    method: MethodSettings = MethodSettings()
+    vae: VaeSettings = VaeSettings()
+    probabilities: ProbabilitySettings = ProbabilitySettings()
+    selection: SelectionSettings = SelectionSettings(batch="topk")
+    promotion: PromotionSettings = PromotionSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("stages")
+    @classmethod
+    def _a_folder_or_s3(cls, value: str) -> str:
+        scheme = re.match(r"^([a-z0-9+]+)://", value)
+        if scheme and scheme.group(1) != "s3":
+            raise ValueError("must be a folder or an s3:// address")
+        return value
+
+
+def parse(raw: object, *, where: str = "params.yaml") -> Params:
+    """Checked settings from the mapping that `params.yaml` holds, the preset's values filled in.
+
+    Raises UserError with one line that names every wrong key by its path.
+    """
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: expected sections and settings, found {type(raw).__name__}")
+    try:
+        return Params.model_validate(_with_preset(raw))
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_describe(item) for item in error.errors())) from None
+
+
+def load(path: Path, overrides: dict[str, Any] | None = None) -> Params:
+    """Settings of the file at `path`; `overrides` maps dotted paths (`selection.budget`) to values.
+
+    Raises UserError if the file is missing, is no YAML, or holds a wrong setting.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: restore it with `git checkout params.yaml`") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if overrides:
+        raw = override(raw or {}, overrides)
+    return parse(raw, where=str(path.name))
+
+
+def override(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the mapping `raw` with dotted paths set to new values."""
+    copy: dict[str, Any] = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
+    for path, value in changes.items():
+        section, _, key = path.partition(".")
+        if not key:
+            copy[section] = value
+        else:
+            copy[section] = {**(copy.get(section) or {}), key: value}
+    return copy
+
+
+def dump(params: Params) -> str:
+    """The settings as the text of a `params.yaml`, sections in order, a comment a setting."""
+    lines: list[str] = []
+    preset = PRESETS[params.method.preset]
+    for name, field in Params.model_fields.items():
+        value = getattr(params, name)
+        if not isinstance(value, Section):
+            lines += [f"# {field.description}", f"{name}: {_scalar(value)}"]
+            continue
+        written = {
+            key: item
+            for key, item in value.model_dump().items()
+            if not _from_preset(name, key, item, preset, type(value))
+        }
+        if not written and name in ("vae", "probabilities"):
+            lines += [f"{name}: {{}}  # all from method.preset; docs/settings.md lists what can be set here"]
+            continue
+        lines.append(f"{name}:")
+        lines += [
+            f"  {key}: {_scalar(item)}  # {type(value).model_fields[key].description}" for key, item in written.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _from_preset(section: str, key: str, item: Any, preset: dict[str, Any], model: type[Section]) -> bool:
+    if section not in preset:
+        return False
+    if section == "selection" and key != "batch":
+        return False
+    return bool(item == preset[section].get(key, model.model_fields[key].default))
+
+
+def _scalar(value: Any) -> str:
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _with_preset(raw: dict[str, Any]) -> dict[str, Any]:
+    method = raw.get("method")
+    name = method.get("preset", "vabal") if isinstance(method, dict) else "vabal"
+    if not isinstance(name, str) or name not in get_args(MethodSettings.model_fields["preset"].annotation):
+        return raw  # the model says what is wrong with it
+    filled = {key: {} if value is None and key in Params.model_fields else value for key, value in raw.items()}
+    for section, values in PRESETS[name].items():
+        own = filled.get(section, {})
+        if isinstance(own, dict):
+            filled[section] = {**values, **own}
+    return filled
+
+
+def _describe(item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{path}: unknown setting (docs/settings.md lists the known ones)"
+    return f"{path}: {item['msg'].removeprefix('Value error, ').lower()}, found {item['input']!r}"
