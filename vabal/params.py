@@ -4,6 +4,7 @@ A function receives its section, not the whole. Endpoints and secrets come from 
 """
 
 import re
+import zoneinfo
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -122,9 +123,10 @@ class ProbabilitySettings(Section):
 
     draws: PositiveInt = Field(100, description="Monte-Carlo draws T.")
     sampling: Literal["independent", "antithetic"] = Field("independent", description="How latents are drawn.")
-    likelihood_reduction: Literal["sum", "mean", "standardised"] = Field(
+    likelihood_reduction: Literal["sum", "mean", "standardised", "contrast"] = Field(
         "standardised",
-        description="Scale of log p(x|y_n): summed or averaged over dimensions, or standardised over the pool.",
+        description="Scale of log p(x|y^_n): summed or averaged over dimensions; standardised class by class over the "
+        "candidates; or contrast: a sample's level and the differences between its classes standardised apart.",
     )
     likelihood_weight: NonNegativeFloat = Field(1.0, description="What the log likelihood is multiplied by.")
     likelihood_kl: Literal["all", "unmasked", "none"] = Field("all", description="Whose KL enters Eq. 9's bound.")
@@ -136,7 +138,9 @@ class ProbabilitySettings(Section):
     folds: Annotated[int, Field(ge=2)] = Field(3, description="Folds of `cross_fitted`.")
     use_precision: bool = Field(True, description="Off: p(y_n|y^_n) = 1 (paper, Table 1).")
     smoothing: PositiveFloat = Field(1.0, description="Laplace smoothing of Eqs. 11 and 12, in units of samples.")
-    classes: Literal["all", "predicted"] = Field("all", description="Sum Eq. 6 over all classes or take y^'s own term.")
+    classes: Literal["all", "predicted", "classifier"] = Field(
+        "all", description="Sum Eq. 6 over all classes, or take one's own term: Eq. 7's class, or the classifier's."
+    )
     score: Literal["eq6", "published_code"] = Field("eq6", description="Eq. 6, or the published code's 1 - sum(loss).")
     margin_weight: NonNegativeFloat = Field(0.0, description="Adds this times -log(classifier's margin).")
 
@@ -144,10 +148,12 @@ class ProbabilitySettings(Section):
 class SelectionSettings(Section):
     strategy: str = Field("vabal", min_length=1, description="`vabal`, `random`, `entropy`, or an installed plug-in.")
     budget: PositiveInt = Field(100, description="Samples a round asks labels for.")
-    batch: Literal["topk", "gumbel", "quota"] | None = Field(
-        None, description="The best k; Gumbel top-k sampling; quotas per predicted class. Left out: the preset's."
+    batch: Literal["topk", "gumbel", "quota"] = Field(
+        "topk", description="The best k; Gumbel top-k sampling; quotas per predicted class. Left out: the preset's."
     )
-    beta: PositiveFloat = Field(1.0, description="Inverse temperature of `gumbel`.")
+    beta: PositiveFloat = Field(
+        1.0, description="Inverse temperature of `gumbel` and `quota`: the smaller, the more even."
+    )
 
 
 class MethodSettings(Section):
@@ -166,8 +172,22 @@ class PromotionSettings(Section):
 
 
 class ScheduleSettings(Section):
-    cron: str = Field("0 2 * * *", min_length=9, description="When the nightly round starts.")
+    cron: str = Field(
+        "0 2 * * *",
+        pattern=r"^\S+( \S+){4}$",
+        description="When the nightly round starts: minute, hour, day, month, weekday.",
+    )
     timezone: str = Field("UTC", min_length=1, description="An IANA time zone, as Europe/Zurich.")
+
+    @field_validator("timezone")
+    @classmethod
+    def _a_known_time_zone(cls, value: str) -> str:
+        if value != "UTC":  # which is known even where no time zone database is installed
+            try:
+                zoneinfo.ZoneInfo(value)
+            except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+                raise ValueError("must be an IANA time zone, as Europe/Zurich") from None
+        return value
 
 
 class ComputeSettings(Section):
@@ -177,24 +197,47 @@ class ComputeSettings(Section):
     gpus_per_task: NonNegativeFloat = Field(0.0, description="GPUs that Ray sets aside for a task.")
 
 
-# The right-hand columns of METHOD's table. What a preset leaves out is the model's default, which is preset `vabal`.
+# The defaults are preset `vabal`. The other two name every setting, so that a better default never changes them.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "vabal": {"vae": {}, "probabilities": {}, "selection": {"batch": "topk"}},
     "paper": {
         "vae": {
             "heads": "bn_fc_sigmoid",
+            "head_width": 128,
+            "stop_gradient": True,
             "body": "relu",
             "hidden_layers": 4,
-            "training_mask": False,
+            "hidden_width": 128,
+            "latent_per_class": 10,
+            "energy": "square",
+            "class_weight": 0.005,
             "loss_reduction": "mean",
+            "reconstruction_half": False,
+            "training_mask": False,
+            "kl_blocks": "all",
             "learning_rate": 1e-4,
             "decay_at": 1.0,
+            "decay_factor": 0.1,
+            "reset_optimizer": False,
+            "warmup_epochs": 0,
+            "epochs": 20,
             "min_steps": 0,
+            "batch_size": 128,
         },
         "probabilities": {
+            "draws": 100,
+            "sampling": "independent",
             "likelihood_reduction": "sum",
-            "classes": "all",
+            "likelihood_weight": 1.0,
+            "likelihood_kl": "all",
             "prior_pool": "labeled",
+            "use_prior": True,
+            "precision_from": "vae",
+            "folds": 3,
+            "use_precision": True,
+            "smoothing": 1.0,
+            "classes": "all",
+            "score": "eq6",
             "margin_weight": 0.0,
         },
         "selection": {"batch": "topk"},
@@ -202,24 +245,41 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "published_code": {
         "vae": {
             "heads": "fc_relu_bn",
+            "head_width": 128,
+            "stop_gradient": True,
             "body": "relu_bn",
             "hidden_layers": 3,
-            "stop_gradient": False,
-            "training_mask": True,
+            "hidden_width": 128,
+            "latent_per_class": 10,
+            "energy": "square",
+            "class_weight": 0.005,
             "loss_reduction": "mean",
+            "reconstruction_half": False,
+            "training_mask": True,
+            "kl_blocks": "all",
             "learning_rate": 1e-2,
-            "decay_at": 0.75,
+            "decay_at": 0.8,
             "decay_factor": 0.1,
             "reset_optimizer": True,
             "warmup_epochs": 1,
+            "epochs": 20,
             "min_steps": 0,
+            "batch_size": 128,
         },
         "probabilities": {
+            "draws": 100,
+            "sampling": "independent",
             "likelihood_reduction": "mean",
-            "score": "published_code",
-            "classes": "all",
+            "likelihood_weight": 1.0,
+            "likelihood_kl": "all",
             "prior_pool": "unlabeled",
+            "use_prior": True,
+            "precision_from": "vae",
+            "folds": 3,
             "use_precision": False,
+            "smoothing": 1e-9,
+            "classes": "all",
+            "score": "published_code",
             "margin_weight": 0.0,
         },
         "selection": {"batch": "topk"},
@@ -246,7 +306,7 @@ class Params(Section):
     method: MethodSettings = MethodSettings()
     vae: VaeSettings = VaeSettings()
     probabilities: ProbabilitySettings = ProbabilitySettings()
-    selection: SelectionSettings = SelectionSettings(batch="topk")
+    selection: SelectionSettings = SelectionSettings()
     promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     compute: ComputeSettings = ComputeSettings()
@@ -281,12 +341,12 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Params:
     Raises UserError if the file is missing, is no YAML, or holds a wrong setting.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 -- a SafeLoader
     except FileNotFoundError:
         raise UserError(f"{path} is missing: restore it with `git checkout params.yaml`") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if overrides:
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {_describe_yaml(error)}") from None
+    if overrides and (raw is None or isinstance(raw, dict)):  # else `parse` says what is wrong
         raw = override(raw or {}, overrides)
     return parse(raw, where=str(path.name))
 
@@ -299,7 +359,8 @@ def override(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if not key:
             copy[section] = value
         else:
-            copy[section] = {**(copy.get(section) or {}), key: value}
+            own = copy.get(section)
+            copy[section] = {**(own if isinstance(own, dict) else {}), key: value}
     return copy
 
 
@@ -336,7 +397,7 @@ def _from_preset(section: str, key: str, item: Any, preset: dict[str, Any], mode
 
 
 def _scalar(value: Any) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -357,4 +418,46 @@ def _describe(item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown setting (docs/settings.md lists the known ones)"
-    return f"{path}: {item['msg'].removeprefix('Value error, ').lower()}, found {item['input']!r}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{path}: {message[0].lower()}{message[1:]}, found {item['input']!r}"
+
+
+def _describe_yaml(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return " ".join(str(error).split())
+
+
+# -- YAML -------------------------------------------------------------------------------------------------------
+# PyYAML follows YAML 1.1, where 1e-4 is a string and of two equal keys the first is dropped in silence.
+
+_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers; a key that stands twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} stands twice in one section", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read as a number."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+        for first, resolvers in _yaml.yaml_implicit_resolvers.items()
+    }
+    for _first in "-+0123456789.":
+        # Integers match the pattern as well, so the resolver of integers stays in front of it.
+        _yaml.yaml_implicit_resolvers.setdefault(_first, []).append(("tag:yaml.org,2002:float", _FLOAT))

@@ -1,0 +1,122 @@
+"""The estimate of Eq. 9 against the way of the published code: `python -m benchmarks.estimate`.
+
+Both run in one process, in float32, with the same draws, and must agree.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vabal import vae as vaes
+from vabal.probabilities import estimate_likelihood, shared_noise
+from vabal.vae import FeatureVAE, kl_divergence
+
+FEATURE_DIMS = (64, 128, 256, 512)  # a ResNet-18
+DRAWS = 100
+SETTINGS = {"likelihood_reduction": "mean", "draws": DRAWS}
+SAMPLES = {10: 1024, 100: 128}  # by number of classes; the loop takes half a minute and less
+
+
+def run(samples: dict[int, int] | None = None, repeats: int = 3) -> dict[str, Any]:
+    """Seconds and ratios at each number of classes; the best of `repeats` on either side.
+
+    `ratio` is against the published code, which runs heads and encoder again for every draw; `ratio_encoded_once`
+    against the same loop over draws and classes behind an encoder that ran once.
+    """
+    results: dict[str, Any] = {"threads": torch.get_num_threads(), "draws": DRAWS}
+    for classes, count in (samples or SAMPLES).items():
+        results[f"C={classes}"] = _compare(classes, count, repeats)
+    return results
+
+
+def _compare(classes: int, count: int, repeats: int) -> dict[str, float]:
+    network = _network(classes)
+    features_N_D = torch.randn(count, sum(FEATURE_DIMS), generator=torch.Generator().manual_seed(1)).relu()
+    ours, fast = _best(
+        lambda: next(estimate_likelihood(network, [features_N_D], generator=0, settings=SETTINGS)), repeats
+    )
+    noise_T_Z = shared_noise(network, DRAWS, 0, "independent")
+    published, slow = _best(lambda: loop(network, features_N_D, noise_T_Z, encode_once=False), 1)
+    _, once = _best(lambda: loop(network, features_N_D, noise_T_Z, encode_once=True), 1)
+    difference = float((ours[0].double() - published).abs().max())
+    assert difference < 1e-4, difference
+    operations = 2 * count * DRAWS * _multiplications(network)
+    rate = operations / fast
+    return {
+        "samples": count,
+        "seconds": fast,
+        "seconds_published": slow,
+        "seconds_encoded_once": once,
+        "ratio": slow / fast,
+        "ratio_encoded_once": once / fast,
+        "largest_difference": difference,
+        "gigaflops": rate / 1e9,
+        "share_of_matmul_rate": rate / _matmul_rate(),
+    }
+
+
+@torch.inference_mode()
+def loop(network: FeatureVAE, features_N_D: Tensor, noise_T_Z: Tensor, *, encode_once: bool) -> Tensor:
+    """The published code's estimate, batched over samples: a full decoding for each draw and class; N x C."""
+    total_N_C = torch.zeros(len(features_N_D), network.num_classes, dtype=torch.float64)
+    inputs_N_I = network.inputs(features_N_D)
+    mean_N_Z, log_var_N_Z = network.encode(inputs_N_I)
+    for noise_Z in noise_T_Z:
+        if not encode_once:
+            inputs_N_I = network.inputs(features_N_D)
+            mean_N_Z, log_var_N_Z = network.encode(inputs_N_I)
+        latent_N_Z = mean_N_Z + (0.5 * log_var_N_Z).exp() * noise_Z
+        for n in range(network.num_classes):
+            masked_N_C_K = latent_N_Z.view(len(latent_N_Z), network.num_classes, -1).clone()
+            masked_N_C_K[:, n] = 0
+            error_N = (network.decode(masked_N_C_K.flatten(1)) - inputs_N_I).square().mean(dim=1)
+            total_N_C[:, n] -= error_N + kl_divergence(mean_N_Z, log_var_N_Z).mean(dim=1)
+        network.class_energy(latent_N_Z).argmin(dim=1)
+    return total_N_C / len(noise_T_Z)
+
+
+def _network(classes: int) -> FeatureVAE:
+    network = vaes.build(FEATURE_DIMS, classes, {"heads": "fc_relu_bn", "body": "relu_bn"}, seed=0)
+    features_N_D = torch.randn(512, sum(FEATURE_DIMS), generator=torch.Generator().manual_seed(2)).relu()
+    with torch.no_grad():
+        for _ in range(20):  # fills batch norm's statistics
+            network.decode(network.encode(network.inputs(features_N_D))[0])
+    return network.eval()
+
+
+def _multiplications(network: FeatureVAE) -> int:
+    """Of our way, by sample and draw: the whole first layer and its blocks, then C times the square layers."""
+    hidden = network.settings.hidden_width
+    square = network.settings.hidden_layers  # the hidden layers behind the first, and the rotated last one
+    return 2 * network.num_latents * hidden + network.num_classes * square * hidden**2
+
+
+def _matmul_rate() -> float:
+    """Operations a second of one plain float32 matrix product of the same shape."""
+    left, right = torch.randn(2048, 128), torch.randn(128, 128)
+    out = torch.empty(2048, 128)
+    repeats = 400
+
+    def multiply() -> None:
+        for _ in range(repeats):
+            torch.mm(left, right, out=out)
+
+    _, seconds = _best(multiply, 3)
+    return 2 * 2048 * 128 * 128 * repeats / seconds
+
+
+def _best(work: Callable[[], Any], repeats: int) -> tuple[Any, float]:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = work()
+        best = min(best, time.perf_counter() - start)
+    return result, best
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(), indent=2))

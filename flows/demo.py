@@ -1,0 +1,126 @@
+"""`make demo`: three nights on the embedded stack, by the commands that people use and nothing else.
+
+A workspace of its own lies under `.vabal/demo/`. The only part played here is the annotators': the oracle's labels
+answer each request's CSV, and come in through `vabal labels import`.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vabal.adapters.labelling import answer
+
+ROUNDS = 3
+# Narrow and short, so that two cores bear it; everything else is as `vabal init` leaves it.
+SETTINGS = ("classifier.width=16", "classifier.epochs=60", "vae.min_steps=1500", "selection.budget=40")
+INIT = ("--source", "digits", "--imbalance", "dominant:0:0.3", "--initial", "60")
+
+console = Console(width=min(Console().width, 100), highlight=False)
+
+
+class Demo:
+    """Runs commands in the demo's workspace, saying each as one would type it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.vabal = [sys.executable, "-m", "vabal.cli"]
+
+    def say(self, *arguments: str) -> None:
+        console.print(f"\n[bold]$ vabal {' '.join(arguments)}[/]", soft_wrap=True)
+        subprocess.run([*self.vabal, *arguments], cwd=self.root, check=True)
+
+    def ask(self, *arguments: str) -> Any:
+        done = subprocess.run(
+            [*self.vabal, *arguments, "--json"], cwd=self.root, check=True, stdout=subprocess.PIPE, text=True
+        )
+        return json.loads(done.stdout)
+
+
+def main() -> int:
+    """Run the demo; returns the exit code."""
+    started = time.monotonic()
+    demo = Demo(Path(__file__).resolve().parent.parent / ".vabal" / "demo")
+    _start_afresh(demo)
+    try:
+        demo.say("up")
+        demo.say("init", *INIT, *(word for setting in SETTINGS for word in ("--set", setting)))
+        demo.say("deploy")
+        for number in range(1, ROUNDS + 1):
+            _night(demo, number)
+        demo.say("audit")
+        demo.say("audit", "--verify")
+        _show_progress(demo)
+        demo.say("promote")
+        demo.say("status")
+        _say_where_to_look(demo)
+    except subprocess.CalledProcessError as error:
+        console.print(f"\n[bold red]That command failed (exit code {error.returncode}).[/] Logs: {demo.root}/.vabal/logs")
+        return 1
+    finally:
+        demo.say("down")
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
+    return 0
+
+
+def _start_afresh(demo: Demo) -> None:
+    if demo.root.exists():
+        subprocess.run([*demo.vabal, "down"], cwd=demo.root, check=True, stdout=subprocess.DEVNULL)
+        shutil.rmtree(demo.root)
+    demo.root.mkdir(parents=True)
+
+
+def _night(demo: Demo, number: int) -> None:
+    console.rule(f"night {number}")
+    demo.say("round", "--worker")
+    requests = f"requests/{number:04d}"
+    demo.say("labels", "export", requests)
+    filled = demo.root / requests / "requests.csv"
+    answer(filled, demo.root / ".vabal" / "oracle.csv", annotator="oracle")
+    console.print(f"[dim]the oracle fills in {requests}/requests.csv[/]")
+    demo.say("labels", "import", f"{requests}/requests.csv")
+
+
+def _show_progress(demo: Demo) -> None:
+    """How accuracy and class balance moved, from the audit's JSON."""
+    table = Table(title="What the labels bought", title_justify="left")
+    for heading in ("round", "labelled", "rarest class", "commonest class", "accuracy", "balanced accuracy"):
+        table.add_column(heading, justify="right")
+    for record in demo.ask("audit"):
+        metrics = record["metrics"]
+        if not metrics:
+            continue
+        classes = record["labeled_per_class"].values()
+        table.add_row(
+            str(record["round"]),
+            str(record["labeled"]),
+            f"{min(classes)}",
+            f"{max(classes)}",
+            f"{metrics['holdout/accuracy']:.3f}",
+            f"{metrics['holdout/balanced_accuracy']:.3f}",
+        )
+    console.print(table)
+
+
+def _say_where_to_look(demo: Demo) -> None:
+    here = os.path.relpath(demo.root)
+    console.print(
+        f"\n[bold]Where to look[/] (workspace {here})\n"
+        f"  vabal -C {here} up          start the stack again; it says where MLflow and Prefect answer\n"
+        f"  vabal -C {here} audit 2     what round 2 picked, and why\n"
+        f"  git -C {here} tag -n        the rounds, as annotated tags\n"
+        f"  {here}/data/rounds/         each round's manifest, candidates and picks\n"
+        f"  {here}/params.yaml          every setting",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

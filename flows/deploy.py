@@ -1,0 +1,210 @@
+"""Put the nightly round and the promotion on the Prefect server, and run a deployment now, through its worker."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.sorting import LogSort
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+from pydantic import ValidationError
+
+import vabal
+from vabal.adapters.orchestration import POOL, Server
+from vabal.errors import Unavailable, UserError
+from vabal.params import Params
+
+ROUND_FLOW, PROMOTION_FLOW = "active-learning-round", "promote-challenger"
+# Three heartbeats of the workers' 30 seconds.
+SILENCE = timedelta(seconds=90)
+ZOMBIES = "vabal: a run that falls silent has crashed"
+POLL_S = 0.5
+WORKER_PATIENCE_S = 60.0
+LOG_PAGE = 200
+
+Listener = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a flow run ended: `kind` is Prefect's state type (COMPLETED, FAILED, ...), `name` what the flow called it."""
+
+    flow_run_id: str
+    kind: str
+    name: str
+    message: str
+
+    @property
+    def completed(self) -> bool:
+        return self.kind == StateType.COMPLETED.value
+
+
+def infra_folder() -> Path:
+    """The folder of prefect.yaml: in a checkout beside the package, in an installed package inside it."""
+    package = Path(vabal.__file__).parent
+    for folder in (package / "_infra", package.parent / "infra"):
+        if (folder / "prefect.yaml").is_file():
+            return folder
+    raise UserError(f"infra/prefect.yaml is missing beside {package}: install the package again")
+
+
+def deployment_names(params: Params) -> tuple[str, str]:
+    """The round's and the promotion's deployment, each as `flow/deployment`."""
+    prefix = _prefix(params)
+    return f"{ROUND_FLOW}/{prefix}nightly-round", f"{PROMOTION_FLOW}/{prefix}promote"
+
+
+def _prefix(params: Params) -> str:
+    return "" if params.workspace.name == "default" else f"{params.workspace.name}-"
+
+
+def deploy(root: Path, params: Params) -> list[str]:
+    """Register both deployments of infra/prefect.yaml for the workspace at `root`; again, it replaces what was there.
+
+    Returns lines that say what is scheduled. Raises Unavailable if there is no Prefect server, UserError for a cron
+    expression or time zone that is none.
+    """
+    server = Server.from_environment()
+    server.check()
+    schedule = params.schedule
+    try:
+        CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
+    except ValidationError as error:
+        detail = str(error.errors()[0]["msg"])
+        raise UserError(
+            f"params.yaml: schedule: cron `{schedule.cron}`, timezone `{schedule.timezone}`: {detail}"
+        ) from None
+    values = {
+        "VABAL_WORKSPACE": str(root.absolute()),
+        "VABAL_PREFIX": _prefix(params),
+        "VABAL_CRON": schedule.cron,
+        "VABAL_TIMEZONE": schedule.timezone,
+    }
+    register(server, infra_folder() / "prefect.yaml", values)
+    round_name, promotion_name = deployment_names(params)
+    return [
+        f"{round_name}: `{schedule.cron}` ({schedule.timezone}) on work pool {POOL}, one at a time",
+        f"{promotion_name}: after each published round",
+        f"see {server.url.removesuffix('/api')}/deployments",
+    ]
+
+
+def register(server: Server, prefect_file: Path, values: dict[str, str]) -> None:
+    """`prefect deploy --all` of a prefect.yaml whose `{{ $NAME }}` are `values`, and the watch for silent runs.
+
+    Raises Unavailable if the server has no work pool, UserError with Prefect's own words if it refuses the file.
+    """
+    with _client(server) as client, _explained(client):
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            raise Unavailable(
+                f"the Prefect server at {server.url} has no work pool `{POOL}`: start a worker, with `vabal up` or "
+                f"`prefect worker start --pool {POOL} --type process`"
+            ) from None
+        _watch_for_silent_runs(client)
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(prefect_file), "--all"]
+    environment = {**os.environ, **values, "PREFECT_API_URL": server.url, "NO_COLOR": "1", "COLUMNS": "200"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise UserError(f"{prefect_file}: Prefect refused it: {' '.join(said[-3:])}")
+
+
+def _watch_for_silent_runs(client: SyncPrefectClient) -> None:
+    """An automation: a run whose heartbeats stop has lost its machine, and gives its concurrency slot back."""
+    trigger = EventTrigger(
+        after={"prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.*"},  # the next heartbeat, or an end, whatever the flow calls its final state
+        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=SILENCE,
+    )
+    message = f"no heartbeat for {SILENCE.seconds} s: its machine or process is gone"
+    actions = [ChangeFlowRunState(state=StateType.CRASHED, message=message)]
+    if not client.read_automations_by_name(ZOMBIES):
+        client.create_automation(AutomationCore(name=ZOMBIES, trigger=trigger, actions=actions))
+
+
+# --- running a deployment now ----------------------------------------------------------------------------------------
+
+
+def run_now(deployment: str, listener: Listener, parameters: dict[str, Any] | None = None) -> Ended:
+    """Run `deployment` (`flow/deployment`) through its worker, and wait for its end.
+
+    `listener` hears each state and each line of the run's log. Ctrl-C stops waiting, not the run.
+    Raises UserError if there is no such deployment, Unavailable if no worker serves the pool or the server goes away.
+    """
+    server = Server.from_environment()
+    server.check()
+    with _client(server) as client, _explained(client):
+        try:
+            found = client.read_deployment_by_name(deployment)
+        except ObjectNotFound:
+            raise UserError(f"no deployment `{deployment}` at {server.url}: make it with `vabal deploy`") from None
+        run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
+        return _follow(server, client, run.id, listener)
+
+
+def _follow(server: Server, client: SyncPrefectClient, flow_run_id: UUID, listener: Listener) -> Ended:
+    heard, told = 0, ""
+    patience = time.monotonic() + WORKER_PATIENCE_S
+    while True:
+        state = client.read_flow_run(flow_run_id).state
+        heard = _tell_log(client, flow_run_id, heard, listener)
+        if state and (words := _words(state)) != told:
+            told = words
+            listener(words)
+        if state and state.is_final():
+            return Ended(str(flow_run_id), state.type.value, state.name or state.type.value, state.message or "")
+        waiting = state is None or state.is_scheduled()
+        if waiting and time.monotonic() > patience and not server.has_worker(POOL):
+            raise Unavailable(f"no worker serves work pool `{POOL}` at {server.url}: look with `vabal status`")
+        time.sleep(POLL_S)
+
+
+def _words(state: State[Any]) -> str:
+    return f"{state.name}: {state.message}" if state.message else str(state.name)
+
+
+def _tell_log(client: SyncPrefectClient, flow_run_id: UUID, heard: int, listener: Listener) -> int:
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+    while True:
+        page = client.read_logs(wanted, limit=LOG_PAGE, offset=heard, sort=LogSort.TIMESTAMP_ASC)
+        for line in page:
+            listener(line.message)
+        heard += len(page)
+        if len(page) < LOG_PAGE:
+            return heard
+
+
+def _client(server: Server) -> SyncPrefectClient:
+    """A client of the server that the environment names now: Prefect's own settings were read when it was imported."""
+    return SyncPrefectClient(server.url, auth_string=server.credentials or None)
+
+
+@contextmanager
+def _explained(client: SyncPrefectClient) -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        raise Unavailable(f"the Prefect server at {client.api_url} answered {error.response.status_code}") from error
+    except httpx.HTTPError as error:
+        raise Unavailable(f"the Prefect server at {client.api_url} went away: {error}") from error

@@ -1,0 +1,56 @@
+"""The nightly round: intake, five stages, a registered classifier, and a published request for labels."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.logging import get_run_logger
+from prefect.states import Completed, State
+
+from flows import tasks
+from flows.logs import one_line_for_user_errors
+from vabal.workspace import Workspace
+
+
+def _run_name() -> str:
+    from prefect.runtime import flow_run
+
+    return f"round of {Path(flow_run.parameters['workspace']).name}"
+
+
+@flow(name="active-learning-round", flow_run_name=_run_name, persist_result=False)
+def active_learning_round(workspace: str, strategy: str | None = None) -> State[Any]:
+    """Run one round in the workspace folder `workspace`; `strategy` overrides the setting `selection.strategy`.
+
+    Ends in a completed state whose name says what happened: Published, Skipped, WaitingForLabels, NothingToLabel.
+    A second call after a crash goes on behind the last finished stage.
+    """
+    one_line_for_user_errors()
+    log = get_run_logger()
+    place = Workspace.find(Path(workspace))
+    place.environment()
+    params = place.params({"selection.strategy": strategy} if strategy else None)
+    with place.lock("vabal round"):
+        tasks.check_servers(params)
+        unfinished = tasks.finish_publication(place, params)
+        if unfinished is not None and not tasks.anything_new(place):
+            return Completed(name="Published", message=f"{unfinished} (a killed run had left it half published)")
+        verdict = tasks.labels_are_in(place, params)
+        log.info(verdict.message)
+        if not verdict.go_on:
+            return Completed(name=verdict.state, message=verdict.message)
+
+        ticket = tasks.intake(str(place.root), params.model_dump(mode="json"))
+        if ticket["nothing_to_label"]:
+            return Completed(
+                name="NothingToLabel", message="every image is labelled or rejected: nothing left to label"
+            )
+        trained = tasks.run(tasks.train_classifier, ticket)
+        evaluated = tasks.run(tasks.evaluate, ticket, trained)
+        extracted = tasks.run_for_shards(tasks.extract_features, ticket, trained)
+        encoded = tasks.run(tasks.train_vae, ticket, extracted) if ticket["needs_vae"] else None
+        estimated = tasks.estimate(ticket, extracted, encoded)
+        selected = tasks.select_batch(ticket, extracted, estimated)
+        registered = tasks.register_model(ticket, trained, evaluated)
+        message = tasks.publish(ticket, trained, evaluated, estimated, selected, registered)
+    return Completed(name="Published", message=message)

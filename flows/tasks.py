@@ -1,0 +1,288 @@
+"""The round's tasks: each loads, calls one function of the library, and saves. References between them are small JSON."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+from prefect import Task, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from vabal import record, requests, rounds, stages
+from vabal.adapters import storage
+from vabal.adapters.tracking import Tracking
+from vabal.adapters.versioning import Versioning
+from vabal.errors import Unavailable, UserError
+from vabal.params import Params
+from vabal.rounds import OpenRound, Plan
+from vabal.stages import Night, Ref
+from vabal.store import StageStore, Stages
+from vabal.workspace import Workspace
+
+Ticket = dict[
+    str, Any
+]  # what every task of a round is told: workspace, settings, the round, intake's key, MLflow's run
+
+
+def _is_unavailable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Only what the network did is worth a second try."""
+    return isinstance(state.result(raise_on_failure=False), Unavailable)
+
+
+NETWORK: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": [2, 5, 15],
+    "retry_condition_fn": _is_unavailable,
+}
+LEARNING: dict[str, Any] = {"persist_result": False}
+
+
+def run(step: Task[..., Ref], *arguments: Any) -> Ref:
+    """Run a learning task where the flow's task runner puts it: in this process, or on a Ray worker."""
+    context = FlowRunContext.get()
+    if context is None or isinstance(context.task_runner, ThreadPoolTaskRunner):
+        return step(*arguments)
+    return step.submit(*arguments).result()
+
+
+def run_for_shards(step: Task[..., Ref], ticket: Ticket, *arguments: Any) -> list[Ref]:
+    """One task a shard; side by side where the task runner has room."""
+    names = ticket["shards"]
+    context = FlowRunContext.get()
+    if context is None or isinstance(context.task_runner, ThreadPoolTaskRunner):
+        return [step(ticket, *arguments, name) for name in names]
+    return [future.result() for future in [step.submit(ticket, *arguments, name) for name in names]]
+
+
+def night_of(ticket: Ticket) -> Night:
+    workspace = Workspace(Path(ticket["workspace"]))
+    workspace.environment()
+    params = Params.model_validate(ticket["params"])
+    return Night(
+        workspace, params, OpenRound.from_json(ticket["round"]), stage_store(workspace, params), ticket["intake"]
+    )
+
+
+def stage_store(workspace: Workspace, params: Params) -> Stages:
+    if params.stages.startswith("s3://"):
+        return storage.S3StageStore(params.stages, workspace.state / "stages")
+    return StageStore(workspace.root / params.stages)
+
+
+# -- before the round -----------------------------------------------------------------------------------------------
+
+
+def check_servers(params: Params) -> None:
+    """Raises Unavailable, in one line, before anything was begun."""
+    storage.preflight(params.storage.bucket, params.storage.prefix)
+    Tracking(params.workspace.name).preflight()
+
+
+def finish_publication(workspace: Workspace, params: Params) -> str | None:
+    """Carry out what a killed run left staged. Says which round that was, or None."""
+    plan = rounds.pending_publication(workspace)
+    if plan is None:
+        return None
+    _carry_out(workspace, params)
+    return plan.message.splitlines()[0]
+
+
+def anything_new(workspace: Workspace) -> bool:
+    """Whether labels or images wait in the inbox that no round has taken."""
+    return bool(requests.pending(workspace))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    go_on: bool
+    state: str
+    message: str
+
+
+def labels_are_in(workspace: Workspace, params: Params) -> Verdict:
+    """What the setting `labelling.when_incomplete` makes of the labels that are still out."""
+    settings = params.labelling
+    deadline = monotonic() + settings.wait_hours * 3600
+    while True:
+        answers = requests.answers(workspace)
+        said = f"{answers.answered} of {answers.requested} labels of round {answers.round}'s request are in"
+        if answers.labeled == 0:
+            return Verdict(False, "WaitingForLabels", f"no labels yet: answer `vabal labels export DIR` ({said})")
+        if answers.share >= settings.share:
+            return Verdict(True, "", said if answers.requested else "no labels are out")
+        if settings.when_incomplete == "continue":
+            return Verdict(True, "", f"{said}: going on with what came")
+        if settings.when_incomplete == "skip":
+            return Verdict(False, "Skipped", f"{said}, fewer than the share of {settings.share:g}: skipped")
+        if monotonic() >= deadline:
+            return Verdict(True, "", f"{said} after {settings.wait_hours:g} hours of waiting: going on with what came")
+        get_run_logger().info("%s, fewer than the share of %g: waiting", said, settings.share)
+        _name_state("WaitingForLabels", said)
+        sleep(min(settings.poll_seconds, max(0.0, deadline - monotonic())))
+
+
+def _name_state(name: str, message: str) -> None:
+    """Let the run's state tell what it is doing, for those who look at the Prefect server."""
+    from prefect.client.orchestration import get_client
+    from prefect.states import Running
+
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(context.flow_run.id, Running(name=name, message=message), force=True)
+
+
+# -- the round ------------------------------------------------------------------------------------------------------
+
+
+@task(name="intake", task_run_name="intake", **NETWORK)
+def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
+    """Take in labels and images that came; open the round in MLflow."""
+    place, params, log = Workspace(Path(workspace)), Params.model_validate(settings), get_run_logger()
+    requests.refuse_hand_edits(place, Versioning(place.root))
+    begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
+    key = stages.intake(place, begun)
+    ticket: Ticket = {
+        "workspace": workspace,
+        "params": settings,
+        "round": begun.to_json(),
+        "intake": key,
+    }
+    night = night_of(ticket)
+    for line in night.report["said"]:
+        log.info(line)
+    tracking = Tracking(params.workspace.name)
+    run_id = tracking.open_round(begun.round, begun.parent, settings, {"vabal.strategy": params.selection.strategy})
+    tracking.log_datasets(run_id, night.report["digests"], {"workspace": params.workspace.name})
+    return ticket | {
+        "mlflow_run": run_id,
+        "shards": stages.shard_names(night),
+        "needs_vae": night.strategy.needs.vae,
+        "nothing_to_label": night.report["candidates"] == 0,
+    }
+
+
+@task(name="train-classifier", task_run_name="train-classifier", **LEARNING)
+def train_classifier(ticket: Ticket) -> Ref:
+    night = night_of(ticket)
+    ref = stages.train_classifier(night)
+    _log_training(ticket, night, ref)
+    return ref
+
+
+@task(name="evaluate", task_run_name="evaluate", **LEARNING)
+def evaluate(ticket: Ticket, trained: Ref) -> Ref:
+    night = night_of(ticket)
+    ref = stages.evaluate(night, trained)
+    measured = stages.evaluation(night, ref)
+    Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
+    get_run_logger().info(record.in_words(measured))
+    return ref
+
+
+@task(name="extract-features", task_run_name="extract-features {shard}", **LEARNING)
+def extract_features(ticket: Ticket, trained: Ref, shard: str) -> Ref:
+    return stages.extract_features(night_of(ticket), trained, shard)
+
+
+@task(name="train-vae", task_run_name="train-vae", **LEARNING)
+def train_vae(ticket: Ticket, extracted: list[Ref]) -> Ref:
+    night = night_of(ticket)
+    ref = stages.train_vae(night, extracted)
+    _log_training(ticket, night, ref)
+    return ref
+
+
+@task(name="estimate-probabilities", task_run_name="estimate-probabilities", **LEARNING)
+def estimate_probabilities(ticket: Ticket, trained: Ref, extracted: list[Ref], encoded: Ref) -> dict[str, Any]:
+    return stages.estimate_probabilities(night_of(ticket), trained, extracted, encoded)
+
+
+@task(name="select-batch", task_run_name="select-batch", **LEARNING)
+def select_batch(ticket: Ticket, trained: Ref, extracted: list[Ref], estimated: dict[str, Any] | None) -> Ref:
+    night = night_of(ticket)
+    ref = stages.select_batch(night, trained, extracted, estimated)
+    for note in stages.selection_notes(night, ref):
+        get_run_logger().warning(note)
+    return ref
+
+
+@task(name="register-model", task_run_name="register-model", **NETWORK)
+def register_model(ticket: Ticket, trained: Ref, evaluated: Ref) -> dict[str, str]:
+    """A version of the registered model, found again on a rerun."""
+    night = night_of(ticket)
+    tracking = Tracking(night.params.workspace.name)
+    images = night.params.images
+    version = tracking.register(
+        ticket["mlflow_run"],
+        night.round.round,
+        night.round.parent,
+        weights=stages.weights(night, trained),
+        classes=night.classes,
+        image_size=images.size,
+        channels=images.channels,
+    )
+    tracking.log_artifacts(ticket["mlflow_run"], stages.evaluation_files(night, evaluated), "evaluation")
+    return {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256}
+
+
+@task(name="publish", task_run_name="publish", **NETWORK)
+def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, str]) -> str:
+    """Stage the round's record, and carry the publication out to its end."""
+    night = night_of(ticket)
+    if rounds.pending_publication(night.workspace) is None:
+        plan, contents = record.assemble(
+            night, refs, model, mlflow_run=ticket["mlflow_run"], flow_run=flow_run.id, now=datetime.now(UTC)
+        )
+        Tracking(night.params.workspace.name).log_artifacts(
+            ticket["mlflow_run"],
+            [contents[name] for name in contents if name.endswith("selection.parquet")],
+            "selection",
+        )
+        rounds.stage(night.workspace, plan, contents)
+    done = _carry_out(night.workspace, night.params)
+    return done.message.splitlines()[0]
+
+
+def _carry_out(workspace: Workspace, params: Params) -> Plan:
+    tracking = Tracking(params.workspace.name)
+
+    def finish(plan: Plan) -> None:
+        if plan.after.get("version"):
+            tracking.set_alias("challenger", plan.after["version"])
+        if plan.after.get("run"):
+            tracking.close(plan.after["run"])
+        _show_picks(workspace, plan, tracking)
+
+    plan = rounds.carry_out(workspace, Versioning(workspace.root), finish)
+    if plan is None:
+        raise UserError(f"there is nothing to publish in {workspace.root}: run `vabal round`")
+    return plan
+
+
+def _show_picks(workspace: Workspace, plan: Plan, tracking: Tracking) -> None:
+    """A Prefect artifact a round: the picks, and links to MLflow."""
+    if flow_run.id is None:
+        return
+    links = {}
+    if plan.after.get("run"):
+        links = {
+            "MLflow run": tracking.run_url(plan.after["run"]),
+            "model version": tracking.version_url(plan.after["version"]),
+        }
+    create_markdown_artifact(
+        key=f"round-{plan.round:04d}",
+        markdown=record.picks_in_markdown(workspace.data, plan.round, links),
+        description=plan.message.splitlines()[0],
+    )
+
+
+def _log_training(ticket: Ticket, night: Night, ref: Ref) -> None:
+    Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], stages.metrics_of(night, ref))

@@ -1,0 +1,31 @@
+"""The real local stack, started once for all integration tests that ask for it."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from running import RunningStack
+
+from vabal.adapters import stack as local_stack
+
+
+@pytest.fixture(scope="session")
+def running_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """S3, MLflow, Prefect and a worker: up once a session, down at its end."""
+    root = tmp_path_factory.mktemp("stack")
+    local_stack.up(root)
+    yield RunningStack(root)
+    local_stack.down(root)
+
+
+@pytest.fixture
+def stack(running_stack: RunningStack, monkeypatch: pytest.MonkeyPatch) -> RunningStack:
+    """The running stack, with its addresses and keys in this test's environment, as a command of the user has them."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "PREFECT_"))]:
+        monkeypatch.delenv(name)
+    for name, value in running_stack.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    monkeypatch.setenv("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+    return running_stack

@@ -1,0 +1,165 @@
+"""Deployments through the real Prefect server and its worker, with a small flow in the place of the round."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import RunningStack
+
+from flows import deploy
+from vabal.adapters import processes
+from vabal.adapters import stack as local_stack
+from vabal.adapters.orchestration import Server
+from vabal.errors import Unavailable, UserError
+from vabal.params import Params, parse
+
+FLOW = '''
+import time
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+from prefect.states import Completed
+
+
+@flow(name="probe", persist_result=False)
+def probe(workspace: str, hold: bool = False):
+    """Hold until the file `go` appears, if asked to."""
+    get_run_logger().info("probing %s", workspace)
+    (Path(workspace) / "started").touch()
+    while hold and not (Path(workspace) / "go").exists():
+        time.sleep(0.1)
+    return Completed(name="Published", message="done")
+
+
+@flow(name="after", persist_result=False)
+def after(workspace: str):
+    return Completed(message="came after")
+'''
+
+
+@pytest.fixture
+def probe(stack: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
+    """Registers infra/prefect.yaml with the small flows in the place of round and promotion."""
+    (tmp_path / "probe_flows.py").write_text(FLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    document = yaml.safe_load((deploy.infra_folder() / "prefect.yaml").read_text())
+    document["deployments"][0]["entrypoint"] = "probe_flows.probe"
+    document["deployments"][1]["entrypoint"] = "probe_flows.after"
+
+    def register(prefix: str, cron: str = "0 2 1 1 *", **parameters: Any) -> Server:
+        document["deployments"][0]["parameters"].update(parameters)
+        file = tmp_path / "prefect.yaml"
+        file.write_text(yaml.safe_dump(document))
+        server = Server.from_environment()
+        values = {
+            "VABAL_WORKSPACE": str(tmp_path),
+            "VABAL_PREFIX": prefix,
+            "VABAL_CRON": cron,
+            "VABAL_TIMEZONE": "UTC",
+        }
+        deploy.register(server, file, values)
+        return server
+
+    return register
+
+
+def _runs(server: Server, deployment: str) -> list[dict[str, Any]]:
+    found = server.call("GET", f"/deployments/name/{deployment}")
+    return [run for run in server.flow_runs({}) if run["deployment_id"] == found["id"]]
+
+
+def _until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.3)
+    return value
+
+
+def test_a_run_goes_through_the_worker_and_the_promotion_follows_it(
+    probe: Callable[..., Server], tmp_path: Path
+) -> None:
+    server = probe("follow-")
+    heard: list[str] = []
+    ended = deploy.run_now("probe/follow-nightly-round", heard.append)
+    assert (ended.completed, ended.name, ended.message) == (True, "Published", "done")
+    assert f"probing {tmp_path}" in heard
+    assert heard[-1] == "Published: done"
+    following = _until(lambda: _runs(server, "after/follow-promote"), 30, "the promotion")
+    _until(lambda: server.call("GET", f"/flow_runs/{following[0]['id']}")["state_type"] == "COMPLETED", 60, "its end")
+
+
+def test_deploying_again_replaces_the_schedule(probe: Callable[..., Server]) -> None:
+    probe("again-", "0 3 * * *")
+    server = probe("again-", "30 4 * * 1")
+    found = server.call("GET", "/deployments/name/probe/again-nightly-round")
+    assert [entry["schedule"]["cron"] for entry in found["schedules"]] == ["30 4 * * 1"]
+    assert found["global_concurrency_limit"]["limit"] == 1
+    automations = server.call("POST", "/automations/filter", {})
+    names = [item["name"] for item in automations]
+    assert names.count("again-promote after a published round") == 1
+    assert names.count(deploy.ZOMBIES) == 1
+
+
+def test_after_a_power_cut_the_next_scheduled_run_needs_nobody(
+    probe: Callable[..., Server], stack: RunningStack, tmp_path: Path
+) -> None:
+    server = probe("cut-", "* * * * * */20", hold=True)  # every 20 seconds
+    _until((tmp_path / "started").exists, 60, "a scheduled run to start")
+    running = _until(
+        lambda: [r for r in _runs(server, "probe/cut-nightly-round") if r["state_type"] == "RUNNING"], 20, "it"
+    )
+    for process in processes.marked({"VABAL_STACK": str(stack.root / ".vabal")}):
+        process.kill()
+    (tmp_path / "started").unlink()
+    (tmp_path / "go").touch()
+
+    notes = local_stack.up(stack.root)
+
+    assert any(running[0]["name"] in note for note in notes)
+    assert server.call("GET", f"/flow_runs/{running[0]['id']}")["state_type"] == "CRASHED"
+
+    def completed() -> list[dict[str, Any]]:
+        return [run for run in _runs(server, "probe/cut-nightly-round") if run["state_type"] == "COMPLETED"]
+
+    ended = _until(completed, 90, "the next scheduled run")
+    assert ended[0]["auto_scheduled"]
+    found = server.call("GET", "/deployments/name/probe/cut-nightly-round")
+    server.call("DELETE", f"/deployments/{found['id']}")  # its schedule would keep the other tests' worker busy
+
+
+def test_without_a_server_one_line_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(Unavailable, match=r"^no Prefect server at http://127\.0\.0\.1:9/api .*vabal up[^\n]*$"):
+        deploy.deploy(tmp_path, Params())
+
+
+def test_an_unknown_deployment_is_told_with_the_command_that_makes_it(stack: RunningStack) -> None:
+    with pytest.raises(UserError, match=r"no deployment `probe/none` .*`vabal deploy`"):
+        deploy.run_now("probe/none", print)
+
+
+@pytest.mark.parametrize(("key", "value"), [("cron", "every night"), ("timezone", "Mars/Olympus")])
+def test_a_schedule_that_is_none_is_refused_before_anything_is_registered(
+    stack: RunningStack, tmp_path: Path, key: str, value: str
+) -> None:
+    with pytest.raises(UserError, match=rf"params\.yaml: schedule: .*{value}"):
+        deploy.deploy(tmp_path, parse({"schedule": {key: value}}))
+
+
+def test_the_deployments_are_named_after_the_workspace() -> None:
+    assert deploy.deployment_names(Params())[0] == "active-learning-round/nightly-round"
+    named = parse({"workspace": {"name": "wafers"}})
+    assert deploy.deployment_names(named)[0] == "active-learning-round/wafers-nightly-round"
+
+
+def test_a_file_that_prefect_refuses_is_told_in_its_own_words(stack: RunningStack, tmp_path: Path) -> None:
+    file = tmp_path / "prefect.yaml"
+    file.write_text("deployments:\n- name: broken\n  entrypoint: no_such_module.flow\n  work_pool: {name: gpu}\n")
+    with pytest.raises(UserError, match="no_such_module"):
+        deploy.register(Server.from_environment(), file, {})
+    assert "no_such_module" not in os.environ

@@ -1,0 +1,206 @@
+"""A registered version loads and predicts where neither vabal nor safetensors is installed, as our own code predicts."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.integration.mlflow_server import mlflow_uri  # noqa: F401
+from vabal import classifier, images
+from vabal.adapters.tracking import SERVING_SOURCE, Tracking
+from vabal.params import ClassifierSettings
+
+CLASSES = ["crack", "dust (light)", "good"]
+KEY = "e" * 64
+
+# Runs apart from the repository: isolated from the environment and the user's site, and what is not to be there is not.
+STRANGER = """
+import json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("vabal", "flows", "safetensors"):
+            raise ModuleNotFoundError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Absent())
+import mlflow, numpy
+uri, model, source, target = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+loaded = mlflow.pyfunc.load_model(model)
+for name, array in numpy.load(source).items():
+    loaded.predict(array).to_parquet(f"{target}/{name}.parquet")
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def network_of(channels: int, size: int = 16) -> Any:
+    settings = ClassifierSettings(width=4)
+    mean, std = (110.0,) * channels, (60.0,) * channels
+    return classifier.build(
+        settings, num_classes=3, image_size=size, channels=channels, mean=mean, std=std, seed=channels
+    )
+
+
+def registered(uri: str, folder: Path, channels: int, size: int = 16) -> tuple[str, Any]:
+    """The address of a version with random weights, and the same network here."""
+    network = network_of(channels, size)
+    classifier.save(network, folder / "weights.safetensors")
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
+    tracking = Tracking(f"s-{name}", uri)
+    run_id = tracking.open_round(1, KEY, {})
+    version = tracking.register(
+        run_id, 1, KEY, weights=folder / "weights.safetensors", classes=CLASSES, image_size=size, channels=channels
+    )
+    return f"models:/{tracking.model_name}/{version.version}", network
+
+
+def own_predictions(network: Any, raw: np.ndarray, channels: int, size: int = 16) -> np.ndarray:
+    """Probabilities by the path that a round takes: encoded images, decoded and resized, through the classifier."""
+    decoded = np.stack([images.decode(images.png(image), size, channels) for image in raw])
+    return classifier.predict(network, [decoded])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_version_predicts_what_we_predict_in_a_process_without_our_package(
+    mlflow_uri: str,
+    tmp_path: Path,
+    channels: int,  # noqa: F811
+) -> None:
+    model, network = registered(mlflow_uri, tmp_path, channels)
+    generator = np.random.default_rng(0)
+    inputs = {
+        "grey": generator.integers(0, 256, (300, 16, 16), dtype=np.uint8),
+        "grey_with_axis": generator.integers(0, 256, (3, 16, 16, 1), dtype=np.uint8),
+        "colour": generator.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8),
+        "larger": generator.integers(0, 256, (3, 150, 97, 3), dtype=np.uint8),
+        "smaller": generator.integers(0, 256, (3, 5, 7), dtype=np.uint8),
+    }
+    np.savez(tmp_path / "inputs.npz", **inputs)  # type: ignore[arg-type]
+    command = [sys.executable, "-I", "-c", STRANGER, mlflow_uri, model, str(tmp_path / "inputs.npz"), str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not {"vabal", "safetensors"} & set(json.loads(done.stdout.splitlines()[-1]))
+    for name, raw in inputs.items():
+        table = pd.read_parquet(tmp_path / f"{name}.parquet")
+        assert list(table.columns) == ["class", "p_crack", "p_dust (light)", "p_good"]
+        expected_N_C = own_predictions(network, raw, channels)
+        np.testing.assert_allclose(table.iloc[:, 1:].to_numpy(), expected_N_C, atol=1e-6, rtol=0)
+        assert list(table["class"]) == [CLASSES[index] for index in expected_N_C.argmax(axis=1)]
+
+
+# -- in this process, without a server ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A grey model in MLflow's format, loaded from its folder."""
+    import mlflow.pyfunc
+
+    from vabal.adapters import tracking
+
+    folder = tmp_path_factory.mktemp("model")
+    classifier.save(network_of(1), folder / "weights.safetensors")
+    sha256 = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    about = {"classes": CLASSES, "image_size": 16, "channels": 1, "weights_sha256": sha256}
+    path = tracking._save_model(folder, "0" * 32, folder / "weights.safetensors", tracking.NETWORK_SOURCE, about)
+    return mlflow.pyfunc.load_model(str(path))
+
+
+def test_a_list_of_images_of_different_sizes_is_taken(model: Any) -> None:
+    generator = np.random.default_rng(0)
+    shapes = [(16, 16), (20, 9, 3), (40, 41, 1)]
+    raw = [generator.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+    expected_N_C = np.concatenate([own_predictions(network_of(1), image[None], 1) for image in raw])
+    np.testing.assert_allclose(model.predict(raw).iloc[:, 1:].to_numpy(), expected_N_C, atol=1e-6, rtol=0)
+
+
+def test_integers_from_json_count_as_pixels(model: Any) -> None:
+    raw = np.random.default_rng(0).integers(0, 256, (2, 16, 16), dtype=np.uint8)
+    pd.testing.assert_frame_equal(model.predict(raw.astype(np.int64)), model.predict(raw))
+
+
+def test_no_images_give_an_empty_table_with_the_same_columns(model: Any) -> None:
+    table = model.predict(np.empty((0, 16, 16), np.uint8))
+    assert len(table) == 0
+    assert list(table.columns) == ["class", *(f"p_{name}" for name in CLASSES)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (np.zeros((2, 16, 16), np.float32), "found dtype float32: pass raw uint8 pixels"),
+        (np.full((2, 16, 16), 300), "found values from 300 to 300"),
+        (np.full((2, 16, 16), -1), "pixels must lie in 0..255"),
+        (np.zeros((16, 16), np.uint8), r"for a single image write images\[None\]"),
+        (np.zeros((2, 3, 16, 16), np.uint8), "the channels come last"),
+        (np.zeros((2, 16, 16, 4), np.uint8), "found 4 channels"),
+        (np.zeros((2, 0, 16), np.uint8), "not empty"),
+        ([np.zeros(16, np.uint8)], r"an image of shape \(16,\)"),
+        (pd.DataFrame({"image": [1]}), "found DataFrame"),
+    ],
+)
+def test_input_that_is_no_raw_images_is_refused_in_one_line_that_says_what_is_wrong(
+    model: Any, wrong: Any, told: str
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException, match=told) as error:
+        model.predict(wrong)
+    assert "\n" not in str(error.value)
+    assert error.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_the_signature_names_the_columns_and_leaves_the_shape_open(model: Any) -> None:
+    signature = model.metadata.signature
+    assert signature.inputs is None
+    assert signature.outputs.input_names() == ["class", *(f"p_{name}" for name in CLASSES)]
+
+
+def test_requirements_are_what_the_script_imports_and_not_this_package(model: Any) -> None:
+    lines = (_folder(model) / "requirements.txt").read_text().splitlines()
+    names = {line.partition("==")[0] for line in lines}
+    assert names == {"mlflow", "numpy", "pandas", "pillow", "torch", "torchvision"}
+
+
+def test_weights_that_were_exchanged_are_not_served(model: Any) -> None:
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    path = _folder(model) / "artifacts" / "weights.safetensors"
+    before = path.read_bytes()
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    try:
+        with pytest.raises(MlflowException, match="SHA-256 differs"):
+            mlflow.pyfunc.load_model(str(_folder(model)))
+    finally:
+        path.write_bytes(before)
+
+
+def test_the_script_imports_nothing_of_this_package() -> None:
+    source = SERVING_SOURCE.read_text(encoding="utf-8")
+    assert "import vabal" not in source
+    assert "from vabal" not in source
+
+
+def test_a_version_is_registered_in_less_than_two_seconds(mlflow_uri: str, tmp_path: Path) -> None:  # noqa: F811
+    registered(mlflow_uri, tmp_path, 1)
+    network = network_of(1)
+    classifier.save(network, tmp_path / "again.safetensors")
+    tracking = Tracking("timed", mlflow_uri)
+    run_id = tracking.open_round(1, KEY, {})
+    start = time.monotonic()
+    tracking.register(
+        run_id, 1, KEY, weights=tmp_path / "again.safetensors", classes=CLASSES, image_size=16, channels=1
+    )
+    assert time.monotonic() - start < 2
+
+
+def _folder(model: Any) -> Path:
+    return Path(model._model_impl.context.artifacts["weights"]).parents[1]

@@ -1,0 +1,155 @@
+"""The bucket's preflight and the shared stage store, against rclone's S3 server and moto's."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError
+from moto.server import ThreadedMotoServer
+from running import RunningStack
+
+from vabal.adapters import storage
+from vabal.adapters.storage import S3StageStore
+from vabal.errors import Unavailable, UserError
+
+
+def _use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
+@pytest.fixture
+def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    _use(monkeypatch, address)
+    yield address
+    server.stop()
+
+
+def test_a_missing_bucket_is_made_and_nothing_is_left_in_it(stack: RunningStack) -> None:
+    storage.preflight("made-by-preflight", "some/where")
+    storage.preflight("made-by-preflight", "some/where")
+    assert storage.client().list_objects_v2(Bucket="made-by-preflight").get("Contents", []) == []
+
+
+def test_a_server_that_is_down_is_told_in_one_line_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        _use(monkeypatch, f"http://127.0.0.1:{taken.getsockname()[1]}")
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match=r"^no S3 server at http://127\.0\.0\.1:\d+: .*vabal up[^\n]*$"):
+        storage.preflight("vabal")
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("wrong", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_keys_are_told_from_a_server_that_is_down(
+    stack: RunningStack, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    monkeypatch.setenv(wrong, "not-the-one-that-was-made")
+    with pytest.raises(Unavailable, match=r"^S3 at http://127\.0\.0\.1:\d+ refuses the keys [^\n]*$"):
+        storage.preflight("vabal")
+
+
+def test_missing_keys_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _use(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    with pytest.raises(Unavailable, match="AWS_ACCESS_KEY_ID"):
+        storage.preflight("vabal")
+
+
+def test_a_forbidden_write_is_named_as_such(moto: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.preflight("locked")
+    policy = (
+        '{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Principal":"*","Action":"s3:PutObject",'
+        '"Resource":"arn:aws:s3:::locked/*"}]}'
+    )
+    storage.client().put_bucket_policy(Bucket="locked", Policy=policy)
+    with pytest.raises(Unavailable, match=r"^not allowed to write to bucket `locked` at [^\n]*permission$"):
+        storage.preflight("locked")
+
+
+def test_a_bucket_name_taken_by_someone_else_is_named_as_such() -> None:
+    answer = {"Error": {"Code": "BucketAlreadyExists", "Message": ""}}
+    with (
+        pytest.raises(Unavailable, match=r"bucket `team` .*someone else.*storage\.bucket"),
+        storage._explained("team", "create"),
+    ):
+        raise ClientError(answer, "CreateBucket")  # type: ignore[arg-type]
+
+
+def test_the_preflight_passes_on_another_maker_s_server(moto: str) -> None:
+    storage.preflight("vabal", "dvc")
+
+
+def _fill(folder: Path) -> None:
+    (folder / "features.npy").write_bytes(b"1234")
+    (folder / "report.json").write_text("{}")
+
+
+def test_a_stage_made_on_one_machine_is_done_on_another(stack: RunningStack, tmp_path: Path) -> None:
+    storage.preflight("stages")
+    here = S3StageStore("s3://stages/team", tmp_path / "here")
+    there = S3StageStore("s3://stages/team", tmp_path / "there")
+    assert there.get("extract-features", "k1") is None
+    with here.produce("extract-features", "k1") as folder:
+        _fill(folder)
+    found = there.get("extract-features", "k1")
+    assert found is not None
+    assert {path.name: path.read_bytes() for path in found.iterdir()} == {
+        "features.npy": b"1234",
+        "report.json": b"{}",
+    }
+    assert here.get("extract-features", "k1") == tmp_path / "here" / "extract-features" / "k1"
+    assert there.get("extract-features", "k") is None
+
+
+def test_a_stage_that_failed_counts_as_not_done_anywhere(stack: RunningStack, tmp_path: Path) -> None:
+    storage.preflight("stages")
+    store = S3StageStore("s3://stages/failed", tmp_path)
+    with pytest.raises(RuntimeError, match="out of memory"), store.produce("train-vae", "k2") as folder:
+        _fill(folder)
+        raise RuntimeError("out of memory")
+    assert store.get("train-vae", "k2") is None
+    assert list((tmp_path / "train-vae").iterdir()) == []
+
+
+def test_an_upload_cut_off_before_its_marker_counts_as_not_done(stack: RunningStack, tmp_path: Path) -> None:
+    storage.preflight("stages")
+    store = S3StageStore("s3://stages/cut", tmp_path)
+    storage.client().put_object(Bucket="stages", Key="cut/train-vae/k3/vae.safetensors", Body=b"half")
+    assert store.get("train-vae", "k3") is None
+    with store.produce("train-vae", "k3") as folder:
+        (folder / "vae.safetensors").write_bytes(b"whole")
+    other = S3StageStore("s3://stages/cut", tmp_path / "other").get("train-vae", "k3")
+    assert other is not None
+    assert (other / "vae.safetensors").read_bytes() == b"whole"
+
+
+def test_keeping_the_used_outputs_clears_the_cache_and_not_the_bucket(stack: RunningStack, tmp_path: Path) -> None:
+    storage.preflight("stages")
+    store = S3StageStore("s3://stages/kept", tmp_path)
+    for key in ("old", "new"):
+        with store.produce("train-vae", key) as folder:
+            _fill(folder)
+    assert store.keep({("train-vae", "new")}) == 1
+    assert not (tmp_path / "train-vae" / "old").exists()
+    assert store.get("train-vae", "old") is not None
+
+
+def test_an_address_that_is_no_bucket_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="s3://bucket/prefix"):
+        S3StageStore("s3:///only-a-prefix", tmp_path)

@@ -1,0 +1,114 @@
+"""DVC and git for real, with a folder as the remote."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vabal.adapters.versioning import Versioning
+from vabal.errors import UserError
+
+
+def git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Versioning:
+    for name, value in (("GIT_CONFIG_GLOBAL", "/dev/null"), ("GIT_CONFIG_SYSTEM", "/dev/null")):
+        monkeypatch.setenv(name, value)
+    root = tmp_path / "work"
+    root.mkdir()
+    versions = Versioning(root)
+    versions.init(str(tmp_path / "remote"))
+    (root / "data" / "images").mkdir(parents=True)
+    (root / "data" / "labeled.parquet").write_bytes(b"first")
+    (root / "data" / "images" / "a.parquet").write_bytes(b"pixels")
+    return versions
+
+
+def test_a_clone_at_a_tag_brings_back_exactly_that_state_with_git_and_dvc_alone(
+    versions: Versioning, tmp_path: Path
+) -> None:
+    versions.add()
+    versions.push()
+    versions.commit(["data.dvc", ".gitignore", ".dvc/config", ".dvc/.gitignore", ".dvcignore"], "round 0")
+    versions.tag("round/0000", "round 0\n\nmanifest sha256:00")
+    (versions.root / "data" / "labeled.parquet").write_bytes(b"second")
+    versions.add()
+    versions.push()
+    versions.commit(["data.dvc"], "round 1")
+    versions.tag("round/0001", "round 1\n\nmanifest sha256:01")
+
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(versions.root), str(clone))
+    git(clone, "checkout", "--quiet", "round/0000")
+    Versioning(clone).pull()
+
+    assert (clone / "data" / "labeled.parquet").read_bytes() == b"first"
+    assert (clone / "data" / "images" / "a.parquet").read_bytes() == b"pixels"
+
+
+def test_committing_and_tagging_again_changes_nothing_and_works_without_an_identity(versions: Versioning) -> None:
+    versions.add()
+    assert versions.commit(["data.dvc"], "round 0") is True
+    assert versions.commit(["data.dvc"], "round 0") is False
+    versions.tag("round/0000", "round 0\n\nmanifest sha256:00")
+    versions.tag("round/0000", "round 0\n\nmanifest sha256:00")
+
+    assert git(versions.root, "log", "--format=%s by %an").splitlines() == ["round 0 by vabal"]
+    with pytest.raises(UserError, match="exists already"):
+        versions.tag("round/0000", "another round")
+
+
+def test_a_commit_takes_its_own_files_alone_whatever_else_is_staged(versions: Versioning) -> None:
+    versions.add()
+    (versions.root / "notes.txt").write_text("mine")
+    git(versions.root, "add", "notes.txt")
+
+    versions.commit(["data.dvc"], "round 0")
+
+    assert git(versions.root, "show", "--name-only", "--format=", "HEAD").split() == ["data.dvc"]
+    assert "A  notes.txt" in git(versions.root, "status", "--porcelain")
+
+
+def test_files_edited_added_or_removed_by_hand_are_named(versions: Versioning) -> None:
+    (versions.root / "data" / "gone.parquet").write_bytes(b"x")
+    versions.add()
+    versions.commit(["data.dvc"], "round 0")
+    assert versions.changed() == []
+
+    (versions.root / "data" / "labeled.parquet").write_bytes(b"edited")
+    (versions.root / "data" / "new.parquet").write_bytes(b"added")
+    (versions.root / "data" / "gone.parquet").unlink()
+
+    assert versions.changed() == ["data/gone.parquet", "data/labeled.parquet", "data/new.parquet"]
+
+
+def test_a_broken_rwlock_and_a_stale_index_lock_of_a_killed_run_do_not_stop_the_next(versions: Versioning) -> None:
+    import os
+
+    (versions.root / ".dvc" / "tmp").mkdir(exist_ok=True)
+    (versions.root / ".dvc" / "tmp" / "rwlock").write_text('{"/data": {"wri')
+    lock = versions.root / ".git" / "index.lock"
+    lock.touch()
+    os.utime(lock, (0, 0))
+
+    versions.add()
+    assert versions.commit(["data.dvc"], "round 0") is True
+    assert json.loads((versions.root / ".dvc" / "tmp" / "rwlock").read_text() or "{}") is not None
+
+
+def test_an_s3_server_that_is_down_is_one_line_that_says_so(
+    versions: Versioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (versions.root / ".dvc" / "config").write_text(
+        "[core]\n    remote = vabal\n['remote \"vabal\"']\n    url = s3://vabal/dvc\n"
+    )
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    versions.add()
+    with pytest.raises(UserError, match=r"S3 is down: no answer at http://127\.0\.0\.1:9"):
+        versions.push()

@@ -1,0 +1,22 @@
+"""The files that a clone of this repository has: tracked by git, or about to be (untracked and not ignored)."""
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def files(*suffixes: str) -> list[Path]:
+    """Paths relative to the root, those with one of `suffixes` where any are given."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    paths = [Path(name) for name in listing.split("\0") if name]
+    return sorted({path for path in paths if (ROOT / path).is_file() and (not suffixes or path.suffix in suffixes)})
+
+
+def text_of(path: Path) -> str | None:
+    """The file's text; None if it is not text."""
+    try:
+        return (ROOT / path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None

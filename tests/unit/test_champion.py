@@ -1,0 +1,505 @@
+"""The promotion record, and what a promotion or rollback does with it, git and the registry's alias."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vabal import champion
+from vabal.adapters.versioning import Versioning
+from vabal.champion import Entry, NotPromoted, Office, Reign, champions, promote, read_record, rollback, settle
+from vabal.errors import UserError
+from vabal.params import PromotionSettings
+from vabal.store import canonical_json, file_sha256
+
+NOW = datetime(2026, 3, 4, 2, 0, tzinfo=UTC)
+CLASSES = ["crack", "dust", "good"]
+SETTINGS = PromotionSettings(resamples=200)
+HOLDOUT = {f"h{index:03d}": CLASSES[index % 3] for index in range(300)}
+
+
+@dataclass(frozen=True)
+class Registered:
+    version: str
+    round: int
+    weights_sha256: str
+    tags: Mapping[str, str]
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing may catch it."""
+
+
+@dataclass
+class MemoryRegistry:
+    """A registry's contract in memory. `steps` counts what it changed."""
+
+    versions: dict[str, Registered] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    before_change: Callable[[], None] = lambda: None
+
+    def version(self, version: str) -> Registered:
+        if version not in self.versions:
+            raise UserError(f"no version {version}")
+        return self.versions[version]
+
+    def version_by_alias(self, alias: str) -> Registered | None:
+        return self.versions[self.aliases[alias]] if alias in self.aliases else None
+
+    def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
+        self.before_change()
+        old = self.versions[version]
+        self.versions[version] = replace(old, tags={**old.tags, **tags})
+
+    def set_alias(self, alias: str, version: str) -> None:
+        self.before_change()
+        self.aliases[alias] = version
+
+
+class CutHistory(Versioning):
+    """The real git, with a place to be killed before and after a commit."""
+
+    before_change: Callable[[], None] = staticmethod(lambda: None)
+
+    def commit(self, paths: list[str], message: str) -> bool:
+        self.before_change()
+        done = super().commit(paths, message)
+        self.before_change()
+        return done
+
+
+@dataclass
+class Place:
+    office: Office
+    registry: MemoryRegistry
+    history: CutHistory
+
+    @property
+    def root(self) -> Path:
+        return self.office.root
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    def publish(self, number: int, right: Mapping[str, float]) -> str:
+        """Round `number` as it would be published: its version is right for the given share of each class."""
+        counters = dict.fromkeys(CLASSES, 0)
+        rows = []
+        for sample, label in sorted(HOLDOUT.items()):
+            wrong = CLASSES[(CLASSES.index(label) + 1) % 3]
+            rows.append((sample, label, label if counters[label] < round(100 * right[label]) else wrong))
+            counters[label] += 1
+        folder = self.data / "rounds" / f"{number:04d}"
+        folder.mkdir(parents=True)
+        table = pd.DataFrame(rows, columns=["sample_id", "label", "predicted_class"])
+        table.to_parquet(folder / champion.PREDICTIONS)
+        weights = hashlib.sha256(str(number).encode()).hexdigest()
+        files = {champion.PREDICTIONS: file_sha256(folder / champion.PREDICTIONS)}
+        manifest = {"model": {"version": str(number), "sha256": weights}, "files": files}
+        (folder / "manifest.json").write_bytes(canonical_json(manifest))
+        self.registry.versions[str(number)] = Registered(str(number), number, weights, {})
+        self.registry.aliases["challenger"] = str(number)
+        return str(number)
+
+    def promote(self, version: str | None = None) -> champion.Outcome:
+        return promote(self.office, self.data, SETTINGS, seed=0, now=NOW, version=version)
+
+    def rollback(self) -> champion.Outcome:
+        return rollback(self.office, now=NOW)
+
+    def actions(self) -> list[str]:
+        return [entry.action for entry in read_record(self.root)]
+
+    def git(self, *arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=self.root, check=True, capture_output=True, text=True).stdout
+
+    def state(self) -> dict[str, Any]:
+        """All that a promotion changes."""
+        return {
+            "record": (self.root / champion.RECORD).read_bytes(),
+            "committed": self.git("show", f"HEAD:{champion.RECORD}").encode(),
+            "aliases": dict(self.registry.aliases),
+            "tags": {name: dict(version.tags) for name, version in self.registry.versions.items()},
+        }
+
+
+def make_place(root: Path) -> Place:
+    root.mkdir(exist_ok=True)
+    for command in (["init", "-q"], ["config", "user.name", "Ada"], ["config", "user.email", "ada@example.org"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    (root / "params.yaml").write_text("{}\n")
+    subprocess.run(["git", "add", "params.yaml"], cwd=root, check=True)
+    subprocess.run(["git", "commit", "-q", "-m", "start"], cwd=root, check=True)
+    data = root / "data"
+    data.mkdir()
+    (data / "classes.json").write_text(json.dumps(CLASSES))
+    pd.DataFrame({"sample_id": HOLDOUT.keys(), "label": HOLDOUT.values()}).to_parquet(data / "holdout.parquet")
+    registry, history = MemoryRegistry(), CutHistory(root)
+    return Place(Office(root, registry, history, history.identity()), registry, history)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return make_place(tmp_path / "workspace")
+
+
+def even(value: float) -> dict[str, float]:
+    return dict.fromkeys(CLASSES, value)
+
+
+# -- the gate moves the alias, or does not --------------------------------------------------------------------------
+
+
+def test_a_first_version_that_beats_the_majority_class_becomes_champion_with_figures_as_tags(place: Place) -> None:
+    place.publish(1, even(0.8))
+    outcome = place.promote()
+    assert outcome.action == "promoted"
+    assert place.registry.aliases["champion"] == "1"
+    [entry] = read_record(place.root)
+    assert (entry.action, entry.version, entry.round, entry.previous_version) == ("promote", "1", 1, None)
+    assert entry.who == "Ada <ada@example.org>"
+    assert entry.when == "2026-03-04T02:00:00+00:00"
+    tags = place.registry.versions["1"].tags
+    told = json.loads(tags["vabal.promotion.0001"])
+    assert told["challenger"]["balanced_accuracy"] == pytest.approx(0.8)
+    assert (told["who"], told["record"]) == (entry.who, entry.digest())
+    assert tags[champion.STATUS_TAG] == "champion"
+    assert place.git("status", "--porcelain", champion.RECORD) == ""
+    assert "version 1 (round 1) is champion" in place.git("log", "-1", "--format=%s")
+
+
+def test_a_first_version_no_better_than_the_majority_class_is_refused_and_recorded(place: Place) -> None:
+    place.publish(1, {"crack": 1.0, "dust": 0.0, "good": 0.0})
+    with pytest.raises(NotPromoted, match=r"balanced accuracy 0\.3333, must be above 0\.3333"):
+        place.promote()
+    assert "champion" not in place.registry.aliases
+    assert place.actions() == ["refuse"]
+    assert champions(read_record(place.root)) == ()
+
+
+def test_a_better_challenger_replaces_the_champion_and_both_carry_both_figures(place: Place) -> None:
+    place.publish(1, even(0.7))
+    place.promote()
+    place.publish(2, even(0.9))
+    outcome = place.promote()
+    assert outcome.entry is not None
+    assert (outcome.entry.previous_version, outcome.entry.previous_round) == ("1", 1)
+    assert place.registry.aliases["champion"] == "2"
+    for version, status in (("1", "former champion"), ("2", "champion")):
+        tags = place.registry.versions[version].tags
+        told = json.loads(tags["vabal.promotion.0002"])
+        assert told["challenger"]["balanced_accuracy"] == pytest.approx(0.9)
+        assert told["champion"]["balanced_accuracy"] == pytest.approx(0.7)
+        assert tags[champion.STATUS_TAG] == status
+
+
+def test_a_challenger_that_costs_one_class_its_recall_is_refused_by_that_number_and_the_alias_stays(
+    place: Place,
+) -> None:
+    place.publish(1, even(0.7))
+    place.promote()
+    place.publish(2, {"crack": 0.6, "dust": 0.95, "good": 0.95})
+    with pytest.raises(NotPromoted) as refusal:
+        place.promote()
+    assert "recall of crack 0.7000 -> 0.6000, may drop by 0.0500 at most" in str(refusal.value)
+    assert "gained" not in str(refusal.value)  # that check held
+    assert "\n" not in str(refusal.value)
+    assert place.registry.aliases["champion"] == "1"
+    assert place.actions() == ["promote", "refuse"]
+    assert place.registry.versions["2"].tags[champion.STATUS_TAG] == "refused"
+    assert place.registry.versions["1"].tags[champion.STATUS_TAG] == "champion"
+
+
+def test_asking_again_after_a_refusal_refuses_again_and_adds_nothing_to_the_record(place: Place) -> None:
+    place.publish(1, even(0.7))
+    place.promote()
+    place.publish(2, even(0.5))
+    for _ in range(2):
+        with pytest.raises(NotPromoted):
+            place.promote()
+    assert place.actions() == ["promote", "refuse"]
+
+
+def test_the_champion_itself_as_challenger_changes_nothing(place: Place) -> None:
+    place.publish(1, even(0.7))
+    place.promote()
+    before = place.state()
+    outcome = place.promote()
+    assert (outcome.action, outcome.entry) == ("unchanged", None)
+    assert place.state() == before
+
+
+def test_a_version_can_be_named_instead_of_the_challenger(place: Place) -> None:
+    place.publish(1, even(0.8))
+    place.publish(2, even(0.9))
+    place.promote("1")
+    assert place.registry.aliases["champion"] == "1"
+
+
+def test_without_a_challenger_the_way_to_one_is_told(place: Place) -> None:
+    with pytest.raises(UserError, match="vabal round"):
+        place.promote()
+
+
+def test_labels_of_the_holdout_that_were_corrected_since_decide(place: Place) -> None:
+    place.publish(1, even(0.8))
+    swapped = {sample: CLASSES[(CLASSES.index(label) + 1) % 3] for sample, label in HOLDOUT.items()}
+    pd.DataFrame({"sample_id": swapped.keys(), "label": swapped.values()}).to_parquet(place.data / "holdout.parquet")
+    with pytest.raises(NotPromoted, match=r"balanced accuracy 0\.2000"):
+        place.promote()
+
+
+# -- rollback -------------------------------------------------------------------------------------------------------
+
+
+def three_champions(place: Place) -> None:
+    for number, right in ((1, 0.6), (2, 0.75), (3, 0.9)):
+        place.publish(number, even(right))
+        place.promote()
+
+
+def test_a_rollback_puts_the_previous_champion_back_and_a_second_one_goes_further(place: Place) -> None:
+    three_champions(place)
+    outcome = place.rollback()
+    assert outcome.action == "rolled back"
+    assert place.registry.aliases["champion"] == "2"
+    assert place.registry.versions["3"].tags[champion.STATUS_TAG] == "rolled back"
+    place.rollback()
+    assert place.registry.aliases["champion"] == "1"
+    assert place.actions() == ["promote"] * 3 + ["rollback"] * 2
+
+
+def test_a_rollback_with_nothing_before_is_refused_and_nothing_is_recorded(place: Place) -> None:
+    with pytest.raises(UserError, match="nothing was promoted yet"):
+        place.rollback()
+    place.publish(1, even(0.8))
+    place.promote()
+    before = place.state()
+    with pytest.raises(UserError, match="version 1 is the first champion"):
+        place.rollback()
+    assert place.state() == before
+
+
+def test_a_rollback_after_a_promotion_after_a_rollback_returns_to_the_champion_put_back(place: Place) -> None:
+    three_champions(place)
+    place.rollback()  # to 2
+    place.publish(4, even(0.95))
+    place.promote()
+    place.rollback()
+    assert place.registry.aliases["champion"] == "2"
+
+
+def test_a_version_that_was_rolled_back_returns_only_if_it_is_named(place: Place) -> None:
+    three_champions(place)
+    place.rollback()
+    outcome = place.promote()  # the alias `challenger` still stands at 3
+    assert outcome.action == "unchanged"
+    assert "--version" in outcome.message
+    assert place.promote("3").action == "promoted"
+    assert place.registry.aliases["champion"] == "3"
+
+
+@given(st.lists(st.one_of(st.integers(1, 9), st.none()), max_size=12))
+def test_the_champions_are_those_promoted_and_not_taken_away_again(steps: list[int | None]) -> None:
+    entries: list[Entry] = []
+    expected: list[int] = []
+    for step in steps:
+        if step is not None:
+            expected.append(step)
+        elif expected:
+            expected.pop()
+        else:
+            continue
+        about = str(step) if step is not None else "0"
+        action = "promote" if step is not None else "rollback"
+        entries.append(Entry(len(entries) + 1, "", "", action, about, int(about), None, None, "", None, None))  # type: ignore[arg-type]
+    assert champions(tuple(entries)) == tuple(Reign(str(number), number) for number in expected)
+
+
+# -- killed anywhere ------------------------------------------------------------------------------------------------
+
+
+def cut(place: Place, after: int) -> None:
+    """Die at the change number `after` of all that come."""
+    left = [after]
+
+    def count() -> None:
+        if left[0] == 0:
+            raise Killed
+        left[0] -= 1
+
+    place.registry.before_change = count
+    place.history.before_change = count  # type: ignore[method-assign]
+
+
+def mend(place: Place) -> None:
+    place.registry.before_change = lambda: None
+    place.history.before_change = lambda: None  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("after", range(7))
+def test_a_promotion_killed_at_any_step_ends_like_an_undisturbed_one_when_run_again(tmp_path: Path, after: int) -> None:
+    states = []
+    for name, killed in (("undisturbed", False), ("killed", True)):
+        place = make_place(tmp_path / name)
+        place.publish(1, even(0.7))
+        place.promote()
+        place.publish(2, even(0.9))
+        if killed:
+            cut(place, after)
+            with pytest.raises(Killed):
+                place.promote()
+            mend(place)
+        place.promote()
+        states.append(place.state())
+    assert states[0]["aliases"]["champion"] == "2"
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_a_refusal_killed_at_any_step_is_recorded_once(place: Place, after: int) -> None:
+    place.publish(1, even(0.7))
+    place.promote()
+    place.publish(2, even(0.5))
+    cut(place, after)
+    with pytest.raises(Killed):
+        place.promote()
+    mend(place)
+    with pytest.raises(NotPromoted):
+        place.promote()
+    assert place.actions() == ["promote", "refuse"]
+    assert "vabal.promotion.0002" in place.registry.versions["2"].tags
+    assert place.state()["record"] == place.state()["committed"]
+    assert place.registry.aliases["champion"] == "1"
+
+
+# The first two changes of a rollback are `settle`'s look at git; before the third nothing is recorded yet.
+@pytest.mark.parametrize("after", range(7))
+def test_a_rollback_killed_at_any_step_and_run_again_goes_back_once(place: Place, after: int) -> None:
+    three_champions(place)
+    cut(place, after)
+    with pytest.raises(Killed):
+        place.rollback()
+    mend(place)
+    outcome = place.rollback()
+    assert outcome.action == "rolled back"
+    assert place.registry.aliases["champion"] == "2"
+    assert place.actions() == ["promote"] * 3 + ["rollback"]
+
+
+# -- the record is the truth ----------------------------------------------------------------------------------------
+
+
+def test_an_alias_moved_by_hand_is_put_back_and_said(place: Place) -> None:
+    three_champions(place)
+    place.registry.aliases["champion"] = "1"
+    entries, mended = settle(place.office)
+    assert place.registry.aliases["champion"] == "3"
+    assert mended == ("the alias champion pointed at version 1: moved to version 3, as promotions.jsonl says",)
+    assert len(entries) == 3
+    assert settle(place.office)[1] == ()
+
+
+def test_a_champion_that_the_record_does_not_know_stops_a_promotion(place: Place) -> None:
+    place.publish(1, even(0.8))
+    place.registry.aliases["champion"] = "1"
+    with pytest.raises(UserError, match=r"promotions\.jsonl knows of no promotion"):
+        place.promote()
+    assert not (place.root / champion.RECORD).exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda lines: [lines[0].replace(b'"version":"1"', b'"version":"3"'), *lines[1:]], 2),
+        (lambda lines: [lines[0], lines[2]], 2),
+        (lambda lines: [lines[1], lines[0], lines[2]], 1),
+        (lambda lines: [*lines[:2], lines[2][:40]], 3),
+        (lambda lines: [lines[0], lines[1].replace(b'","', b'", "', 1), lines[2]], 2),
+    ],
+    ids=["edited", "removed", "swapped", "torn", "reformatted"],
+)
+def test_a_broken_chain_is_found_and_its_line_named(
+    place: Place, damage: Callable[[list[bytes]], list[bytes]], line: int
+) -> None:
+    three_champions(place)
+    path = place.root / champion.RECORD
+    lines = path.read_bytes().splitlines()
+    broken = damage(lines)
+    assert broken != lines
+    path.write_bytes(b"\n".join(broken) + b"\n")
+    with pytest.raises(UserError, match=rf"promotions\.jsonl line {line} ") as error:
+        place.rollback()
+    assert "git checkout" in str(error.value)
+    assert place.registry.aliases["champion"] == "3"
+
+
+def test_an_entry_edited_in_the_middle_is_found_at_the_next_line(place: Place) -> None:
+    three_champions(place)
+    path = place.root / champion.RECORD
+    lines = path.read_bytes().splitlines()
+    forged = Entry(**(json.loads(lines[1]) | {"who": "Mallory"}))
+    path.write_bytes(b"\n".join([lines[0], forged.line(), lines[2]]) + b"\n")
+    with pytest.raises(UserError, match="line 3 does not follow from line 2"):
+        read_record(place.root)
+
+
+def test_a_last_entry_that_was_edited_differs_from_what_its_version_was_tagged_with(place: Place) -> None:
+    three_champions(place)
+    path = place.root / champion.RECORD
+    lines = path.read_bytes().splitlines()
+    forged = Entry(**(json.loads(lines[2]) | {"who": "Mallory"}))
+    path.write_bytes(b"\n".join([*lines[:2], forged.line()]) + b"\n")
+    with pytest.raises(UserError, match=r"the last line of .*promotions\.jsonl is not the one .* version 3"):
+        place.rollback()
+
+
+def test_every_entry_carries_the_digest_of_the_line_before(place: Place) -> None:
+    three_champions(place)
+    lines = (place.root / champion.RECORD).read_bytes().splitlines()
+    parents = [json.loads(line)["parent"] for line in lines]
+    assert parents == [None, hashlib.sha256(lines[0]).hexdigest(), hashlib.sha256(lines[1]).hexdigest()]
+    assert [asdict(entry) for entry in read_record(place.root)] == [json.loads(line) for line in lines]
+
+
+def test_holdout_predictions_that_were_changed_since_their_round_stop_a_promotion(place: Place) -> None:
+    place.publish(1, even(0.7))
+    path = place.data / "rounds" / "0001" / champion.PREDICTIONS
+    pd.read_parquet(path).assign(predicted_class=list(HOLDOUT.values())).to_parquet(path)
+    with pytest.raises(UserError, match=r"0001/holdout_predictions\.parquet is missing or was changed"):
+        place.promote()
+    assert not (place.root / champion.RECORD).exists()
+
+
+def test_a_version_whose_weights_are_not_those_of_its_round_is_not_promoted(place: Place) -> None:
+    place.publish(1, even(0.7))
+    place.registry.versions["1"] = replace(place.registry.versions["1"], weights_sha256="0" * 64)
+    with pytest.raises(UserError, match="the weights differ"):
+        place.promote()
+    assert "champion" not in place.registry.aliases
+
+
+def test_a_git_remote_that_refuses_stops_a_promotion_before_the_registry_changes(place: Place) -> None:
+    place.publish(1, even(0.7))
+    office = replace(place.office, git_remote=str(place.root / "nowhere.git"))
+    with pytest.raises(UserError, match="git remote"):
+        promote(office, place.data, SETTINGS, seed=0, now=NOW)
+    assert "champion" not in place.registry.aliases
+    subprocess.run(["git", "init", "-q", "--bare", str(place.root / "nowhere.git")], check=True)
+    assert promote(office, place.data, SETTINGS, seed=0, now=NOW).action == "unchanged"
+    assert place.registry.aliases["champion"] == "1"
+    pushed = subprocess.run(
+        ["git", "--git-dir", "nowhere.git", "log", "--all", "--format=%s"],
+        cwd=place.root, check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert "version 1 (round 1) is champion" in pushed

@@ -1,0 +1,434 @@
+"""The `vabal` command. Each command loads what it needs when it runs, so that `vabal --help` stays quick."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vabal.errors import UserError
+
+if TYPE_CHECKING:
+    from vabal.workspace import Workspace
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Nightly active learning for image classes that are neither equally common nor equally hard.",
+)
+labels_app = typer.Typer(no_args_is_help=True, help="Labels out (requests) and in (answers).")
+app.add_typer(labels_app, name="labels")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+_chosen: dict[str, Path] = {}
+
+
+@app.callback()
+def _options(
+    workspace: Annotated[
+        Path | None, typer.Option("--workspace", "-C", help="The workspace's folder; default: the one you stand in.")
+    ] = None,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        import vabal
+
+        typer.echo(vabal.__version__)
+        raise typer.Exit
+    _chosen.clear()
+    if workspace is not None:
+        _chosen["workspace"] = workspace
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line on standard error and exit code 1."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"vabal: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("vabal: stopped; nothing is lost: run the same command again to go on", err=True)
+        sys.exit(130)
+
+
+# -- making and filling a workspace -------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    source: Annotated[
+        str, typer.Option(help="digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT, neu:ROOT, elpv")
+    ],
+    imbalance: Annotated[str | None, typer.Option(help="dominant:K[:FRACTION] or rare:K[:FRACTION]; K from 0.")] = None,
+    initial: Annotated[int, typer.Option(help="Images labelled (or asked for) in round 0.")] = 100,
+    holdout: Annotated[float, typer.Option(help="Share held out for evaluation, drawn first, stratified.")] = 0.2,
+    seed: Annotated[int | None, typer.Option(help="Decides every random choice; default: params.yaml's.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Class names, by commas, of a source without labels.")] = None,
+    name: Annotated[str | None, typer.Option(help="The workspace's name in MLflow and Prefect.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of params.yaml, as classifier.width=16.")
+    ] = None,
+) -> None:
+    """Make round 0 in this folder: pools, settings, git and DVC.
+
+    Example: `vabal init --source digits --imbalance dominant:0:0.3`
+    """
+    from vabal.adapters.versioning import Versioning
+    from vabal.initial import initialise
+
+    root = _folder()
+    with _bars():
+        done = initialise(
+            root,
+            source=source,
+            imbalance=imbalance,
+            initial=initial,
+            holdout=holdout,
+            seed=seed,
+            classes=[item.strip() for item in classes.split(",")] if classes else None,
+            name=name,
+            settings=_assignments(settings or []),
+            versions=Versioning(root),
+        )
+    for line in done:
+        typer.echo(line)
+
+
+@app.command()
+def ingest(path: Annotated[Path, typer.Argument(help="An image, a folder of images, or an .npz file.")]) -> None:
+    """Add images to the pool; the next round takes them in.
+
+    Example: `vabal ingest camera/2024-06-01`
+    """
+    from datetime import UTC, datetime
+
+    from vabal import inbox, pools
+
+    place = _workspace()
+    place.require_round_zero()
+    with _bars():
+        report = inbox.ingest(
+            place.inbox, place.quarantine, pools.load(place.data), path, place.params(), datetime.now(UTC)
+        )
+    for line in report.lines():
+        typer.echo(line)
+
+
+@labels_app.command("export")
+def labels_export(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the open requests as images, a CSV to fill in, and Label Studio's JSON.
+
+    Example: `vabal labels export requests/`
+    """
+    from vabal import inbox, pools
+
+    place = _workspace()
+    place.require_round_zero()
+    _finish_publication(place)
+    report = inbox.export_requests(pools.load(place.data), place.data, folder)
+    _say(report, as_json)
+
+
+@labels_app.command("import")
+def labels_import(
+    file: Annotated[Path, typer.Argument(help="CSV (sample_id,label,annotator) or Label Studio's JSON export.")],
+    as_json: AsJson = False,
+) -> None:
+    """Take labels in: all lines or none, durable at once; the next round learns from them.
+
+    Example: `vabal labels import requests/requests.csv`
+    """
+    from datetime import UTC, datetime
+
+    from vabal import inbox, pools
+
+    place = _workspace()
+    place.require_round_zero()
+    report = inbox.import_labels(place.inbox, pools.load(place.data), file, datetime.now(UTC))
+    _say(report, as_json)
+
+
+# -- the local stack ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def up() -> None:
+    """Start the local stack: S3, MLflow, Prefect server and worker, on loopback.
+
+    Example: `vabal up`
+    """
+    from vabal.adapters import stack
+
+    root = _folder()
+    with _bars() as bars:
+        stack.up(root, bars)
+    _print_status(stack.status(root), as_json=False)
+
+
+@app.command()
+def down() -> None:
+    """Stop the local stack; its data, ports and credentials stay for the next `vabal up`.
+
+    Example: `vabal down`
+    """
+    from vabal.adapters import stack
+
+    for line in stack.down(_folder()):
+        typer.echo(line)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show the local stack, the newest round, and what waits in the inbox.
+
+    Example: `vabal status --json`
+    """
+    from vabal.adapters import stack
+
+    _print_status(stack.status(_folder()), as_json)
+
+
+# -- rounds -------------------------------------------------------------------------------------------------------
+
+
+@app.command(name="round")
+def round_(
+    strategy: Annotated[str | None, typer.Option(help="Instead of params.yaml's selection.strategy.")] = None,
+    worker: Annotated[bool, typer.Option("--worker", help="Through a worker, as the schedule does.")] = False,
+) -> None:
+    """Run one round now: take in, train, estimate, select, publish.
+
+    Example: `vabal round --strategy entropy`
+    """
+    place = _workspace()
+    place.require_round_zero()
+    params = place.params({"selection.strategy": strategy} if strategy else None)
+    from vabal.adapters import orchestration
+
+    orchestration.preflight()
+    if worker:
+        from flows.deploy import deployment_names, run_now
+
+        ended = run_now(deployment_names(params)[0], typer.echo, {"strategy": strategy} if strategy else None)
+        if not ended.completed:
+            raise UserError(f"the round ended as {ended.name}: {ended.message}")
+        return
+    from flows.round import active_learning_round
+
+    with _bars():
+        state = active_learning_round(str(place.root), strategy, return_state=True)
+    _end(state)
+
+
+@app.command()
+def deploy() -> None:
+    """Put the nightly round, and the promotion after it, on the Prefect server's schedule.
+
+    Example: `vabal deploy`
+    """
+    place = _workspace()
+    from vabal.adapters import orchestration
+
+    orchestration.preflight()
+    from flows.deploy import deploy as deploy_flows
+
+    for line in deploy_flows(place.root, place.params()):
+        typer.echo(line)
+
+
+# -- audit --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def audit(
+    round_number: Annotated[int | None, typer.Argument(metavar="[ROUND]", help="A round's picks.")] = None,
+    sample: Annotated[str | None, typer.Option("--sample", help="One image's history.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute every digest, chain, sum and pick.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What was picked, when, why, and by what; from the pools' files alone.
+
+    Example: `vabal audit 2`, `vabal audit --sample digits-0042`, `vabal audit --verify`
+    """
+    from vabal import audit as auditing
+    from vabal import tables
+    from vabal.adapters.versioning import Versioning
+
+    place = _workspace()
+    place.require_round_zero()
+    versions = Versioning(place.root)
+    tags = {name: versions.tag_message(name) for name in versions.tags()}
+    if verify:
+        with _bars():
+            report = auditing.verify(place.data, tags)
+        tables.show_report(report, as_json=as_json)
+        if not report.ok:
+            raise typer.Exit(1)
+    elif sample is not None:
+        tables.show_history(auditing.history(place.data, sample), as_json=as_json)
+    elif round_number is not None:
+        tables.show_picks(auditing.picks(place.data, round_number), as_json=as_json)
+    else:
+        tables.show_rounds(auditing.rounds(place.data, tags), as_json=as_json)
+
+
+@app.command()
+def show(
+    sample: Annotated[str, typer.Argument(help="A sample id.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; default: the sample's id, here.")] = None,
+) -> None:
+    """Write an image of the pool, its own bytes, to a file.
+
+    Example: `vabal show digits-0042 --out suspicious.png`
+    """
+    from vabal import audit as auditing
+
+    place = _workspace()
+    place.require_round_zero()
+    typer.echo(str(auditing.show(place.data, sample, out)))
+
+
+# -- promotion ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def promote(
+    version: Annotated[str | None, typer.Option("--version", help="Instead of the challenger.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the challenger champion, if it is better on the holdout, for every class.
+
+    Example: `vabal promote --version 3`
+    """
+    place = _workspace()
+    place.require_round_zero()
+    from flows.promote import promote as promote_now
+
+    _say(promote_now(place, version), as_json)
+
+
+@app.command()
+def rollback(as_json: AsJson = False) -> None:
+    """Put the previous champion back.
+
+    Example: `vabal rollback`
+    """
+    place = _workspace()
+    place.require_round_zero()
+    from flows.promote import rollback as rollback_now
+
+    _say(rollback_now(place), as_json)
+
+
+# -- what the commands share --------------------------------------------------------------------------------------
+
+
+def _folder() -> Path:
+    """The workspace's root; for commands that may come before there is one, the folder itself."""
+    from vabal.workspace import Workspace
+
+    start = _chosen.get("workspace", Path.cwd()).absolute()
+    try:
+        place = Workspace.find(start)
+    except UserError:
+        return start
+    place.environment()
+    return place.root
+
+
+def _workspace() -> "Workspace":
+    from vabal.workspace import Workspace
+
+    place = Workspace.find(_chosen.get("workspace"))
+    place.environment()
+    return place
+
+
+def _assignments(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise UserError(f"--set {pair}: write it as section.key=value")
+        values[key] = yaml.safe_load(value)
+    return values
+
+
+def _finish_publication(place: "Workspace") -> None:
+    """What a killed round left half published is carried out first, so that its requests can be seen."""
+    from vabal import rounds
+
+    if rounds.pending_publication(place) is None:
+        return
+    from flows.tasks import finish_publication
+
+    with place.lock("finishing a round's publication", wait=10.0):
+        finish_publication.fn(place, place.params())
+
+
+def _end(state: Any) -> None:
+    """Say how a flow run ended; a failed one raises what it failed with."""
+    if state.is_completed():
+        typer.echo(f"{state.name}: {state.message}")
+        return
+    state.result(raise_on_failure=True)
+
+
+def _say(report: Any, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2))
+        return
+    for line in report.lines():
+        typer.echo(line)
+
+
+def _print_status(services: list[dict[str, Any]], as_json: bool) -> None:
+    from vabal import tables
+
+    tables.show_status(services, _chosen.get("workspace", Path.cwd()), as_json=as_json)
+
+
+@contextmanager
+def _bars() -> Iterator[Any]:
+    """Progress bars for what takes long, on a terminal; silence elsewhere."""
+    from vabal.progress import listening
+
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield lambda stage, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        TextColumn("{task.description:24}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        bars: dict[str, Any] = {}
+
+        def listen(stage: str, done: int, total: int | None) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total)
+            progress.update(bars[stage], completed=done, total=total)
+
+        with listening(listen):
+            yield listen
+
+
+if __name__ == "__main__":
+    main()

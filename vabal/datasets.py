@@ -1,0 +1,426 @@
+"""Where a pool's images can come from. Every kind of source yields the same items, in the same order every time."""
+
+import csv
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal, Protocol
+from zipfile import BadZipFile
+
+import numpy as np
+
+from vabal import cifar
+from vabal.errors import UserError
+from vabal.images import Unreadable, png, shape, too_large
+from vabal.params import ImageSettings
+
+Split = Literal["pool", "holdout"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image as its file's bytes. `split` is set where a source brings its own; `origin` is for messages."""
+
+    sample_id: str
+    data: bytes
+    label: str | None = None
+    group: str | None = None
+    split: Split | None = None
+    origin: str = ""
+
+
+class Source(Protocol):
+    """A kind of source. `items` may be asked for several times; `unreadable` is complete after it ran to its end.
+
+    `classes` is None where the source has no labels; `size_hint` is a good (image size, channels) for it.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+    @property
+    def size_hint(self) -> tuple[int, int]: ...
+    @property
+    def unreadable(self) -> list[tuple[str, str]]: ...
+    def items(self) -> Iterator[Item]: ...
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Digits:
+    """scikit-learn's 1 797 handwritten digits, 8 x 8; their values 0 to 16 become 0 to 255."""
+
+    name: str = "digits"
+    classes: tuple[str, ...] | None = tuple("0123456789")
+    size_hint: tuple[int, int] = (8, 1)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+    def items(self) -> Iterator[Item]:
+        from sklearn.datasets import load_digits  # noqa: PLC0415  (takes a second)
+
+        bunch = load_digits()
+        images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+        for index, (image, target) in enumerate(zip(images, bunch.target, strict=True)):
+            yield Item(f"digits-{index:04d}", png(image), str(target))
+
+
+class Npz:
+    """Arrays in an .npz file: `images` uint8 N x H x W or N x H x W x 3; if there, `labels`, `groups` and `classes`.
+
+    Raises UserError naming the array that is not as it should be.
+    """
+
+    name = "npz"
+
+    def __init__(self, path: Path, classes: Sequence[str] | None = None) -> None:
+        arrays = _read_npz(path)
+        self._path = path
+        self._images = _npz_images(path, arrays)
+        self._labels = _npz_labels(path, arrays, len(self._images))
+        self._groups = _npz_column(path, arrays, "groups", len(self._images))
+        self.classes = self._class_names(arrays, classes)
+        self.size_hint = _hint(*self._images.shape[2:0:-1], 3 if self._images.ndim == 4 else 1)
+        self.unreadable: list[tuple[str, str]] = []
+
+    def _class_names(self, arrays: Mapping[str, np.ndarray], given: Sequence[str] | None) -> tuple[str, ...] | None:
+        if self._labels is None:
+            return None
+        stored = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
+        top = int(self._labels.max(initial=0))
+        names = tuple(given or stored or [str(number) for number in range(top + 1)])
+        if top >= len(names):
+            raise UserError(f"{self._path}: label {top} in `labels`, but only {len(names)} classes are named")
+        return names
+
+    def items(self) -> Iterator[Item]:
+        stem = sample_id_of(self._path.name)
+        digits = max(4, len(str(len(self._images) - 1)))
+        for index, image in enumerate(self._images):
+            label = None if self._labels is None or self.classes is None else self.classes[int(self._labels[index])]
+            group = None if self._groups is None else str(self._groups[index])
+            sample_id = f"{stem}-{index:0{digits}d}"
+            yield Item(sample_id, png(image), label, group, origin=f"{self._path}[{index}]")
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, Mapping):
+                raise UserError(f"{path}: a single array; an .npz file with the array `images` is needed")
+            return {name: file[name] for name in ("images", "labels", "groups", "classes") if name in file}
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise UserError(f"{path}: not a readable .npz file: {' '.join(str(error).split())[:200]}") from None
+
+
+def _npz_images(path: Path, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    images = arrays.get("images")
+    if images is None:
+        raise UserError(f"{path}: no array `images`")
+    grey = images.ndim == 3
+    if images.dtype != np.uint8 or not (grey or (images.ndim == 4 and images.shape[3] == 3)) or 0 in images.shape:
+        found = f"{images.dtype} {' x '.join(map(str, images.shape))}"
+        raise UserError(f"{path}: `images` must be uint8 N x H x W or N x H x W x 3, found {found}")
+    return images
+
+
+def _npz_labels(path: Path, arrays: Mapping[str, np.ndarray], count: int) -> np.ndarray | None:
+    labels = _npz_column(path, arrays, "labels", count)
+    if labels is not None and (labels.dtype.kind not in "iu" or (count and labels.min() < 0)):
+        raise UserError(f"{path}: `labels` must be whole numbers from 0, found {labels.dtype}")
+    return labels
+
+
+def _npz_column(path: Path, arrays: Mapping[str, np.ndarray], name: str, count: int) -> np.ndarray | None:
+    column = arrays.get(name)
+    if column is None:
+        return None
+    if column.size != count or column.shape[0] != count:
+        raise UserError(f"{path}: `{name}` has shape {column.shape}, but there are {count} images")
+    return column.reshape(count)
+
+
+class Cifar:
+    """CIFAR-10 or CIFAR-100 as torchvision stores them; the published test split is the holdout."""
+
+    size_hint = (32, 3)
+
+    def __init__(self, name: str, root: Path) -> None:
+        self.name = name
+        self._layout = cifar.LAYOUTS[name]
+        self._folder = cifar.folder_of(self._layout, root)
+        names = cifar.class_names(self._layout, self._folder)
+        self._names = names
+        self.classes: tuple[str, ...] | None = names
+        self.unreadable: list[tuple[str, str]] = []
+
+    def items(self) -> Iterator[Item]:
+        """The test split first, so that an image that is in both stays in the holdout."""
+        splits: tuple[tuple[str, Split], ...] = (("test", "holdout"), ("train", "pool"))
+        for split, role in splits:
+            index = 0
+            for images, labels in cifar.batches(self._layout, self._folder, split):
+                if len(labels) and not 0 <= labels.min() <= labels.max() < len(self._names):
+                    raise UserError(f"{self._folder}: a label of the {split} split has no name in {self._layout.meta}")
+                for image, label in zip(images, labels, strict=True):
+                    yield Item(f"{self.name}-{split}-{index:05d}", png(image), self._names[label], split=role)
+                    index += 1
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+class Files:
+    """Image files below a folder, without labels."""
+
+    name = "files"
+    classes: tuple[str, ...] | None = None
+
+    def __init__(self, root: Path, paths: Sequence[PurePosixPath], settings: ImageSettings) -> None:
+        self._root = root
+        self._paths = paths
+        self._settings = settings
+        self.unreadable: list[tuple[str, str]] = []
+
+    @property
+    def size_hint(self) -> tuple[int, int]:
+        """From the first file that can be read."""
+        for path in self._paths:
+            try:
+                too_large((self._root / path).stat().st_size, self._settings)
+                return _hint(*shape((self._root / path).read_bytes()))
+            except (OSError, Unreadable):
+                continue
+        return (64, 3)
+
+    def items(self) -> Iterator[Item]:
+        self.unreadable.clear()
+        for path in self._paths:
+            file = self._root / path
+            try:
+                too_large(file.stat().st_size, self._settings)
+                data = file.read_bytes()
+            except (OSError, Unreadable) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                self.unreadable.append((str(file), reason or type(error).__name__))
+                continue
+            yield Item(sample_id_of(str(path)), data, self.label(path), self.group(path), origin=str(file))
+
+    def label(self, path: PurePosixPath) -> str | None:
+        """The label of the file; None if it is not known."""
+        return None
+
+    def group(self, path: PurePosixPath) -> str | None:
+        """Files of one group never straddle pool and holdout."""
+        return None
+
+
+class Folder(Files):
+    """A folder of images: labels from a `labels.csv` in it, else from its sub-folders' names, else none.
+
+    `labels.csv` has the columns path (or filename), label and, if wanted, group. Images that it leaves out, or whose
+    label is empty there, are unlabelled. With `classes` given, only these names may occur, in this order.
+    Raises UserError if the folder is missing or empty, or if its labels contradict each other or `classes`.
+    """
+
+    name = "folder"
+
+    def __init__(self, root: Path, settings: ImageSettings, classes: Sequence[str] | None = None) -> None:
+        paths = files_below(root)
+        listing = PurePosixPath("labels.csv")
+        self._rows: dict[PurePosixPath, tuple[str | None, str | None]] = {}
+        missing: list[PurePosixPath] = []
+        if listing in paths:
+            paths.remove(listing)
+            self._rows = _read_listing(root / listing)
+            missing = sorted(set(self._rows) - set(paths))
+        else:
+            self._rows = _labels_from_folders(root, paths, classes)
+        super().__init__(root, paths, settings)
+        self._missing = [(str(root / path), "listed in labels.csv, but not there") for path in missing]
+        found = natural({label for label, _ in self._rows.values() if label is not None})
+        strangers = [name for name in found if classes and name not in classes]
+        if strangers:
+            raise UserError(
+                f"{root}: label {strangers[0]!r} is not among the classes given: {', '.join(classes or ())}"
+            )
+        self.classes = (tuple(classes) if classes else tuple(found)) if found else None
+
+    def items(self) -> Iterator[Item]:
+        yield from super().items()
+        self.unreadable += self._missing
+
+    def label(self, path: PurePosixPath) -> str | None:
+        return self._rows.get(path, (None, None))[0]
+
+    def group(self, path: PurePosixPath) -> str | None:
+        return self._rows.get(path, (None, None))[1]
+
+
+_IGNORED: Final = {"thumbs.db", "desktop.ini", "__macosx"}
+_SPLITS: Final = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+
+
+def files_below(root: Path) -> list[PurePosixPath]:
+    """All files below a folder, by their relative paths, sorted; hidden ones and the systems' own left out.
+
+    Raises UserError if the folder is missing or has no files.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    found = []
+    for path in root.rglob("*"):
+        relative = PurePosixPath(path.relative_to(root).as_posix())
+        hidden = any(part.startswith(".") or part.lower() in _IGNORED for part in relative.parts)
+        if not hidden and path.is_file():
+            found.append(relative)
+    if not found:
+        raise UserError(f"{root}: no files in this folder")
+    return sorted(found)
+
+
+def _read_listing(path: Path) -> dict[PurePosixPath, tuple[str | None, str | None]]:
+    """Label and group of every path that a labels.csv names."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8: {error}") from None
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    where = next((header.index(name) for name in ("path", "filename", "file", "image") if name in header), None)
+    if where is None or "label" not in header:
+        raise UserError(f"{path}: the first line must name the columns path and label, found {', '.join(header)}")
+    listed: dict[PurePosixPath, tuple[str | None, str | None]] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        cells = [*(cell.strip() for cell in row), *[""] * (len(header) - len(row))]
+        name = PurePosixPath(cells[where].replace("\\", "/"))
+        if not cells[where] or name.is_absolute() or ".." in name.parts:
+            raise UserError(f"{path}: entry {number}: {cells[where]!r} is no path below this folder")
+        values = (cells[header.index("label")] or None, _cell(cells, header, "group"))
+        if listed.setdefault(name, values) != values:
+            raise UserError(f"{path}: entry {number}: {name} stands there twice, with different values")
+    return listed
+
+
+def _cell(cells: Sequence[str], header: Sequence[str], name: str) -> str | None:
+    return (cells[header.index(name)] or None) if name in header else None
+
+
+def _labels_from_folders(
+    root: Path, paths: Sequence[PurePosixPath], classes: Sequence[str] | None
+) -> dict[PurePosixPath, tuple[str | None, str | None]]:
+    """The first folder of every path as its label; nothing where the folders are no classes."""
+    nested = [path for path in paths if len(path.parts) > 1]
+    names = {path.parts[0] for path in nested}
+    images_on_top = any(len(path.parts) == 1 and path.suffix.lower() in _IMAGE_SUFFIXES for path in paths)
+    if not names or images_on_top or (classes is not None and not names & set(classes)):
+        return {}
+    if {name.lower() for name in names} <= _SPLITS:
+        raise UserError(f"{root}: {', '.join(sorted(names))} are splits, not classes: name one of them as the source")
+    return {path: (path.parts[0], None) for path in nested}
+
+
+_IMAGE_SUFFIXES: Final = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".ppm", ".pgm", ".jp2"}
+
+
+class Neu(Files):
+    """NEU surface defects: 6 classes at 200 x 200, or the 9 classes at 64 x 64, in whatever folders they lie.
+
+    The class stands in the file's name (`Cr_1.bmp`, `crazing_1.jpg`) or in the name of its folder. Other files
+    (annotations) are left out. Raises UserError if there are no such images.
+    """
+
+    name = "neu"
+    size_hint = (64, 1)
+    _NAMES: Final = {
+        "cr": "crazing",
+        "gg": "grooves_and_gouges",
+        "in": "inclusion",
+        "pa": "patches",
+        "ps": "pitted_surface",
+        "rp": "rolled-in_particle",
+        "rs": "rolled-in_scale",
+        "sc": "scratches",
+        "sp": "spots",
+    }
+
+    def __init__(self, root: Path, settings: ImageSettings) -> None:
+        paths = [path for path in files_below(root) if path.suffix.lower() in _IMAGE_SUFFIXES]
+        self._labels = {path: self._class_of(path) for path in paths}
+        unknown = [path for path, label in self._labels.items() if label is None]
+        if unknown or not paths:
+            said = f"no NEU class in the name of {unknown[0]} or of its folder" if unknown else "no images"
+            raise UserError(f"{root}: {said}; expected files such as Cr_1.bmp, crazing_1.jpg or crazing/1.jpg")
+        super().__init__(root, paths, settings)
+        present = set(self._labels.values())
+        self.classes = tuple(name for name in self._NAMES.values() if name in present)
+
+    def _class_of(self, path: PurePosixPath) -> str | None:
+        stem = re.sub(r"[\s_-]*\d*$", "", path.stem)
+        for text in (stem, *reversed(path.parts[:-1])):
+            key = re.sub(r"[\s-]+", "_", text.lower())
+            for code, name in self._NAMES.items():
+                if key in (code, name.replace("-", "_")):
+                    return name
+        return None
+
+    def label(self, path: PurePosixPath) -> str | None:
+        return self._labels[path]
+
+
+class Elpv(Files):
+    """The ELPV data set: 2 624 solar cells, 300 x 300 grey. Classes are cell type and defect probability, 8 in all.
+
+    Needs the package `elpv-dataset`, which carries the images. Raises UserError if it is not installed.
+    """
+
+    name = "elpv"
+    size_hint = (64, 1)
+
+    def __init__(self, settings: ImageSettings) -> None:
+        try:
+            root = Path(str(resources.files("elpv_dataset"))) / "data"
+            lines = (root / "labels.csv").read_text(encoding="utf-8").splitlines()
+        except (ModuleNotFoundError, FileNotFoundError):
+            raise UserError("source elpv needs the package elpv-dataset: install it, or take another source") from None
+        rows = [line.split() for line in lines if line.strip()]
+        self._labels = {PurePosixPath(path): f"{kind}-{float(share):.2f}" for path, share, kind in rows}
+        super().__init__(root, list(self._labels), settings)
+        self.classes = tuple(sorted(set(self._labels.values())))
+
+    def items(self) -> Iterator[Item]:
+        for item in super().items():
+            yield Item(item.sample_id.removeprefix("images-"), item.data, item.label, origin=item.origin)
+
+    def label(self, path: PurePosixPath) -> str | None:
+        return self._labels[path]
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def sample_id_of(path: str) -> str:
+    """A sample id from a relative path: without the extension, letters, digits and `._-` only."""
+    pure = PurePosixPath(unicodedata.normalize("NFC", path))
+    text = re.sub(r"[^\w.]+", "-", str(pure.with_suffix("")))
+    return text.strip("-.") or "image"
+
+
+def natural(names: set[str]) -> list[str]:
+    """Sorted, with numbers inside the names by their value: 2 before 10."""
+
+    def key(name: str) -> tuple[Any, ...]:
+        return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name))
+
+    return sorted(names, key=lambda name: (key(name), name))
+
+
+def _hint(width: int, height: int, channels: int) -> tuple[int, int]:
+    return (min(max(width, height, 4), 64), channels)

@@ -1,0 +1,699 @@
+"""The pools: which images there are, who labelled them, which wait. Five tables and the class names, as files.
+
+Every image of the catalog is in exactly one of `labeled`, `unlabeled` and `holdout`. The functions that change pools
+are pure: they return new ones. Labels are class names here and in all files; indices exist only inside the core.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vabal.errors import UserError
+
+AVAILABLE: Final = "available"
+REQUESTED: Final = "requested"
+REJECTED: Final = "rejected"
+FROM_SOURCE: Final = "source"  # the annotator of labels that came with the images
+
+
+def _schema(*columns: tuple[str, pa.DataType, bool]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=nullable) for name, kind, nullable in columns])
+
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+#: What an image brings before it has a round: the catalog without `added_round`.
+INCOMING: Final = _schema(
+    ("sample_id", pa.string(), False),
+    ("shard", pa.string(), False),
+    ("row", pa.int64(), False),
+    ("sha256", pa.string(), False),
+    ("width", pa.int32(), False),
+    ("height", pa.int32(), False),
+)
+#: A label as it comes in: `label_events` without the round that takes it.
+EVENTS: Final = _schema(
+    ("sample_id", pa.string(), False),
+    ("label", pa.string(), True),
+    ("annotator", pa.string(), False),
+    ("labeled_at", _TIME, True),
+    ("source", pa.string(), False),
+)
+SCHEMAS: Final[dict[str, pa.Schema]] = {
+    "catalog": INCOMING.append(pa.field("added_round", pa.int32(), nullable=False)),
+    "labeled": _schema(
+        ("sample_id", pa.string(), False),
+        ("label", pa.string(), False),
+        ("annotator", pa.string(), False),
+        ("round", pa.int32(), False),
+        ("labeled_at", _TIME, True),
+    ),
+    "unlabeled": _schema(
+        ("sample_id", pa.string(), False),
+        ("status", pa.string(), False),
+        ("requested_round", pa.int32(), True),
+    ),
+    "holdout": _schema(("sample_id", pa.string(), False), ("label", pa.string(), True)),
+    "label_events": _schema(
+        ("sample_id", pa.string(), False),
+        ("label", pa.string(), True),
+        ("annotator", pa.string(), False),
+        ("round", pa.int32(), False),
+        ("labeled_at", _TIME, True),
+        ("source", pa.string(), False),
+    ),
+}
+_CLASSES = "classes.json"
+_MEND = "if data/ was changed by hand, `dvc checkout data.dvc --force` brings the pools of this commit back"
+
+
+@dataclass(frozen=True, eq=False)
+class Pools:
+    """The five tables (columns and types: `SCHEMAS`) and the class names in index order.
+
+    A null label of `holdout` has been asked for and not come yet; a null label of `label_events` is a rejection; a null
+    `labeled_at` came with the source. `requested_round` is set exactly where the status is `requested`.
+    """
+
+    catalog: pd.DataFrame
+    labeled: pd.DataFrame
+    unlabeled: pd.DataFrame
+    holdout: pd.DataFrame
+    label_events: pd.DataFrame
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IntakeReport:
+    """What came of labels and images that were taken in. Counts of label events, then of images."""
+
+    received: int = 0
+    new: int = 0
+    repeated: int = 0
+    corrected: int = 0
+    rejected: int = 0
+    unknown: tuple[str, ...] = ()
+    images: int = 0
+    duplicates: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries durable (a rename alone may be lost in a power cut)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write `data` under a temporary name, make it durable, rename it to `path`: whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None) -> None:
+    """Write a parquet file whose bytes follow from the values alone (for one version of pyarrow), whole or not at all.
+
+    `schema` fixes columns and types; without it they are those of the frame. No pandas metadata, no clock, no index.
+    Raises ValueError if the frame does not fit the schema.
+    """
+    arrow = _plain(pa.Table.from_pandas(table, preserve_index=False)) if schema is None else _to_arrow(table, schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(arrow, sink, compression="zstd", store_schema=False, row_group_size=1 << 20)
+    write_durably(path, memoryview(sink.getvalue()))  # type: ignore[arg-type]
+
+
+def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
+    """The frame that `write_table` wrote. Raises UserError if the file is missing, damaged, or holds other columns."""
+    try:
+        table = pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {_MEND}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({_one_line(error)}); {_MEND}") from None
+    missing = [name for name in schema.names if name not in table.column_names]
+    extra = [name for name in table.column_names if name not in schema.names]
+    if missing or extra:
+        found = [f"column {name} is missing" for name in missing] + [f"unknown column {name}" for name in extra]
+        raise UserError(f"{path}: {', '.join(found)}; {_MEND}")
+    try:
+        return _to_frame(table.select(schema.names).cast(_nullable(schema)), schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"{path}: wrong types ({_one_line(error)}); {_MEND}") from None
+
+
+def load(data: Path) -> Pools:
+    """Read and check the pools in the folder `data`.
+
+    Raises UserError naming the file, the samples and what is wrong with them.
+    """
+    classes = _read_classes(data / _CLASSES)
+    tables = {name: read_table(data / f"{name}.parquet", schema) for name, schema in SCHEMAS.items()}
+    pools = Pools(**tables, classes=classes)
+    try:
+        check(pools)
+    except UserError as error:
+        raise UserError(f"{data.name}/{error}; {_MEND}") from None
+    return pools
+
+
+def save(pools: Pools, folder: Path, before: Pools | None = None) -> list[str]:
+    """Check the pools and write those files into `folder` whose values differ from `before`; returns their names."""
+    check(pools)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, schema in SCHEMAS.items():
+        table = getattr(pools, name)
+        if before is not None and _same(name, table, getattr(before, name)):
+            continue
+        write_table(table, folder / f"{name}.parquet", schema)
+        written.append(f"{name}.parquet")
+    if before is None or before.classes != pools.classes:
+        text = json.dumps(list(pools.classes), ensure_ascii=False, indent=1)
+        write_durably(folder / _CLASSES, f"{text}\n".encode())
+        written.append(_CLASSES)
+    return written
+
+
+def empty(name: str) -> pd.DataFrame:
+    """A table of this name with its columns and types, and no rows."""
+    return _to_frame(SCHEMAS[name].empty_table(), SCHEMAS[name])
+
+
+def typed(table: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
+    """The frame with exactly the schema's columns and types. Raises ValueError if its values do not fit."""
+    return _to_frame(_to_arrow(table, schema), schema)
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {_MEND}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({_one_line(error)}); {_MEND}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: expected a list of class names; {_MEND}")
+    return tuple(names)
+
+
+def _same(name: str, table: pd.DataFrame, other: pd.DataFrame) -> bool:
+    return table is other or (len(table) == len(other) and _digest(name, table) == _digest(name, other))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+# --- types ------------------------------------------------------------------------------------------------------------
+
+
+def _to_arrow(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    missing = [name for name in schema.names if name not in table.columns]
+    if missing:
+        raise ValueError(f"columns missing: {', '.join(missing)}")
+    frame = table[schema.names]
+    arrow = pa.Table.from_pandas(frame, schema=_nullable(schema), preserve_index=False).replace_schema_metadata(None)
+    for field in schema:
+        if not field.nullable and arrow.column(field.name).null_count:
+            raise ValueError(f"column {field.name} holds nulls")
+    return arrow.cast(schema)
+
+
+def _nullable(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.with_nullable(True) for field in schema])
+
+
+def _to_frame(table: pa.Table, schema: pa.Schema) -> pd.DataFrame:
+    columns = {}
+    for field in schema:
+        column = table.column(field.name)
+        if not field.nullable and column.null_count:
+            raise ValueError(f"column {field.name} holds nulls")
+        kinds: dict[pa.DataType, Any] = {pa.string(): pd.StringDtype("pyarrow", na_value=np.nan)}
+        if field.nullable:
+            kinds[pa.int32()] = pd.Int32Dtype()
+        columns[field.name] = column.to_pandas(types_mapper=kinds.get)
+    return pd.DataFrame(columns)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """pandas' large strings as strings, no metadata: the file does not show which library made the frame."""
+    fields = [
+        pa.field(field.name, pa.string() if pa.types.is_large_string(field.type) else field.type)
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))
+
+
+# --- invariants -------------------------------------------------------------------------------------------------------
+
+
+def check(pools: Pools) -> None:
+    """Raise UserError, naming the table and the samples, unless every invariant holds.
+
+    Classes: at least two, distinct, plain text. Catalog: ids unique and not empty, one row of one shard each, sha256 in
+    hexadecimal, positive sizes. Catalog = labeled + unlabeled + holdout, disjoint. Labels among the classes. Statuses
+    known; `requested_round` set exactly for the requested. The last event of a sample agrees with the pool it is in,
+    and every label that stands has an event.
+    """
+    _check_classes(pools.classes)
+    _check_catalog(pools.catalog)
+    _check_membership(pools)
+    for name in ("labeled", "holdout", "label_events"):
+        table = getattr(pools, name)
+        wrong = table["label"].notna() & ~among(table["label"], pools.classes)
+        if wrong.any():
+            label = table.loc[wrong, "label"].iloc[0]
+            raise UserError(f"{name}.parquet: label {label!r} of {_few(table[wrong])} is not in {_CLASSES}")
+    for name in ("labeled", "label_events"):
+        table = getattr(pools, name)
+        _refuse(table, (table["round"] < 0), name, "round below 0")
+        _refuse(table, (table["annotator"] == ""), name, "no annotator")
+    _check_requests(pools.unlabeled)
+    _check_events(pools)
+
+
+def _check_classes(classes: tuple[str, ...]) -> None:
+    if len(classes) < 2:
+        raise UserError(f"{_CLASSES}: at least two classes are needed, found {len(classes)}")
+    if len(set(classes)) < len(classes):
+        twice = sorted({name for name in classes if classes.count(name) > 1})
+        raise UserError(f"{_CLASSES}: class {twice[0]!r} stands there twice")
+    for name in classes:
+        if not name or name != name.strip() or not name.isprintable():
+            raise UserError(f"{_CLASSES}: {name!r} is no class name (empty, spaces around it, or control characters)")
+
+
+def _check_catalog(catalog: pd.DataFrame) -> None:
+    _refuse(catalog, catalog["sample_id"] == "", "catalog", "an empty sample_id")
+    _refuse(catalog, catalog["shard"] == "", "catalog", "no shard")
+    _refuse(catalog, (catalog["row"] < 0) | (catalog["added_round"] < 0), "catalog", "a row or round below 0")
+    _refuse(catalog, (catalog["width"] < 1) | (catalog["height"] < 1), "catalog", "a width or height below 1")
+    _refuse(catalog, catalog["sha256"].str.len() != 64, "catalog", "a sha256 that is none")
+    shard = pd.factorize(catalog["shard"])[0].astype(np.int64)
+    place = shard * (int(catalog["row"].max()) + 1 if len(catalog) else 1) + catalog["row"].to_numpy()
+    ordered = np.sort(place)
+    if (ordered[1:] == ordered[:-1]).any():
+        twice = pd.Series(place, index=catalog.index).duplicated(keep=False)
+        raise UserError(f"catalog.parquet: {_few(catalog[twice])} share one row of one shard")
+
+
+def _check_membership(pools: Pools) -> None:
+    parts = {name: getattr(pools, name) for name in ("labeled", "unlabeled", "holdout")}
+    members = pa.chunked_array(
+        [chunk for table in parts.values() for chunk in _strings(table["sample_id"]).chunks], pa.large_string()
+    )
+    position = pc.index_in(members, value_set=_strings(pools.catalog["sample_id"]))
+    if not position.null_count:
+        counts = np.bincount(position.to_numpy(), minlength=len(pools.catalog))
+        if (counts == 1).all():
+            return
+    _explain_membership(pools.catalog, parts)
+
+
+def _explain_membership(catalog: pd.DataFrame, parts: dict[str, pd.DataFrame]) -> None:
+    for name, table in [("catalog", catalog), *parts.items()]:
+        _refuse(table, table["sample_id"].duplicated(), name, "the same sample_id twice")
+    for name, table in parts.items():
+        strangers = table[~among(table["sample_id"], catalog["sample_id"])]
+        if len(strangers):
+            raise UserError(f"{name}.parquet: {_few(strangers)} not in catalog.parquet")
+    names = list(parts)
+    for first, second in ((first, second) for i, first in enumerate(names) for second in names[i + 1 :]):
+        shared = parts[first][among(parts[first]["sample_id"], parts[second]["sample_id"])]
+        if len(shared):
+            raise UserError(f"{first}.parquet: {_few(shared)} also in {second}.parquet")
+    members = pd.concat([table["sample_id"] for table in parts.values()])
+    lost = catalog[~among(catalog["sample_id"], members)]
+    raise UserError(f"catalog.parquet: {_few(lost)} in none of {', '.join(f'{name}.parquet' for name in names)}")
+
+
+def _check_requests(unlabeled: pd.DataFrame) -> None:
+    unknown = ~among(unlabeled["status"], [AVAILABLE, REQUESTED, REJECTED])
+    if unknown.any():
+        status = unlabeled.loc[unknown, "status"].iloc[0]
+        raise UserError(f"unlabeled.parquet: unknown status {status!r} of {_few(unlabeled[unknown])}")
+    asked = unlabeled["requested_round"].notna()
+    wrong = asked != (unlabeled["status"] == REQUESTED)
+    _refuse(unlabeled, wrong, "unlabeled", "a requested_round that does not fit the status")
+    _refuse(unlabeled, asked & (unlabeled["requested_round"].fillna(0) < 0), "unlabeled", "requested_round below 0")
+
+
+def _check_events(pools: Pools) -> None:
+    events = pools.label_events
+    strangers = events[~among(events["sample_id"], pools.catalog["sample_id"])]
+    if len(strangers):
+        raise UserError(f"label_events.parquet: {_few(strangers)} not in catalog.parquet")
+    last = events.drop_duplicates("sample_id", keep="last").set_index("sample_id")["label"]
+    told = last.dropna()
+    standing = _standing_labels(pools)
+    expected = told.reindex(standing.index)
+    wrong = standing[(expected != standing).fillna(True).to_numpy(dtype=bool)]
+    if len(wrong):
+        raise UserError(f"labeled.parquet, holdout.parquet: {_few_ids(wrong.index)} with a label that no event gave")
+    if len(told) != len(standing):
+        lost = told.index[~told.index.isin(standing.index)]
+        raise UserError(f"label_events.parquet: {_few_ids(lost)} labelled last, but without a label in the pools")
+    refused = last.index[last.isna()]
+    rejected = pools.unlabeled.loc[pools.unlabeled["status"] == REJECTED, "sample_id"]
+    invented = rejected[~among(rejected, refused)]
+    if len(invented):
+        raise UserError(f"unlabeled.parquet: {_few_ids(invented)} rejected, but no event says so")
+    if len(refused) != len(rejected) + int(among(pools.holdout["sample_id"], refused).sum()):
+        waiting = refused[~refused.isin(rejected) & ~refused.isin(pools.holdout["sample_id"])]
+        raise UserError(f"label_events.parquet: {_few_ids(waiting)} rejected last, but not in unlabeled.parquet")
+
+
+def _standing_labels(pools: Pools) -> pd.Series:
+    """Labels that count now, by sample_id: the labelled pool's and the holdout's."""
+    both = pd.concat([pools.labeled[["sample_id", "label"]], pools.holdout[["sample_id", "label"]]])
+    return both.dropna().set_index("sample_id")["label"]
+
+
+def _refuse(table: pd.DataFrame, wrong: pd.Series, name: str, what: str) -> None:
+    if wrong.any():
+        raise UserError(f"{name}.parquet: {what}: {_few(table[wrong])}")
+
+
+def _few(rows: pd.DataFrame) -> str:
+    return _few_ids(rows["sample_id"])
+
+
+def _few_ids(ids: Iterable[str]) -> str:
+    """The first three ids and how many more."""
+    names = list(dict.fromkeys(ids))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"sample{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
+
+
+def among(column: pd.Series, values: Iterable[str]) -> pd.Series:
+    """Which strings of the column are among the values. As `isin`, at Arrow's speed also for a million values."""
+    wanted = _strings(values if isinstance(values, pd.Series) else pd.Series(list(values), dtype="str"))
+    found = pc.is_in(_strings(column), value_set=wanted)
+    return pd.Series(np.asarray(found.to_numpy(), dtype=bool), index=column.index)
+
+
+def _strings(column: pd.Series) -> pa.ChunkedArray:
+    array = pa.array(column, from_pandas=True)
+    chunked = array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
+    return chunked.cast(pa.large_string())
+
+
+# --- digests ----------------------------------------------------------------------------------------------------------
+
+
+def table_digest(table: pd.DataFrame, key: Sequence[str]) -> str:
+    """SHA-256, in hexadecimal, of a table's values: the same for any row order, column order, file or pandas dtype.
+
+    `key` names the columns whose values identify a row. The bytes that are hashed, all integers little-endian int64:
+
+        "vabal table 1\\n", number of rows, number of columns; then per column, in the order of the names' UTF-8 bytes:
+        length of the name, the name in UTF-8, and the column's values in the order of the rows sorted by `key`
+        (strings by their UTF-8 bytes):
+        one letter for the type, then where a value is null as bits (least significant first, padded to a byte), then
+          i  whole numbers: int64 each           t  times: microseconds since 1970 UTC, int64 each
+          f  other numbers: IEEE float64 each    b  truth values: one byte each
+          s  strings: the length in bytes of each, then all bytes in UTF-8
+          l  lists: the number of elements of each, then the elements as a column of their own
+          n  a column without any value: nothing follows, not even the bits
+        A null has the value 0 and the length 0. NaN counts as null, -0.0 as 0.0. Numbers that are all whole and below
+        2^53 are whole numbers, whatever their dtype.
+
+    Raises ValueError if the key is null somewhere or does not identify a row.
+    """
+    arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
+    arrow = _ordered(arrow, list(key))
+    hasher = hashlib.sha256(b"vabal table 1\n" + _int64([arrow.num_rows, arrow.num_columns]))
+    for name in sorted(arrow.column_names, key=lambda text: text.encode()):
+        encoded = name.encode()
+        hasher.update(_int64([len(encoded)]) + encoded)
+        _hash_column(hasher, arrow.column(name))
+    return hasher.hexdigest()
+
+
+def digests(pools: Pools) -> dict[str, str]:
+    """The canonical digest of every table, and of the class names under "classes".
+
+    Rows are identified by `sample_id`; those of `label_events` by their position, since their order is their meaning.
+    """
+    values = {name: _digest(name, getattr(pools, name)) for name in SCHEMAS}
+    text = json.dumps(list(pools.classes), ensure_ascii=False, separators=(",", ":"))
+    return {**values, "classes": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _digest(name: str, table: pd.DataFrame) -> str:
+    if name == "label_events":
+        return table_digest(table.assign(position=np.arange(len(table), dtype=np.int64)), ["position"])
+    return table_digest(table, ["sample_id"])
+
+
+def _ordered(table: pa.Table, key: list[str]) -> pa.Table:
+    keys = [_large(table.column(name)).combine_chunks() for name in key]
+    if any(column.null_count for column in keys):
+        raise ValueError(f"the key {', '.join(key)} holds nulls")
+    if len(keys) == 1 and pc.all(pc.less(keys[0][:-1], keys[0][1:])).as_py() is not False:
+        return table
+    columns = pa.table(dict(zip(key, keys, strict=True)))
+    order = pc.sort_indices(columns, sort_keys=[(name, "ascending") for name in key])
+    same = np.ones(max(len(order) - 1, 0), dtype=bool)
+    for name in key:
+        column = columns.column(name).take(order).combine_chunks()
+        same &= np.asarray(pc.equal(column[:-1], column[1:]).to_numpy(zero_copy_only=False), dtype=bool)
+    if same.any():
+        raise ValueError(f"the key {', '.join(key)} is the same in several rows")
+    return table.take(order)
+
+
+def _large(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.large_string()) if pa.types.is_string(column.type) else column
+
+
+def _hash_column(hasher: Any, column: pa.ChunkedArray) -> None:
+    array = _large(column).combine_chunks()
+    kind = array.type
+    null = np.asarray(pc.is_null(array, nan_is_null=True).to_numpy(zero_copy_only=False), dtype=bool)
+    if null.all():
+        hasher.update(b"n")
+        return
+    bits = np.packbits(null, bitorder="little").tobytes()
+    if pa.types.is_large_string(kind):
+        hasher.update(b"s" + bits)
+        _hash_strings(hasher, pc.fill_null(array, ""))
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        hasher.update(b"l" + bits)
+        hasher.update(_int64(pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)))
+        _hash_column(hasher, pa.chunked_array([pc.list_flatten(array)]))
+    elif pa.types.is_timestamp(kind):
+        micros = array.cast(pa.timestamp("us", tz=kind.tz)).cast(pa.int64())
+        hasher.update(b"t" + bits + _int64(pc.fill_null(micros, 0).to_numpy()))
+    elif pa.types.is_boolean(kind):
+        hasher.update(b"b" + bits + pc.fill_null(array, False).cast(pa.uint8()).to_numpy().tobytes())
+    elif pa.types.is_integer(kind):
+        hasher.update(b"i" + bits + _int64(pc.fill_null(array.cast(pa.int64()), 0).to_numpy()))
+    elif pa.types.is_floating(kind):
+        _hash_floats(hasher, array, null, bits)
+    else:
+        raise ValueError(f"values of type {kind} have no digest")
+
+
+def _hash_strings(hasher: Any, array: pa.Array) -> None:
+    offsets = np.frombuffer(array.buffers()[1], dtype="<i8")[array.offset : array.offset + len(array) + 1]
+    hasher.update(_int64(np.diff(offsets)))
+    data = array.buffers()[2]
+    if data is not None:
+        hasher.update(memoryview(data)[offsets[0] : offsets[-1]])
+
+
+def _hash_floats(hasher: Any, array: pa.Array, null: np.ndarray, bits: bytes) -> None:
+    values = np.array(array.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype="<f8")
+    values[null] = 0.0
+    if (np.isfinite(values) & (np.abs(values) < 2.0**53)).all() and (values == np.floor(values)).all():
+        hasher.update(b"i" + bits + _int64(values))
+    else:
+        hasher.update(b"f" + bits + (values + 0.0).tobytes())
+
+
+def _int64(values: Any) -> bytes:
+    return np.asarray(values).astype("<i8").tobytes()
+
+
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
+    """Pools after labels came in, in the order of `events` (columns of `EVENTS`), and what came of them.
+
+    A null label rejects a sample: it is never asked for again, unless somebody labels it after all. The same label
+    again changes nothing; another one corrects. All events enter the history, but those of samples that the catalog
+    does not know: they are left out and reported. Samples of the holdout keep their pool.
+    Raises UserError if a label is not among the classes.
+    """
+    incoming = typed(events, EVENTS)
+    known = among(incoming["sample_id"], pools.catalog["sample_id"])
+    unknown = tuple(dict.fromkeys(incoming.loc[~known, "sample_id"]))
+    taken = incoming[known].reset_index(drop=True)
+    codes = _codes(taken, pools.classes)
+    previous = _previous_codes(pools, taken["sample_id"], codes)
+    report = IntakeReport(
+        received=len(incoming),
+        new=int(((codes >= 0) & (previous < 0)).sum()),
+        repeated=int((codes == previous).sum()),
+        corrected=int(((codes >= 0) & (previous >= 0) & (codes != previous)).sum()),
+        rejected=int(((codes == _REJECTED_CODE) & (previous != _REJECTED_CODE)).sum()),
+        unknown=unknown,
+    )
+    if taken.empty:
+        return pools, report
+    history = taken.assign(round=np.int32(round_number))
+    deciding = history[codes != previous].drop_duplicates("sample_id", keep="last")
+    changed = _settle(pools, deciding)
+    label_events = _stack("label_events", [pools.label_events, history])
+    return replace(changed, label_events=label_events), report
+
+
+_REJECTED_CODE = -1
+_UNTOLD_CODE = -2
+
+
+def _codes(events: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
+    """Class index of every event, -1 for a rejection."""
+    codes: np.ndarray = pd.Index(classes).get_indexer(pd.Index(events["label"].astype(object)))
+    wrong = events["label"].notna().to_numpy() & (codes < 0)
+    if wrong.any():
+        label = events.loc[wrong, "label"].iloc[0]
+        raise UserError(f"label {label!r} of {_few(events[wrong])} is not in {_CLASSES}")
+    return codes
+
+
+def _previous_codes(pools: Pools, ids: pd.Series, codes: np.ndarray) -> np.ndarray:
+    """What was known of a sample before each event: from the event before it, or from the pools."""
+    here = set(ids)
+    state = dict.fromkeys(here, _UNTOLD_CODE)
+    past = pools.label_events[among(pools.label_events["sample_id"], ids)].drop_duplicates("sample_id", keep="last")
+    state.update(zip(past["sample_id"], _codes(past, pools.classes).tolist(), strict=True))
+    series = pd.Series(codes)
+    before = series.groupby(ids.to_numpy(dtype=object)).shift()
+    started = ids.map(state).to_numpy(dtype=np.int64)
+    result: np.ndarray = before.fillna(pd.Series(started)).to_numpy(dtype=np.int64)
+    return result
+
+
+def _settle(pools: Pools, deciding: pd.DataFrame) -> Pools:
+    """Pools with the last word on each sample of `deciding` (one row a sample) put in force."""
+    in_holdout = among(deciding["sample_id"], pools.holdout["sample_id"])
+    holdout = pools.holdout
+    if in_holdout.any():
+        said = deciding[in_holdout].set_index("sample_id")["label"]
+        touched = among(holdout["sample_id"], said.index)
+        holdout = holdout.copy()
+        holdout.loc[touched, "label"] = said.reindex(holdout.loc[touched, "sample_id"]).to_numpy()
+    rest = deciding[~in_holdout]
+    rejected = rest.loc[rest["label"].isna(), "sample_id"]
+    labeled = pools.labeled[~among(pools.labeled["sample_id"], rest["sample_id"])]
+    unlabeled = pools.unlabeled[~among(pools.unlabeled["sample_id"], rest["sample_id"])]
+    refused = pd.DataFrame({"sample_id": rejected, "status": REJECTED, "requested_round": None})
+    return replace(
+        pools,
+        holdout=holdout,
+        labeled=by_id(_stack("labeled", [labeled, rest[rest["label"].notna()]])),
+        unlabeled=by_id(_stack("unlabeled", [unlabeled, refused])),
+    )
+
+
+def apply_images(pools: Pools, new_catalog_rows: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
+    """Pools with new images (columns of `INCOMING`) available, and what came of them.
+
+    An image whose sample_id or content the catalog has already is left out and reported, so that the same rows may
+    come twice.
+    """
+    incoming = typed(new_catalog_rows, INCOMING)
+    known = among(incoming["sample_id"], pools.catalog["sample_id"]) | among(
+        incoming["sha256"], pools.catalog["sha256"]
+    )
+    known |= incoming["sample_id"].duplicated() | incoming["sha256"].duplicated()
+    report = IntakeReport(images=int((~known).sum()), duplicates=tuple(incoming.loc[known, "sample_id"]))
+    if not report.images:
+        return pools, report
+    fresh = incoming[~known].assign(added_round=np.int32(round_number))
+    waiting = pd.DataFrame({"sample_id": fresh["sample_id"], "status": AVAILABLE, "requested_round": None})
+    catalog = _stack("catalog", [pools.catalog, fresh])
+    unlabeled = by_id(_stack("unlabeled", [pools.unlabeled, waiting]))
+    return replace(pools, catalog=catalog, unlabeled=unlabeled), report
+
+
+def open_requests(pools: Pools) -> pd.DataFrame:
+    """What people are asked to label: sample_id, requested_round and purpose ("label" or "holdout"), oldest first."""
+    asked = pools.unlabeled.loc[pools.unlabeled["status"] == REQUESTED, ["sample_id", "requested_round"]]
+    blank = pools.holdout.loc[pools.holdout["label"].isna(), ["sample_id"]]
+    told = pools.label_events.loc[among(pools.label_events["sample_id"], blank["sample_id"]), "sample_id"]
+    blank = blank[~among(blank["sample_id"], told)]  # its last event can only be a rejection
+    parts = [asked.assign(purpose="label"), blank.assign(requested_round=0, purpose="holdout")]
+    frame = typed(pd.concat(parts), _REQUESTS)
+    return frame.sort_values(["requested_round", "purpose", "sample_id"], kind="stable").reset_index(drop=True)
+
+
+_REQUESTS = _schema(
+    ("sample_id", pa.string(), False), ("requested_round", pa.int32(), False), ("purpose", pa.string(), False)
+)
+
+
+def mark_requested(pools: Pools, sample_ids: Sequence[str], round_number: int) -> Pools:
+    """Pools in which labels for these available samples have been asked for.
+
+    Raises ValueError if one of them is not available.
+    """
+    wanted = pd.Series(list(sample_ids), dtype="str")
+    chosen = among(pools.unlabeled["sample_id"], wanted)
+    available = pools.unlabeled.loc[chosen & (pools.unlabeled["status"] == AVAILABLE), "sample_id"]
+    if len(available) != len(wanted):
+        raise ValueError(f"not available, or named twice: {_few_ids(_other_than(wanted, available))}")
+    unlabeled = pools.unlabeled.copy()
+    unlabeled.loc[chosen, "status"] = REQUESTED
+    unlabeled.loc[chosen, "requested_round"] = round_number
+    return replace(pools, unlabeled=unlabeled)
+
+
+def _other_than(wanted: pd.Series, available: pd.Series) -> pd.Series:
+    return wanted[~among(wanted, available) | wanted.duplicated()]
+
+
+def by_id(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the order of their ids' UTF-8 bytes, which is how tables are kept: digests need no sorting then."""
+    ids = _strings(table["sample_id"]).combine_chunks()
+    if pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py() is False:
+        table = table.iloc[pc.sort_indices(ids).to_numpy()]
+    return table.reset_index(drop=True)
+
+
+def _stack(name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
+    schema = SCHEMAS[name]
+    return _to_frame(pa.concat_tables([_to_arrow(part, schema) for part in parts]), schema)

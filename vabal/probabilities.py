@@ -1,0 +1,614 @@
+"""The three terms of p(mistake) and what they add up to (paper, Eqs. 6, 9, 11 and 12), in log space throughout.
+
+    score = -logsumexp_n(log precision_n + log prior_n + log_likelihood_n)
+
+`precision` is p(y_n | y^_n), which the paper calls label difficulty: high means easy. Axes: the legend of the package.
+
+Randomness. The likelihoods of all samples use the same T noise vectors (common random numbers): each sample's estimate
+is unbiased, samples are compared under the same noise, and neither the order of the pool nor its split into shards can
+show. For the counts of Eqs. 11 and 12, where noise common to all would not average out over the pool, a sample takes
+its T vectors from a longer bank, from a place that its own features decide.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vabal.errors import UserError
+from vabal.params import ProbabilitySettings
+from vabal.vae import FeatureVAE, kl_divergence, to_tensor
+
+BANK_ROWS = 4096  # noise vectors that the samples of a pool share in the counts of Eqs. 11 and 12
+SMALLEST_MARGIN = 1e-6  # below this a float32 margin says nothing; -log(margin) is at most 13.8
+_TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}  # of a hidden layer at once; on a CPU, what its cache holds
+_LATENT_ELEMENTS = 2**22  # of the latents held at once: memory does not grow with a shard
+
+Values = TypeVar("Values", Tensor, NDArray[Any])
+
+
+@dataclass(frozen=True)
+class LikelihoodMoments:
+    """Moments of the candidates' log likelihoods, for the reductions that need the pool.
+
+    `mean` and `deviation` are each class's; a sample's level is its mean over the classes, `contrast_deviation` the
+    root mean square of the differences from it.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    level_mean: float
+    level_deviation: float
+    contrast_deviation: float
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "LikelihoodMoments":
+        return cls(**{**document, "mean": tuple(document["mean"]), "deviation": tuple(document["deviation"])})
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTerms:
+    """Eqs. 12 and 11 by class (float64, on the CPU), with the pool's moments where the likelihood's scale needs them.
+
+    Together with the candidates' log likelihoods they give the scores again.
+    """
+
+    log_prior_C: Tensor
+    log_precision_C: Tensor
+    moments: LikelihoodMoments | None = None
+
+    @property
+    def prior_C(self) -> NDArray[np.float64]:
+        """p(y^_n)."""
+        return np.exp(_float64(self.log_prior_C))
+
+    @property
+    def precision_C(self) -> NDArray[np.float64]:
+        """p(y_n | y^_n)."""
+        return np.exp(_float64(self.log_precision_C))
+
+    def with_moments(self, moments: LikelihoodMoments) -> "ClassTerms":
+        return replace(self, moments=moments)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest; `from_json` gives the same bits back."""
+        return {
+            "log_prior": _float64(self.log_prior_C).tolist(),
+            "log_precision": _float64(self.log_precision_C).tolist(),
+            "moments": None if self.moments is None else asdict(self.moments),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "ClassTerms":
+        moments = document.get("moments")
+        return cls(
+            torch.tensor(document["log_prior"], dtype=torch.float64),
+            torch.tensor(document["log_precision"], dtype=torch.float64),
+            None if moments is None else LikelihoodMoments.from_json(moments),
+        )
+
+
+# -- Eqs. 11 and 12 ---------------------------------------------------------------------------------------------
+
+
+class _Counts(NamedTuple):
+    """In units of samples: how often each class is predicted, and how often rightly."""
+
+    predicted_C: NDArray[np.float64]
+    correct_C: NDArray[np.float64]
+    samples: int
+
+
+def estimate_class_terms(
+    vae: FeatureVAE,
+    labeled_features: Any,
+    labels: Any,
+    *,
+    draws: int | None = None,
+    generator: torch.Generator | int,
+    settings: Any = None,
+    unlabeled_features: Iterable[Any] | None = None,
+    cross_fitted: tuple[Any, Any] | None = None,
+) -> ClassTerms:
+    """Prior (Eq. 12) and precision (Eq. 11) of each class, from the labelled pool's features and label indices.
+
+    y^ is Eq. 7's class of each of `draws` latents; only the energies are needed, no decoder. Smoothing adds
+    `settings.smoothing` samples to each class (to each label of each predicted class in Eq. 11), so that a class that
+    is never predicted has a small prior and the precision 1/C. `unlabeled_features`, an iterable of arrays N x D, is
+    where Eq. 12 counts with `prior_pool: unlabeled`; `cross_fitted`, labels and out-of-fold predictions, is what Eq. 11
+    counts with `precision_from: cross_fitted`. `generator` is a generator or a seed; `settings` is a section
+    `probabilities`, a mapping of its keys, or None for the defaults.
+
+    Raises ValueError for labels that do not fit or a pool that is missing, UserError for features that are not finite.
+    """
+    chosen = _settings_of(settings)
+    bank = _bank(vae, draws or chosen.draws, generator, chosen.sampling)
+    labels_N = _classes(labels, vae.num_classes, "labels")
+    labeled = _count(vae, [labeled_features], [labels_N], bank, "the labelled pool")
+    if chosen.prior_pool == "unlabeled":
+        if unlabeled_features is None:
+            raise ValueError("prior_pool is unlabeled: pass unlabeled_features")
+        for_prior = _count(vae, unlabeled_features, None, bank, "the unlabelled pool")
+    else:
+        for_prior = labeled
+    for_precision = labeled
+    if chosen.precision_from == "cross_fitted":
+        if cross_fitted is None:
+            raise ValueError("precision_from is cross_fitted: pass labels and out-of-fold predictions as cross_fitted")
+        for_precision = _count_predictions(*cross_fitted, vae.num_classes)
+    smoothing, classes = float(chosen.smoothing), vae.num_classes
+    prior_C = (for_prior.predicted_C + smoothing) / (for_prior.samples + classes * smoothing)  # Eq. 12
+    precision_C = (for_precision.correct_C + smoothing) / (for_precision.predicted_C + classes * smoothing)  # Eq. 11
+    return ClassTerms(torch.from_numpy(np.log(prior_C)), torch.from_numpy(np.log(precision_C)))
+
+
+def _count(
+    vae: FeatureVAE,
+    features_shards: Iterable[Any],
+    labels_shards: Sequence[NDArray[np.int64]] | None,
+    bank: "_Bank",
+    where: str,
+) -> _Counts:
+    predicted_C = np.zeros(vae.num_classes, dtype=np.int64)  # in draws: whole numbers, so that no order can show
+    correct_C = np.zeros(vae.num_classes, dtype=np.int64)
+    samples = 0
+    with _evaluating(vae):
+        for number, features in enumerate(features_shards):
+            features_N_D = _features(features, vae, f"{where}, shard {number}")
+            labels_N = None if labels_shards is None else labels_shards[number]
+            if labels_N is not None and len(labels_N) != len(features_N_D):
+                raise ValueError(f"{where}: {len(features_N_D)} rows of features, {len(labels_N)} labels")
+            size = max(1, _LATENT_ELEMENTS // (bank.draws * vae.num_latents))
+            for start in range(0, len(features_N_D), size):
+                drawn_N_T = _drawn_classes(vae, features_N_D[start : start + size], bank)
+                predicted_C += np.bincount(drawn_N_T.ravel(), minlength=vae.num_classes)
+                if labels_N is not None:
+                    right = drawn_N_T[drawn_N_T == labels_N[start : start + size, None]]
+                    correct_C += np.bincount(right, minlength=vae.num_classes)
+            samples += len(features_N_D)
+    return _Counts(predicted_C / bank.draws, correct_C / bank.draws, samples)
+
+
+def _count_predictions(labels: Any, predictions: Any, num_classes: int) -> _Counts:
+    labels_N = _classes(labels, num_classes, "cross-fitted labels")
+    predictions_N = _classes(predictions, num_classes, "cross-fitted predictions")
+    if len(labels_N) != len(predictions_N):
+        raise ValueError(f"cross-fitted: {len(labels_N)} labels, {len(predictions_N)} predictions")
+    return _Counts(
+        np.bincount(predictions_N, minlength=num_classes).astype(np.float64),
+        np.bincount(labels_N[labels_N == predictions_N], minlength=num_classes).astype(np.float64),
+        len(labels_N),
+    )
+
+
+@torch.inference_mode()
+def _drawn_classes(vae: FeatureVAE, features_N_D: Tensor, bank: "_Bank") -> NDArray[np.int64]:
+    """classes_N_T: Eq. 7's class of each draw."""
+    mean_N_Z, log_var_N_Z = vae.encode(vae.inputs(features_N_D))
+    latent_N_T_Z = bank.of(features_N_D) * (0.5 * log_var_N_Z).exp()[:, None] + mean_N_Z[:, None]
+    classes: NDArray[np.int64] = vae.class_energy(latent_N_T_Z).argmin(dim=-1).cpu().numpy()
+    return classes
+
+
+# -- noise ------------------------------------------------------------------------------------------------------
+
+
+class _Bank(NamedTuple):
+    """Noise vectors for the counts: a sample takes `draws` rows in a row, from a place that its features decide."""
+
+    noise_B_Z: Tensor
+    draws: int
+
+    def of(self, features_N_D: Tensor) -> Tensor:
+        """noise_N_T_Z."""
+        places = _hash(features_N_D.float().cpu().numpy()) % np.uint64(len(self.noise_B_Z) // 2)
+        first_N = torch.from_numpy(2 * places.astype(np.int64))  # even, so that antithetic pairs stay together
+        rows_N_T = (first_N[:, None] + torch.arange(self.draws)) % len(self.noise_B_Z)
+        return self.noise_B_Z[rows_N_T.to(self.noise_B_Z.device)]
+
+
+def _bank(vae: FeatureVAE, draws: int, generator: torch.Generator | int, sampling: str) -> _Bank:
+    rows = max(BANK_ROWS, draws + draws % 2)
+    return _Bank(_noise(vae, rows, generator, sampling), draws)
+
+
+def shared_noise(vae: FeatureVAE, draws: int, generator: torch.Generator | int, sampling: str) -> Tensor:
+    """noise_T_Z: what `estimate_likelihood` draws, the same for every sample."""
+    return _noise(vae, draws, generator, sampling)
+
+
+def counting_noise(
+    vae: FeatureVAE, features: Any, draws: int, generator: torch.Generator | int, sampling: str
+) -> Tensor:
+    """noise_N_T_Z: what `estimate_class_terms` draws for these samples."""
+    weight = vae.reconstruction.weight
+    return _bank(vae, draws, generator, sampling).of(to_tensor(features, weight.device, weight.dtype))
+
+
+def _noise(vae: FeatureVAE, rows: int, generator: torch.Generator | int, sampling: str) -> Tensor:
+    """Standard normal vectors; `antithetic` ones come in pairs of opposite sign. Drawn on the CPU, in float64."""
+    generator = torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator
+    if sampling == "antithetic":
+        half = torch.randn(-(-rows // 2), vae.num_latents, generator=generator, dtype=torch.float64)
+        noise = torch.stack([half, -half], dim=1).flatten(0, 1)[:rows]
+    else:
+        noise = torch.randn(rows, vae.num_latents, generator=generator, dtype=torch.float64)
+    return noise.to(vae.reconstruction.weight)
+
+
+def _hash(features_N_D: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """A 64-bit hash of each row's bits."""
+    words_N_D = np.ascontiguousarray(features_N_D).view(np.uint32).astype(np.uint64)
+    odd_D = 2 * np.arange(words_N_D.shape[1], dtype=np.uint64) + np.uint64(1)
+    mixed = (words_N_D * (odd_D * np.uint64(0x9E3779B97F4A7C15))).sum(axis=1, dtype=np.uint64)
+    hashed: NDArray[np.uint64] = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(24)
+    return hashed
+
+
+# -- Eq. 9 ------------------------------------------------------------------------------------------------------
+
+
+def estimate_likelihood(
+    vae: FeatureVAE,
+    features_shards: Iterable[Any],
+    *,
+    draws: int | None = None,
+    generator: torch.Generator | int,
+    settings: Any = None,
+) -> Iterator[tuple[Any, Any]]:
+    """Yields per shard (log_likelihood_N_C, vae_class_N), as arrays or tensors, whichever the shard is.
+
+    log_likelihood_N_C is the lower bound of log p(x | y^_n) in nats (Eq. 9, with block n masked; the mean over the
+    draws of log likelihoods, constants of the Gaussian left out), in the network's precision. It is summed over the
+    dimensions, or averaged with `likelihood_reduction: mean`; the other reductions rescale the sums with the pool's
+    moments, which `mistake_score` does. vae_class_N is the class most often drawn (Eq. 7). Memory does not grow with a
+    shard. `generator`, a generator or a seed, is drawn from once: the same seed gives the same noise in every call.
+
+    Raises ValueError for features of a wrong shape, UserError where a number is not finite.
+    """
+    chosen = _settings_of(settings)
+    decoder = _fold(vae)
+    noise_T_Z = shared_noise(vae, draws or chosen.draws, generator, chosen.sampling)
+    for number, features in enumerate(features_shards):
+        with _evaluating(vae):
+            features_N_D = _features(features, vae, f"shard {number}")
+            log_likelihood_N_C, vae_class_N = _estimate_shard(vae, decoder, features_N_D, noise_T_Z, chosen)
+        _all_finite(log_likelihood_N_C.numpy(), f"the log likelihood of shard {number}", None)
+        if isinstance(features, Tensor):
+            yield log_likelihood_N_C, vae_class_N
+        else:
+            yield log_likelihood_N_C.numpy(), vae_class_N.numpy()
+
+
+@torch.inference_mode()
+def _estimate_shard(
+    vae: FeatureVAE, decoder: "_Decoder", features_N_D: Tensor, noise_T_Z: Tensor, settings: Any
+) -> tuple[Tensor, Tensor]:
+    samples, draws = len(features_N_D), len(noise_T_Z)
+    log_likelihood_N_C = torch.empty(samples, vae.num_classes, dtype=features_N_D.dtype)
+    vae_class_N = torch.empty(samples, dtype=torch.int64)
+    scratch = _Scratch(decoder, draws, vae.num_latents)
+    for start in range(0, samples, scratch.samples):
+        chunk = slice(start, start + scratch.samples)
+        inputs_N_I = vae.inputs(features_N_D[chunk])
+        mean_N_Z, log_var_N_Z = vae.encode(inputs_N_I)
+        latent_N_T_Z = noise_T_Z * (0.5 * log_var_N_Z).exp()[:, None] + mean_N_Z[:, None]
+        error_N_C = _masked_error(decoder, scratch, latent_N_T_Z, inputs_N_I)
+        divergence_N_C = _masked_divergence(vae, mean_N_Z, log_var_N_Z, settings.likelihood_kl)
+        if vae.settings.reconstruction_half:
+            error_N_C = 0.5 * error_N_C
+        if settings.likelihood_reduction == "mean":
+            error_N_C, divergence_N_C = error_N_C / vae.num_inputs, divergence_N_C / vae.num_latents
+        log_likelihood_N_C[chunk] = -(error_N_C + divergence_N_C).cpu().to(log_likelihood_N_C.dtype)
+        drawn_N_T = vae.class_energy(latent_N_T_Z).argmin(dim=-1)
+        votes_N_C = torch.zeros(len(drawn_N_T), vae.num_classes, dtype=torch.int64, device=drawn_N_T.device)
+        votes_N_C.scatter_add_(1, drawn_N_T, torch.ones_like(drawn_N_T))
+        vae_class_N[chunk] = votes_N_C.argmax(dim=1).cpu()
+    return log_likelihood_N_C, vae_class_N
+
+
+def _masked_divergence(vae: FeatureVAE, mean_N_Z: Tensor, log_var_N_Z: Tensor, blocks: str) -> Tensor:
+    """KL summed over the latent dimensions that count where block n is masked; N x C, float64."""
+    divergence_N_Z = kl_divergence(mean_N_Z.double(), log_var_N_Z.double())
+    block_N_C = divergence_N_Z.view(len(mean_N_Z), vae.num_classes, -1).sum(dim=-1)
+    match blocks:
+        case "all":
+            return block_N_C.sum(dim=1, keepdim=True).expand_as(block_N_C)
+        case "unmasked":
+            return block_N_C.sum(dim=1, keepdim=True) - block_N_C
+        case _:
+            return torch.zeros_like(block_N_C)
+
+
+class _Decoder(NamedTuple):
+    """The decoder with batch norm folded into its linear layers, and its last layer turned into its own column space.
+
+    With W = Q R, |W h + b - x|^2 = |R h + Q'(b - x)|^2 + |(1 - Q Q')(b - x)|^2: as many numbers as the last hidden
+    layer has instead of one an input, and nothing cancels.
+    """
+
+    first_Z_H: Tensor
+    first_bias_H: Tensor
+    blocks_C_K_H: Tensor  # the first layer's weights, class by class
+    hidden: tuple[tuple[Tensor, Tensor], ...]  # weights (in x out) and bias
+    rotated_H_R: Tensor  # R, transposed
+    basis_I_R: Tensor  # Q
+    bias_I: Tensor
+
+    @property
+    def width(self) -> int:
+        """The widest of the layers that are evaluated for every draw and class."""
+        return max(len(self.first_bias_H), *(len(bias) for _, bias in self.hidden), self.rotated_H_R.shape[1])
+
+
+def _fold(vae: FeatureVAE) -> _Decoder:
+    like = vae.reconstruction.weight.detach()
+    scale: Tensor | None = None  # of the batch norm before the layer in hand
+    shift: Tensor | None = None
+    folded: list[tuple[Tensor, Tensor]] = []
+    for layer in [*vae.decoder_layers(), None]:
+        linear = vae.reconstruction if layer is None else layer.linear
+        weight, bias = linear.weight.detach().double(), linear.bias.detach().double()
+        if scale is not None and shift is not None:
+            weight, bias = weight * scale, bias + weight @ shift
+        folded.append((weight, bias))
+        scale = shift = None
+        if layer is not None and layer.norm is not None:
+            scale, shift = _affine(layer.norm)
+    (first, first_bias), *hidden, (last, last_bias) = folded
+    basis, rotated = torch.linalg.qr(last)  # the last layer's outputs x inputs
+    blocks = first.view(len(first), vae.num_classes, -1).permute(1, 2, 0)
+    return _Decoder(
+        first.T.to(like).contiguous(),
+        first_bias.to(like),
+        blocks.to(like).contiguous(),
+        tuple((weight.T.to(like).contiguous(), bias.to(like)) for weight, bias in hidden),
+        rotated.T.to(like).contiguous(),
+        basis.to(like).contiguous(),
+        last_bias.to(like),
+    )
+
+
+def _affine(norm: torch.nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in evaluation."""
+    assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101 -- always tracked here
+    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    return scale, norm.bias.detach().double() - norm.running_mean.double() * scale
+
+
+class _Scratch:
+    """Two buffers that the layers write into in turn: fresh memory for every product would cost more than some of them.
+
+    They hold `samples` samples and `classes` classes at once, with all their draws.
+    """
+
+    def __init__(self, decoder: _Decoder, draws: int, latents: int) -> None:
+        like = decoder.bias_I
+        rows = max(1, _TILE_ELEMENTS.get(like.device.type, _TILE_ELEMENTS["cpu"]) // decoder.width)
+        self.classes = min(len(decoder.blocks_C_K_H), max(1, rows // draws))
+        self.samples = max(1, min(rows // (draws * self.classes), _LATENT_ELEMENTS // (draws * latents)))
+        elements = self.samples * self.classes * draws * decoder.width
+        self._flat = [like.new_empty(elements), like.new_empty(elements)]
+
+    def next(self, rows: int, columns: int) -> Tensor:
+        """rows x columns of the buffer that was not handed out last; its content is of no meaning."""
+        self._flat.reverse()
+        return self._flat[0][: rows * columns].view(rows, columns)
+
+
+def _masked_error(decoder: _Decoder, scratch: _Scratch, latent_N_T_Z: Tensor, inputs_N_I: Tensor) -> Tensor:
+    """error_N_C: the squared error summed over the inputs, its mean over the draws, with block n zeroed; float64.
+
+    Of the first layer, only the block's own contribution differs between the classes: it is taken off the whole.
+    """
+    samples, draws, latents = latent_N_T_Z.shape
+    num_classes, rotated = len(decoder.blocks_C_K_H), decoder.rotated_H_R
+    flat_M_Z = latent_N_T_Z.reshape(samples * draws, latents)
+    whole_M_H = torch.addmm(decoder.first_bias_H, flat_M_Z, decoder.first_Z_H)
+    blocks_C_M_K = flat_M_Z.view(samples * draws, num_classes, -1).transpose(0, 1)
+    gap_N_I = decoder.bias_I - inputs_N_I
+    gap_N_R = gap_N_I @ decoder.basis_I_R
+    rest_N = (gap_N_I - gap_N_R @ decoder.basis_I_R.T).double().square().sum(dim=1)
+    error_N_C = torch.empty(samples, num_classes, dtype=torch.float64, device=latent_N_T_Z.device)
+    for start in range(0, num_classes, scratch.classes):
+        blocks = slice(start, start + scratch.classes)
+        weight_C_K_H = decoder.blocks_C_K_H[blocks]
+        classes, _, width = weight_C_K_H.shape
+        rows = classes * samples * draws
+        hidden = scratch.next(rows, width)
+        out = hidden.view(classes, samples * draws, width)
+        torch.baddbmm(whole_M_H.expand_as(out), blocks_C_M_K[blocks], weight_C_K_H, alpha=-1, out=out).relu_()
+        for weight, bias in decoder.hidden:
+            hidden = torch.addmm(bias, hidden, weight, out=scratch.next(rows, len(bias))).relu_()
+        outputs = scratch.next(rows, rotated.shape[1])
+        outputs.view(classes, samples, draws, -1).copy_(gap_N_R[:, None].expand(-1, draws, -1))
+        distance = torch.linalg.vector_norm(torch.addmm(outputs, hidden, rotated, out=outputs), dim=1)
+        error_N_C[:, blocks] = distance.square_().view(classes, samples, draws).mean(dim=-1, dtype=torch.float64).T
+    return error_N_C + rest_N[:, None]
+
+
+# -- Eq. 6 ------------------------------------------------------------------------------------------------------
+
+
+def pool_moments(log_likelihood_shards: Iterable[Any]) -> LikelihoodMoments:
+    """Moments of the candidates' log likelihoods, in one pass over the shards.
+
+    Rounded to nine digits, so that the order of the summation cannot show. A deviation of zero becomes 1: there is
+    nothing to scale. Raises ValueError if there are no candidates.
+    """
+    count, mean, spread, contrast = 0, np.zeros(0), np.zeros(0), 0.0
+    for shard in log_likelihood_shards:
+        values_N_C = _float64(shard)
+        if not len(values_N_C):
+            continue
+        level_N = values_N_C.mean(axis=1, keepdims=True)
+        contrast += float(np.square(values_N_C - level_N).mean(axis=1).sum())
+        columns = np.hstack([values_N_C, level_N])
+        here = columns.mean(axis=0)
+        spread_here = np.square(columns - here).sum(axis=0)
+        if not count:
+            mean, spread = np.zeros_like(here), np.zeros_like(here)
+        total = count + len(columns)  # the parts are merged as Chan, Golub and LeVeque do
+        spread = spread + spread_here + np.square(here - mean) * (count * len(columns) / total)
+        mean = mean + (here - mean) * (len(columns) / total)
+        count = total
+    if not count:
+        raise ValueError("no candidates: their log likelihoods have no moments")
+    deviation = [_rounded(value) or 1.0 for value in np.sqrt(spread / count)]
+    means = [_rounded(value) for value in mean]
+    return LikelihoodMoments(
+        tuple(means[:-1]), tuple(deviation[:-1]), means[-1], deviation[-1], _rounded((contrast / count) ** 0.5) or 1.0
+    )
+
+
+def mistake_score(
+    log_likelihood_N_C: Values,
+    class_terms: ClassTerms,
+    settings: Any = None,
+    *,
+    vae_class_N: Any = None,
+    predicted_class_N: Any = None,
+    margin_N: Any = None,
+    sample_ids: Sequence[Any] | NDArray[Any] | None = None,
+) -> Values:
+    """score_N (float64): p(mistake) of Eq. 6 up to a monotone function; the highest are asked about first.
+
+    Takes log likelihoods as `estimate_likelihood` yields them. `classes: predicted` needs vae_class_N, `classifier`
+    needs predicted_class_N (the classifier's), `margin_weight` needs margin_N (the classifier's best probability less
+    its second). Each sample's score depends on its own row alone, bit for bit.
+
+    Raises ValueError for something missing, UserError naming the samples whose numbers are not finite.
+    """
+    chosen = _settings_of(settings)
+    values_N_C = _float64(log_likelihood_N_C)
+    _all_finite(values_N_C, "the log likelihood", sample_ids)
+    values_N_C = chosen.likelihood_weight * _scaled(values_N_C, class_terms, chosen.likelihood_reduction)
+    log_terms_C = np.zeros(values_N_C.shape[1])
+    if chosen.use_prior:
+        log_terms_C = log_terms_C + _float64(class_terms.log_prior_C)
+    if chosen.use_precision:
+        log_terms_C = log_terms_C + _float64(class_terms.log_precision_C)
+    own_N = _own_class(chosen.classes, vae_class_N, predicted_class_N, len(values_N_C))
+    if chosen.score == "published_code":  # the loss in the likelihood's place, as the authors' code has it
+        score_N = 1 + _sum_over_classes(values_N_C * np.exp(log_terms_C), own_N)
+    else:
+        score_N = -_log_sum_exp(values_N_C + log_terms_C, own_N)  # Eq. 6
+    if chosen.margin_weight:
+        if margin_N is None:
+            raise ValueError("margin_weight is set: pass margin_N")
+        score_N = score_N - chosen.margin_weight * np.log(np.maximum(_float64(margin_N), SMALLEST_MARGIN))
+    _all_finite(score_N[:, None], "the score", sample_ids)
+    if isinstance(log_likelihood_N_C, Tensor):
+        return torch.from_numpy(score_N)
+    return score_N
+
+
+def _scaled(values_N_C: NDArray[np.float64], class_terms: ClassTerms, reduction: str) -> NDArray[np.float64]:
+    if reduction in ("sum", "mean"):
+        return values_N_C
+    moments = class_terms.moments
+    if moments is None:
+        raise ValueError(
+            f"likelihood_reduction is {reduction}: class_terms.with_moments(pool_moments(...)) comes first"
+        )
+    if reduction == "standardised":
+        return (values_N_C - np.array(moments.mean)) / np.array(moments.deviation)
+    level_N_1 = _sum_over_classes(values_N_C, None)[:, None] / values_N_C.shape[1]
+    contrast_N_C = (values_N_C - level_N_1) / moments.contrast_deviation
+    standard_level_N_1 = (level_N_1 - moments.level_mean) / moments.level_deviation
+    return contrast_N_C + standard_level_N_1
+
+
+def _own_class(classes: str, vae_class_N: Any, predicted_class_N: Any, samples: int) -> NDArray[np.int64] | None:
+    """The one class whose term counts; None where all do."""
+    if classes == "all":
+        return None
+    name, given = ("vae_class_N", vae_class_N) if classes == "predicted" else ("predicted_class_N", predicted_class_N)
+    if given is None or len(given) != samples:
+        raise ValueError(f"classes is {classes}: pass {name}, one class a sample")
+    return np.asarray(given, dtype=np.int64)
+
+
+def _log_sum_exp(terms_N_C: NDArray[np.float64], own_N: NDArray[np.int64] | None) -> NDArray[np.float64]:
+    if own_N is not None:
+        return _sum_over_classes(terms_N_C, own_N)
+    largest_N = terms_N_C.max(axis=1, initial=-np.inf)
+    return np.asarray(largest_N + np.log(_sum_over_classes(np.exp(terms_N_C - largest_N[:, None]), None)))
+
+
+def _sum_over_classes(terms_N_C: NDArray[np.float64], own_N: NDArray[np.int64] | None) -> NDArray[np.float64]:
+    """Class by class, in order: a sample's sum does not depend on which others stand beside it."""
+    if own_N is not None:
+        return np.asarray(np.take_along_axis(terms_N_C, own_N[:, None], axis=1)[:, 0])
+    total_N = np.zeros(len(terms_N_C))
+    for column_N in terms_N_C.T:
+        total_N = total_N + column_N
+    return total_N
+
+
+# -- checks -----------------------------------------------------------------------------------------------------
+
+
+def _settings_of(settings: Any) -> Any:
+    if settings is None:
+        return ProbabilitySettings()
+    return ProbabilitySettings(**settings) if isinstance(settings, Mapping) else settings
+
+
+@contextmanager
+def _evaluating(vae: FeatureVAE) -> Iterator[None]:
+    """The network in evaluation, and as it was afterwards."""
+    training = vae.training
+    vae.eval()
+    try:
+        yield
+    finally:
+        vae.train(training)
+
+
+def _features(features: Any, vae: FeatureVAE, where: str) -> Tensor:
+    weight = vae.reconstruction.weight
+    features_N_D = to_tensor(features, weight.device, weight.dtype)
+    if features_N_D.ndim != 2:
+        raise ValueError(f"{where}: expected features N x D, found shape {tuple(features_N_D.shape)}")
+    wrong = (~torch.isfinite(features_N_D).all(dim=1)).nonzero()[:, 0].tolist()
+    if wrong:
+        raise UserError(
+            f"{where}: the features of rows {_first(wrong)} are not finite: extract them again, look at these images"
+        )
+    return features_N_D
+
+
+def _classes(values: Any, num_classes: int, what: str) -> NDArray[np.int64]:
+    classes_N = np.asarray(values)
+    if classes_N.ndim != 1 or (len(classes_N) and classes_N.dtype.kind not in "iu"):
+        raise ValueError(f"{what}: expected a list of class indices, found {classes_N.dtype} {classes_N.shape}")
+    if len(classes_N) and not 0 <= classes_N.min() <= classes_N.max() < num_classes:
+        raise ValueError(f"{what}: expected 0 to {num_classes - 1}, found {classes_N.min()} to {classes_N.max()}")
+    return classes_N.astype(np.int64)
+
+
+def _all_finite(values_N_C: NDArray[Any], what: str, sample_ids: Sequence[Any] | NDArray[Any] | None) -> None:
+    wrong = np.flatnonzero(~np.isfinite(values_N_C).all(axis=1))
+    if len(wrong):
+        names = [f"row {row}" for row in wrong] if sample_ids is None else [str(sample_ids[int(row)]) for row in wrong]
+        raise UserError(f"{what} is not finite for {_first(names)}: train the VAE again with a lower vae.learning_rate")
+
+
+def _first(names: Sequence[Any]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(str(name) for name in names[:5]) + more
+
+
+def _float64(values: Any) -> NDArray[np.float64]:
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
+    return np.asarray(array, dtype=np.float64)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.9g}")

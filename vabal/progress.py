@@ -1,0 +1,33 @@
+"""Progress of long stages, told to whoever listens (the command line's bars). Nobody listening costs nothing."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Listener = Callable[[str, int, int | None], None]
+
+_listeners: list[Listener] = []
+
+
+@contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Within the block, `listener(stage, done, total)` hears of progress made in this process."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def report(stage: str, done: int, total: int | None) -> None:
+    for listener in _listeners:
+        listener(stage, done, total)
+
+
+def track(items: Iterable[Item], stage: str, total: int | None) -> Iterator[Item]:
+    """Yield the items, telling how many were dealt with."""
+    report(stage, 0, total)
+    for done, item in enumerate(items, start=1):
+        yield item
+        report(stage, done, total)

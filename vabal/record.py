@@ -1,0 +1,161 @@
+"""The record of a round: what `data/` holds after it, and the manifest that ties it together."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vabal import pools, round_tables, rounds, stages
+from vabal.metrics import Metric
+from vabal.rounds import MANIFEST_VERSION, Plan, digest_of, round_folder, tag_message
+from vabal.stages import Night
+from vabal.store import canonical_json, file_sha256, write_bytes
+
+HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
+
+
+def counts_of(after: pools.Pools, picks: int) -> dict[str, int]:
+    """The pools' arithmetic, as it stands in a manifest."""
+    status = after.unlabeled["status"].value_counts()
+    return {
+        "catalog": len(after.catalog),
+        "labeled": len(after.labeled),
+        "unlabeled": len(after.unlabeled),
+        "available": int(status.get(pools.AVAILABLE, 0)),
+        "requested": int(status.get(pools.REQUESTED, 0)),
+        "rejected": int(status.get(pools.REJECTED, 0)),
+        "holdout": len(after.holdout),
+        "picks": picks,
+    }
+
+
+def table_files(folder: Path) -> dict[str, str]:
+    """The sha256 of each table's file, as published."""
+    names = [*(f"{name}.parquet" for name in pools.SCHEMAS), "classes.json"]
+    return {name: file_sha256(folder / name) for name in names}
+
+
+def assemble(
+    night: Night,
+    refs: Mapping[str, Any],
+    model: Mapping[str, str],
+    *,
+    mlflow_run: str,
+    flow_run: str | None,
+    now: datetime,
+) -> tuple[Plan, dict[str, Path]]:
+    """What the round publishes: the plan, and for each file below `data/` where its content lies.
+
+    `refs` has the outputs of evaluate, select-batch and estimate-probabilities by name.
+    """
+    number = night.round.round
+    staging = night.workspace.state / "record"
+    after, contents = _pools_after(night, refs["selected"], staging)
+    here = round_folder(Path(), number).as_posix()
+    for name, path in _round_files(night, refs).items():
+        contents[f"{here}/{name}"] = path
+    files = {Path(name).name: file_sha256(path) for name, path in contents.items() if name.startswith(f"{here}/")}
+    picks = round_tables.read_selection(contents[f"{here}/selection.parquet"])
+    parent = rounds.read_manifest(night.workspace.data, number - 1)
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "round": number,
+        "parent": night.round.parent,
+        "strategy": night.params.selection.strategy,
+        "seed": night.params.seed,
+        "settings": night.params.model_dump(mode="json"),
+        "code": stages.code_version(),
+        "class_terms": stages.class_terms_document(night, refs.get("estimated")),
+        "pools_before": parent.manifest["pools_after"],
+        "pools_after": pools.digests(after),
+        "tables": _published_tables(night, contents),
+        "files": files,
+        "shards": night.report["shards"],
+        "counts": counts_of(after, len(picks)),
+        "intake": night.report["intake"],
+        "model": dict(model),
+        "mlflow_run": mlflow_run,
+        "prefect_flow_run": flow_run,
+        "metrics": {metric.name: metric.value for metric in stages.evaluation(night, refs["evaluated"])},
+        "times": {"started": night.round.started, "finished": now.astimezone(UTC).isoformat(timespec="seconds")},
+        "environment": environment(),
+    }
+    document = canonical_json(manifest)
+    write_bytes(staging / "manifest.json", document)
+    contents[f"{here}/manifest.json"] = staging / "manifest.json"
+    plan = Plan(
+        round=number,
+        message=tag_message(manifest, digest_of(document)),
+        files={name: file_sha256(path) for name, path in contents.items()},
+        inbox=list(night.round.inbox),
+        git_remote=night.params.storage.git_remote,
+        after={"run": mlflow_run, "version": model["version"]},
+    )
+    return plan, contents
+
+
+def environment() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "scikit-learn")
+    return {name: version(name) for name in names} | {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _pools_after(night: Night, selected: Mapping[str, str], staging: Path) -> tuple[pools.Pools, dict[str, Path]]:
+    """The pools with the picks marked as requested, and the files that differ from those in `data/`."""
+    before = pools.load(night.view)
+    picks = round_tables.read_selection(stages.selection_folder(night, selected) / "selection.parquet")
+    after = pools.mark_requested(before, list(picks["sample_id"]), night.round.round)
+    written = pools.save(after, staging, before)
+    contents = {name: night.view / name for name in night.report["changed"]}
+    contents |= {name: staging / name for name in written}
+    published = {path.name for path in (night.workspace.data / "images").glob("*.parquet")}
+    for shard in night.report["shards"]:
+        if f"{shard}.parquet" not in published:
+            contents[f"images/{shard}.parquet"] = night.view / "images" / f"{shard}.parquet"
+    return after, contents
+
+
+def _round_files(night: Night, refs: Mapping[str, Any]) -> dict[str, Path]:
+    selected = stages.selection_folder(night, refs["selected"])
+    evaluated = stages.evaluation_folder(night, refs["evaluated"])
+    return {
+        "selection.parquet": selected / "selection.parquet",
+        "candidates.parquet": selected / "candidates.parquet",
+        "holdout_predictions.parquet": evaluated / "holdout_predictions.parquet",
+    }
+
+
+def _published_tables(night: Night, contents: Mapping[str, Path]) -> dict[str, str]:
+    names = [*(f"{name}.parquet" for name in pools.SCHEMAS), "classes.json"]
+    return {name: file_sha256(contents.get(name, night.view / name)) for name in names}
+
+
+def in_words(measured: Sequence[Metric]) -> str:
+    """The headline numbers in a line."""
+    values = {metric.name.removeprefix("holdout/"): metric.value for metric in measured}
+    found = [f"{name.replace('_', ' ')} {values[name]:.3f}" for name in HEADLINES if name in values]
+    return "holdout: " + (", ".join(found) or "no labels yet, so nothing was measured")
+
+
+def picks_in_markdown(data: Path, round_number: int, links: Mapping[str, str]) -> str:
+    """The round's picks as a Markdown table, with links; for a Prefect artifact."""
+    picks = round_tables.read_selection(round_folder(data, round_number) / "selection.parquet")
+    lines = [f"[{name}]({address})" for name, address in links.items()]
+    lines += ["", "| rank | sample | score | predicted | prior | precision |", "|--:|---|--:|---|--:|--:|"]
+    lines += [
+        f"| {row.rank} | `{row.sample_id}` | {row.score:.4g} | {row.predicted_class} | {_number(row.prior)} "
+        f"| {_number(row.precision)} |"
+        for row in picks.itertuples()
+    ]
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return "" if pd.isna(value) else f"{value:.3f}"

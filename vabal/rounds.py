@@ -1,0 +1,230 @@
+"""A round's record: the manifest, the chain of manifests, and publishing that survives being killed.
+
+A round is published in one direction only. Everything new is staged in one folder beside a plan; the folder appears
+under its final name in one rename. From then on whoever holds the workspace carries the plan out to its end, and every
+step of it can be repeated.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from vabal.errors import UserError
+from vabal.store import canonical_json, file_sha256, sync_folder, write_bytes
+from vabal.workspace import Workspace
+
+MANIFEST_VERSION = 1
+
+
+def tag_name(round_number: int) -> str:
+    return f"round/{round_number:04d}"
+
+
+def round_folder(data: Path, round_number: int) -> Path:
+    return data / "rounds" / f"{round_number:04d}"
+
+
+# -- manifests --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest published round: its number, its manifest and the digest of the manifest's bytes."""
+
+    round: int
+    manifest: dict[str, Any]
+    digest: str
+
+
+def manifest_numbers(data: Path) -> list[int]:
+    """Rounds that have a folder in `data/rounds`, ascending."""
+    return sorted(int(path.name) for path in (data / "rounds").glob("[0-9][0-9][0-9][0-9]*") if path.is_dir())
+
+
+def read_manifest(data: Path, round_number: int) -> Head:
+    """Raises UserError if the manifest is missing or no longer JSON."""
+    path = round_folder(data, round_number) / "manifest.json"
+    try:
+        content = path.read_bytes()
+        manifest = json.loads(content)
+    except FileNotFoundError:
+        raise UserError(f"round {round_number} has no manifest at {path}: see `vabal audit` for the rounds") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged: bring the published one back with `dvc checkout --force`") from None
+    return Head(round_number, manifest, digest_of(content))
+
+
+def head(data: Path) -> Head:
+    """The newest round. Raises UserError if there is none."""
+    numbers = manifest_numbers(data)
+    if not numbers:
+        raise UserError(f"{data} holds no round: make round 0 with `vabal init --source ...`")
+    return read_manifest(data, numbers[-1])
+
+
+def digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def describe_files(folder: Path) -> dict[str, str]:
+    """The sha256 of every file in a round's folder but the manifest itself."""
+    return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
+
+
+def tag_message(manifest: Mapping[str, Any], digest: str) -> str:
+    """What the annotated tag says: the head of the manifest chain stands here too, outside `data/`."""
+    counts = manifest["counts"]
+    return (
+        f"round {manifest['round']}: {counts['picks']} picked by {manifest['strategy']}, "
+        f"{counts['labeled']} labeled, {counts['unlabeled']} unlabeled\n\nmanifest sha256:{digest}"
+    )
+
+
+# -- the open round -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """A round that was begun: what it takes in was settled then, so that a rerun computes the same bits."""
+
+    round: int
+    parent: str  # digest of the manifest that it builds on
+    inbox: tuple[str, ...]
+    started: str  # ISO 8601, UTC
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"inbox": list(self.inbox)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "OpenRound":
+        return cls(document["round"], document["parent"], tuple(document["inbox"]), document["started"])
+
+
+def open_round(workspace: Workspace, pending: list[str], now: datetime) -> OpenRound:
+    """Begin the next round, or go on with the one that was begun and never published."""
+    newest = head(workspace.data)
+    path = workspace.state / "round.json"
+    if path.exists():
+        begun = OpenRound.from_json(json.loads(path.read_text(encoding="utf-8")))
+        if begun.parent == newest.digest and all((workspace.inbox / name).exists() for name in begun.inbox):
+            return begun
+    fresh = OpenRound(
+        newest.round + 1, newest.digest, tuple(pending), now.astimezone(UTC).isoformat(timespec="seconds")
+    )
+    write_bytes(path, canonical_json(fresh.to_json()))
+    return fresh
+
+
+# -- publishing ---------------------------------------------------------------------------------------------------
+
+
+class Versions(Protocol):
+    """What publishing needs of `adapters.versioning`."""
+
+    def add(self) -> None: ...
+    def push(self) -> None: ...
+    def commit(self, paths: list[str], message: str) -> bool: ...
+    def tag(self, name: str, message: str) -> None: ...
+    def push_git(self, remote: str, names: list[str]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A publication: files (relative to `data/`) with their sha256, and what the tag says."""
+
+    round: int
+    message: str
+    files: dict[str, str]
+    inbox: list[str] = field(default_factory=list)
+    git_remote: str | None = None
+    after: dict[str, Any] = field(default_factory=dict)  # for `finish`: MLflow's run, model version
+
+
+def stage(workspace: Workspace, plan: Plan, contents: Mapping[str, Path]) -> None:
+    """Put everything that the plan publishes into place for `carry_out`, in one rename."""
+    final = workspace.state / "publish"
+    temporary = workspace.state / f"publish.{uuid.uuid4().hex}"
+    try:
+        for name, source in contents.items():
+            target = temporary / "data" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(source, target)
+        write_bytes(temporary / "plan.json", canonical_json(asdict(plan)))
+        temporary.rename(final)
+        sync_folder(workspace.state)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def pending_publication(workspace: Workspace) -> Plan | None:
+    path = workspace.state / "publish" / "plan.json"
+    return Plan(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def carry_out(
+    workspace: Workspace,
+    versions: Versions,
+    finish: Callable[[Plan], None],
+    reached: Callable[[str], None] = lambda step: None,
+) -> Plan | None:
+    """Carry a staged publication out to its end; None if there is none. Call with the workspace locked.
+
+    `finish` closes what lies outside (MLflow's run, aliases) and must be repeatable; `reached` hears the name of each
+    step once it is done. Raises Unavailable if S3 or MLflow is away: nothing is lost, the next call goes on.
+    """
+    plan = pending_publication(workspace)
+    if plan is None:
+        return None
+    folder = workspace.state / "publish"
+    for name, sha256 in plan.files.items():
+        _move_into_place(folder / "data" / name, workspace.data / name, sha256)
+    reached("moved")
+    versions.add()
+    reached("added")
+    versions.push()
+    reached("pushed")
+    versions.commit(["data.dvc"], plan.message.splitlines()[0])
+    reached("committed")
+    versions.tag(tag_name(plan.round), plan.message)
+    reached("tagged")
+    if plan.git_remote:
+        versions.push_git(plan.git_remote, [tag_name(plan.round)])
+    finish(plan)
+    reached("finished")
+    for name in plan.inbox:
+        _remove(workspace.inbox / name)
+    _remove(workspace.state / "round.json")
+    reached("emptied")
+    gone = workspace.state / f"publish.{uuid.uuid4().hex}"
+    folder.rename(gone)
+    shutil.rmtree(gone)
+    return plan
+
+
+def _move_into_place(staged: Path, target: Path, sha256: str) -> None:
+    if staged.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.replace(target)
+        sync_folder(target.parent)
+    elif not target.exists() or file_sha256(target) != sha256:
+        raise UserError(f"{target} was changed while its round was being published: restore it, then run this again")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

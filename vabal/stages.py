@@ -1,0 +1,544 @@
+"""The stages of a round: each loads what it needs, calls the core, and saves into the stage store.
+
+A `Night` says what a round works on; a stage's output is named by its key, so calling a finished stage again costs a
+look-up. Nothing here knows Prefect, MLflow or DVC: `flows` wires these functions, and so can a script.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from vabal import (
+    classifier,
+    features,
+    figures,
+    images,
+    inbox,
+    metrics,
+    pools,
+    probabilities,
+    round_tables,
+    strategies,
+    vae,
+)
+from vabal.errors import UserError
+from vabal.metrics import Metric
+from vabal.network import ResNetClassifier
+from vabal.params import Params
+from vabal.progress import report
+from vabal.rounds import OpenRound, head
+from vabal.store import StageStore, Stages, canonical_json, code_version, file_sha256, stage_key, write_bytes
+from vabal.workspace import Workspace
+
+NONE, LABELED, CANDIDATE, ASKED, HOLDOUT, REJECTED = range(6)  # the roles of a shard's rows
+
+
+@dataclass(frozen=True)
+class Night:
+    """One round at work: the workspace, its settings, what the round was begun with, and where stages go."""
+
+    workspace: Workspace
+    params: Params
+    round: OpenRound
+    stages: Stages  # the learning stages; on S3 where several machines share them
+    intake_key: str
+
+    @cached_property
+    def local(self) -> StageStore:
+        """Intake's view of the pools and the selection belong to the workspace, wherever the learning runs."""
+        return StageStore(self.workspace.state / "stages")
+
+    @cached_property
+    def view(self) -> Path:
+        """A folder laid out like `data/` with the pools as they are after intake."""
+        place = self.local.get("intake", self.intake_key)
+        if place is None:
+            raise UserError(f"the intake of round {self.round.round} is gone from {self.local.folder}: run it again")
+        return place
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.view / "intake.json").read_text(encoding="utf-8"))
+        return document
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.report["classes"])
+
+    @cached_property
+    def strategy(self) -> strategies.Strategy:
+        return strategies.get(self.params.selection.strategy)
+
+    @cached_property
+    def device(self) -> torch.device:
+        return device_of(self.params)
+
+    @cached_property
+    def shards(self) -> images.DecodedShards:
+        settings = self.params.images
+        return images.DecodedShards(self.view, self.workspace.decoded, settings.size, settings.channels)
+
+    def roles(self, shard: str) -> tuple[np.ndarray, np.ndarray]:
+        """Role and label index (-1: unknown) of each row of a shard."""
+        with np.load(self.view / "roles" / f"{shard}.npz") as arrays:
+            return arrays["role"], arrays["label"]
+
+    def seed(self, purpose: str) -> int:
+        """A seed for one purpose in this round, derived from the setting `seed`."""
+        return derive_seed(self.params.seed, self.round.round, purpose)
+
+
+def derive_seed(seed: int, round_number: int, purpose: str) -> int:
+    digest = hashlib.sha256(f"{seed}/{round_number}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def device_of(params: Params) -> torch.device:
+    """Raises UserError if a GPU is asked for and there is none."""
+    if params.compute.threads:
+        torch.set_num_threads(params.compute.threads)
+    name = params.compute.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"compute.device is {name!r}, but this machine has no usable GPU: set it to auto or cpu")
+    return torch.device(name)
+
+
+Ref = dict[str, str]  # {"stage": ..., "key": ...}: what passes between tasks
+
+
+def _finished(night: Night, ref: Ref) -> Path:
+    place = night.stages.get(ref["stage"], ref["key"])
+    if place is None:
+        raise UserError(f"stage {ref['stage']} ({ref['key']}) is gone from the stage store: run the round again")
+    return place
+
+
+def read_json(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def _train(stage: str, iterator: Iterator[Metric], epochs: int) -> list[Metric]:
+    """Runs a training to its end, telling how far it is; its metrics."""
+    collected: list[Metric] = []
+    for metric in iterator:
+        collected.append(metric)
+        report(stage, min(metric.step, epochs), epochs)
+    return collected
+
+
+def metrics_of(night: Night, ref: Ref) -> list[Metric]:
+    """What a training stage measured, to be logged."""
+    return [Metric(*item) for item in read_json(_finished(night, ref), "training.json")]
+
+
+# -- intake -------------------------------------------------------------------------------------------------------
+
+
+def intake(workspace: Workspace, begun: OpenRound) -> str:
+    """Pools after the inbox's labels and images came in, as a view laid out like `data/`; the key of that view."""
+    store = StageStore(workspace.state / "stages")
+    inputs: dict[str, str | int] = {"parent": begun.parent, "round": begun.round, "inbox": "\n".join(begun.inbox)}
+    key = stage_key("intake", {}, inputs)
+    if store.get("intake", key) is None:
+        with store.produce("intake", key) as folder:
+            _take_in(workspace, begun, folder)
+    return key
+
+
+def _take_in(workspace: Workspace, begun: OpenRound, folder: Path) -> None:
+    before = pools.load(workspace.data)
+    events, arrivals = inbox.read(workspace.inbox, list(begun.inbox))
+    after, counts, said = before, Counter[str](), []
+    for arrival in arrivals:
+        after, came = pools.apply_images(after, arrival.catalog, begun.round)
+        counts.update(_counts(came))
+        said += [f"{name}: left out, the pool has it already" for name in came.duplicates]
+    after, came = pools.apply_labels(after, events, begun.round)
+    counts.update(_counts(came))
+    said += [f"{name}: a label for an image that no round took in" for name in came.unknown]
+    written = pools.save(after, folder, before)
+    for name in [*(f"{table}.parquet" for table in pools.SCHEMAS), "classes.json"]:
+        if name not in written:
+            (folder / name).hardlink_to(workspace.data / name)
+    (folder / "images").mkdir()
+    for source in [*(workspace.data / "images").glob("*.parquet"), *_arrived_shards(after, arrivals)]:
+        (folder / "images" / source.name).hardlink_to(source)
+    candidates = _write_roles(after, folder)
+    missing = sorted(set(after.classes) - set(after.labeled["label"]))
+    if missing and len(after.labeled):
+        said.append(f"no labelled sample yet of {', '.join(missing)}: the classifier cannot know them")
+    document = {
+        "round": begun.round,
+        "classes": list(after.classes),
+        "digests": pools.digests(after),
+        "shards": _shard_digests(workspace, folder, after),
+        "intake": dict(counts),
+        "candidates": candidates,
+        "changed": sorted(written),
+        "said": said,
+    }
+    write_bytes(folder / "intake.json", canonical_json(document))
+
+
+def _counts(came: pools.IntakeReport) -> dict[str, int]:
+    return {key: len(value) if isinstance(value, list) else value for key, value in came.to_dict().items()}
+
+
+def _arrived_shards(after: pools.Pools, arrivals: Sequence[inbox.Arrival]) -> list[Path]:
+    """New shards of which at least one image was taken in."""
+    used = set(after.catalog["shard"].unique())
+    return [path for arrival in arrivals for path in sorted(arrival.shards.glob("*.parquet")) if path.stem in used]
+
+
+def _shard_digests(workspace: Workspace, folder: Path, after: pools.Pools) -> dict[str, str]:
+    """The sha256 of every shard. Shards never change, so those of the parent's manifest are not read again."""
+    known = head(workspace.data).manifest["shards"]
+    names = [str(name) for name in after.catalog["shard"].unique()]
+    return {name: known.get(name) or file_sha256(folder / "images" / f"{name}.parquet") for name in names}
+
+
+def _write_roles(after: pools.Pools, folder: Path) -> int:
+    """What each row of each shard is for, so that no learning stage has to hold the catalog. Returns the candidates."""
+    unlabeled = after.unlabeled
+    role = pd.Series(NONE, index=pd.Index(after.catalog["sample_id"]), dtype=np.uint8)
+    label = pd.Series(-1, index=role.index, dtype=np.int32)
+    role.loc[after.labeled["sample_id"]] = LABELED
+    role.loc[after.holdout["sample_id"]] = HOLDOUT
+    role.loc[unlabeled.loc[unlabeled["status"] == pools.AVAILABLE, "sample_id"]] = CANDIDATE
+    role.loc[unlabeled.loc[unlabeled["status"] == pools.REQUESTED, "sample_id"]] = ASKED
+    role.loc[unlabeled.loc[unlabeled["status"] == pools.REJECTED, "sample_id"]] = REJECTED
+    label.loc[after.labeled["sample_id"]] = pd.Index(after.classes).get_indexer(pd.Index(after.labeled["label"]))
+    (folder / "roles").mkdir()
+    table = pd.DataFrame({"shard": after.catalog["shard"].to_numpy(), "row": after.catalog["row"].to_numpy()}).assign(
+        role=role.to_numpy(), label=label.to_numpy()
+    )
+    for shard, rows in table.groupby("shard", sort=False):
+        total = pq.ParquetFile(folder / "images" / f"{shard}.parquet").metadata.num_rows
+        roles, labels = np.full(total, NONE, np.uint8), np.full(total, -1, np.int32)
+        roles[rows["row"]] = rows["role"]
+        labels[rows["row"]] = rows["label"]
+        np.savez(folder / "roles" / f"{shard}.npz", role=roles, label=labels)
+    return int((role == CANDIDATE).sum())
+
+
+# -- train-classifier ---------------------------------------------------------------------------------------------
+
+
+def train_classifier(night: Night) -> Ref:
+    """Trains the classifier on the labelled pool, with whatever the strategy needs of training beside it."""
+    needs = night.strategy.needs
+    labeled = _with_places(night, "labeled")
+    settings = {
+        "classifier": night.params.classifier.model_dump(),
+        "images": night.params.images.model_dump(),
+        "device": night.device.type,
+        "threads": night.params.compute.threads,
+        "dropout": needs.dropout,
+        "cross_fit": _cross_fit_folds(night),
+    }
+    inputs = {"labeled": pools.table_digest(labeled, ["sample_id"]), "seed": night.seed("classifier")}
+    key = stage_key("train-classifier", settings, inputs)
+    if night.stages.get("train-classifier", key) is None:
+        with night.stages.produce("train-classifier", key) as folder:
+            _train_classifier(night, labeled, folder, seed=inputs["seed"])
+    return {"stage": "train-classifier", "key": key}
+
+
+def _cross_fit_folds(night: Night) -> int:
+    probabilities = night.params.probabilities
+    wanted = night.strategy.needs.cross_fit or (
+        night.strategy.needs.vae and probabilities.precision_from == "cross_fitted"
+    )
+    return probabilities.folds if wanted else 0
+
+
+def _train_classifier(night: Night, labeled: pd.DataFrame, folder: Path, *, seed: int) -> None:
+    pixels = night.shards.gather(labeled)
+    labels = np.array([night.classes.index(label) for label in labeled["label"]], dtype=np.int64)
+    mean, std = classifier.channel_statistics(pixels)
+    network = classifier.build(
+        night.params.classifier,
+        num_classes=len(night.classes),
+        image_size=night.params.images.size,
+        channels=night.params.images.channels,
+        mean=mean,
+        std=std,
+        seed=seed,
+        dropout=night.strategy.needs.dropout,
+    )
+    epochs = night.params.classifier.epochs
+    training = classifier.fit(network, pixels, labels, night.params.classifier, seed=seed, device=night.device)
+    collected = _train("train-classifier", training, epochs)
+    classifier.save(network, folder / "weights.safetensors")
+    if folds := _cross_fit_folds(night):
+        fitted = classifier.cross_fit(
+            network.config,
+            pixels,
+            labels,
+            list(labeled["sample_id"]),
+            night.params.classifier,
+            folds=folds,
+            seed=seed,
+            device=night.device,
+            report=lambda metric: report("cross-fit", metric.step, epochs),
+        )
+        np.savez(folder / "cross_fit.npz", labels=labels, predicted=fitted.predicted_N, fold=fitted.fold_N)
+    write_bytes(folder / "training.json", canonical_json([list(metric) for metric in collected]))
+
+
+def _with_places(night: Night, name: str) -> pd.DataFrame:
+    """A pool's rows with shard, row and sha256 of their images, ordered by sample_id."""
+    table = pools.read_table(night.view / f"{name}.parquet", pools.SCHEMAS[name])
+    filters = pc.field("sample_id").isin(pa.array(table["sample_id"], from_pandas=True))
+    columns = ["sample_id", "shard", "row", "sha256"]
+    places = pq.read_table(night.view / "catalog.parquet", columns=columns, filters=filters).to_pandas()
+    return table[["sample_id", "label"]].merge(places, on="sample_id").sort_values("sample_id", ignore_index=True)
+
+
+def load_classifier(night: Night, trained: Ref) -> ResNetClassifier:
+    return classifier.load(_finished(night, trained) / "weights.safetensors", night.device)
+
+
+# -- evaluate -----------------------------------------------------------------------------------------------------
+
+
+def evaluate(night: Night, trained: Ref) -> Ref:
+    """Predicts the labelled part of the holdout and measures; figures beside it."""
+    holdout = _with_places(night, "holdout")
+    holdout = holdout[holdout["label"].notna()].reset_index(drop=True)
+    inputs = {"classifier": trained["key"], "holdout": pools.table_digest(holdout, ["sample_id"])}
+    key = stage_key("evaluate", {"classes": list(night.classes)}, inputs)
+    if night.stages.get("evaluate", key) is None:
+        with night.stages.produce("evaluate", key) as folder:
+            _evaluate(night, load_classifier(night, trained), holdout, folder)
+    return {"stage": "evaluate", "key": key}
+
+
+def _evaluate(night: Night, network: ResNetClassifier, holdout: pd.DataFrame, folder: Path) -> None:
+    step = night.params.features.batch_size
+    batches = (night.shards.gather(holdout.iloc[start : start + step]) for start in range(0, len(holdout), step))
+    probabilities_N_C = classifier.predict(network, batches, night.device)
+    predicted_N = probabilities_N_C.argmax(axis=1)
+    labels_N = np.array([night.classes.index(label) for label in holdout["label"]], dtype=np.int64)
+    measured = metrics.classification_metrics(labels_N, probabilities_N_C, night.classes)
+    counts_C_C = metrics.confusion_matrix(labels_N, predicted_N, len(night.classes))
+    table = pd.DataFrame(
+        {
+            "sample_id": holdout["sample_id"],
+            "label": holdout["label"],
+            "predicted_class": np.asarray(night.classes, dtype=object)[predicted_N],
+            "probabilities": list(probabilities_N_C),
+        }
+    )
+    round_tables.write_predictions(table, folder / "holdout_predictions.parquet", len(night.classes))
+    write_bytes(folder / "metrics.json", canonical_json(measured))
+    if len(holdout):
+        figures.confusion_figure(counts_C_C, night.classes, folder / "confusion.png")
+        figures.recall_figure(counts_C_C, night.classes, folder / "recall.png")
+
+
+# -- extract-features ---------------------------------------------------------------------------------------------
+
+
+def shard_names(night: Night) -> list[str]:
+    return list(night.shards.names())
+
+
+def extract_features(night: Night, trained: Ref, shard: str) -> Ref:
+    """Features and logits of every image of one shard, streamed from disk to disk."""
+    inputs = {"classifier": trained["key"], "shard": night.report["shards"][shard]}
+    settings = {"images": night.params.images.model_dump(), "batch_size": night.params.features.batch_size}
+    key = stage_key("extract-features", settings, inputs)
+    if night.stages.get("extract-features", key) is None:
+        rows = night.shards.rows(shard)
+        network = load_classifier(night, trained)
+        with night.stages.produce("extract-features", key) as folder:
+            batches = _reported(night.shards.batches(shard, night.params.features.batch_size), rows)
+            features.extract(network, batches, rows, folder, night.device)
+    return {"stage": "extract-features", "key": key, "shard": shard}
+
+
+def _reported(
+    batches: Iterator[tuple[int, np.ndarray]], rows: int, stage: str = "extract-features"
+) -> Iterator[tuple[int, np.ndarray]]:
+    for start, batch in batches:
+        yield start, batch
+        report(stage, start + len(batch), rows)
+
+
+def weights(night: Night, trained: Ref) -> Path:
+    return _finished(night, trained) / "weights.safetensors"
+
+
+def evaluation_folder(night: Night, evaluated: Ref) -> Path:
+    return _finished(night, evaluated)
+
+
+def evaluation(night: Night, evaluated: Ref) -> list[Metric]:
+    """What was measured on the holdout, as `holdout/<name>` at the round's number."""
+    measured: dict[str, float] = read_json(_finished(night, evaluated), "metrics.json")
+    return [Metric(f"holdout/{name}", value, night.round.round) for name, value in measured.items()]
+
+
+def evaluation_files(night: Night, evaluated: Ref) -> list[Path]:
+    """Predictions and figures, to be kept beside the round's run."""
+    return sorted(path for path in _finished(night, evaluated).iterdir() if path.name != "metrics.json")
+
+
+# -- train-vae ----------------------------------------------------------------------------------------------------
+
+POOL_ROLES = (CANDIDATE, ASKED, REJECTED)  # P_U: everything that is neither labelled nor held out
+
+
+def train_vae(night: Night, extracted: Sequence[Ref]) -> Ref:
+    """Trains the VAE on this round's unlabelled pool, told what the classifier predicts there."""
+    inputs = {
+        "features": ",".join(ref["key"] for ref in extracted),
+        "roles": night.report["digests"]["unlabeled"],
+        "seed": night.seed("vae"),
+    }
+    settings = {
+        "vae": night.params.vae.model_dump(),
+        "device": night.device.type,
+        "threads": night.params.compute.threads,
+    }
+    key = stage_key("train-vae", settings, inputs)
+    if night.stages.get("train-vae", key) is None:
+        with night.stages.produce("train-vae", key) as folder:
+            _train_vae(night, extracted, folder, seed=inputs["seed"])
+    return {"stage": "train-vae", "key": key}
+
+
+def _train_vae(night: Night, extracted: Sequence[Ref], folder: Path, *, seed: int) -> None:
+    shards, predicted = [], []
+    for ref in extracted:
+        role, _ = night.roles(ref["shard"])
+        rows = np.flatnonzero(np.isin(role, POOL_ROLES))
+        if not len(rows):
+            continue
+        place = _finished(night, ref)
+        values = np.load(place / features.FEATURES, mmap_mode="r")
+        shards.append((values.__getitem__, rows))
+        predicted.append(np.load(place / features.LOGITS, mmap_mode="r")[rows].argmax(axis=1))
+    pool = vae.PoolFeatures(shards)
+    dims = load_feature_dims(night, extracted)
+    network = vae.build(dims, len(night.classes), night.params.vae, seed=seed)
+    training = vae.fit(network, pool, np.concatenate(predicted), seed=seed, device=night.device)
+    steps = max(1, -(-len(pool) // night.params.vae.batch_size))
+    epochs = max(night.params.vae.epochs, -(-night.params.vae.min_steps // steps))
+    collected = _train("train-vae", training, epochs)
+    vae.save(network, folder / "vae.safetensors")
+    write_bytes(folder / "training.json", canonical_json([list(metric) for metric in collected]))
+
+
+def load_feature_dims(night: Night, extracted: Sequence[Ref]) -> tuple[int, ...]:
+    """Features of each of the four stages: w, 2w, 4w and 8w channels of a network of width w."""
+    width = night.params.classifier.width
+    dims = (width, 2 * width, 4 * width, 8 * width)
+    found = features.shape_of(_finished(night, extracted[0]) / features.FEATURES)[1]
+    if sum(dims) != found:
+        raise ValueError(f"{found} features, expected {sum(dims)} of a network of width {width}")
+    return dims
+
+
+# -- estimate-probabilities ---------------------------------------------------------------------------------------
+
+
+def estimate_class_terms(night: Night, trained: Ref, extracted: Sequence[Ref], encoded: Ref) -> Ref:
+    """Prior and precision of every class (Eqs. 12 and 11)."""
+    settings = {"probabilities": night.params.probabilities.model_dump()}
+    inputs = {
+        "vae": encoded["key"],
+        "classifier": trained["key"],
+        "features": ",".join(ref["key"] for ref in extracted),
+        "labeled": night.report["digests"]["labeled"],
+        "unlabeled": night.report["digests"]["unlabeled"],
+        "seed": night.seed("draws"),
+    }
+    key = stage_key("class-terms", settings, inputs)
+    if night.stages.get("class-terms", key) is None:
+        terms = probabilities.estimate_class_terms(
+            vae.load(_finished(night, encoded) / "vae.safetensors", night.device),
+            *_labeled_features(night, extracted),
+            generator=night.seed("draws"),
+            settings=night.params.probabilities,
+            unlabeled_features=_unlabeled_features(night, extracted),
+            cross_fitted=_cross_fitted(night, trained),
+        )
+        with night.stages.produce("class-terms", key) as folder:
+            write_bytes(folder / "class_terms.json", canonical_json(terms.to_json()))
+    return {"stage": "class-terms", "key": key}
+
+
+def _labeled_features(night: Night, extracted: Sequence[Ref]) -> tuple[np.ndarray, np.ndarray]:
+    found, known = [], []
+    for ref in extracted:
+        role, label = night.roles(ref["shard"])
+        rows = np.flatnonzero(role == LABELED)
+        found.append(features.read_rows(_finished(night, ref) / features.FEATURES, rows))
+        known.append(label[rows])
+    return np.concatenate(found), np.concatenate(known)
+
+
+def _unlabeled_features(night: Night, extracted: Sequence[Ref]) -> Iterator[np.ndarray]:
+    for ref in extracted:
+        role, _ = night.roles(ref["shard"])
+        wanted = np.isin(role, POOL_ROLES)
+        for start, rows in features.row_batches(_finished(night, ref) / features.FEATURES, CHUNK_ROWS):
+            yield rows[wanted[start : start + len(rows)]]
+
+
+def _cross_fitted(night: Night, trained: Ref) -> tuple[np.ndarray, np.ndarray] | None:
+    path = _finished(night, trained) / "cross_fit.npz"
+    if not path.exists():
+        return None
+    with np.load(path) as arrays:
+        return arrays["labels"], arrays["predicted"]
+
+
+CHUNK_ROWS = 4096  # rows of a shard in memory at once
+
+
+def estimate_likelihood(night: Night, extracted: Ref, encoded: Ref) -> Ref:
+    """log p(x | y^_n) of every image of one shard, streamed from disk to disk (Eq. 9)."""
+    settings = {"probabilities": night.params.probabilities.model_dump()}
+    inputs = {"vae": encoded["key"], "features": extracted["key"], "seed": night.seed("draws")}
+    key = stage_key("estimate-probabilities", settings, inputs)
+    if night.stages.get("estimate-probabilities", key) is None:
+        path = _finished(night, extracted) / features.FEATURES
+        network = vae.load(_finished(night, encoded) / "vae.safetensors", night.device)
+        total = features.shape_of(path)[0]
+        with (
+            night.stages.produce("estimate-probabilities", key) as folder,
+            features.RowWriter(folder / LOG_LIKELIHOOD, total, len(night.classes)) as likelihood,
+            features.RowWriter(folder / VAE_CLASS, total, None, "<i4") as vae_class,
+        ):
+            chunks = (rows for _, rows in _reported(features.row_batches(path, CHUNK_ROWS), total, "estimate"))
+            for values_N_C, class_N in probabilities.estimate_likelihood(
+                network, chunks, generator=night.seed("draws"), settings=night.params.probabilities
+            ):
+                likelihood.append(values_N_C)
+                vae_class.append(class_N)
+    return {"stage": "estimate-probabilities", "key": key, "shard": extracted["shard"]}
+
+
+LOG_LIKELIHOOD = "log_likelihood.npy"
+VAE_CLASS = "vae_class.npy"
+
+
+def class_terms(night: Night, terms: Ref) -> probabilities.ClassTerms:
+    return probabilities.ClassTerms.from_json(read_json(_finished(night, terms), "class_terms.json"))

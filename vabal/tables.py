@@ -1,0 +1,238 @@
+"""What commands print: tables that fit 80 columns, or the same as JSON. Nothing is cut: what is long is folded."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vabal.audit import Report
+
+Column = tuple[str, Literal["left", "right"]]
+
+
+# -- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON's own types: tables as lists of rows, times in ISO 8601, null for what is missing or no number."""
+    if isinstance(value, pd.DataFrame):
+        return [plain(dict(zip(value.columns, row, strict=True))) for row in value.astype(object).to_numpy()]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | np.ndarray | pd.Series):
+        return [plain(item) for item in value]
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, date):  # a datetime and pandas' Timestamp too
+        return value.isoformat()
+    return str(value) if isinstance(value, Path) else value
+
+
+def print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+# -- audit --------------------------------------------------------------------------------------------------------
+
+
+def show_rounds(records: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
+    """What `audit.rounds` tells: a row a round, and the promotions below."""
+    if as_json:
+        print_json(records)
+        return
+    rows = [
+        (
+            record["round"],
+            record["strategy"],
+            record["labeled"],
+            record["unlabeled"],
+            _picks_by_class(record),
+            record["model_version"],
+            "\n".join(filter(None, [(record["mlflow_run"] or "")[:12], record["tag"]])),
+        )
+        for record in records
+    ]
+    columns: list[Column] = [
+        ("round", "right"),
+        ("strategy", "left"),
+        ("labelled", "right"),
+        ("unlabelled", "right"),
+        ("picks by class", "left"),
+        ("model", "right"),
+        ("run, tag", "left"),
+    ]
+    console = _console()
+    console.print(_table(columns, rows))
+    promotions = [(entry["when"], record, entry) for record in records for entry in record["promotions"]]
+    if promotions:
+        told = [
+            (when, entry["action"], record["model_version"], record["round"], entry["who"], entry["why"])
+            for when, record, entry in sorted(promotions, key=lambda item: item[0])
+        ]
+        named: list[Column] = [("when", "left"), ("action", "left"), ("model", "right"), ("round", "right")]
+        console.print(_table([*named, ("who", "left"), ("why", "left")], told))
+
+
+def _picks_by_class(record: Mapping[str, Any]) -> str:
+    parts = [f"{name}: {count}" for name, count in record["picks_by_class"].items() if count]
+    parts += [f"{record['picks_open']} open"] if record["picks_open"] else []
+    parts += [f"{record['picks_rejected']} rejected"] if record["picks_rejected"] else []
+    return f"{record['picks']} ({', '.join(parts)})" if parts else str(record["picks"])
+
+
+def show_picks(picks: pd.DataFrame, *, as_json: bool = False) -> None:
+    """What `audit.picks` tells: a row a pick."""
+    if as_json:
+        print_json(picks)
+        return
+    rows = [
+        (
+            pick["rank"],
+            pick["sample_id"],
+            _number(pick["score"]),
+            _number(pick["log_likelihood"]),
+            _number(pick["prior"]),
+            _number(pick["precision"]),
+            pick["predicted_class"],
+            pick["vae_class"],
+            "rejected" if pick["rejected"] else pick["label"],
+        )
+        for pick in plain(picks)
+    ]
+    columns: list[Column] = [
+        ("rank", "right"),
+        ("sample", "left"),
+        ("score", "right"),
+        ("log lik.", "right"),
+        ("prior", "right"),
+        ("prec.", "right"),
+        ("pred.", "left"),
+        ("VAE", "left"),
+        ("label", "left"),
+    ]
+    _console().print(_table(columns, rows))
+
+
+def show_history(history: Mapping[str, Any], *, as_json: bool = False) -> None:
+    """What `audit.history` tells: where the sample is now, then an event a row."""
+    if as_json:
+        print_json(history)
+        return
+    console = _console()
+    now = " ".join(filter(None, [history["state"], history["label"] or ""]))
+    size = f"{history['width']} x {history['height']} pixels"
+    console.print(Text(f"{history['sample_id']}: {now}; {size}; sha256 {history['sha256']}"))
+    rows = [(event["round"], event["what"], _details(event)) for event in history["events"]]
+    console.print(_table([("round", "right"), ("what", "left"), ("details", "left")], rows))
+
+
+def _details(event: Mapping[str, Any]) -> str:
+    if event["what"] == "added":
+        return str(event["detail"])
+    if event["what"] == "requested":
+        return f"rank {event['rank']}"
+    if event["what"] == "candidate":
+        numbers = {"score": event["score"], "log likelihood": event["log_likelihood"]}
+        numbers |= {"prior": event["prior"], "precision": event["precision"]}
+        parts = [f"{name} {_number(value)}" for name, value in numbers.items() if value is not None]
+        named = {"predicted": event["predicted_class"], "VAE's class": event["vae_class"]}
+        parts += [f"{name} {value}" for name, value in named.items() if value is not None]
+        return f"{event['strategy']}: {', '.join(parts)}" + ("" if event["rank"] else "; not picked")
+    parts = [event["label"], f"by {event['annotator']}", event["when"], f"from {event['source']}"]
+    return ", ".join(part for part in parts if part)
+
+
+def show_report(report: Report, *, as_json: bool = False) -> None:
+    """What `audit.verify` found; one line if it is nothing."""
+    if as_json:
+        print_json(report.to_json())
+        return
+    console = _console()
+    checked = f"{report.rounds} rounds, {report.files} files, {report.images} images"
+    if report.ok:
+        console.print(Text(f"intact: {checked}; every digest, the chain, the pools' arithmetic and every pick"))
+        return
+    rows = [(finding.round, finding.file, finding.what) for finding in report.findings]
+    console.print(_table([("round", "right"), ("file", "left"), ("what", "left")], rows))
+    number = len(report.findings)
+    console.print(Text(f"NOT intact: {number} finding{'s' if number > 1 else ''} in {checked}"))
+
+
+# -- status -------------------------------------------------------------------------------------------------------
+
+
+def show_status(services: Sequence[Mapping[str, Any]], folder: Path, *, as_json: bool = False) -> None:
+    """The local stack's services, and the newest round and the inbox of the workspace that `folder` lies in, if any."""
+    books = _books(folder)
+    if as_json:
+        print_json({"services": services, **books})
+        return
+    console = _console()
+    rows = [(row["service"], row["state"], row["pid"], row["address"], row["since"]) for row in services]
+    columns: list[Column] = [("service", "left"), ("state", "left"), ("pid", "right")]
+    console.print(_table([*columns, ("address", "left"), ("since", "left")], rows))
+    for row in services:
+        if row["state"] != "running" and row["pid"] is not None:
+            console.print(Text(f"{row['service']} is {row['state']}: see {row['log']}"))
+    for name in ("workspace", "round", "inbox"):
+        if books[name] is not None:
+            console.print(Text(f"{name}: {_in_words(books[name])}"))
+
+
+def _books(folder: Path) -> dict[str, Any]:
+    from vabal import inbox, rounds  # noqa: PLC0415 -- only `vabal status` needs them
+    from vabal.errors import UserError  # noqa: PLC0415
+    from vabal.workspace import Workspace  # noqa: PLC0415
+
+    books: dict[str, Any] = {"workspace": None, "round": None, "inbox": None}
+    try:
+        place = Workspace.find(folder)
+        books["workspace"] = str(place.root)
+        books["inbox"] = inbox.pending(place.inbox)
+        newest = rounds.head(place.data)
+    except UserError:
+        return books  # no workspace here, or no round yet
+    books["round"] = {"round": newest.round, "strategy": newest.manifest["strategy"], **newest.manifest["counts"]}
+    return books
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {item}" if name != "round" else str(item) for name, item in value.items())
+    if isinstance(value, list):
+        return f"{len(value)} waiting for the next round" if value else "empty"
+    return str(value)
+
+
+# -- rendering ----------------------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def _table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    for name, justify in columns:
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=False)
+    for row in rows:
+        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -1,0 +1,116 @@
+"""A workspace: the git repository with `params.yaml`, `data.dvc` and DVC's configuration that every command acts on."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vabal.errors import UserError
+from vabal.params import Params
+from vabal.params import load as load_params
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The paths of a workspace. `data/` is versioned by DVC; the rest is ignored by git and belongs to one machine."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, start: Path | None = None) -> "Workspace":
+        """The workspace that `start` (default: the current folder) lies in. Raises UserError if there is none."""
+        place = (start or Path.cwd()).absolute()
+        for folder in (place, *place.parents):
+            if (folder / "params.yaml").is_file() and (folder / ".dvc").is_dir():
+                return cls(folder)
+        raise UserError(
+            f"{place} is no workspace (no params.yaml and .dvc here or above): "
+            "make one with `vabal init --source ...` in an empty folder, or name it with --workspace"
+        )
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def inbox(self) -> Path:
+        """Labels and images that came and are not in `data/` yet."""
+        return self.root / "inbox"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine"
+
+    @property
+    def state(self) -> Path:
+        """`.vabal/`: credentials, the local stack's state, the stage store, caches. For its owner only."""
+        folder = self.root / ".vabal"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    @property
+    def decoded(self) -> Path:
+        return self.state / "decoded"
+
+    def params(self, overrides: dict[str, Any] | None = None) -> Params:
+        return load_params(self.root / "params.yaml", overrides)
+
+    def environment(self) -> None:
+        """Fill in addresses and keys of the local stack from `.vabal/env`; what is set already wins."""
+        os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("DO_NOT_TRACK", "1")
+        file = self.root / ".vabal" / "env"
+        if not file.is_file():
+            return
+        for line in file.read_text(encoding="utf-8").splitlines():
+            key, separator, value = line.partition("=")
+            if separator and not line.startswith("#"):
+                os.environ.setdefault(key.strip(), value.strip())
+
+    def require_round_zero(self) -> None:
+        """Raises UserError unless `data/` is here, with the way to get it."""
+        if (self.data / "catalog.parquet").is_file():
+            return
+        if (self.root / "data.dvc").is_file():
+            raise UserError(f"{self.data} is missing: bring it with `dvc pull` (needs the S3 address and keys)")
+        raise UserError(f"{self.root} has no pools yet: make round 0 with `vabal init --source ...`")
+
+    @contextmanager
+    def lock(self, purpose: str, *, wait: float = 0.0) -> Iterator[None]:
+        """Hold the workspace alone: one round, promotion or recovery at a time.
+
+        An advisory lock of the kernel: it dies with its process, so nothing has to be cleaned up after a crash.
+        Raises UserError naming the holder if it is still taken after `wait` seconds.
+        """
+        path = self.state / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            deadline = time.monotonic() + wait
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise UserError(_held_by(path)) from None
+                    time.sleep(0.1)
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "purpose": purpose}).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _held_by(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        who = f"{holder['purpose']} (process {holder['pid']})"
+    except (ValueError, KeyError):
+        who = "another command"
+    return f"{path.parent.parent} is in use by {who}: wait for it to end, then run this again"
