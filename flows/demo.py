@@ -15,7 +15,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
 from vabal.adapters.labelling import answer
 
 ROUNDS = 3
@@ -62,7 +61,9 @@ def main() -> int:
         demo.say("status")
         _say_where_to_look(demo)
     except subprocess.CalledProcessError as error:
-        console.print(f"\n[bold red]That command failed (exit code {error.returncode}).[/] Logs: {demo.root}/.vabal/logs")
+        console.print(
+            f"\n[bold red]That command failed (exit code {error.returncode}).[/] Logs: {demo.root}/.vabal/logs"
+        )
         return 1
     finally:
         demo.say("down")

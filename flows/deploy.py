@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import LogSort
@@ -36,6 +36,8 @@ ZOMBIES = "vabal: a run that falls silent has crashed"
 POLL_S = 0.5
 WORKER_PATIENCE_S = 60.0
 LOG_PAGE = 200
+LOG_OVERLAP = timedelta(seconds=5)
+LOG_QUIET_S = 1.5
 
 Listener = Callable[[str], None]
 
@@ -164,15 +166,18 @@ def run_now(deployment: str, listener: Listener, parameters: dict[str, Any] | No
 
 
 def _follow(server: Server, client: SyncPrefectClient, flow_run_id: UUID, listener: Listener) -> Ended:
-    heard, told = 0, ""
+    log = _Log(client, flow_run_id, listener)
+    told = ""
     patience = time.monotonic() + WORKER_PATIENCE_S
     while True:
         state = client.read_flow_run(flow_run_id).state
-        heard = _tell_log(client, flow_run_id, heard, listener)
-        if state and (words := _words(state)) != told:
+        log.tell()
+        if state and not state.is_final() and (words := _words(state)) != told:
             told = words
             listener(words)
         if state and state.is_final():
+            log.tell_the_rest()
+            listener(_words(state))
             return Ended(str(flow_run_id), state.type.value, state.name or state.type.value, state.message or "")
         waiting = state is None or state.is_scheduled()
         if waiting and time.monotonic() > patience and not server.has_worker(POOL):
@@ -184,15 +189,39 @@ def _words(state: State[Any]) -> str:
     return f"{state.name}: {state.message}" if state.message else str(state.name)
 
 
-def _tell_log(client: SyncPrefectClient, flow_run_id: UUID, heard: int, listener: Listener) -> int:
-    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
-    while True:
-        page = client.read_logs(wanted, limit=LOG_PAGE, offset=heard, sort=LogSort.TIMESTAMP_ASC)
-        for line in page:
-            listener(line.message)
-        heard += len(page)
-        if len(page) < LOG_PAGE:
-            return heard
+class _Log:
+    """A flow run's log as it comes in: worker and flow send theirs in batches, so lines arrive out of order."""
+
+    def __init__(self, client: SyncPrefectClient, flow_run_id: UUID, listener: Listener) -> None:
+        self.client = client
+        self.flow_run_id = flow_run_id
+        self.listener = listener
+        self.told: set[UUID] = set()
+        self.since = datetime.now(UTC) - LOG_OVERLAP
+
+    def tell(self) -> int:
+        """Tell the lines that are new; how many there were."""
+        wanted = LogFilter(
+            flow_run_id=LogFilterFlowRunId(any_=[self.flow_run_id]), timestamp=LogFilterTimestamp(after_=self.since)
+        )
+        page = self.client.read_logs(wanted, limit=LOG_PAGE, sort=LogSort.TIMESTAMP_ASC)
+        new = [line for line in page if line.id not in self.told]
+        for line in new:
+            self.listener(line.message)
+        self.told.update(line.id for line in new)
+        if page:
+            # A full page of one moment must not be read for ever; else look back for lines that are on their way.
+            overlap = timedelta(0) if len(page) == LOG_PAGE else LOG_OVERLAP
+            self.since = max(self.since, page[-1].timestamp - overlap)
+        return len(new)
+
+    def tell_the_rest(self) -> None:
+        """The flow's process sends its last lines after its final state: wait until it has been quiet for a while."""
+        quiet_since = time.monotonic()
+        while time.monotonic() - quiet_since < LOG_QUIET_S:
+            if self.tell():
+                quiet_since = time.monotonic()
+            time.sleep(POLL_S / 2)
 
 
 def _client(server: Server) -> SyncPrefectClient:

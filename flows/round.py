@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 from prefect.logging import get_run_logger
-from prefect.states import Completed, State
+from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from flows import tasks
 from flows.logs import one_line_for_user_errors
@@ -13,8 +14,6 @@ from vabal.workspace import Workspace
 
 
 def _run_name() -> str:
-    from prefect.runtime import flow_run
-
     return f"round of {Path(flow_run.parameters['workspace']).name}"
 
 
@@ -42,15 +41,18 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
 
         ticket = tasks.intake(str(place.root), params.model_dump(mode="json"))
         if ticket["nothing_to_label"]:
-            return Completed(
-                name="NothingToLabel", message="every image is labelled or rejected: nothing left to label"
-            )
+            return Completed(name="NothingToLabel", message="every image is labelled, rejected or asked for")
         trained = tasks.run(tasks.train_classifier, ticket)
         evaluated = tasks.run(tasks.evaluate, ticket, trained)
-        extracted = tasks.run_for_shards(tasks.extract_features, ticket, trained)
-        encoded = tasks.run(tasks.train_vae, ticket, extracted) if ticket["needs_vae"] else None
-        estimated = tasks.estimate(ticket, extracted, encoded)
+        extracted = tasks.run_all(tasks.extract_features, [(ticket, trained, shard) for shard in ticket["shards"]])
+        estimated = None
+        if ticket["needs_vae"]:
+            encoded = tasks.run(tasks.train_vae, ticket, extracted)
+            terms = tasks.run(tasks.estimate_class_terms, ticket, trained, extracted, encoded)
+            shards = tasks.run_all(tasks.estimate_probabilities, [(ticket, ref, encoded) for ref in extracted])
+            estimated = {"terms": terms, "shards": shards}
         selected = tasks.select_batch(ticket, extracted, estimated)
-        registered = tasks.register_model(ticket, trained, evaluated)
-        message = tasks.publish(ticket, trained, evaluated, estimated, selected, registered)
+        model = tasks.register_model(ticket, trained, evaluated)
+        refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
+        message = tasks.publish(ticket, refs, model)
     return Completed(name="Published", message=message)

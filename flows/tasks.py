@@ -1,4 +1,4 @@
-"""The round's tasks: each loads, calls one function of the library, and saves. References between them are small JSON."""
+"""The round's tasks: each loads, calls one function of the library, and saves. Small JSON passes between them."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -8,10 +8,12 @@ from typing import Any
 
 from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.states import Running
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from vabal import record, requests, rounds, stages
@@ -22,7 +24,7 @@ from vabal.errors import Unavailable, UserError
 from vabal.params import Params
 from vabal.rounds import OpenRound, Plan
 from vabal.stages import Night, Ref
-from vabal.store import StageStore, Stages
+from vabal.store import Stages, StageStore
 from vabal.workspace import Workspace
 
 Ticket = dict[
@@ -45,19 +47,15 @@ LEARNING: dict[str, Any] = {"persist_result": False}
 
 def run(step: Task[..., Ref], *arguments: Any) -> Ref:
     """Run a learning task where the flow's task runner puts it: in this process, or on a Ray worker."""
-    context = FlowRunContext.get()
-    if context is None or isinstance(context.task_runner, ThreadPoolTaskRunner):
-        return step(*arguments)
-    return step.submit(*arguments).result()
+    return run_all(step, [arguments])[0]
 
 
-def run_for_shards(step: Task[..., Ref], ticket: Ticket, *arguments: Any) -> list[Ref]:
-    """One task a shard; side by side where the task runner has room."""
-    names = ticket["shards"]
+def run_all(step: Task[..., Ref], calls: list[tuple[Any, ...]]) -> list[Ref]:
+    """One task a call, side by side where the task runner has room. A local run stays in this thread, for Ctrl-C."""
     context = FlowRunContext.get()
     if context is None or isinstance(context.task_runner, ThreadPoolTaskRunner):
-        return [step(ticket, *arguments, name) for name in names]
-    return [future.result() for future in [step.submit(ticket, *arguments, name) for name in names]]
+        return [step(*arguments) for arguments in calls]
+    return [future.result() for future in [step.submit(*arguments) for arguments in calls]]
 
 
 def night_of(ticket: Ticket) -> Night:
@@ -129,9 +127,6 @@ def labels_are_in(workspace: Workspace, params: Params) -> Verdict:
 
 def _name_state(name: str, message: str) -> None:
     """Let the run's state tell what it is doing, for those who look at the Prefect server."""
-    from prefect.client.orchestration import get_client
-    from prefect.states import Running
-
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return
@@ -146,7 +141,7 @@ def _name_state(name: str, message: str) -> None:
 def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     """Take in labels and images that came; open the round in MLflow."""
     place, params, log = Workspace(Path(workspace)), Params.model_validate(settings), get_run_logger()
-    requests.refuse_hand_edits(place, Versioning(place.root))
+    requests.refuse_hand_edits(Versioning(place.root))
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
     key = stages.intake(place, begun)
     ticket: Ticket = {
@@ -200,16 +195,21 @@ def train_vae(ticket: Ticket, extracted: list[Ref]) -> Ref:
     return ref
 
 
-@task(name="estimate-probabilities", task_run_name="estimate-probabilities", **LEARNING)
-def estimate_probabilities(ticket: Ticket, trained: Ref, extracted: list[Ref], encoded: Ref) -> dict[str, Any]:
-    return stages.estimate_probabilities(night_of(ticket), trained, extracted, encoded)
+@task(name="estimate-class-terms", task_run_name="estimate-class-terms", **LEARNING)
+def estimate_class_terms(ticket: Ticket, trained: Ref, extracted: list[Ref], encoded: Ref) -> Ref:
+    return stages.estimate_class_terms(night_of(ticket), trained, extracted, encoded)
+
+
+@task(name="estimate-probabilities", task_run_name="estimate-probabilities {extracted[shard]}", **LEARNING)
+def estimate_probabilities(ticket: Ticket, extracted: Ref, encoded: Ref) -> Ref:
+    return stages.estimate_likelihood(night_of(ticket), extracted, encoded)
 
 
 @task(name="select-batch", task_run_name="select-batch", **LEARNING)
-def select_batch(ticket: Ticket, trained: Ref, extracted: list[Ref], estimated: dict[str, Any] | None) -> Ref:
+def select_batch(ticket: Ticket, extracted: list[Ref], estimated: dict[str, Any] | None) -> Ref:
     night = night_of(ticket)
-    ref = stages.select_batch(night, trained, extracted, estimated)
-    for note in stages.selection_notes(night, ref):
+    ref = stages.select_batch(night, extracted, estimated)
+    for note in stages.selection_document(night, ref)["notes"]:
         get_run_logger().warning(note)
     return ref
 

@@ -29,8 +29,8 @@ _SAME_FORMAT = {".jpeg": ".jpg", ".tiff": ".tif", ".dib": ".bmp", ".pgm": ".ppm"
 def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Every round in order: strategy, pools, picks by class, model, MLflow run, git tag and promotions.
 
-    `picks_by_class` counts the picks whose label is known by now, `picks_open` those without one, `picks_rejected` those
-    that were rejected. Raises UserError if a manifest or a table is missing or damaged.
+    `picks_by_class` counts the picks whose label is known by now, `picks_open` those without one, `picks_rejected`
+    those that were rejected. Raises UserError if a manifest or a table is missing or damaged.
     """
     latest = _latest_labels(data)
     classes = _classes(data)
@@ -95,8 +95,8 @@ def _classes(data: Path) -> list[str]:
 def picks(data: Path, round_number: int) -> pd.DataFrame:
     """The picks of a round in rank order: what the selection says, and the label known by now.
 
-    Columns: those of `round_tables.SELECTION`, `label` (null: none) and `rejected`. Raises UserError if there is no such
-    round, or nothing was picked in it.
+    Columns: those of `round_tables.SELECTION`, `label` (null: none) and `rejected`. Raises UserError if there is no
+    such round, or nothing was picked in it.
     """
     numbers = manifest_numbers(data)
     if round_number not in numbers:
@@ -123,7 +123,8 @@ def history(data: Path, sample_id: str) -> dict[str, Any]:
     as a candidate, requests. Raises UserError if the catalog does not know the sample, or a file is damaged.
     """
     row = _catalog_row(data, sample_id)
-    added = {"round": row["added_round"], "what": "added", "detail": f"shard {row['shard']}, row {row['row']}"}
+    place = f"shard {row['shard']}, row {row['row']}, {row['width']} x {row['height']} pixels, sha256 {row['sha256']}"
+    added = {"round": row["added_round"], "what": "added", "detail": place}
     events = [added, *_label_history(data, sample_id), *_candidacies(data, sample_id)]
     order = {"added": 0, "labelled": 1, "repeated": 1, "corrected": 1, "rejected": 1, "candidate": 2, "requested": 3}
     events.sort(key=lambda event: (event["round"], order[event["what"]]))  # stable: label events keep their order
@@ -133,7 +134,7 @@ def history(data: Path, sample_id: str) -> dict[str, Any]:
 def _catalog_row(data: Path, sample_id: str) -> dict[str, Any]:
     found = _rows_of(data / "catalog.parquet", sample_id)
     if not found:
-        raise UserError(f"no sample {sample_id!r} in {data / 'catalog.parquet'} (`vabal audit ROUND` lists picks by id)")
+        raise UserError(f"no sample {sample_id!r} in {data / 'catalog.parquet'}: `vabal audit ROUND` lists ids")
     return found[0]
 
 
@@ -198,10 +199,10 @@ def _rows_of(path: Path, sample_id: str, columns: list[str] | None = None) -> li
 
 
 def show(data: Path, sample_id: str, out: Path | None = None) -> Path:
-    """Write the image's own bytes to a new file; returns its path, which ends in the extension of the image's format.
+    """Write the image's own bytes to a new file; returns its path, with the extension of the image's format.
 
-    `out` is the file, or a folder for it; default: the current folder. Raises UserError if the catalog does not know the
-    sample, its bytes are not those that were catalogued, or the file exists.
+    `out` is the file, or a folder for it; default: the current folder. Raises UserError if the catalog does not know
+    the sample, its bytes are not those that were catalogued, or the file exists.
     """
     row = _catalog_row(data, sample_id)
     content = images.encoded(data, row["shard"], row["row"])

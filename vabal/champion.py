@@ -354,7 +354,7 @@ def _predictions(data: Path, version: Version) -> pd.DataFrame:
     recorded there.
     """
     manifest = rounds.read_manifest(data, version.round).manifest
-    if manifest["model"]["sha256"] != version.weights_sha256:
+    if (manifest["model"] or {}).get("sha256") != version.weights_sha256:
         raise UserError(
             f"version {version.version} says that round {version.round} made it, but the weights differ from those "
             "that the round's manifest names: another workspace's, or tampered with"

@@ -81,10 +81,9 @@ def _entry(path: Path, key: str) -> Any:
 
 _MARK: Final = object()
 _CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_VALUES: Final = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split()
-)
+_NUMBERS: Final = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
+_TEXTS: Final = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+_VALUES: Final = _NUMBERS | _TEXTS | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
 _TUPLES: Final = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -113,9 +112,9 @@ class _Array:
     value: np.ndarray | None = None
 
     def fill(self, state: Any) -> None:
-        _, shape, dtype, _, content = state
+        _, shape, dtype, by_columns, content = state
         content = content.encode("latin-1") if isinstance(content, str) else content
-        self.value = np.frombuffer(content, dtype=dtype.value).reshape(shape)
+        self.value = np.frombuffer(content, dtype=dtype.value).reshape(shape, order="F" if by_columns else "C")
 
 
 @dataclass
@@ -138,7 +137,7 @@ _BUILDERS: Final[dict[str, Any]] = {
     "numpy.core.multiarray _reconstruct": lambda *_: _Array(),
     "numpy._core.multiarray _reconstruct": lambda *_: _Array(),
     "numpy dtype": _make_dtype,
-    "_codecs encode": lambda text, encoding: text.encode("latin-1"),
+    "_codecs encode": lambda text, *_: text.encode("latin-1"),
 }
 _NAMES: Final = {*_BUILDERS, "numpy ndarray"}
 
@@ -193,7 +192,7 @@ class _Reader:
             stack.append({} if name == "EMPTY_DICT" else [])
         elif name in ("DICT", "LIST", "TUPLE"):
             values = self._since_mark()
-            stack.append({"DICT": _pairs, "LIST": list, "TUPLE": tuple}[name](values))
+            stack.append(_pairs(values) if name == "DICT" else tuple(values) if name == "TUPLE" else values)
         elif name in ("APPEND", "APPENDS"):
             values = [stack.pop()] if name == "APPEND" else self._since_mark()
             stack[-1].extend(values)

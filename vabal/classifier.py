@@ -24,6 +24,7 @@ from vabal.params import ClassifierSettings
 
 Images = NDArray[np.uint8]
 _CHUNK = 4096  # images whose statistics are counted at once
+_PIXELS_A_PIECE = 2**16
 
 
 def channel_statistics(images_N_H_W_K: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -93,9 +94,7 @@ def fit(
     labels = _checked_labels(labels_N, len(images_N_H_W_K), network.config["num_classes"])
     device = torch.device(device)
     images = torch.from_numpy(np.require(images_N_H_W_K, requirements=["C", "W"]))
-    network.to(device)
-    if device.type == "cuda":
-        network.to(memory_format=torch.channels_last)
+    place(network, device)
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=settings.learning_rate,
@@ -128,12 +127,12 @@ def predict(
     Raises ValueError, which tells the rows, if a probability is not finite.
     """
     device = torch.device(device)
-    network.to(device).eval()
+    place(network, device).eval()
     parts = [np.zeros((0, network.config["num_classes"]), dtype=np.float32)]
     with torch.inference_mode():
         for images_N_H_W_K in batches:
-            logits_N_C = network(to_network(images_N_H_W_K, device))
-            parts.append(torch.softmax(logits_N_C.float(), dim=1).cpu().numpy())
+            for images_P_K_H_W in pieces(images_N_H_W_K, device):
+                parts.append(torch.softmax(network(images_P_K_H_W).float(), dim=1).cpu().numpy())
     probabilities_N_C = np.concatenate(parts)
     finite_N = np.isfinite(probabilities_N_C).all(axis=1)
     if not finite_N.all():
@@ -141,12 +140,19 @@ def predict(
     return probabilities_N_C
 
 
-def to_network(images_N_H_W_K: Images, device: torch.device) -> Tensor:
-    """images_N_K_H_W on `device`, still uint8: the network normalises them."""
+def pieces(images_N_H_W_K: Images, device: torch.device) -> Iterator[Tensor]:
+    """The batch as the network takes it, images_P_K_H_W uint8 on `device`, in pieces of P images.
+
+    On a CPU a piece has at most 2**16 pixels a channel: what fits its caches goes through the network up to twice as
+    fast as a batch of 512. On other devices the batch stays whole.
+    """
     _check_images(images_N_H_W_K)
-    # A copy, for the array may be a read-only map of a file.
-    images = torch.from_numpy(np.array(images_N_H_W_K.transpose(0, 3, 1, 2), order="C"))
-    return images.to(device)
+    count, height, width, _ = images_N_H_W_K.shape
+    size = max(1, _PIXELS_A_PIECE // (height * width)) if device.type == "cpu" else max(1, count)
+    for start in range(0, count, size):
+        # A copy, for the array may be a read-only map of a file; seen with K in front it is in channels-last order.
+        images = torch.from_numpy(np.array(images_N_H_W_K[start : start + size], order="C"))
+        yield images.permute(0, 3, 1, 2).to(device)
 
 
 class CrossFit(NamedTuple):
@@ -297,9 +303,7 @@ def _epoch(
         for rows in batch_rows(order, settings.batch_size):
             if len(rows) == 1:
                 _freeze_batch_norm(network)
-            batch = augment(images_N_H_W_K[rows], settings, generator).permute(0, 3, 1, 2)
-            memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-            inputs = batch.contiguous(memory_format=memory_format).to(device, non_blocking=True)
+            inputs = augment(images_N_H_W_K[rows], settings, generator).permute(0, 3, 1, 2).to(device)
             targets = labels_N[rows].to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed_precision):
                 logits_N_C = network(inputs)
@@ -310,6 +314,13 @@ def _epoch(
             loss_sum += loss.detach() * len(rows)
             right += (logits_N_C.argmax(dim=1) == targets).sum()
     return float(loss_sum) / len(labels_N), float(right) / len(labels_N)
+
+
+def place(network: ResNetClassifier, device: torch.device) -> ResNetClassifier:
+    """The network on `device`, in channels-last order, in which convolutions are a fifth to a third faster."""
+    network.to(device)
+    network.to(memory_format=torch.channels_last)
+    return network
 
 
 def _freeze_batch_norm(network: nn.Module) -> None:

@@ -102,7 +102,10 @@ def init(
 
 
 @app.command()
-def ingest(path: Annotated[Path, typer.Argument(help="An image, a folder of images, or an .npz file.")]) -> None:
+def ingest(
+    path: Annotated[Path, typer.Argument(help="An image, a folder of images, or an .npz file.")],
+    as_json: AsJson = False,
+) -> None:
     """Add images to the pool; the next round takes them in.
 
     Example: `vabal ingest camera/2024-06-01`
@@ -115,10 +118,14 @@ def ingest(path: Annotated[Path, typer.Argument(help="An image, a folder of imag
     place.require_round_zero()
     with _bars():
         report = inbox.ingest(
-            place.inbox, place.quarantine, pools.load(place.data), path, place.params(), datetime.now(UTC)
+            place.inbox,
+            pools.load(place.data),
+            path,
+            place.params(),
+            quarantine=place.quarantine,
+            when=datetime.now(UTC),
         )
-    for line in report.lines():
-        typer.echo(line)
+    _say(report, as_json)
 
 
 @labels_app.command("export")
@@ -130,12 +137,14 @@ def labels_export(
 
     Example: `vabal labels export requests/`
     """
-    from vabal import inbox, pools
+    from vabal import pools
+    from vabal.adapters import labelling
 
     place = _workspace()
     place.require_round_zero()
     _finish_publication(place)
-    report = inbox.export_requests(pools.load(place.data), place.data, folder)
+    with _bars():
+        report = labelling.export_requests(pools.load(place.data), place.data, folder, place.inbox)
     _say(report, as_json)
 
 
@@ -150,11 +159,12 @@ def labels_import(
     """
     from datetime import UTC, datetime
 
-    from vabal import inbox, pools
+    from vabal import pools
+    from vabal.adapters import labelling
 
     place = _workspace()
     place.require_round_zero()
-    report = inbox.import_labels(place.inbox, pools.load(place.data), file, datetime.now(UTC))
+    report = labelling.import_labels(place.inbox, pools.load(place.data), file, datetime.now(UTC))
     _say(report, as_json)
 
 
@@ -375,7 +385,7 @@ def _finish_publication(place: "Workspace") -> None:
     from flows.tasks import finish_publication
 
     with place.lock("finishing a round's publication", wait=10.0):
-        finish_publication.fn(place, place.params())
+        finish_publication(place, place.params())
 
 
 def _end(state: Any) -> None:
@@ -406,7 +416,7 @@ def _bars() -> Iterator[Any]:
     from vabal.progress import listening
 
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield lambda stage, done, total: None
+        yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

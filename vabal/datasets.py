@@ -35,7 +35,8 @@ class Item:
 class Source(Protocol):
     """A kind of source. `items` may be asked for several times; `unreadable` is complete after it ran to its end.
 
-    `classes` is None where the source has no labels; `size_hint` is a good (image size, channels) for it.
+    `classes` is None where neither labels nor the user name them; `size_hint` is a good (image size, channels) for it.
+    The argument of `items` limits the size of the files that are read.
     """
 
     @property
@@ -46,7 +47,7 @@ class Source(Protocol):
     def size_hint(self) -> tuple[int, int]: ...
     @property
     def unreadable(self) -> list[tuple[str, str]]: ...
-    def items(self) -> Iterator[Item]: ...
+    def items(self, limits: ImageSettings | None = None, /) -> Iterator[Item]: ...
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ class Digits:
     size_hint: tuple[int, int] = (8, 1)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
-    def items(self) -> Iterator[Item]:
+    def items(self, _: ImageSettings | None = None, /) -> Iterator[Item]:
         from sklearn.datasets import load_digits  # noqa: PLC0415  (takes a second)
 
         bunch = load_digits()
@@ -85,12 +86,12 @@ class Npz:
         self._labels = _npz_labels(path, arrays, len(self._images))
         self._groups = _npz_column(path, arrays, "groups", len(self._images))
         self.classes = self._class_names(arrays, classes)
-        self.size_hint = _hint(*self._images.shape[2:0:-1], 3 if self._images.ndim == 4 else 1)
+        self.size_hint = _hint(self._images.shape[2], self._images.shape[1], 3 if self._images.ndim == 4 else 1)
         self.unreadable: list[tuple[str, str]] = []
 
     def _class_names(self, arrays: Mapping[str, np.ndarray], given: Sequence[str] | None) -> tuple[str, ...] | None:
         if self._labels is None:
-            return None
+            return tuple(given) if given else None
         stored = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
         top = int(self._labels.max(initial=0))
         names = tuple(given or stored or [str(number) for number in range(top + 1)])
@@ -98,7 +99,7 @@ class Npz:
             raise UserError(f"{self._path}: label {top} in `labels`, but only {len(names)} classes are named")
         return names
 
-    def items(self) -> Iterator[Item]:
+    def items(self, _: ImageSettings | None = None, /) -> Iterator[Item]:
         stem = sample_id_of(self._path.name)
         digits = max(4, len(str(len(self._images) - 1)))
         for index, image in enumerate(self._images):
@@ -110,9 +111,10 @@ class Npz:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, Mapping):
-                raise UserError(f"{path}: a single array; an .npz file with the array `images` is needed")
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise UserError(f"{path}: a single array; an .npz file with the array `images` is needed")
+        with file:
             return {name: file[name] for name in ("images", "labels", "groups", "classes") if name in file}
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
@@ -161,7 +163,7 @@ class Cifar:
         self.classes: tuple[str, ...] | None = names
         self.unreadable: list[tuple[str, str]] = []
 
-    def items(self) -> Iterator[Item]:
+    def items(self, _: ImageSettings | None = None, /) -> Iterator[Item]:
         """The test split first, so that an image that is in both stays in the holdout."""
         splits: tuple[tuple[str, Split], ...] = (("test", "holdout"), ("train", "pool"))
         for split, role in splits:
@@ -177,16 +179,29 @@ class Cifar:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of an image file besides its pixels. Files of one group never straddle pool and holdout."""
+
+    label: str | None = None
+    group: str | None = None
+
+
 class Files:
-    """Image files below a folder, without labels."""
+    """Image files below a folder, with what is known of them."""
 
     name = "files"
     classes: tuple[str, ...] | None = None
 
-    def __init__(self, root: Path, paths: Sequence[PurePosixPath], settings: ImageSettings) -> None:
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[PurePosixPath],
+        known: Mapping[PurePosixPath, Known] | None = None,
+    ) -> None:
         self._root = root
         self._paths = paths
-        self._settings = settings
+        self._known = known or {}
         self.unreadable: list[tuple[str, str]] = []
 
     @property
@@ -194,32 +209,25 @@ class Files:
         """From the first file that can be read."""
         for path in self._paths:
             try:
-                too_large((self._root / path).stat().st_size, self._settings)
+                too_large((self._root / path).stat().st_size, ImageSettings())
                 return _hint(*shape((self._root / path).read_bytes()))
             except (OSError, Unreadable):
                 continue
         return (64, 3)
 
-    def items(self) -> Iterator[Item]:
+    def items(self, limits: ImageSettings | None = None, /) -> Iterator[Item]:
         self.unreadable.clear()
         for path in self._paths:
             file = self._root / path
             try:
-                too_large(file.stat().st_size, self._settings)
+                too_large(file.stat().st_size, limits or ImageSettings())
                 data = file.read_bytes()
             except (OSError, Unreadable) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 self.unreadable.append((str(file), reason or type(error).__name__))
                 continue
-            yield Item(sample_id_of(str(path)), data, self.label(path), self.group(path), origin=str(file))
-
-    def label(self, path: PurePosixPath) -> str | None:
-        """The label of the file; None if it is not known."""
-        return None
-
-    def group(self, path: PurePosixPath) -> str | None:
-        """Files of one group never straddle pool and holdout."""
-        return None
+            known = self._known.get(path, Known())
+            yield Item(sample_id_of(str(path)), data, known.label, known.group, origin=str(file))
 
 
 class Folder(Files):
@@ -232,36 +240,29 @@ class Folder(Files):
 
     name = "folder"
 
-    def __init__(self, root: Path, settings: ImageSettings, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, root: Path, classes: Sequence[str] | None = None) -> None:
         paths = files_below(root)
         listing = PurePosixPath("labels.csv")
-        self._rows: dict[PurePosixPath, tuple[str | None, str | None]] = {}
         missing: list[PurePosixPath] = []
         if listing in paths:
             paths.remove(listing)
-            self._rows = _read_listing(root / listing)
-            missing = sorted(set(self._rows) - set(paths))
+            known = _read_listing(root / listing)
+            missing = sorted(set(known) - set(paths))
         else:
-            self._rows = _labels_from_folders(root, paths, classes)
-        super().__init__(root, paths, settings)
+            known = _labels_from_folders(root, paths, classes)
+        super().__init__(root, paths, known)
         self._missing = [(str(root / path), "listed in labels.csv, but not there") for path in missing]
-        found = natural({label for label, _ in self._rows.values() if label is not None})
+        found = natural({file.label for file in known.values() if file.label is not None})
         strangers = [name for name in found if classes and name not in classes]
         if strangers:
             raise UserError(
                 f"{root}: label {strangers[0]!r} is not among the classes given: {', '.join(classes or ())}"
             )
-        self.classes = (tuple(classes) if classes else tuple(found)) if found else None
+        self.classes = tuple(classes or found) or None
 
-    def items(self) -> Iterator[Item]:
-        yield from super().items()
+    def items(self, limits: ImageSettings | None = None, /) -> Iterator[Item]:
+        yield from super().items(limits)
         self.unreadable += self._missing
-
-    def label(self, path: PurePosixPath) -> str | None:
-        return self._rows.get(path, (None, None))[0]
-
-    def group(self, path: PurePosixPath) -> str | None:
-        return self._rows.get(path, (None, None))[1]
 
 
 _IGNORED: Final = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -286,7 +287,7 @@ def files_below(root: Path) -> list[PurePosixPath]:
     return sorted(found)
 
 
-def _read_listing(path: Path) -> dict[PurePosixPath, tuple[str | None, str | None]]:
+def _read_listing(path: Path) -> dict[PurePosixPath, Known]:
     """Label and group of every path that a labels.csv names."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -297,13 +298,13 @@ def _read_listing(path: Path) -> dict[PurePosixPath, tuple[str | None, str | Non
     where = next((header.index(name) for name in ("path", "filename", "file", "image") if name in header), None)
     if where is None or "label" not in header:
         raise UserError(f"{path}: the first line must name the columns path and label, found {', '.join(header)}")
-    listed: dict[PurePosixPath, tuple[str | None, str | None]] = {}
+    listed: dict[PurePosixPath, Known] = {}
     for number, row in enumerate(rows[1:], start=2):
         cells = [*(cell.strip() for cell in row), *[""] * (len(header) - len(row))]
         name = PurePosixPath(cells[where].replace("\\", "/"))
         if not cells[where] or name.is_absolute() or ".." in name.parts:
             raise UserError(f"{path}: entry {number}: {cells[where]!r} is no path below this folder")
-        values = (cells[header.index("label")] or None, _cell(cells, header, "group"))
+        values = Known(_cell(cells, header, "label"), _cell(cells, header, "group"))
         if listed.setdefault(name, values) != values:
             raise UserError(f"{path}: entry {number}: {name} stands there twice, with different values")
     return listed
@@ -315,7 +316,7 @@ def _cell(cells: Sequence[str], header: Sequence[str], name: str) -> str | None:
 
 def _labels_from_folders(
     root: Path, paths: Sequence[PurePosixPath], classes: Sequence[str] | None
-) -> dict[PurePosixPath, tuple[str | None, str | None]]:
+) -> dict[PurePosixPath, Known]:
     """The first folder of every path as its label; nothing where the folders are no classes."""
     nested = [path for path in paths if len(path.parts) > 1]
     names = {path.parts[0] for path in nested}
@@ -324,7 +325,7 @@ def _labels_from_folders(
         return {}
     if {name.lower() for name in names} <= _SPLITS:
         raise UserError(f"{root}: {', '.join(sorted(names))} are splits, not classes: name one of them as the source")
-    return {path: (path.parts[0], None) for path in nested}
+    return {path: Known(path.parts[0]) for path in nested}
 
 
 _IMAGE_SUFFIXES: Final = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".ppm", ".pgm", ".jp2"}
@@ -351,15 +352,15 @@ class Neu(Files):
         "sp": "spots",
     }
 
-    def __init__(self, root: Path, settings: ImageSettings) -> None:
+    def __init__(self, root: Path) -> None:
         paths = [path for path in files_below(root) if path.suffix.lower() in _IMAGE_SUFFIXES]
-        self._labels = {path: self._class_of(path) for path in paths}
-        unknown = [path for path, label in self._labels.items() if label is None]
+        known = {path: Known(self._class_of(path)) for path in paths}
+        unknown = [path for path, file in known.items() if file.label is None]
         if unknown or not paths:
             said = f"no NEU class in the name of {unknown[0]} or of its folder" if unknown else "no images"
             raise UserError(f"{root}: {said}; expected files such as Cr_1.bmp, crazing_1.jpg or crazing/1.jpg")
-        super().__init__(root, paths, settings)
-        present = set(self._labels.values())
+        super().__init__(root, paths, known)
+        present = {file.label for file in known.values()}
         self.classes = tuple(name for name in self._NAMES.values() if name in present)
 
     def _class_of(self, path: PurePosixPath) -> str | None:
@@ -371,9 +372,6 @@ class Neu(Files):
                     return name
         return None
 
-    def label(self, path: PurePosixPath) -> str | None:
-        return self._labels[path]
-
 
 class Elpv(Files):
     """The ELPV data set: 2 624 solar cells, 300 x 300 grey. Classes are cell type and defect probability, 8 in all.
@@ -384,23 +382,20 @@ class Elpv(Files):
     name = "elpv"
     size_hint = (64, 1)
 
-    def __init__(self, settings: ImageSettings) -> None:
+    def __init__(self) -> None:
         try:
             root = Path(str(resources.files("elpv_dataset"))) / "data"
             lines = (root / "labels.csv").read_text(encoding="utf-8").splitlines()
         except (ModuleNotFoundError, FileNotFoundError):
             raise UserError("source elpv needs the package elpv-dataset: install it, or take another source") from None
         rows = [line.split() for line in lines if line.strip()]
-        self._labels = {PurePosixPath(path): f"{kind}-{float(share):.2f}" for path, share, kind in rows}
-        super().__init__(root, list(self._labels), settings)
-        self.classes = tuple(sorted(set(self._labels.values())))
+        labels = {PurePosixPath(path): f"{kind}-{float(share):.2f}" for path, share, kind in rows}
+        super().__init__(root, list(labels), {path: Known(label) for path, label in labels.items()})
+        self.classes = tuple(sorted(set(labels.values())))
 
-    def items(self) -> Iterator[Item]:
-        for item in super().items():
+    def items(self, limits: ImageSettings | None = None, /) -> Iterator[Item]:
+        for item in super().items(limits):
             yield Item(item.sample_id.removeprefix("images-"), item.data, item.label, origin=item.origin)
-
-    def label(self, path: PurePosixPath) -> str | None:
-        return self._labels[path]
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

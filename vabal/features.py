@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vabal.classifier import Images, to_network
+from vabal.classifier import Images, pieces, place
 from vabal.errors import UserError
 from vabal.network import ResNetClassifier
 
@@ -35,7 +35,7 @@ def extract(
     finite; the files are then incomplete, and `row_batches` refuses them.
     """
     device = torch.device(device)
-    network.to(device).eval()
+    place(network, device).eval()
     columns = sum(network.feature_dims)
     with (
         RowWriter(folder / FEATURES, rows, columns) as features,
@@ -44,12 +44,13 @@ def extract(
         for start, images_N_H_W_K in _read_ahead(batches):
             if start != features.written:
                 raise ValueError(f"expected a batch that starts at row {features.written}, found {start}")
-            with torch.inference_mode():
-                features_N_D, logits_N_C = network.stages(to_network(images_N_H_W_K, device))
-            for writer, values in ((features, features_N_D), (logits, logits_N_C)):
-                if not bool(torch.isfinite(values).all()):
-                    raise ValueError(f"{writer.path.name}: a number of rows {start} and on is not finite")
-                writer.append(values.float().cpu().numpy())
+            for images_P_K_H_W in pieces(images_N_H_W_K, device):
+                with torch.inference_mode():
+                    features_P_D, logits_P_C = network.stages(images_P_K_H_W)
+                for writer, values in ((features, features_P_D), (logits, logits_P_C)):
+                    if not bool(torch.isfinite(values).all()):
+                        raise ValueError(f"{writer.path.name}: a number of rows {start} and on is not finite")
+                    writer.append(values.float().cpu().numpy())
 
 
 class FeatureBatch(NamedTuple):

@@ -29,9 +29,7 @@ from vabal.pools import sync_folder, write_durably
 _FORMATS: Final = {
     "PNG": ".png",
     "JPEG": ".jpg",
-    "MPO": ".jpg",
     "BMP": ".bmp",
-    "DIB": ".bmp",
     "TIFF": ".tif",
     "GIF": ".gif",
     "WEBP": ".webp",
@@ -98,7 +96,7 @@ def shape(data: bytes) -> tuple[int, int, int]:
 def extension(data: bytes) -> str:
     """The file name extension of the image's format, as ".png"."""
     with _opened(data) as image:
-        return _FORMATS[str(image.format)]
+        return _FORMATS.get(str(image.format), ".jpg")  # MPO: a JPEG that holds further pictures
 
 
 def png(array_H_W_K: np.ndarray) -> bytes:
@@ -109,12 +107,27 @@ def png(array_H_W_K: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def preview(data: bytes, longest: int) -> bytes:
-    """A PNG of the whole upright image, 8 bits a channel, at most `longest` pixels wide and high, for a browser."""
+def for_browser(data: bytes) -> tuple[str, bytes]:
+    """Media type and bytes of the image as a browser can show it to people.
+
+    The file itself, if its format and size suit; else a PNG of the upright image: what is wider or higher than 1 024
+    pixels is shrunk, what is below 128 is enlarged by whole pixels.
+    """
     with _opened(data) as image:
+        media = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}.get(
+            str(image.format)
+        )
+        longest = max(image.size)
+        plain = image.mode in ("L", "RGB", "P", "RGBA", "LA", "1", "CMYK")
+        if media and plain and 128 <= longest <= 1024:
+            return media, data
         upright = _grey_or_colour(image)
-        upright.thumbnail((longest, longest), Image.Resampling.BILINEAR)
-        return png(np.asarray(upright, dtype=np.uint8))
+        if longest < 128:
+            factor = 256 // longest
+            size = (upright.width * factor, upright.height * factor)
+            upright = upright.resize(size, Image.Resampling.NEAREST)
+        upright.thumbnail((1024, 1024), Image.Resampling.BILINEAR)
+        return "image/png", png(np.asarray(upright, dtype=np.uint8))
 
 
 @contextmanager
@@ -128,8 +141,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         except Unreadable:
             raise
         except UnidentifiedImageError:
-            known = ", ".join(name for name in _FORMATS if name not in ("MPO", "DIB"))
-            raise Unreadable(f"no image, or in a format that is not read here ({known})") from None
+            raise Unreadable(f"no image, or in a format that is not read here ({', '.join(_FORMATS)})") from None
         except Image.DecompressionBombError as error:
             raise Unreadable(f"too many pixels: {error}") from None
         except MemoryError:

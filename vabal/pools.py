@@ -143,29 +143,32 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None
     `schema` fixes columns and types; without it they are those of the frame. No pandas metadata, no clock, no index.
     Raises ValueError if the frame does not fit the schema.
     """
-    arrow = _plain(pa.Table.from_pandas(table, preserve_index=False)) if schema is None else _to_arrow(table, schema)
+    arrow = _plain(_columns(table)) if schema is None else _to_arrow(table, schema)
     sink = pa.BufferOutputStream()
     pq.write_table(arrow, sink, compression="zstd", store_schema=False, row_group_size=1 << 20)
     write_durably(path, memoryview(sink.getvalue()))  # type: ignore[arg-type]
 
 
-def read_table(path: Path, schema: pa.Schema) -> pd.DataFrame:
-    """The frame that `write_table` wrote. Raises UserError if the file is missing, damaged, or holds other columns."""
+def read_table(path: Path, schema: pa.Schema, mend: str = _MEND) -> pd.DataFrame:
+    """The frame that `write_table` wrote. Raises UserError if the file is missing, damaged, or holds other columns.
+
+    `mend` ends the message: what to do about it.
+    """
     try:
         table = pq.ParquetFile(path).read()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; {_MEND}") from None
+        raise UserError(f"{path} is missing; {mend}") from None
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({_one_line(error)}); {_MEND}") from None
+        raise UserError(f"{path}: not a readable parquet file ({_one_line(error)}); {mend}") from None
     missing = [name for name in schema.names if name not in table.column_names]
     extra = [name for name in table.column_names if name not in schema.names]
     if missing or extra:
         found = [f"column {name} is missing" for name in missing] + [f"unknown column {name}" for name in extra]
-        raise UserError(f"{path}: {', '.join(found)}; {_MEND}")
+        raise UserError(f"{path}: {', '.join(found)}; {mend}")
     try:
         return _to_frame(table.select(schema.names).cast(_nullable(schema)), schema)
     except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"{path}: wrong types ({_one_line(error)}); {_MEND}") from None
+        raise UserError(f"{path}: wrong types ({_one_line(error)}); {mend}") from None
 
 
 def load(data: Path) -> Pools:
@@ -201,11 +204,6 @@ def save(pools: Pools, folder: Path, before: Pools | None = None) -> list[str]:
     return written
 
 
-def empty(name: str) -> pd.DataFrame:
-    """A table of this name with its columns and types, and no rows."""
-    return _to_frame(SCHEMAS[name].empty_table(), SCHEMAS[name])
-
-
 def typed(table: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
     """The frame with exactly the schema's columns and types. Raises ValueError if its values do not fit."""
     return _to_frame(_to_arrow(table, schema), schema)
@@ -238,12 +236,24 @@ def _to_arrow(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     missing = [name for name in schema.names if name not in table.columns]
     if missing:
         raise ValueError(f"columns missing: {', '.join(missing)}")
-    frame = table[schema.names]
-    arrow = pa.Table.from_pandas(frame, schema=_nullable(schema), preserve_index=False).replace_schema_metadata(None)
+    arrow = pa.table([_column(table[field.name], field.type) for field in schema], schema=_nullable(schema))
     for field in schema:
         if not field.nullable and arrow.column(field.name).null_count:
             raise ValueError(f"column {field.name} holds nulls")
     return arrow.cast(schema)
+
+
+def _columns(table: pd.DataFrame) -> pa.Table:
+    return pa.table({str(name): _column(table[name]) for name in table.columns})
+
+
+def _column(values: pd.Series, kind: pa.DataType | None = None) -> pa.ChunkedArray:
+    if isinstance(values.dtype, pd.DatetimeTZDtype):
+        naive = values.dt.tz_convert(None).dt.as_unit("us").to_numpy()
+        array = pa.array(naive, from_pandas=True).cast(_TIME)
+    else:
+        array = pa.array(values, type=kind, from_pandas=True)
+    return array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
 
 
 def _nullable(schema: pa.Schema) -> pa.Schema:
@@ -448,8 +458,7 @@ def table_digest(table: pd.DataFrame, key: Sequence[str]) -> str:
 
     Raises ValueError if the key is null somewhere or does not identify a row.
     """
-    arrow = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
-    arrow = _ordered(arrow, list(key))
+    arrow = _ordered(_columns(table), list(key))
     hasher = hashlib.sha256(b"vabal table 1\n" + _int64([arrow.num_rows, arrow.num_columns]))
     for name in sorted(arrow.column_names, key=lambda text: text.encode()):
         encoded = name.encode()
@@ -576,7 +585,7 @@ def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple
     history = taken.assign(round=np.int32(round_number))
     deciding = history[codes != previous].drop_duplicates("sample_id", keep="last")
     changed = _settle(pools, deciding)
-    label_events = _stack("label_events", [pools.label_events, history])
+    label_events = stack([pools.label_events, history], SCHEMAS["label_events"])
     return replace(changed, label_events=label_events), report
 
 
@@ -624,8 +633,8 @@ def _settle(pools: Pools, deciding: pd.DataFrame) -> Pools:
     return replace(
         pools,
         holdout=holdout,
-        labeled=by_id(_stack("labeled", [labeled, rest[rest["label"].notna()]])),
-        unlabeled=by_id(_stack("unlabeled", [unlabeled, refused])),
+        labeled=by_id(stack([labeled, rest[rest["label"].notna()]], SCHEMAS["labeled"])),
+        unlabeled=by_id(stack([unlabeled, refused], SCHEMAS["unlabeled"])),
     )
 
 
@@ -645,8 +654,8 @@ def apply_images(pools: Pools, new_catalog_rows: pd.DataFrame, round_number: int
         return pools, report
     fresh = incoming[~known].assign(added_round=np.int32(round_number))
     waiting = pd.DataFrame({"sample_id": fresh["sample_id"], "status": AVAILABLE, "requested_round": None})
-    catalog = _stack("catalog", [pools.catalog, fresh])
-    unlabeled = by_id(_stack("unlabeled", [pools.unlabeled, waiting]))
+    catalog = stack([pools.catalog, fresh], SCHEMAS["catalog"])
+    unlabeled = by_id(stack([pools.unlabeled, waiting], SCHEMAS["unlabeled"]))
     return replace(pools, catalog=catalog, unlabeled=unlabeled), report
 
 
@@ -694,6 +703,8 @@ def by_id(table: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _stack(name: str, parts: list[pd.DataFrame]) -> pd.DataFrame:
-    schema = SCHEMAS[name]
+def stack(parts: Sequence[pd.DataFrame], schema: pa.Schema) -> pd.DataFrame:
+    """The rows of several frames, one after the other, with the schema's columns and types."""
+    if not parts:
+        return _to_frame(schema.empty_table(), schema)
     return _to_frame(pa.concat_tables([_to_arrow(part, schema) for part in parts]), schema)

@@ -517,11 +517,11 @@ def _scaled(values_N_C: NDArray[np.float64], class_terms: ClassTerms, reduction:
             f"likelihood_reduction is {reduction}: class_terms.with_moments(pool_moments(...)) comes first"
         )
     if reduction == "standardised":
-        return (values_N_C - np.array(moments.mean)) / np.array(moments.deviation)
+        return np.asarray((values_N_C - np.array(moments.mean)) / np.array(moments.deviation))
     level_N_1 = _sum_over_classes(values_N_C, None)[:, None] / values_N_C.shape[1]
     contrast_N_C = (values_N_C - level_N_1) / moments.contrast_deviation
     standard_level_N_1 = (level_N_1 - moments.level_mean) / moments.level_deviation
-    return contrast_N_C + standard_level_N_1
+    return np.asarray(contrast_N_C + standard_level_N_1)
 
 
 def _own_class(classes: str, vae_class_N: Any, predicted_class_N: Any, samples: int) -> NDArray[np.int64] | None:

@@ -13,30 +13,9 @@ from vabal import pools, round_tables, rounds, stages
 from vabal.metrics import Metric
 from vabal.rounds import MANIFEST_VERSION, Plan, digest_of, round_folder, tag_message
 from vabal.stages import Night
-from vabal.store import canonical_json, file_sha256, write_bytes
+from vabal.store import canonical_json, code_version, file_sha256, write_bytes
 
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
-
-
-def counts_of(after: pools.Pools, picks: int) -> dict[str, int]:
-    """The pools' arithmetic, as it stands in a manifest."""
-    status = after.unlabeled["status"].value_counts()
-    return {
-        "catalog": len(after.catalog),
-        "labeled": len(after.labeled),
-        "unlabeled": len(after.unlabeled),
-        "available": int(status.get(pools.AVAILABLE, 0)),
-        "requested": int(status.get(pools.REQUESTED, 0)),
-        "rejected": int(status.get(pools.REJECTED, 0)),
-        "holdout": len(after.holdout),
-        "picks": picks,
-    }
-
-
-def table_files(folder: Path) -> dict[str, str]:
-    """The sha256 of each table's file, as published."""
-    names = [*(f"{name}.parquet" for name in pools.SCHEMAS), "classes.json"]
-    return {name: file_sha256(folder / name) for name in names}
 
 
 def assemble(
@@ -60,6 +39,7 @@ def assemble(
         contents[f"{here}/{name}"] = path
     files = {Path(name).name: file_sha256(path) for name, path in contents.items() if name.startswith(f"{here}/")}
     picks = round_tables.read_selection(contents[f"{here}/selection.parquet"])
+    selection = stages.selection_document(night, refs["selected"])
     parent = rounds.read_manifest(night.workspace.data, number - 1)
     manifest = {
         "version": MANIFEST_VERSION,
@@ -68,14 +48,15 @@ def assemble(
         "strategy": night.params.selection.strategy,
         "seed": night.params.seed,
         "settings": night.params.model_dump(mode="json"),
-        "code": stages.code_version(),
-        "class_terms": stages.class_terms_document(night, refs.get("estimated")),
+        "code": code_version(),
+        "class_terms": selection["class_terms"],
+        "selection": {name: selection[name] for name in ("rule", "beta", "budget", "seed")},
         "pools_before": parent.manifest["pools_after"],
         "pools_after": pools.digests(after),
         "tables": _published_tables(night, contents),
         "files": files,
         "shards": night.report["shards"],
-        "counts": counts_of(after, len(picks)),
+        "counts": rounds.counts_of(after, len(picks)),
         "intake": night.report["intake"],
         "model": dict(model),
         "mlflow_run": mlflow_run,
@@ -107,7 +88,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def _pools_after(night: Night, selected: Mapping[str, str], staging: Path) -> tuple[pools.Pools, dict[str, Path]]:
+def _pools_after(night: Night, selected: dict[str, str], staging: Path) -> tuple[pools.Pools, dict[str, Path]]:
     """The pools with the picks marked as requested, and the files that differ from those in `data/`."""
     before = pools.load(night.view)
     picks = round_tables.read_selection(stages.selection_folder(night, selected) / "selection.parquet")

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from vabal import inbox, pools, rounds
 from vabal.errors import UserError
+from vabal.round_tables import read_selection
 from vabal.workspace import Workspace
 
 
@@ -46,8 +47,6 @@ class Request:
 
 def picked_ids(workspace: Workspace) -> Request:
     """What the newest round that made a request asked labels for; empty where none did."""
-    from vabal.round_tables import read_selection
-
     for number in reversed(rounds.manifest_numbers(workspace.data)):
         path = rounds.round_folder(workspace.data, number) / "selection.parquet"
         if path.exists():
@@ -59,7 +58,7 @@ class Changes(Protocol):
     def changed(self) -> list[str]: ...
 
 
-def refuse_hand_edits(workspace: Workspace, versions: Changes) -> None:
+def refuse_hand_edits(versions: Changes) -> None:
     """Raises UserError naming the files below `data/` that differ from what was published."""
     changed = versions.changed()
     if changed:

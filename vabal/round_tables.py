@@ -1,6 +1,6 @@
 """The tables of a round: its picks, all its candidates, and what the classifier said of the holdout."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +29,7 @@ def candidates_schema(num_classes: int) -> pa.Schema:
         [
             pa.field("rank", pa.int32()),
             *_SCORED,
-            pa.field("margin", pa.float32()),
+            pa.field("margin", pa.float64()),
             pa.field("log_likelihoods", pa.list_(pa.float32(), num_classes)),
         ]
     )
@@ -44,6 +44,12 @@ def predictions_schema(num_classes: int) -> pa.Schema:
             pa.field("probabilities", pa.list_(pa.float32(), num_classes), nullable=False),
         ]
     )
+
+
+def unscored(sample_ids: list[str], strategy: str) -> pd.DataFrame:
+    """A selection that no score decided, in this order."""
+    table = pd.DataFrame({"rank": range(1, len(sample_ids) + 1), "sample_id": sample_ids, "score": 0.0})
+    return table.assign(strategy=strategy).reindex(columns=SELECTION.names)
 
 
 def write_selection(table: pd.DataFrame, path: Path) -> None:
@@ -64,12 +70,20 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return _read(path)
 
 
-def write_candidates(tables: Iterable[pa.Table], path: Path, num_classes: int) -> None:
-    """Streams the candidates' rows into one file; memory holds a table at a time."""
+def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strategy: str, num_classes: int) -> None:
+    """Every candidate of the file `scored` (columns of `strategies.schema`) with its rank, where it has one.
+
+    Memory holds a row group at a time.
+    """
     schema = candidates_schema(num_classes)
+    source = pq.ParquetFile(scored)
     with pq.ParquetWriter(path, schema, compression="zstd", store_schema=False) as writer:
-        for table in tables:
-            writer.write_table(table.cast(schema))
+        for group in range(source.num_row_groups):
+            table = source.read_row_group(group)
+            rank = pa.array([ranks.get(sample_id) for sample_id in table.column("sample_id").to_pylist()], pa.int32())
+            table = table.append_column("rank", rank)
+            table = table.append_column("strategy", pa.array([strategy] * table.num_rows, pa.string()))
+            writer.write_table(table.select(schema.names).cast(schema))
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from vabal import pools
 from vabal.errors import UserError
 from vabal.store import canonical_json, file_sha256, sync_folder, write_bytes
 from vabal.workspace import Workspace
@@ -86,6 +87,27 @@ def tag_message(manifest: Mapping[str, Any], digest: str) -> str:
     )
 
 
+def counts_of(after: pools.Pools, picks: int) -> dict[str, int]:
+    """The pools' arithmetic, as it stands in a manifest."""
+    status = after.unlabeled["status"].value_counts()
+    return {
+        "catalog": len(after.catalog),
+        "labeled": len(after.labeled),
+        "unlabeled": len(after.unlabeled),
+        "available": int(status.get(pools.AVAILABLE, 0)),
+        "requested": int(status.get(pools.REQUESTED, 0)),
+        "rejected": int(status.get(pools.REJECTED, 0)),
+        "holdout": len(after.holdout),
+        "picks": picks,
+    }
+
+
+def table_files(folder: Path) -> dict[str, str]:
+    """The sha256 of each table's file, as published."""
+    names = [*(f"{name}.parquet" for name in pools.SCHEMAS), "classes.json"]
+    return {name: file_sha256(folder / name) for name in names}
+
+
 # -- the open round -----------------------------------------------------------------------------------------------
 
 
@@ -129,6 +151,7 @@ class Versions(Protocol):
 
     def add(self) -> None: ...
     def push(self) -> None: ...
+    def defer_push(self) -> None: ...
     def commit(self, paths: list[str], message: str) -> bool: ...
     def tag(self, name: str, message: str) -> None: ...
     def push_git(self, remote: str, names: list[str]) -> None: ...
@@ -170,24 +193,31 @@ def pending_publication(workspace: Workspace) -> Plan | None:
 def carry_out(
     workspace: Workspace,
     versions: Versions,
-    finish: Callable[[Plan], None],
-    reached: Callable[[str], None] = lambda step: None,
+    finish: Callable[[Plan], None] | None = None,
+    reached: Callable[[str], None] | None = None,
+    *,
+    push: bool = True,
 ) -> Plan | None:
     """Carry a staged publication out to its end; None if there is none. Call with the workspace locked.
 
     `finish` closes what lies outside (MLflow's run, aliases) and must be repeatable; `reached` hears the name of each
-    step once it is done. Raises Unavailable if S3 or MLflow is away: nothing is lost, the next call goes on.
+    step once it is done; without `push` the next publication sends this one along. Raises Unavailable if S3 or MLflow
+    is away: nothing is lost, the next call goes on.
     """
     plan = pending_publication(workspace)
     if plan is None:
         return None
+    reached = reached or (lambda _step: None)
     folder = workspace.state / "publish"
     for name, sha256 in plan.files.items():
         _move_into_place(folder / "data" / name, workspace.data / name, sha256)
     reached("moved")
     versions.add()
     reached("added")
-    versions.push()
+    if push:
+        versions.push()
+    else:
+        versions.defer_push()
     reached("pushed")
     versions.commit(["data.dvc"], plan.message.splitlines()[0])
     reached("committed")
@@ -195,7 +225,8 @@ def carry_out(
     reached("tagged")
     if plan.git_remote:
         versions.push_git(plan.git_remote, [tag_name(plan.round)])
-    finish(plan)
+    if finish:
+        finish(plan)
     reached("finished")
     for name in plan.inbox:
         _remove(workspace.inbox / name)

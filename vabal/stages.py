@@ -7,7 +7,7 @@ look-up. Nothing here knows Prefect, MLflow or DVC: `flows` wires these function
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,7 @@ from vabal.network import ResNetClassifier
 from vabal.params import Params
 from vabal.progress import report
 from vabal.rounds import OpenRound, head
-from vabal.store import StageStore, Stages, canonical_json, code_version, file_sha256, stage_key, write_bytes
+from vabal.store import Stages, StageStore, canonical_json, file_sha256, stage_key, write_bytes
 from vabal.workspace import Workspace
 
 NONE, LABELED, CANDIDATE, ASKED, HOLDOUT, REJECTED = range(6)  # the roles of a shard's rows
@@ -213,26 +213,25 @@ def _shard_digests(workspace: Workspace, folder: Path, after: pools.Pools) -> di
 
 def _write_roles(after: pools.Pools, folder: Path) -> int:
     """What each row of each shard is for, so that no learning stage has to hold the catalog. Returns the candidates."""
-    unlabeled = after.unlabeled
-    role = pd.Series(NONE, index=pd.Index(after.catalog["sample_id"]), dtype=np.uint8)
-    label = pd.Series(-1, index=role.index, dtype=np.int32)
-    role.loc[after.labeled["sample_id"]] = LABELED
-    role.loc[after.holdout["sample_id"]] = HOLDOUT
-    role.loc[unlabeled.loc[unlabeled["status"] == pools.AVAILABLE, "sample_id"]] = CANDIDATE
-    role.loc[unlabeled.loc[unlabeled["status"] == pools.REQUESTED, "sample_id"]] = ASKED
-    role.loc[unlabeled.loc[unlabeled["status"] == pools.REJECTED, "sample_id"]] = REJECTED
-    label.loc[after.labeled["sample_id"]] = pd.Index(after.classes).get_indexer(pd.Index(after.labeled["label"]))
+    place_of = pd.Index(after.catalog["sample_id"]).get_indexer
+    status = after.unlabeled["status"]
+    role_N = np.full(len(after.catalog), NONE, dtype=np.uint8)
+    label_N = np.full(len(after.catalog), -1, dtype=np.int32)
+    labeled = place_of(pd.Index(after.labeled["sample_id"]))
+    role_N[labeled] = LABELED
+    label_N[labeled] = pd.Index(after.classes).get_indexer(pd.Index(after.labeled["label"].astype(object)))
+    role_N[place_of(pd.Index(after.holdout["sample_id"]))] = HOLDOUT
+    for name, role in ((pools.AVAILABLE, CANDIDATE), (pools.REQUESTED, ASKED), (pools.REJECTED, REJECTED)):
+        role_N[place_of(pd.Index(after.unlabeled.loc[status == name, "sample_id"]))] = role
     (folder / "roles").mkdir()
-    table = pd.DataFrame({"shard": after.catalog["shard"].to_numpy(), "row": after.catalog["row"].to_numpy()}).assign(
-        role=role.to_numpy(), label=label.to_numpy()
-    )
+    table = after.catalog[["shard", "row"]].assign(role=role_N, label=label_N)
     for shard, rows in table.groupby("shard", sort=False):
         total = pq.ParquetFile(folder / "images" / f"{shard}.parquet").metadata.num_rows
         roles, labels = np.full(total, NONE, np.uint8), np.full(total, -1, np.int32)
         roles[rows["row"]] = rows["role"]
         labels[rows["row"]] = rows["label"]
         np.savez(folder / "roles" / f"{shard}.npz", role=roles, label=labels)
-    return int((role == CANDIDATE).sum())
+    return int((role_N == CANDIDATE).sum())
 
 
 # -- train-classifier ---------------------------------------------------------------------------------------------
@@ -250,11 +249,12 @@ def train_classifier(night: Night) -> Ref:
         "dropout": needs.dropout,
         "cross_fit": _cross_fit_folds(night),
     }
-    inputs = {"labeled": pools.table_digest(labeled, ["sample_id"]), "seed": night.seed("classifier")}
+    seed = night.seed("classifier")
+    inputs: dict[str, str | int] = {"labeled": pools.table_digest(labeled, ["sample_id"]), "seed": seed}
     key = stage_key("train-classifier", settings, inputs)
     if night.stages.get("train-classifier", key) is None:
         with night.stages.produce("train-classifier", key) as folder:
-            _train_classifier(night, labeled, folder, seed=inputs["seed"])
+            _train_classifier(night, labeled, folder, seed=seed)
     return {"stage": "train-classifier", "key": key}
 
 
@@ -406,10 +406,11 @@ POOL_ROLES = (CANDIDATE, ASKED, REJECTED)  # P_U: everything that is neither lab
 
 def train_vae(night: Night, extracted: Sequence[Ref]) -> Ref:
     """Trains the VAE on this round's unlabelled pool, told what the classifier predicts there."""
-    inputs = {
+    seed = night.seed("vae")
+    inputs: dict[str, str | int] = {
         "features": ",".join(ref["key"] for ref in extracted),
         "roles": night.report["digests"]["unlabeled"],
-        "seed": night.seed("vae"),
+        "seed": seed,
     }
     settings = {
         "vae": night.params.vae.model_dump(),
@@ -419,7 +420,7 @@ def train_vae(night: Night, extracted: Sequence[Ref]) -> Ref:
     key = stage_key("train-vae", settings, inputs)
     if night.stages.get("train-vae", key) is None:
         with night.stages.produce("train-vae", key) as folder:
-            _train_vae(night, extracted, folder, seed=inputs["seed"])
+            _train_vae(night, extracted, folder, seed=seed)
     return {"stage": "train-vae", "key": key}
 
 
@@ -461,7 +462,7 @@ def load_feature_dims(night: Night, extracted: Sequence[Ref]) -> tuple[int, ...]
 def estimate_class_terms(night: Night, trained: Ref, extracted: Sequence[Ref], encoded: Ref) -> Ref:
     """Prior and precision of every class (Eqs. 12 and 11)."""
     settings = {"probabilities": night.params.probabilities.model_dump()}
-    inputs = {
+    inputs: dict[str, str | int] = {
         "vae": encoded["key"],
         "classifier": trained["key"],
         "features": ",".join(ref["key"] for ref in extracted),
@@ -516,7 +517,7 @@ CHUNK_ROWS = 4096  # rows of a shard in memory at once
 def estimate_likelihood(night: Night, extracted: Ref, encoded: Ref) -> Ref:
     """log p(x | y^_n) of every image of one shard, streamed from disk to disk (Eq. 9)."""
     settings = {"probabilities": night.params.probabilities.model_dump()}
-    inputs = {"vae": encoded["key"], "features": extracted["key"], "seed": night.seed("draws")}
+    inputs: dict[str, str | int] = {"vae": encoded["key"], "features": extracted["key"], "seed": night.seed("draws")}
     key = stage_key("estimate-probabilities", settings, inputs)
     if night.stages.get("estimate-probabilities", key) is None:
         path = _finished(night, extracted) / features.FEATURES
@@ -542,3 +543,94 @@ VAE_CLASS = "vae_class.npy"
 
 def class_terms(night: Night, terms: Ref) -> probabilities.ClassTerms:
     return probabilities.ClassTerms.from_json(read_json(_finished(night, terms), "class_terms.json"))
+
+
+# -- select-batch -------------------------------------------------------------------------------------------------
+
+
+def select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str, Any] | None) -> Ref:
+    """The picks of the round and the table of all candidates; `estimated` has class terms and likelihoods, if any."""
+    chosen = night.params.selection
+    settings = {
+        "selection": chosen.model_dump(),
+        "probabilities": night.params.probabilities.model_dump(),
+        "classes": list(night.classes),
+    }
+    inputs: dict[str, str | int] = {
+        "features": ",".join(ref["key"] for ref in extracted),
+        "estimated": ",".join(ref["key"] for ref in [estimated["terms"], *estimated["shards"]]) if estimated else "",
+        "unlabeled": night.report["digests"]["unlabeled"],
+        "seed": night.seed("selection"),
+    }
+    key = stage_key("select-batch", settings, inputs)
+    if night.local.get("select-batch", key) is None:
+        with night.local.produce("select-batch", key) as folder:
+            _select_batch(night, extracted, estimated, folder)
+    return {"stage": "select-batch", "key": key}
+
+
+def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str, Any] | None, folder: Path) -> None:
+    strategy, name = night.strategy, night.params.selection.strategy
+    scored = folder / "scored.parquet"
+    schema = strategies.schema(len(night.classes))
+    with pq.ParquetWriter(scored, schema, compression="zstd", store_schema=False) as writer:
+        context = strategies.Context(
+            shards=lambda: _candidates(night, extracted, estimated),
+            settings=night.params,
+            seed=night.seed("selection"),
+            class_terms=class_terms(night, estimated["terms"]) if estimated else None,
+            labeled=strategies.Labeled(*_labeled_features(night, extracted)) if strategy.needs.features else None,
+            write=lambda part: writer.write_table(part.to_table(night.classes)),
+        )
+        selection = strategy.select(context, night.params.selection.budget)
+    picks = strategies.selection_table(selection.picks, night.classes, name)
+    round_tables.write_selection(picks.to_pandas(), folder / "selection.parquet")
+    ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
+    round_tables.write_candidates(scored, folder / "candidates.parquet", ranks, name, len(night.classes))
+    scored.unlink()
+    terms = selection.class_terms
+    document = {
+        "rule": selection.rule,
+        "beta": selection.beta,
+        "budget": selection.budget,
+        "seed": selection.seed,
+        "notes": list(selection.notes),
+        "class_terms": None if terms is None else terms.to_json(),
+    }
+    write_bytes(folder / "selection.json", canonical_json(document))
+
+
+def _candidates(
+    night: Night, extracted: Sequence[Ref], estimated: Mapping[str, Any] | None
+) -> Iterator[strategies.Shard]:
+    """The candidates, in chunks of the shards' rows."""
+    likelihoods = estimated["shards"] if estimated else [None] * len(extracted)
+    for ref, likelihood in zip(extracted, likelihoods, strict=True):
+        role, _ = night.roles(ref["shard"])
+        wanted, ids = role == CANDIDATE, night.shards.sample_ids(ref["shard"])
+        place = _finished(night, ref)
+        files = {"logits_N_C": place / features.LOGITS}
+        if night.strategy.needs.features:
+            files["features_N_D"] = place / features.FEATURES
+        if likelihood is not None:
+            there = _finished(night, likelihood)
+            files |= {"log_likelihood_N_C": there / LOG_LIKELIHOOD, "vae_class_N": there / VAE_CLASS}
+        columns = [features.row_batches(path, CHUNK_ROWS) for path in files.values()]
+        for parts in zip(*columns, strict=True):
+            start, count = parts[0][0], len(parts[0][1])
+            keep = np.flatnonzero(wanted[start : start + count])
+            values = {name: part[keep] for name, (_, part) in zip(files, parts, strict=True)}
+            yield strategies.Shard(ids[start + keep], **values)
+
+
+def selection_folder(night: Night, selected: Ref) -> Path:
+    place = night.local.get(selected["stage"], selected["key"])
+    if place is None:
+        raise UserError(f"stage {selected['stage']} ({selected['key']}) is gone from the stage store: run it again")
+    return place
+
+
+def selection_document(night: Night, selected: Ref) -> dict[str, Any]:
+    """How the picks follow from the candidates (rule, beta, budget, seed, class terms), and notes for people."""
+    document: dict[str, Any] = read_json(selection_folder(night, selected), "selection.json")
+    return document

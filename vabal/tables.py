@@ -24,19 +24,19 @@ Column = tuple[str, Literal["left", "right"]]
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON's own types: tables as lists of rows, times in ISO 8601, null for what is missing or no number."""
+    """The value as JSON's own types: tables as lists of rows, times in ISO 8601, null for no value and no number."""
     if isinstance(value, pd.DataFrame):
         return [plain(dict(zip(value.columns, row, strict=True))) for row in value.astype(object).to_numpy()]
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | np.ndarray | pd.Series):
         return [plain(item) for item in value]
-    if value is None or value is pd.NaT or value is pd.NA:
+    return _plain_scalar(value.item() if isinstance(value, np.generic) else value)
+
+
+def _plain_scalar(value: Any) -> Any:
+    if value is pd.NaT or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
         return None
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
     if isinstance(value, date):  # a datetime and pandas' Timestamp too
         return value.isoformat()
     return str(value) if isinstance(value, Path) else value
@@ -76,15 +76,16 @@ def show_rounds(records: Sequence[Mapping[str, Any]], *, as_json: bool = False) 
         ("run, tag", "left"),
     ]
     console = _console()
-    console.print(_table(columns, rows))
+    console.print(_table(console, columns, rows))
     promotions = [(entry["when"], record, entry) for record in records for entry in record["promotions"]]
     if promotions:
         told = [
-            (when, entry["action"], record["model_version"], record["round"], entry["who"], entry["why"])
+            (when[:16].replace("T", " "), entry["action"], record["model_version"], entry["who"], entry["why"])
             for when, record, entry in sorted(promotions, key=lambda item: item[0])
         ]
-        named: list[Column] = [("when", "left"), ("action", "left"), ("model", "right"), ("round", "right")]
-        console.print(_table([*named, ("who", "left"), ("why", "left")], told))
+        named: list[Column] = [("when (UTC)", "left"), ("action", "left"), ("model", "right")]
+        console.print()
+        console.print(_table(console, [*named, ("who", "left"), ("why", "left")], told))
 
 
 def _picks_by_class(record: Mapping[str, Any]) -> str:
@@ -124,7 +125,8 @@ def show_picks(picks: pd.DataFrame, *, as_json: bool = False) -> None:
         ("VAE", "left"),
         ("label", "left"),
     ]
-    _console().print(_table(columns, rows))
+    console = _console()
+    console.print(_table(console, columns, rows))
 
 
 def show_history(history: Mapping[str, Any], *, as_json: bool = False) -> None:
@@ -133,11 +135,9 @@ def show_history(history: Mapping[str, Any], *, as_json: bool = False) -> None:
         print_json(history)
         return
     console = _console()
-    now = " ".join(filter(None, [history["state"], history["label"] or ""]))
-    size = f"{history['width']} x {history['height']} pixels"
-    console.print(Text(f"{history['sample_id']}: {now}; {size}; sha256 {history['sha256']}"))
+    console.print(Text(f"{history['sample_id']}: {history['state']} {history['label'] or ''}".rstrip()))
     rows = [(event["round"], event["what"], _details(event)) for event in history["events"]]
-    console.print(_table([("round", "right"), ("what", "left"), ("details", "left")], rows))
+    console.print(_table(console, [("round", "right"), ("what", "left"), ("details", "left")], rows))
 
 
 def _details(event: Mapping[str, Any]) -> str:
@@ -167,7 +167,7 @@ def show_report(report: Report, *, as_json: bool = False) -> None:
         console.print(Text(f"intact: {checked}; every digest, the chain, the pools' arithmetic and every pick"))
         return
     rows = [(finding.round, finding.file, finding.what) for finding in report.findings]
-    console.print(_table([("round", "right"), ("file", "left"), ("what", "left")], rows))
+    console.print(_table(console, [("round", "right"), ("file", "left"), ("what", "left")], rows))
     number = len(report.findings)
     console.print(Text(f"NOT intact: {number} finding{'s' if number > 1 else ''} in {checked}"))
 
@@ -184,7 +184,7 @@ def show_status(services: Sequence[Mapping[str, Any]], folder: Path, *, as_json:
     console = _console()
     rows = [(row["service"], row["state"], row["pid"], row["address"], row["since"]) for row in services]
     columns: list[Column] = [("service", "left"), ("state", "left"), ("pid", "right")]
-    console.print(_table([*columns, ("address", "left"), ("since", "left")], rows))
+    console.print(_table(console, [*columns, ("address", "left"), ("since", "left")], rows))
     for row in services:
         if row["state"] != "running" and row["pid"] is not None:
             console.print(Text(f"{row['service']} is {row['state']}: see {row['log']}"))
@@ -225,13 +225,28 @@ def _console() -> Console:
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
 
 
-def _table(columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> Table:
+def _table(console: Console, columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> Table:
+    """Numbers are kept whole, text folds: each text column may have its share of what the numbers leave."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    longest = [
+        max(len(line) for text in [name, *(row[index] for row in cells)] for line in text.splitlines() or [""])
+        for index, (name, _) in enumerate(columns)
+    ]
+    numbers = sum(width for width, (_, justify) in zip(longest, columns, strict=True) if justify == "right")
+    texts = sum(justify == "left" for _, justify in columns)
+    share = max((console.width - numbers - 2 * len(columns)) // max(texts, 1), 1)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    for name, justify in columns:
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=False)
-    for row in rows:
-        table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    for (name, justify), width in zip(columns, longest, strict=True):
+        if justify == "right":
+            table.add_column(name, justify=justify, no_wrap=True)
+        else:
+            table.add_column(name, justify=justify, overflow="fold", min_width=min(width, share, _WHOLE))
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+_WHOLE = 8  # as much of a text stays in one line, if the numbers leave room
 
 
 def _number(value: float | None) -> str:

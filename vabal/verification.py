@@ -1,16 +1,16 @@
 """Is the record intact? Every digest, the chain of manifests, the pools' arithmetic and every pick, recomputed.
 
 Works from the files below `data/` (and `promotions.jsonl` beside it), against the git tags' messages where they are
-given. Each check is a function of its own that yields what it finds; none stops at the first finding, and what cannot be
-read is a finding too.
+given. Each check is a function of its own that yields what it finds; none stops at the first finding, and what cannot
+be read is a finding too.
 """
 
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 
 from vabal import champion, pools, round_tables
 from vabal.errors import UserError
+from vabal.params import parse
 from vabal.pools import Pools
 from vabal.progress import track
 from vabal.rounds import digest_of, round_folder, tag_name
-from vabal.store import file_sha256
+from vabal.store import code_version, file_sha256
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, UserError, OverflowError, MemoryError)
 TABLE_FILES = {name: f"{name}.parquet" for name in pools.SCHEMAS} | {"classes": "classes.json"}
@@ -66,8 +67,9 @@ class Record:
     digest: str
     parent: str | None
     strategy: str
-    seed: int
     settings: dict[str, Any]
+    selection: dict[str, Any] | None  # rule, beta, budget and seed; round 0 has none
+    code: str | None
     class_terms: dict[str, Any] | None
     pools_before: dict[str, str] | None
     pools_after: dict[str, str]
@@ -97,10 +99,8 @@ def verify(data: Path, tags: Mapping[str, str] | None = None, *, images: bool = 
     selections, unread = read_selections(data, records)
     findings += unread
     if current is not None and records:
-        replayed = list(replay(current, records, selections))
-        findings += check_pools(current, records, replayed)
-        findings += check_candidates(data, records, replayed, selections)
-    findings += check_picks(data, records, selections)
+        findings += _guarded(check_pools(data, current, records, selections), records[-1].round, "label_events.parquet")
+        findings += check_picks(data, records, selections, current.classes)
     if images and current is not None:
         findings += check_images(data, current.catalog, records)
     findings += check_promotions(data)
@@ -109,6 +109,14 @@ def verify(data: Path, tags: Mapping[str, str] | None = None, *, images: bool = 
     )
     seen = len(current.catalog) if images and current is not None else 0
     return Report(tuple(dict.fromkeys(findings)), len(records), hashed, seen)
+
+
+def _guarded(findings: Iterator[Finding], round_number: int, file: str) -> Iterator[Finding]:
+    """The findings; and one more where damage that no reader notices (text that is none, say) stops the check."""
+    try:
+        yield from findings
+    except UNREADABLE as error:
+        yield Finding(round_number, file, f"damaged, the check ended early: {_one_line(error)}")
 
 
 # -- manifests, their chain and the tags --------------------------------------------------------------------------
@@ -141,14 +149,17 @@ def _parse(content: bytes) -> Record:
     document = json.loads(content)
     if not isinstance(document, dict):
         raise ValueError("no mapping")  # noqa: TRY004
-    fields = {name: document[name] for name in Record.__dataclass_fields__ if name != "digest"}
-    whole = ("round", "seed")
-    if not all(isinstance(fields[name], int) for name in whole) or not isinstance(fields["strategy"], str):
-        raise ValueError("round, seed or strategy has the wrong type")
+    names = [field.name for field in fields(Record) if field.name != "digest"]
+    missing = [name for name in names if name not in document and name != "selection"]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    values: dict[str, Any] = {name: document.get(name) for name in names}
+    if not isinstance(values["round"], int) or not isinstance(values["strategy"], str):
+        raise ValueError("round or strategy has the wrong type")  # noqa: TRY004
     mappings = ("settings", "pools_after", "tables", "files", "shards", "counts")
-    if not all(isinstance(fields[name], dict) for name in mappings):
+    if not all(isinstance(values[name], dict) for name in mappings):
         raise ValueError(f"one of {', '.join(mappings)} is no mapping")
-    return Record(digest=digest_of(content), **fields)
+    return Record(digest=digest_of(content), **values)
 
 
 def check_chain(records: Sequence[Record]) -> Iterator[Finding]:
@@ -157,7 +168,7 @@ def check_chain(records: Sequence[Record]) -> Iterator[Finding]:
     for record in records:
         expected = 0 if previous is None else previous.round + 1
         if record.round != expected:
-            missing = f"round {expected}" if record.round == expected + 1 else f"rounds {expected} to {record.round - 1}"
+            missing = _span(expected, record.round - 1)
             yield Finding(expected, round_folder(Path(), expected).as_posix(), f"no readable record of {missing}")
         elif previous is None and record.parent is not None:
             yield Finding(0, f"{record.folder}/manifest.json", "round 0 names a manifest before it")
@@ -208,9 +219,9 @@ def check_files(data: Path, records: Sequence[Record]) -> Iterator[Finding]:
     if records:
         expected += [(records[-1].round, name, sha256) for name, sha256 in records[-1].tables.items()]
     for round_number, file, sha256 in track(expected, "verify files", len(expected)):
-        what = _file_problem(data / file, sha256)
-        if what:
-            yield Finding(round_number, file, what)
+        problem = _file_problem(data / file, sha256)
+        if problem is not None:
+            yield Finding(round_number, file, problem)
 
 
 def _file_problem(path: Path, sha256: str) -> str | None:
@@ -304,12 +315,17 @@ def _before_labels(current: Pools) -> Pools:
     unlabeled = rest.assign(status=pools.AVAILABLE, requested_round=None)
     return Pools(
         catalog=catalog,
-        labeled=pools.empty("labeled"),
+        labeled=_no_rows("labeled"),
         unlabeled=pools.typed(pools.by_id(unlabeled), pools.SCHEMAS["unlabeled"]),
         holdout=pools.typed(holdout, pools.SCHEMAS["holdout"]),
-        label_events=pools.empty("label_events"),
+        label_events=_no_rows("label_events"),
         classes=current.classes,
     )
+
+
+def _no_rows(name: str) -> pd.DataFrame:
+    schema = pools.SCHEMAS[name]
+    return pools.typed(pd.DataFrame(columns=schema.names), schema)
 
 
 def _apply(state: Pools, told: pd.DataFrame, round_number: int) -> Pools:
@@ -329,12 +345,16 @@ def _request(state: Pools, picks: pd.DataFrame | None, round_number: int) -> tup
     return pools.mark_requested(state, list(picks.loc[good, "sample_id"]), round_number), problems
 
 
-def check_pools(current: Pools, records: Sequence[Record], replayed: Sequence[Replayed]) -> Iterator[Finding]:
-    """What the events and selections lead to, against every manifest's digests and counts, and the tables of now."""
+def check_pools(
+    data: Path, current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]
+) -> Iterator[Finding]:
+    """What the events and selections lead to, against every manifest's digests and counts, every round's candidates,
+    and the tables of now."""
     wrong: dict[str, list[int]] = {}
     digests: dict[str, str] = {}
-    steps = track(zip(records, replayed, strict=True), "verify pools", len(records))
-    for record, step in steps:
+    step = Replayed(current, current, ())
+    steps = zip(records, replay(current, records, selections), strict=True)
+    for record, step in track(steps, "verify pools", len(records)):
         digests = pools.digests(step.after)
         for name, digest in digests.items():
             if record.pools_after.get(name) != digest:
@@ -342,15 +362,15 @@ def check_pools(current: Pools, records: Sequence[Record], replayed: Sequence[Re
         yield from _check_counts(record, step.after)
         file = f"{record.folder}/selection.parquet"
         yield from (Finding(record.round, file, problem) for problem in step.problems)
+        yield from check_candidates(data, record, step.taken_in, selections.get(record.round))
     for name, rounds_ in wrong.items():
         for first, last in _runs(rounds_):
-            span = f"round {first}" if first == last else f"rounds {first} to {last}"
-            what = f"made again from the images, label events and picks, it is not what the manifest of {span} records"
+            what = f"made again from images, label events and picks, it is not what {_span(first, last)} recorded"
             yield Finding(first, TABLE_FILES[name], what)
     head = records[-1].round
     for name, digest in _digests_now(current).items():
         if digest != digests[name]:
-            what = f"is not what the label events and picks lead to{_difference(name, current, replayed[-1].after)}"
+            what = f"is not what the label events and picks lead to{_difference(name, current, step.after)}"
             yield Finding(head, TABLE_FILES[name], what)
         elif digest != records[-1].pools_after.get(name):
             yield Finding(head, TABLE_FILES[name], f"its digest is not the one that round {head} recorded")
@@ -417,27 +437,24 @@ def read_selections(data: Path, records: Sequence[Record]) -> tuple[dict[int, pd
     return selections, findings
 
 
-def check_candidates(
-    data: Path, records: Sequence[Record], replayed: Sequence[Replayed], selections: Mapping[int, pd.DataFrame]
-) -> Iterator[Finding]:
+def check_candidates(data: Path, record: Record, taken_in: Pools, selection: pd.DataFrame | None) -> Iterator[Finding]:
     """Every sample that could be picked is a candidate, and the selection says of its picks what the candidates say."""
-    for record, step in zip(records, replayed, strict=True):
-        file = f"{record.folder}/candidates.parquet"
-        if "candidates.parquet" not in record.files or not (data / file).is_file():
-            continue
-        try:
-            candidates = _read_frame(data / file, ["rank", *_SHARED])
-        except UNREADABLE as error:
-            yield Finding(record.round, file, f"cannot be read: {_one_line(error)}")
-            continue
-        unlabeled = step.taken_in.unlabeled
-        available = unlabeled.loc[unlabeled["status"] == pools.AVAILABLE, "sample_id"]
-        odd = [*set(available).symmetric_difference(candidates["sample_id"])]
-        if odd or len(candidates) != len(available):
-            what = f"are not the samples that could be picked then: {_few(pd.Series(sorted(odd), dtype=object))}"
-            yield Finding(record.round, file, what)
-        if record.round in selections:
-            yield from _check_selection(record, selections[record.round], candidates)
+    file = f"{record.folder}/candidates.parquet"
+    if not (data / file).is_file():  # `check_files` names it
+        return
+    try:
+        candidates = _read_frame(data / file, ["rank", *_SHARED])
+    except UNREADABLE as error:
+        yield Finding(record.round, file, f"cannot be read: {_one_line(error)}")
+        return
+    unlabeled = taken_in.unlabeled
+    available = unlabeled.loc[unlabeled["status"] == pools.AVAILABLE, "sample_id"]
+    odd = [*set(available).symmetric_difference(candidates["sample_id"])]
+    if odd or len(candidates) != len(available):
+        what = f"are not the samples that could be picked then: {_few(pd.Series(sorted(odd), dtype=object))}"
+        yield Finding(record.round, file, what)
+    if selection is not None:
+        yield from _check_selection(record, selection, candidates)
 
 
 def _check_selection(record: Record, selection: pd.DataFrame, candidates: pd.DataFrame) -> Iterator[Finding]:
@@ -469,8 +486,71 @@ def _read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"it lacks the column {', '.join(missing)}")
-    frame: pd.DataFrame = file.read(columns=list(columns)).to_pandas()
+    table = file.read(columns=list(columns))
+    table.validate(full=True)  # text that is none would stop pandas later
+    frame: pd.DataFrame = table.to_pandas()
     return frame
+
+
+def check_picks(
+    data: Path, records: Sequence[Record], selections: Mapping[int, pd.DataFrame], classes: Sequence[str]
+) -> Iterator[Finding]:
+    """Every round's scores and picks, derived again from its candidates, settings, class terms and seed."""
+    for record in track(records, "verify picks", len(records)):
+        if record.round == 0:
+            continue  # its labels came with the source, or were asked for at random before there was any model
+        file = f"{record.folder}/candidates.parquet"
+        if "candidates.parquet" not in record.files:
+            yield Finding(record.round, f"{record.folder}/manifest.json", "names no candidates.parquet")
+        elif (data / file).is_file():  # else `check_files` names it
+            try:
+                odd, picks = _derive(data / file, record, classes)
+            except UNREADABLE as error:
+                yield Finding(record.round, file, f"the picks cannot be derived from it: {_one_line(error)}")
+                continue
+            if odd:
+                what = (
+                    f"the score of {_few(pd.Series(odd))} does not follow from its other columns{_other_code(record)}"
+                )
+                yield Finding(record.round, file, what)
+            if record.round in selections and picks != list(selections[record.round]["sample_id"]):
+                changed = sorted(set(picks).symmetric_difference(selections[record.round]["sample_id"]))
+                which = f"differ in {_few(pd.Series(changed))}" if changed else "stand in another order"
+                what = f"its picks are not those that follow from the candidates: they {which}"
+                yield Finding(record.round, f"{record.folder}/selection.parquet", what)
+
+
+def _derive(path: Path, record: Record, classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Candidates whose score does not follow from what it was computed from; and the picks that the scores lead to."""
+    from vabal import strategies  # noqa: PLC0415 -- loads torch, which the other checks do without
+    from vabal.probabilities import ClassTerms  # noqa: PLC0415
+
+    if record.selection is None:
+        raise ValueError("the manifest does not say by which rule")
+    settings = parse(record.settings, where="settings of the manifest")
+    terms = None if record.class_terms is None else ClassTerms.from_json(record.class_terms)
+    strategy = strategies.get(record.strategy)
+    seed = record.selection["seed"]
+    picker = strategies.Picker(record.selection["budget"], record.selection["rule"], record.selection["beta"], seed)
+    odd: list[str] = []
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=_ROWS_AT_ONCE):
+        batch.validate(full=True)
+        part = strategies.Candidates.from_table(batch, classes)
+        score_N = strategy.rescore(part, class_terms=terms, settings=settings, seed=seed)
+        if score_N is not None:
+            # Another processor may round the last bit of an exponential otherwise.
+            wrong_N = ~np.isclose(part.score_N, score_N, rtol=1e-9, atol=1e-9)
+            odd += [str(sample_id) for sample_id in part.sample_ids[wrong_N]]
+        picker.add(part)
+    return odd, [str(sample_id) for sample_id in picker.picks().sample_ids] if picker.candidates else []
+
+
+def _other_code(record: Record) -> str:
+    here = code_version()
+    return "" if record.code == here else f" (made by {record.code}, checked by {here})"
+
+
+_ROWS_AT_ONCE = 2**16
 
 
 def check_promotions(data: Path) -> Iterator[Finding]:
@@ -525,6 +605,10 @@ def _wrong_images(path: Path, rows: pd.DataFrame) -> list[str]:
 
 
 # -- words --------------------------------------------------------------------------------------------------------
+
+
+def _span(first: int, last: int) -> str:
+    return f"round {first}" if first == last else f"rounds {first} to {last}"
 
 
 def _few(ids: "pd.Series[str]") -> str:

@@ -45,7 +45,7 @@ def after(workspace: str):
 def probe(stack: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
     """Registers infra/prefect.yaml with the small flows in the place of round and promotion."""
     (tmp_path / "probe_flows.py").write_text(FLOW)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     document = yaml.safe_load((deploy.infra_folder() / "prefect.yaml").read_text())
     document["deployments"][0]["entrypoint"] = "probe_flows.probe"
     document["deployments"][1]["entrypoint"] = "probe_flows.after"
@@ -114,7 +114,7 @@ def test_after_a_power_cut_the_next_scheduled_run_needs_nobody(
         lambda: [r for r in _runs(server, "probe/cut-nightly-round") if r["state_type"] == "RUNNING"], 20, "it"
     )
     for process in processes.marked({"VABAL_STACK": str(stack.root / ".vabal")}):
-        process.kill()
+        process.kill()  # and nobody waits until they are gone
     (tmp_path / "started").unlink()
     (tmp_path / "go").touch()
 
@@ -143,12 +143,9 @@ def test_an_unknown_deployment_is_told_with_the_command_that_makes_it(stack: Run
         deploy.run_now("probe/none", print)
 
 
-@pytest.mark.parametrize(("key", "value"), [("cron", "every night"), ("timezone", "Mars/Olympus")])
-def test_a_schedule_that_is_none_is_refused_before_anything_is_registered(
-    stack: RunningStack, tmp_path: Path, key: str, value: str
-) -> None:
-    with pytest.raises(UserError, match=rf"params\.yaml: schedule: .*{value}"):
-        deploy.deploy(tmp_path, parse({"schedule": {key: value}}))
+def test_a_schedule_that_is_none_is_refused_before_anything_is_registered(stack: RunningStack, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^params\.yaml: schedule: cron `99 2 \* \* \*`[^\n]*$"):
+        deploy.deploy(tmp_path, parse({"schedule": {"cron": "99 2 * * *"}}))
 
 
 def test_the_deployments_are_named_after_the_workspace() -> None:

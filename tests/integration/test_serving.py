@@ -1,4 +1,4 @@
-"""A registered version loads and predicts where neither vabal nor safetensors is installed, as our own code predicts."""
+"""A registered version loads where neither vabal nor safetensors is installed, and predicts what our own code does."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from running import RunningStack
 
-from tests.integration.mlflow_server import mlflow_uri  # noqa: F401
 from vabal import classifier, images
 from vabal.adapters.tracking import SERVING_SOURCE, Tracking
 from vabal.params import ClassifierSettings
@@ -31,13 +31,19 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 import mlflow, numpy
-uri, model, source, target = sys.argv[1:]
+uri, source, target, *models = sys.argv[1:]
 mlflow.set_tracking_uri(uri)
-loaded = mlflow.pyfunc.load_model(model)
-for name, array in numpy.load(source).items():
-    loaded.predict(array).to_parquet(f"{target}/{name}.parquet")
+for number, model in enumerate(models):
+    loaded = mlflow.pyfunc.load_model(model)
+    for name, array in numpy.load(source).items():
+        loaded.predict(array).to_parquet(f"{target}/{number}-{name}.parquet")
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
+
+
+@pytest.fixture
+def mlflow_uri(stack: RunningStack) -> str:
+    return stack.environment["MLFLOW_TRACKING_URI"]
 
 
 def network_of(channels: int, size: int = 16) -> Any:
@@ -54,9 +60,15 @@ def registered(uri: str, folder: Path, channels: int, size: int = 16) -> tuple[s
     classifier.save(network, folder / "weights.safetensors")
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:12]
     tracking = Tracking(f"s-{name}", uri)
-    run_id = tracking.open_round(1, KEY, {})
+    run_id = tracking.open_round(channels, KEY, {})
     version = tracking.register(
-        run_id, 1, KEY, weights=folder / "weights.safetensors", classes=CLASSES, image_size=size, channels=channels
+        run_id,
+        channels,
+        KEY,
+        weights=folder / "weights.safetensors",
+        classes=CLASSES,
+        image_size=size,
+        channels=channels,
     )
     return f"models:/{tracking.model_name}/{version.version}", network
 
@@ -67,13 +79,7 @@ def own_predictions(network: Any, raw: np.ndarray, channels: int, size: int = 16
     return classifier.predict(network, [decoded])
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_version_predicts_what_we_predict_in_a_process_without_our_package(
-    mlflow_uri: str,
-    tmp_path: Path,
-    channels: int,  # noqa: F811
-) -> None:
-    model, network = registered(mlflow_uri, tmp_path, channels)
+def test_versions_predict_what_we_predict_in_a_process_without_our_package(mlflow_uri: str, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     inputs = {
         "grey": generator.integers(0, 256, (300, 16, 16), dtype=np.uint8),
@@ -83,16 +89,18 @@ def test_a_version_predicts_what_we_predict_in_a_process_without_our_package(
         "smaller": generator.integers(0, 256, (3, 5, 7), dtype=np.uint8),
     }
     np.savez(tmp_path / "inputs.npz", **inputs)  # type: ignore[arg-type]
-    command = [sys.executable, "-I", "-c", STRANGER, mlflow_uri, model, str(tmp_path / "inputs.npz"), str(tmp_path)]
+    models, networks = zip(*(registered(mlflow_uri, tmp_path, channels) for channels in (1, 3)), strict=True)
+    command = [sys.executable, "-I", "-c", STRANGER, mlflow_uri, str(tmp_path / "inputs.npz"), str(tmp_path), *models]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not {"vabal", "safetensors"} & set(json.loads(done.stdout.splitlines()[-1]))
-    for name, raw in inputs.items():
-        table = pd.read_parquet(tmp_path / f"{name}.parquet")
-        assert list(table.columns) == ["class", "p_crack", "p_dust (light)", "p_good"]
-        expected_N_C = own_predictions(network, raw, channels)
-        np.testing.assert_allclose(table.iloc[:, 1:].to_numpy(), expected_N_C, atol=1e-6, rtol=0)
-        assert list(table["class"]) == [CLASSES[index] for index in expected_N_C.argmax(axis=1)]
+    for number, channels in enumerate((1, 3)):
+        for name, raw in inputs.items():
+            table = pd.read_parquet(tmp_path / f"{number}-{name}.parquet")
+            assert list(table.columns) == ["class", "p_crack", "p_dust (light)", "p_good"]
+            expected_N_C = own_predictions(networks[number], raw, channels)
+            np.testing.assert_allclose(table.iloc[:, 1:].to_numpy(), expected_N_C, atol=1e-6, rtol=0)
+            assert list(table["class"]) == [CLASSES[index] for index in expected_N_C.argmax(axis=1)]
 
 
 # -- in this process, without a server ----------------------------------------------------------------------------
@@ -189,7 +197,7 @@ def test_the_script_imports_nothing_of_this_package() -> None:
     assert "from vabal" not in source
 
 
-def test_a_version_is_registered_in_less_than_two_seconds(mlflow_uri: str, tmp_path: Path) -> None:  # noqa: F811
+def test_a_version_is_registered_in_less_than_two_seconds(mlflow_uri: str, tmp_path: Path) -> None:
     registered(mlflow_uri, tmp_path, 1)
     network = network_of(1)
     classifier.save(network, tmp_path / "again.safetensors")

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from running import RunningStack
 
-from tests.integration.mlflow_server import free_port, mlflow_uri  # noqa: F401
 from vabal import classifier
 from vabal.adapters.tracking import Tracking, metric_name
 from vabal.errors import Unavailable, UserError
@@ -24,15 +25,26 @@ SETTINGS = {"seed": 3, "vae": {"epochs": 20, "body": "relu"}}
 
 
 @pytest.fixture
-def tracking(mlflow_uri: str, request: pytest.FixtureRequest) -> Tracking:  # noqa: F811
+def mlflow_uri(stack: RunningStack) -> str:
+    return stack.environment["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture
+def tracking(mlflow_uri: str, request: pytest.FixtureRequest) -> Tracking:
     """A workspace of its own for each test."""
     name = "t-" + hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
     return Tracking(name, mlflow_uri)
 
 
 @pytest.fixture
-def client(mlflow_uri: str) -> MlflowClient:  # noqa: F811
+def client(mlflow_uri: str) -> MlflowClient:
     return MlflowClient(mlflow_uri, mlflow_uri)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def runs_of(client: MlflowClient, tracking: Tracking) -> list[object]:
@@ -91,7 +103,7 @@ class _Answering(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(self.body)
 
-    do_POST = do_GET  # noqa: N815
+    do_POST = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet."""

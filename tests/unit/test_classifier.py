@@ -296,7 +296,7 @@ def test_folds_need_one_unique_id_for_each_label() -> None:
 def test_cross_fitted_predictions_are_honest_and_do_not_depend_on_the_order() -> None:
     # Labels at random: networks that saw a sample could know its label, those that did not cannot.
     images, labels = random_images(60), np.random.default_rng(1).integers(2, size=60)
-    settings = recipe(width=8, epochs=20, learning_rate=0.05)
+    settings = recipe(width=8, epochs=12, learning_rate=0.05)
     ids = [f"s{n:02d}" for n in range(60)]
     network = network_for(settings, classes=2)
     run(network, images, labels, settings)
@@ -308,7 +308,7 @@ def test_cross_fitted_predictions_are_honest_and_do_not_depend_on_the_order() ->
     assert sorted(set(result.fold_N)) == [0, 1, 2]
     assert np.array_equal(result.probabilities_N_C.argmax(1), result.predicted_N)
     np.testing.assert_allclose(result.probabilities_N_C.sum(1), 1, rtol=1e-5)
-    assert len(seen) == 3 * 20 * 3
+    assert len(seen) == 3 * 12 * 3
     assert seen[0].name == "fold0/train/loss"
     order = np.random.default_rng(2).permutation(60)
     again = cross_fit(network.config, images[order], labels[order], [ids[n] for n in order], settings, folds=3, seed=0)

@@ -227,9 +227,9 @@ def test_ten_thousand_resamples_of_ten_thousand_samples_in_a_hundred_classes_tak
     labels = generator.choice(classes, 10_000).tolist()
     mine = [label if generator.random() < 0.8 else "c0" for label in labels]
     theirs = [label if generator.random() < 0.75 else "c1" for label in labels]
-    started = time.perf_counter()
+    started = time.process_time()
     decide(table(labels, mine), table(labels, theirs), SETTINGS, seed=0, classes=classes)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 @hypothesis_settings(max_examples=30, deadline=None)

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,6 +16,7 @@ from vabal.errors import Unavailable
 
 POOL = "gpu"
 TIMEOUT_S = 10.0
+BUSY_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
 PAGE = 200
 HELD = ("RUNNING", "PENDING", "CANCELLING")
 
@@ -43,7 +45,21 @@ class Server:
         return cls(url, os.environ.get("PREFECT_API_AUTH_STRING", ""))
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout: float = TIMEOUT_S) -> Any:
-        """The JSON that the server answers. Raises Unavailable if it is down or refuses the credentials."""
+        """The JSON that the server answers. Raises Unavailable if it is down or refuses the credentials.
+
+        503 is Prefect's word for "again, please" (its SQLite file was locked for a moment), and is obeyed.
+        """
+        for pause in BUSY_PAUSES_S:
+            try:
+                return self._once(method, path, body, timeout)
+            except urllib.error.HTTPError as error:
+                with error:
+                    if error.code != 503:
+                        raise self._refused(error, method, path) from None
+            time.sleep(pause)
+        raise Unavailable(f"the Prefect server at {self.url} is too busy to answer {method} {path}: try again")
+
+    def _once(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
         request = urllib.request.Request(  # noqa: S310 - the address is the user's own setting
             f"{self.url}{path}",
             method=method,
@@ -56,13 +72,11 @@ class Server:
         try:
             with _opener(self.url).open(request, timeout=timeout) as answer:
                 return json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refused(error, method, path) from None
+        except urllib.error.HTTPError:
+            raise
         except (OSError, ValueError) as error:
-            raise Unavailable(
-                f"no Prefect server at {self.url} ({getattr(error, 'reason', error)}): start the stack with `vabal up`"
-            ) from None
+            reason = getattr(error, "reason", error)
+            raise Unavailable(f"no Prefect server at {self.url} ({reason}): start the stack with `vabal up`") from None
 
     def _refused(self, error: urllib.error.HTTPError, method: str, path: str) -> Exception:
         if error.code in (401, 403):

@@ -31,6 +31,7 @@ HOST = "127.0.0.1"
 REGION = "us-east-1"
 FIRST_PORTS = {"s3": 19000, "mlflow": 15000, "prefect": 14200}
 PORTS_TRIED = 300
+PORT_PATIENCE_S = 3.0
 SERVICES = ("s3", "mlflow", "prefect", "worker")
 STACK_MARK, SERVICE_MARK = "VABAL_STACK", "VABAL_SERVICE"
 FLOW_RUN_MARK = "PREFECT__FLOW_RUN_ID"
@@ -111,6 +112,7 @@ def up(root: Path, progress: Progress | None = None, *, timeout: float = 180.0) 
     with stack.lock():
         state = stack.state()
         running = _running(stack, state)
+        _clear(stack, running)
         notes = _choose_ports(state, running)
         environment = _write_environment(stack, state["ports"])
         start = _Start(stack, state, running, time.monotonic() + timeout, progress)
@@ -118,13 +120,12 @@ def up(root: Path, progress: Progress | None = None, *, timeout: float = 180.0) 
             for service in ("s3", "mlflow", "prefect"):
                 start.unless_running(service)
             start.wait("prefect")
-            if "worker" not in running:
+            if not start.runs("worker"):
                 notes += _settle(stack, environment)
             start.unless_running("worker")
             start.wait(*SERVICES)
         except BaseException:
-            for service, process in reversed(start.started.items()):
-                processes.end(process, grace=GRACE_S[service])
+            start.undo()
             raise
     return notes
 
@@ -230,12 +231,20 @@ def _address(ports: dict[str, int], service: str) -> str | None:
     return f"http://{HOST}:{ports[service]}" if service in ports else None
 
 
+def _clear(stack: Stack, running: dict[str, psutil.Process]) -> None:
+    """End what a killed server left behind: it would hold the port. A killed worker's flow goes on to its end."""
+    for service in FIRST_PORTS:
+        if service not in running:
+            for helper in processes.marked(stack.marks(service)):
+                processes.end(helper, grace=2.0)
+
+
 def _choose_ports(state: dict[str, Any], running: dict[str, psutil.Process]) -> list[str]:
     """The same ports as last time; another, and a word about it, where a stranger has taken one."""
     ports: dict[str, int] = state["ports"]
     notes = []
     for service, first in FIRST_PORTS.items():
-        if service in running or (service in ports and _is_free(ports[service])):
+        if service in running or (service in ports and _becomes_free(ports[service])):
             continue
         taken = set(ports.values())
         candidates = (port for port in range(first, first + PORTS_TRIED) if port not in taken and _is_free(port))
@@ -246,6 +255,16 @@ def _choose_ports(state: dict[str, Any], running: dict[str, psutil.Process]) -> 
             notes.append(f"{service}: port {ports[service]} is taken by another program, so it listens on {port} now")
         ports[service] = port
     return notes
+
+
+def _becomes_free(port: int) -> bool:
+    """A server killed a moment ago may still be on its way out."""
+    deadline = time.monotonic() + PORT_PATIENCE_S
+    while not _is_free(port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _is_free(port: int) -> bool:
@@ -297,12 +316,15 @@ class _Start:
         self.started: dict[str, psutil.Process] = {}
         self.ready: set[str] = set()
 
+    def runs(self, service: str) -> bool:
+        """Whether the service ran before this `up` and still does; one killed a moment ago may only seem to."""
+        if service in self.running and not processes.is_running(self.running[service]):
+            del self.running[service]
+        return service in self.running
+
     def unless_running(self, service: str) -> None:
-        if service in self.running:
+        if self.runs(service):
             return
-        if service != "worker":  # a killed server's helpers would hold its port; a killed worker's flow goes on
-            for helper in processes.marked(self.stack.marks(service)):
-                processes.end(helper, grace=2.0)
         command, environment = _COMMANDS[service](self.stack, self.state["ports"])
         process = processes.start(
             command,
@@ -315,11 +337,19 @@ class _Start:
         self.state["processes"][service] = {"pid": process.pid, "since": _since(process).isoformat()}
         self.stack.record(self.state)
 
+    def undo(self) -> None:
+        """End what this `up` started; found by mark, since Ctrl-C may come between a start and its record."""
+        for service in reversed(SERVICES):
+            if service not in self.running:
+                for process in processes.marked(self.stack.marks(service)):
+                    if FLOW_RUN_MARK not in processes.environment_of(process):
+                        processes.end(process, grace=GRACE_S[service])
+
     def wait(self, *services: str) -> None:
         """Return when all `services` answer. Raises Unavailable with the log's end if one dies, or time is up."""
         self._tell()
         while not self.ready.issuperset(services):
-            for service in (*self.running, *self.started):
+            for service in {**self.running, **self.started}:
                 self._look_at(service)
             late = [service for service in services if service not in self.ready]
             if late and time.monotonic() > self.deadline:
@@ -330,7 +360,9 @@ class _Start:
     def _look_at(self, service: str) -> None:
         if service in self.ready:
             return
-        process = self.running.get(service) or self.started[service]
+        if service not in self.started:
+            self.unless_running(service)
+        process = self.started.get(service) or self.running[service]
         if _is_ready(self.stack, self.state, service, process):
             self.ready.add(service)
             self._tell()
@@ -348,7 +380,7 @@ class _Start:
 
 def _server_environment(stack: Stack) -> dict[str, str]:
     """Little of the user's environment, and a home of their own: the servers leave no trace in the user's."""
-    kept = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "SSL_CERT_FILE", "LD_LIBRARY_PATH")
+    kept = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "SSL_CERT_FILE", "LD_LIBRARY_PATH")
     home = stack.folder / "home"
     home.mkdir(mode=0o700, exist_ok=True)
     return {name: os.environ[name] for name in kept if name in os.environ} | {"HOME": str(home)}
@@ -422,6 +454,7 @@ def _worker(stack: Stack, ports: dict[str, int]) -> tuple[list[str], dict[str, s
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
         "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false",
     }
     command = [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start"]

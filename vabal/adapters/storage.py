@@ -41,7 +41,8 @@ def client(*, attempts: int = 1, read_timeout: float = READ_TIMEOUT_S) -> "S3Cli
     )
     # Some clouds need no region, boto3 does.
     region = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
-    s3: S3Client = boto3.client("s3", region_name=region, config=settings)
+    # A session of its own: boto3's default one keeps the first keys it has seen.
+    s3: S3Client = boto3.Session().client("s3", region_name=region, config=settings)
     return s3
 
 

@@ -62,7 +62,18 @@ class Versioning:
 
     def push(self) -> None:
         """`dvc push`: sends what the remote lacks. Raises Unavailable if S3 is down or refuses."""
-        self._dvc("push", "data.dvc")
+        deferred = self._deferred
+        self._dvc("push", *(["--all-tags"] if deferred.exists() else []), "data.dvc")
+        deferred.unlink(missing_ok=True)
+
+    def defer_push(self) -> None:
+        """The next `push` sends the state of every tag, this one's too."""
+        self._deferred.parent.mkdir(mode=0o700, exist_ok=True)
+        self._deferred.touch()
+
+    @property
+    def _deferred(self) -> Path:
+        return self.root / ".vabal" / "push-deferred"
 
     def pull(self) -> None:
         self._dvc("pull", "data.dvc")

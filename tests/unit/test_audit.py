@@ -1,0 +1,770 @@
+"""The audit: what it tells of rounds, picks and samples, and that any change to a past round is found and named."""
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vabal import (
+    audit,
+    champion,
+    images,
+    params,
+    pools,
+    progress,
+    round_tables,
+    rounds,
+    store,
+    strategies,
+    tables,
+    verification,
+)
+from vabal.errors import UserError
+from vabal.probabilities import ClassTerms
+from vabal.verification import Finding
+
+CLASSES = ("cat", "dog", "emu")
+SEED = 5
+
+
+def no_rows(name: str) -> pd.DataFrame:
+    schema = pools.SCHEMAS[name]
+    return pools.typed(pd.DataFrame(columns=schema.names), schema)
+
+
+class Books:
+    """A workspace's `data/` that is made round by round, as the flow makes it, without training anything."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "data"
+        self.tags: dict[str, str] = {}
+        self.number = -1
+        self.random = np.random.default_rng(SEED)
+
+    # -- rounds ---------------------------------------------------------------------------------------------
+
+    def begin(self, *, labeled: int = 9, holdout: int = 6, total: int = 40, asked: int = 0) -> "Books":
+        """Round 0: a source with labels; or one without, whose first `asked` images are asked about."""
+        names = [f"s{index:03d}" for index in range(total)]
+        truth = [CLASSES[index % 3] for index in range(total)]
+        catalog = self._images(names).assign(added_round=0)
+        ids = pd.Series(names)
+        self.pools = pools.Pools(
+            catalog=pools.typed(catalog, pools.SCHEMAS["catalog"]),
+            labeled=no_rows("labeled"),
+            unlabeled=pools.typed(
+                pd.DataFrame({"sample_id": ids[holdout:], "status": "available", "requested_round": None}),
+                pools.SCHEMAS["unlabeled"],
+            ),
+            holdout=pools.typed(pd.DataFrame({"sample_id": ids[:holdout], "label": None}), pools.SCHEMAS["holdout"]),
+            label_events=no_rows("label_events"),
+            classes=CLASSES,
+        )
+        given = dict(zip(names[: holdout + labeled], truth, strict=False)) if labeled else {}
+        first = names[holdout : holdout + asked]
+        self._publish(strategy="initial", events=given, annotator=pools.FROM_SOURCE, when=None, first=first)
+        return self
+
+    def round(
+        self, strategy: str = "vabal", *, labels: dict[str, str | None] | None = None, new: int = 0, budget: int = 6
+    ) -> "Books":
+        fresh = self._images([f"n{self.number + 1}-{index}" for index in range(new)]) if new else None
+        when = datetime(2026, 3, self.number + 2, 6, 30, tzinfo=UTC)
+        self._publish(strategy=strategy, events=labels or {}, annotator="ann", when=when, budget=budget, fresh=fresh)
+        return self
+
+    def picked(self, number: int) -> list[str]:
+        return list(round_tables.read_selection(self.data / f"rounds/{number:04d}/selection.parquet")["sample_id"])
+
+    def verify(self, **options: Any) -> verification.Report:
+        return audit.verify(self.data, self.tags, **options)
+
+    # -- the parts of a round -------------------------------------------------------------------------------
+
+    def _images(self, names: list[str]) -> pd.DataFrame:
+        contents = [images.png(self.random.integers(0, 256, (5, 4), dtype=np.uint8)) for _ in names]
+        placed = images.write_shards(
+            zip(names, contents, strict=True),
+            self.data / "images",
+            settings=params.PoolSettings(shard_rows=25),
+            name_prefix=f"r{self.number + 1}",
+        )
+        frame = pd.DataFrame(placed, columns=["shard", "row", "sample_id"])
+        sha256 = [hashlib.sha256(content).hexdigest() for content in contents]
+        return frame.assign(sha256=sha256, width=4, height=5)
+
+    def _publish(
+        self,
+        *,
+        strategy: str,
+        events: dict[str, Any],
+        annotator: str,
+        when: datetime | None,
+        budget: int = 1,
+        fresh: pd.DataFrame | None = None,
+        first: Sequence[str] = (),
+    ) -> None:
+        self.number += 1
+        number = self.number
+        state = self.pools
+        if fresh is not None:
+            state, _ = pools.apply_images(state, fresh, number)
+        frame = pd.DataFrame({"sample_id": list(events), "label": list(events.values())})
+        frame = frame.assign(annotator=annotator, labeled_at=pd.Timestamp(when) if when else pd.NaT, source="f.csv")
+        state, _ = pools.apply_labels(state, frame, number)
+        folder = self.data / f"rounds/{number:04d}"
+        folder.mkdir(parents=True)
+        settings = params.parse({"seed": SEED, "selection": {"strategy": strategy, "budget": budget}})
+        terms = ClassTerms.from_json({"log_prior": [-0.5, -1.5, -2.0], "log_precision": [-0.1, -0.2, -0.3]})
+        drawn = None
+        if number > 0:
+            drawn = self._select(folder, state, settings, terms, 1000 + number)
+            state = pools.mark_requested(state, drawn.sample_ids, number)
+            self._predict(folder, state)
+        elif first:
+            table = round_tables.unscored(list(first), strategy)
+            round_tables.write_selection(table, folder / "selection.parquet")
+            state = pools.mark_requested(state, first, number)
+        before = rounds.read_manifest(self.data, number - 1) if number else None
+        pools.save(state, self.data)
+        self.pools = state
+        manifest = {
+            "version": 1,
+            "round": number,
+            "parent": before.digest if before else None,
+            "strategy": strategy,
+            "seed": SEED,
+            "settings": settings.model_dump(mode="json") if number else {"source": "made", "seed": SEED},
+            "code": "0.1.0+test" if number else None,
+            "class_terms": drawn.class_terms.to_json() if drawn and drawn.class_terms else None,
+            "selection": {name: getattr(drawn, name) for name in ("budget", "rule", "beta", "seed")} if drawn else None,
+            "pools_before": before.manifest["pools_after"] if before else None,
+            "pools_after": pools.digests(state),
+            "tables": {name: store.file_sha256(self.data / name) for name in verification.TABLE_FILES.values()},
+            "files": rounds.describe_files(folder),
+            "shards": {path.stem: store.file_sha256(path) for path in sorted((self.data / "images").iterdir())},
+            "counts": verification.count(state) | {"picks": budget if number else len(first)},
+            "intake": None,
+            "model": {"name": "vabal-classifier", "version": str(number), "sha256": "0" * 64} if number else None,
+            "mlflow_run": f"run{number}" if number else None,
+            "prefect_flow_run": None,
+            "metrics": {"holdout/accuracy": 0.5} if number else None,
+            "times": None,
+            "environment": None,
+        }
+        self.write_manifest(manifest)
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Also used to forge one: the tag follows."""
+        content = store.canonical_json(manifest)
+        (self.data / f"rounds/{manifest['round']:04d}/manifest.json").write_bytes(content)
+        self.tags[rounds.tag_name(manifest["round"])] = rounds.tag_message(manifest, rounds.digest_of(content))
+
+    def _select(
+        self, folder: Path, state: pools.Pools, settings: params.Params, terms: ClassTerms, seed: int
+    ) -> strategies.Selection:
+        waiting = state.unlabeled.loc[state.unlabeled["status"] == pools.AVAILABLE, "sample_id"].to_numpy(dtype=object)
+        likelihood_N_C = self.random.normal(-20, 3, (len(waiting), len(CLASSES))).astype(np.float32)
+        shard = strategies.Shard(
+            waiting,
+            logits_N_C=self.random.normal(size=likelihood_N_C.shape),
+            log_likelihood_N_C=likelihood_N_C,
+            vae_class_N=likelihood_N_C.argmax(axis=1).astype(np.int32),
+        )
+        strategy = strategies.get(settings.selection.strategy)
+        written: list[strategies.Candidates] = []
+        context = strategies.Context(lambda: [shard], settings, seed, terms, None, written.append)
+        selection = strategy.select(context, settings.selection.budget)
+        ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
+        scored = self.root / "scored.parquet"
+        pq.write_table(written[0].to_table(CLASSES), scored, store_schema=False)
+        round_tables.write_candidates(scored, folder / "candidates.parquet", ranks, strategy.name, len(CLASSES))
+        table = strategies.selection_table(selection.picks, CLASSES, selection.strategy).to_pandas()
+        round_tables.write_selection(table, folder / "selection.parquet")
+        return selection
+
+    def _predict(self, folder: Path, state: pools.Pools) -> None:
+        known = state.holdout.dropna()
+        probabilities = [np.full(len(CLASSES), 1 / 3, dtype=np.float32)] * len(known)
+        table = known.assign(predicted_class=CLASSES[0], probabilities=probabilities)
+        round_tables.write_predictions(table, folder / "holdout_predictions.parquet", len(CLASSES))
+
+
+def build(root: Path) -> Books:
+    """Three rounds: a correction, a rejection, an answer that is still out, new images."""
+    books = Books(root).begin().round("random")
+    first = books.picked(1)
+    answers: dict[str, str | None] = dict.fromkeys(first[:4], "dog") | {first[4]: None, "s006": "emu"}
+    books.round("vabal", labels=answers, new=5)
+    return books.round("entropy", labels={books.picked(2)[0]: "cat"})
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Books:
+    """For tests that only read."""
+    return build(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture
+def books(kept: Books, tmp_path: Path) -> Books:
+    """A copy of the same, to change."""
+    shutil.copytree(kept.data, tmp_path / "data")
+    own = copy.copy(kept)
+    own.root, own.data, own.tags = tmp_path, tmp_path / "data", dict(kept.tags)
+    return own
+
+
+# -- what it tells ----------------------------------------------------------------------------------------------
+
+
+def test_rounds_are_told_with_their_pools_their_picks_by_class_and_where_they_stand(kept: Books) -> None:
+    told = audit.rounds(kept.data, kept.tags)
+    assert [record["round"] for record in told] == [0, 1, 2, 3]
+    assert [record["strategy"] for record in told] == ["initial", "random", "vabal", "entropy"]
+    assert [record["labeled"] for record in told] == [9, 9, 13, 14]  # 4 answers in round 2, 1 in round 3
+    assert [record["unlabeled"] for record in told] == [25, 25, 26, 25]  # 5 new images came with round 2
+    assert told[1]["picks_by_class"] == {"cat": 0, "dog": 4, "emu": 0}
+    assert (told[1]["picks"], told[1]["picks_open"], told[1]["picks_rejected"]) == (6, 1, 1)
+    assert told[2]["picks_by_class"] == {"cat": 1, "dog": 0, "emu": 0}
+    assert (told[3]["model"], told[3]["model_version"]) == ("vabal-classifier", "3")
+    assert told[3]["mlflow_run"] == "run3"
+    assert [record["tag"] for record in told] == [f"round/000{number}" for number in range(4)]
+    assert (told[0]["picks"], told[0]["model_version"], told[0]["metrics"]) == (0, None, {})
+
+
+def test_without_git_no_round_claims_to_have_a_tag(kept: Books) -> None:
+    assert {record["tag"] for record in audit.rounds(kept.data)} == {None}
+
+
+def test_the_promotions_of_a_version_stand_beside_the_round_that_made_it(books: Books) -> None:
+    promote(books.root, round_number=2)
+    told = audit.rounds(books.data)
+    assert [len(record["promotions"]) for record in told] == [0, 0, 1, 0]
+    assert told[2]["promotions"][0]["who"] == "ann"
+
+
+def test_picks_are_told_in_rank_order_with_the_label_known_by_now(kept: Books) -> None:
+    first, second = audit.picks(kept.data, 1), audit.picks(kept.data, 2)
+    assert first["rank"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert first["label"].fillna("-").tolist() == ["dog"] * 4 + ["-", "-"]
+    assert first["rejected"].tolist() == [False] * 4 + [True, False]
+    assert first["prior"].isna().all()
+    assert second[["log_likelihood", "prior", "precision", "vae_class"]].notna().all(axis=None)
+    assert (second["score"].diff().dropna() <= 0).all()
+
+
+@pytest.mark.parametrize(("number", "words"), [(0, "labels came with the source"), (7, "there are rounds 0 to 3")])
+def test_a_round_without_picks_says_why(kept: Books, number: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        audit.picks(kept.data, number)
+
+
+def test_a_samples_history_holds_everything_that_happened_to_it_in_order(kept: Books) -> None:
+    sample = kept.picked(1)[4]
+    told = audit.history(kept.data, sample)
+    assert (told["state"], told["label"], told["added_round"]) == ("rejected", None, 0)
+    assert [(event["round"], event["what"]) for event in told["events"]] == [
+        (0, "added"),
+        (1, "candidate"),
+        (1, "requested"),
+        (2, "rejected"),
+    ]
+    assert told["events"][1]["rank"] == told["events"][2]["rank"] == 5
+
+
+def test_a_corrected_label_shows_both_labels_and_who_gave_them(kept: Books) -> None:
+    told = audit.history(kept.data, "s006")
+    labels = [(event["what"], event["label"], event["annotator"]) for event in told["events"][1:]]
+    assert labels == [("labelled", "cat", "source"), ("corrected", "emu", "ann")]
+    assert (told["state"], told["label"]) == ("labeled", "emu")
+
+
+def test_a_sample_that_was_never_picked_shows_its_score_in_every_round(kept: Books) -> None:
+    never = set(kept.pools.unlabeled.query("status == 'available'")["sample_id"]) - {f"n2-{k}" for k in range(5)}
+    events = audit.history(kept.data, min(never))["events"]
+    assert [(event["round"], event["rank"]) for event in events if event["what"] == "candidate"] == [
+        (1, None),
+        (2, None),
+        (3, None),
+    ]
+
+
+@pytest.mark.parametrize(("sample", "state"), [("s000", "holdout"), ("s007", "labeled")])
+def test_a_sample_of_another_pool_is_found_there(kept: Books, sample: str, state: str) -> None:
+    assert audit.history(kept.data, sample)["state"] == state
+
+
+def test_a_request_that_is_still_out_is_told(kept: Books) -> None:
+    told = audit.history(kept.data, kept.picked(3)[0])
+    assert (told["state"], told["requested_round"]) == ("requested", 3)
+
+
+@pytest.mark.parametrize("question", [audit.history, audit.show])
+def test_an_unknown_sample_is_refused(kept: Books, question: Callable[[Path, str], Any]) -> None:
+    with pytest.raises(UserError, match="no sample 's9'"):
+        question(kept.data, "s9")
+
+
+# -- the image itself -------------------------------------------------------------------------------------------
+
+
+def test_the_images_own_bytes_are_written_with_the_extension_of_their_format(kept: Books, tmp_path: Path) -> None:
+    path = audit.show(kept.data, "s027", tmp_path / "suspicious")
+    assert path == tmp_path / "suspicious.png"
+    row = kept.pools.catalog.set_index("sample_id").loc["s027"]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == row["sha256"]
+
+
+def test_the_right_extension_is_kept_and_a_wrong_one_is_told_apart(kept: Books, tmp_path: Path) -> None:
+    assert audit.show(kept.data, "s001", tmp_path / "a.PNG").name == "a.PNG"
+    assert audit.show(kept.data, "s001", tmp_path / "a.jpg").name == "a.jpg.png"
+
+
+def test_a_folder_or_nothing_names_the_file_after_the_sample(
+    kept: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert audit.show(kept.data, "s001", tmp_path) == tmp_path / "s001.png"
+    monkeypatch.chdir(tmp_path)
+    assert audit.show(kept.data, "s002").read_bytes() == images.encoded(kept.data, "r0-0000", 2)
+
+
+def test_a_file_that_exists_is_never_written_over(kept: Books, tmp_path: Path) -> None:
+    (tmp_path / "s001.png").write_text("mine")
+    with pytest.raises(UserError, match="exists"):
+        audit.show(kept.data, "s001", tmp_path)
+    assert (tmp_path / "s001.png").read_text() == "mine"
+
+
+def test_a_folder_that_is_not_there_is_refused_in_one_line(kept: Books, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be written: No such file"):
+        audit.show(kept.data, "s001", tmp_path / "no" / "a.png")
+
+
+def test_an_image_that_was_exchanged_is_not_shown(books: Books, tmp_path: Path) -> None:
+    exchange_image(books.data / "images/r0-0000.parquet", 3)
+    with pytest.raises(UserError, match="are not those that were catalogued"):
+        audit.show(books.data, "s003", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+# -- verification -----------------------------------------------------------------------------------------------
+
+
+def promote(root: Path, round_number: int) -> None:
+    entry = champion.Entry(
+        1, "2026-03-04T00:00:00+00:00", "ann", "promote", "2", round_number, None, None, "better", None, None
+    )
+    (root / champion.RECORD).write_bytes(entry.line() + b"\n")
+
+
+def exchange_image(path: Path, row: int) -> None:
+    """Another picture in one row, the file otherwise as it was."""
+    table = pq.ParquetFile(path).read()
+    pictures = table.column("image").to_pylist()
+    pictures[row] = images.png(np.full((5, 4), 7, dtype=np.uint8))
+    changed = table.set_column(1, table.schema.field("image"), pa.array(pictures, pa.binary()))
+    pq.write_table(changed, path, compression="none")
+
+
+def forge(books: Books, number: int, **changes: Any) -> None:
+    """Rewrite a round's manifest with changed values, and every later one and every tag with it."""
+    for later in range(number, books.number + 1):
+        manifest = rounds.read_manifest(books.data, later).manifest
+        if later == number:
+            manifest |= changes
+            manifest["files"] = rounds.describe_files(books.data / f"rounds/{later:04d}")
+        if later:
+            manifest["parent"] = rounds.read_manifest(books.data, later - 1).digest
+        manifest["tables"] = {name: store.file_sha256(books.data / name) for name in verification.TABLE_FILES.values()}
+        manifest["shards"] = {path.stem: store.file_sha256(path) for path in (books.data / "images").iterdir()}
+        books.write_manifest(manifest)
+
+
+def found(report: verification.Report) -> list[tuple[int | None, str]]:
+    return [(finding.round, finding.file) for finding in report.findings]
+
+
+def test_an_untouched_record_is_intact(kept: Books) -> None:
+    report = kept.verify()
+    assert report.findings == ()
+    # selection, candidates and predictions of three rounds; three shards; six tables
+    assert (report.rounds, report.files, report.images) == (4, 9 + 3 + 6, 45)
+
+
+FILES = [
+    *(f"rounds/000{number}/manifest.json" for number in range(4)),
+    *(f"rounds/000{number}/{name}.parquet" for number in (1, 3) for name in ("selection", "candidates")),
+    "rounds/0002/holdout_predictions.parquet",
+    "images/r0-0001.parquet",
+    *verification.TABLE_FILES.values(),
+]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.99])
+def test_a_single_changed_bit_is_found_and_its_file_named(books: Books, file: str, place: float) -> None:
+    path = books.data / file
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    report = books.verify()
+    assert not report.ok
+    assert file in [name for _, name in found(report)]
+    named = [number for number, name in found(report) if name == file]
+    if file.startswith("rounds/"):
+        assert set(named) == {int(file.split("/")[1])}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_missing_file_is_found_and_named(books: Books, file: str) -> None:
+    (books.data / file).unlink()
+    assert file in [name for _, name in found(books.verify())]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"{}", b"[1]", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "file", ["rounds/0001/manifest.json", "rounds/0002/candidates.parquet", "label_events.parquet"]
+)
+def test_a_file_that_cannot_be_read_is_a_finding_and_no_crash(books: Books, file: str, content: bytes) -> None:
+    (books.data / file).write_bytes(content)
+    assert file in [name for _, name in found(books.verify())]
+
+
+def test_every_finding_is_listed_and_not_only_the_first(books: Books) -> None:
+    (books.data / "rounds/0001/selection.parquet").write_bytes(b"x")
+    (books.data / "rounds/0002/holdout_predictions.parquet").unlink()
+    exchange_image(books.data / "images/r2-0000.parquet", 0)
+    books.tags.pop("round/0003")
+    assert {
+        (1, "rounds/0001/selection.parquet"),
+        (2, "rounds/0002/holdout_predictions.parquet"),
+        (2, "images/r2-0000.parquet"),
+        (3, "rounds/0003/manifest.json"),
+    } <= set(found(books.verify()))
+
+
+def test_a_file_that_no_round_published_is_found(books: Books) -> None:
+    (books.data / "rounds/0001/extra.parquet").touch()
+    (books.data / "notes.txt").touch()
+    (books.data / ".labeled.parquet.123.tmp").touch()  # what a kill may leave; DVC passes it over too
+    report = books.verify()
+    assert found(report) == [(None, "notes.txt"), (1, "rounds/0001/extra.parquet")]
+    assert all(finding.what == "belongs to no published round" for finding in report.findings)
+
+
+def test_a_folder_without_rounds_is_not_intact(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    report = audit.verify(tmp_path / "data", {})
+    assert Finding(None, "rounds", "there is no round") in report.findings
+
+
+# the chain and the tags
+
+
+def test_a_rewritten_manifest_breaks_the_chain_where_it_was_rewritten(books: Books) -> None:
+    manifest = rounds.read_manifest(books.data, 1).manifest
+    books.write_manifest(manifest | {"mlflow_run": "another"})  # its tag too
+    report = books.verify()
+    assert found(report) == [(1, "rounds/0001/manifest.json")]
+    assert report.findings[0].what == "its sha256 is not the one that round 2 was built on"
+
+
+def test_a_rewritten_head_is_found_by_its_tag_alone(books: Books) -> None:
+    path = books.data / "rounds/0003/manifest.json"
+    manifest = json.loads(path.read_bytes())
+    path.write_bytes(store.canonical_json(manifest | {"mlflow_run": "another"}))
+    report = books.verify()
+    assert found(report) == [(3, "rounds/0003/manifest.json")]
+    assert report.findings[0].what == "its sha256 is not the one in git tag round/0003"
+    assert audit.verify(books.data).ok  # without tags nothing speaks against it
+
+
+def test_a_whole_chain_that_was_rewritten_is_found_by_the_old_tags(books: Books) -> None:
+    tags = dict(books.tags)
+    forge(books, 1, mlflow_run="another")
+    assert books.verify().ok
+    assert {number for number, _ in found(audit.verify(books.data, tags))} == {1, 2, 3}
+
+
+def test_a_round_that_was_removed_is_missed_from_both_sides(books: Books) -> None:
+    for path in (books.data / "rounds/0002").iterdir():
+        path.unlink()
+    (books.data / "rounds/0002").rmdir()
+    report = books.verify()
+    assert (2, "rounds/0002") in found(report)
+    assert "no readable record of round 2" in [finding.what for finding in report.findings]
+    assert "git tag round/0002 stands for a round that is not here" in [finding.what for finding in report.findings]
+
+
+@pytest.mark.parametrize("message", ["", "round 3\n\nmanifest sha256:12"])
+def test_a_tag_without_a_digest_is_found(books: Books, message: str) -> None:
+    books.tags["round/0003"] = message
+    assert [finding.what for finding in books.verify().findings] == ["git tag round/0003 names no manifest digest"]
+
+
+def test_a_manifest_in_another_rounds_folder_is_found(books: Books) -> None:
+    content = (books.data / "rounds/0001/manifest.json").read_bytes()
+    (books.data / "rounds/0002/manifest.json").write_bytes(content)
+    assert Finding(2, "rounds/0002/manifest.json", "it is the manifest of round 1") in books.verify().findings
+
+
+# the pools, where files, manifests and tags were all made to agree
+
+
+def change_table(books: Books, name: str, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    table = change(getattr(books.pools, name).copy())
+    pools.write_table(table, books.data / f"{name}.parquet", pools.SCHEMAS[name])
+
+
+def test_a_label_changed_in_the_pool_is_found_though_every_digest_was_forged(books: Books) -> None:
+    def to_cat(table: pd.DataFrame) -> pd.DataFrame:
+        table.loc[table["sample_id"] == "s006", "label"] = "cat"
+        return table
+
+    change_table(books, "labeled", to_cat)
+    changed = replace(books.pools, labeled=to_cat(books.pools.labeled.copy()))
+    forge(books, 3, pools_after=pools.digests(changed))
+    whats = [finding.what for finding in books.verify().findings if finding.file == "labeled.parquet"]
+    assert "is not what the label events and picks lead to: sample s006" in whats
+    assert "made again from images, label events and picks, it is not what round 3 recorded" in whats
+
+
+def test_a_label_event_changed_afterwards_is_dated_to_its_round(books: Books) -> None:
+    def another(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(label=table["label"].mask(table["round"].eq(2) & table["label"].eq("emu"), "dog"))
+
+    change_table(books, "label_events", another)
+    change_table(books, "labeled", lambda table: table.assign(label=table["label"].replace("emu", "dog")))
+    forge(books, 3)
+    what = "made again from images, label events and picks, it is not what rounds 2 to 3 recorded"
+    assert Finding(2, "label_events.parquet", what) in books.verify().findings
+
+
+def test_a_request_struck_from_the_pool_is_found(books: Books) -> None:
+    sample = books.picked(3)[0]
+
+    def struck(table: pd.DataFrame) -> pd.DataFrame:
+        table.loc[table["sample_id"] == sample, ["status", "requested_round"]] = ["available", None]
+        return table
+
+    change_table(books, "unlabeled", struck)
+    forge(books, 3)
+    whats = [finding.what for finding in books.verify().findings if finding.file == "unlabeled.parquet"]
+    assert f"is not what the label events and picks lead to: sample {sample}" in whats
+
+
+def test_pools_that_overlap_are_found_in_the_words_of_their_check(books: Books) -> None:
+    change_table(
+        books, "holdout", lambda table: pd.concat([table, books.pools.labeled[["sample_id", "label"]].head(1)])
+    )
+    report = books.verify()
+    assert any("also in holdout.parquet" in finding.what for finding in report.findings)
+
+
+def test_wrong_counts_in_a_manifest_are_found(books: Books) -> None:
+    counts = rounds.read_manifest(books.data, 2).manifest["counts"]
+    forge(books, 2, counts=counts | {"labeled": 99, "picks": 7})
+    assert books.verify().findings == (
+        Finding(2, "rounds/0002/manifest.json", "wrong counts: labeled 99, counted 13; picks 7, counted 6"),
+    )
+
+
+# the picks, where files, manifests and tags were all made to agree
+
+
+def rewrite(path: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    schema = pq.ParquetFile(path).schema_arrow
+    table = change(pq.ParquetFile(path).read().to_pandas())
+    pq.write_table(pa.Table.from_pandas(table, schema=schema, preserve_index=False), path, store_schema=False)
+
+
+def test_an_exchanged_pick_is_found_though_every_digest_was_forged(books: Books) -> None:
+    folder = books.data / "rounds/0003"
+    candidates = pq.ParquetFile(folder / "candidates.parquet").read().to_pandas()
+    other = candidates.loc[candidates["rank"].isna(), "sample_id"].iloc[0]
+    genuine = books.picked(3)[0]
+
+    def exchange(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(sample_id=table["sample_id"].replace({genuine: other}))
+
+    rewrite(folder / "selection.parquet", exchange)
+    forge(books, 3)
+    findings = [finding for finding in books.verify().findings if finding.file == "rounds/0003/selection.parquet"]
+    assert [finding.round for finding in findings] == [3, 3]
+    assert f"differs from candidates.parquet in sample {other}" in [finding.what for finding in findings]
+    differing = f"they differ in samples {', '.join(sorted([genuine, other]))}"
+    expected = f"its picks are not those that follow from the candidates: {differing}"
+    assert expected in [finding.what for finding in findings]
+
+
+def test_a_raised_score_is_found_because_it_no_longer_follows_from_its_likelihoods(books: Books) -> None:
+    folder = books.data / "rounds/0002"
+
+    def raised(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(score=table["score"].where(table["sample_id"] != "s022", 1e3))
+
+    rewrite(folder / "candidates.parquet", raised)
+    forge(books, 2)
+    whats = [finding.what for finding in books.verify().findings if finding.file.endswith("candidates.parquet")]
+    assert whats
+    assert whats[0].startswith("the score of sample s022 does not follow from its other columns")
+
+
+def test_other_class_terms_than_the_scores_were_made_with_are_found(books: Books) -> None:
+    terms = rounds.read_manifest(books.data, 2).manifest["class_terms"]
+    forge(books, 2, class_terms=terms | {"log_prior": [-1.0, -1.0, -1.0]})
+    assert {(2, "rounds/0002/candidates.parquet")} == set(found(books.verify()))
+
+
+@pytest.mark.parametrize(("number", "change"), [(1, {"seed": 1}), (1, {"budget": 5}), (2, {"rule": "gumbel"})])
+def test_another_seed_budget_or_rule_than_the_picks_were_made_with_is_found(
+    books: Books, number: int, change: dict[str, Any]
+) -> None:
+    selection = rounds.read_manifest(books.data, number).manifest["selection"]
+    forge(books, number, selection=selection | change)
+    assert (number, f"rounds/000{number}/selection.parquet") in found(books.verify())
+
+
+def test_a_candidate_left_out_of_the_table_is_found(books: Books) -> None:
+    rewrite(books.data / "rounds/0003/candidates.parquet", lambda table: table[table["sample_id"] != "s022"])
+    forge(books, 3)
+    what = "are not the samples that could be picked then: sample s022"
+    assert Finding(3, "rounds/0003/candidates.parquet", what) in books.verify().findings
+
+
+@pytest.mark.parametrize("change", [{"strategy": "gone"}, {"selection": None}, {"settings": {"seed": "x"}}])
+def test_picks_that_cannot_be_derived_here_are_a_finding(books: Books, change: dict[str, Any]) -> None:
+    forge(books, 3, **change)
+    report = books.verify()
+    assert [name for _, name in found(report)] == ["rounds/0003/candidates.parquet"]
+    assert report.findings[0].what.startswith("the picks cannot be derived from it")
+
+
+# images and promotions
+
+
+def test_an_exchanged_image_is_named_by_its_sample_though_every_digest_was_forged(books: Books) -> None:
+    exchange_image(books.data / "images/r0-0000.parquet", 3)
+    forge(books, 0)
+    assert books.verify().findings == (
+        Finding(0, "images/r0-0000.parquet", "holds other images than the catalog says: sample s003"),
+    )
+    assert books.verify(images=False).ok
+
+
+def test_a_shard_whose_digest_changed_between_rounds_is_found(books: Books) -> None:
+    shards = rounds.read_manifest(books.data, 1).manifest["shards"]
+    forge(books, 1)
+    manifest = rounds.read_manifest(books.data, 3).manifest
+    books.write_manifest(manifest | {"shards": manifest["shards"] | {"r0-0000": "0" * 64}})
+    assert shards["r0-0000"] != "0" * 64
+    what = "names another sha256 for images/r0-0000.parquet than round 0"
+    assert books.verify().findings == (Finding(3, "rounds/0003/manifest.json", what),)
+
+
+def test_the_chain_of_promotions_is_checked_too(books: Books) -> None:
+    promote(books.root, round_number=2)
+    assert books.verify().ok
+    path = books.root / champion.RECORD
+    path.write_bytes(path.read_bytes().replace(b"better", b"worse "))
+    assert books.verify().ok  # one entry has no successor that would name its digest; git has it
+    path.write_bytes(path.read_bytes().replace(b'"sequence":1', b'"sequence":3'))
+    assert found(books.verify()) == [(None, champion.RECORD)]
+
+
+# sources without labels
+
+
+def test_a_first_random_request_is_part_of_the_record(tmp_path: Path) -> None:
+    """A source without labels: round 0 asks for labels, of the pool and of the holdout."""
+    books = Books(tmp_path).begin(labeled=0, asked=5)
+    asked = books.picked(0)
+    answers: dict[str, str | None] = dict.fromkeys([*asked, "s000", "s001"], "emu")
+    books.round("random", labels=answers).round("vabal")
+    assert books.verify().findings == ()
+    told = audit.rounds(books.data, books.tags)
+    assert told[0]["picks_by_class"] == {"cat": 0, "dog": 0, "emu": 5}
+    assert [event["what"] for event in audit.history(books.data, asked[0])["events"]] == [
+        "added",
+        "requested",
+        "labelled",
+    ]
+
+
+def test_progress_is_told_for_every_long_check(kept: Books) -> None:
+    heard: dict[str, tuple[int, int | None]] = {}
+    with progress.listening(lambda stage, done, total: heard.update({stage: (done, total)})):
+        kept.verify()
+    assert heard == {
+        "verify files": (18, 18),
+        "verify pools": (4, 4),
+        "verify picks": (4, 4),
+        "verify images": (3, 3),
+    }
+
+
+# -- tables and JSON --------------------------------------------------------------------------------------------
+
+
+def test_json_holds_plain_values_only() -> None:
+    table = pd.DataFrame({"x": [1.5, np.nan], "when": [pd.Timestamp("2026-01-02", tz="UTC"), pd.NaT], "n": [1, 2]})
+    assert tables.plain({"t": table, "path": Path("a"), "inf": np.float32("inf"), "na": pd.NA, "tuple": (1,)}) == {
+        "t": [{"x": 1.5, "when": "2026-01-02T00:00:00+00:00", "n": 1}, {"x": None, "when": None, "n": 2}],
+        "path": "a",
+        "inf": None,
+        "na": None,
+        "tuple": [1],
+    }
+
+
+def test_every_reading_command_prints_json_that_parses(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show_rounds(audit.rounds(kept.data, kept.tags), as_json=True)
+    assert json.loads(capsys.readouterr().out)[2]["picks_by_class"] == {"cat": 1, "dog": 0, "emu": 0}
+    tables.show_picks(audit.picks(kept.data, 1), as_json=True)
+    first = json.loads(capsys.readouterr().out)[0]
+    assert (first["rank"], first["prior"], first["label"], first["rejected"]) == (1, None, "dog", False)
+    tables.show_history(audit.history(kept.data, "s006"), as_json=True)
+    assert json.loads(capsys.readouterr().out)["events"][2]["when"] == "2026-03-03T06:30:00+00:00"
+    tables.show_report(kept.verify(), as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "findings": [], "rounds": 4, "files": 18, "images": 45}
+
+
+def test_tables_fit_80_columns_and_fold_what_is_long(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "line-3/camera-02/2026-03-04T05-06-07/frame-000123456789-[left].png"
+    picks = audit.picks(kept.data, 2).assign(
+        sample_id=long, score=-1.2345e-05, log_likelihood=-1.2345e-105, predicted_class="rolled-in_scale"
+    )
+    tables.show_picks(picks)
+    tables.show_rounds([{**record, "picks_by_class": {"rolled-in_scale": 9, long: 3}} for record in kept_rounds(kept)])
+    tables.show_history({**audit.history(kept.data, "s006"), "sample_id": long})
+    tables.show_report(verification.Report((Finding(1, f"rounds/{long}", long),), 1, 1, 1))
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines()) <= 80
+    columns = [line[6:20].split()[0] for line in printed.splitlines()[2:] if line[6:7].strip()]
+    assert "-1.234e-05" in printed
+    assert "".join(columns).startswith(long[:6])
+
+
+def kept_rounds(books: Books) -> list[dict[str, Any]]:
+    return audit.rounds(books.data, books.tags)
+
+
+def test_a_report_says_in_words_whether_the_record_is_intact(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show_report(kept.verify())
+    assert capsys.readouterr().out.startswith("intact: 4 rounds, 18 files, 45 images")
+    tables.show_report(verification.Report((Finding(1, "rounds/0001/selection.parquet", "missing"),), 4, 18, 45))
+    printed = capsys.readouterr().out
+    assert "rounds/0001/selection.parquet" in printed
+    assert "NOT intact: 1 finding in 4 rounds" in printed

@@ -1,0 +1,182 @@
+"""`vabal.probabilities` against the slow, literal reference, over the options of each preset."""
+
+from functools import cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests import reference
+from vabal.params import PRESETS, ProbabilitySettings
+from vabal.probabilities import (
+    ClassTerms,
+    counting_noise,
+    estimate_class_terms,
+    estimate_likelihood,
+    mistake_score,
+    pool_moments,
+    shared_noise,
+)
+from vabal.vae import FeatureVAE, build
+
+DIMS, CLASSES, DRAWS, SAMPLES = (5, 6, 7, 8), 3, 5, 4
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+TYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
+PRESET = pytest.mark.parametrize("preset", PRESETS)
+
+
+@cache
+def network(preset: str, *options: tuple[str, Any]) -> FeatureVAE:
+    """The preset's network at its full size, on features and weights that are far from their initial values."""
+    vae = build(DIMS, CLASSES, {**PRESETS[preset]["vae"], **dict(options)}, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for _ in range(20):
+            vae.decode(vae.encode(vae.inputs(torch.randn(64, sum(DIMS), generator=generator).relu()))[0])
+        for module in vae.modules():
+            if isinstance(module, torch.nn.BatchNorm1d):
+                module.weight.uniform_(0.5, 2, generator=generator)
+                module.bias.normal_(generator=generator)
+        vae.log_var.bias.normal_(generator=generator)
+        vae.mean.bias.normal_(generator=generator)
+    return vae.eval()
+
+
+def features(samples: int = SAMPLES, seed: int = 3) -> np.ndarray:
+    return np.maximum(np.random.default_rng(seed).normal(size=(samples, sum(DIMS))), 0).astype(np.float32)
+
+
+def of_type(vae: FeatureVAE, dtype: torch.dtype) -> FeatureVAE:
+    copy = FeatureVAE(vae.feature_dims, vae.num_classes, **vae.settings.model_dump()).to(dtype)
+    copy.load_state_dict(vae.state_dict())
+    return copy.eval()
+
+
+@TYPES
+@PRESET
+@pytest.mark.parametrize("energy", ["square", "absolute", "sigmoid"])
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("sampling", ["independent", "antithetic"])
+def test_log_likelihoods_are_those_of_the_literal_loops(
+    preset: str, dtype: torch.dtype, energy: str, half: bool, sampling: str
+) -> None:
+    vae = of_type(network(preset, ("energy", energy), ("reconstruction_half", half)), dtype)
+    for reduction, blocks in product(["sum", "mean"], ["all", "unmasked", "none"]):
+        settings = ProbabilitySettings(
+            draws=DRAWS, sampling=sampling, likelihood_reduction=reduction, likelihood_kl=blocks
+        )
+        noise_T_Z = shared_noise(vae, DRAWS, 7, sampling).double().numpy()
+        expected, drawn = reference.likelihood(vae, features().astype(float), noise_T_Z, settings)
+        [(log_likelihood_N_C, vae_class_N)] = estimate_likelihood(vae, [features()], generator=7, settings=settings)
+        assert np.abs(log_likelihood_N_C - expected).max() < TOLERANCE[dtype]
+        assert vae_class_N.tolist() == drawn.tolist()
+
+
+@TYPES
+@PRESET
+@pytest.mark.parametrize("body", ["relu", "relu_bn"])
+@pytest.mark.parametrize("heads", ["bn_fc_sigmoid", "fc_relu_bn"])
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_every_decoder_is_folded_into_one_that_gives_the_same(
+    preset: str, dtype: torch.dtype, body: str, heads: str, layers: int
+) -> None:
+    vae = of_type(network(preset, ("body", body), ("heads", heads), ("hidden_layers", layers)), dtype)
+    settings = ProbabilitySettings(draws=DRAWS, likelihood_reduction="sum")
+    noise_T_Z = shared_noise(vae, DRAWS, 7, "independent").double().numpy()
+    expected, _ = reference.likelihood(vae, features().astype(float), noise_T_Z, settings)
+    [(log_likelihood_N_C, _)] = estimate_likelihood(vae, [features()], generator=7, settings=settings)
+    assert np.abs(log_likelihood_N_C - expected).max() < TOLERANCE[dtype]
+
+
+def test_a_last_layer_narrower_than_the_hidden_ones_gives_the_same() -> None:
+    vae = of_type(network("paper", ("head_width", 3)), torch.float64)  # 12 inputs, 128 hidden
+    settings = ProbabilitySettings(draws=DRAWS, likelihood_reduction="sum")
+    noise_T_Z = shared_noise(vae, DRAWS, 7, "independent").numpy()
+    expected, _ = reference.likelihood(vae, features().astype(float), noise_T_Z, settings)
+    [(log_likelihood_N_C, _)] = estimate_likelihood(vae, [features()], generator=7, settings=settings)
+    assert np.abs(log_likelihood_N_C - expected).max() < 1e-6
+
+
+@TYPES
+@PRESET
+@pytest.mark.parametrize("prior_pool", ["labeled", "unlabeled"])
+@pytest.mark.parametrize("precision_from", ["vae", "cross_fitted"])
+@pytest.mark.parametrize("sampling", ["independent", "antithetic"])
+@pytest.mark.parametrize("smoothing", [1.0, 1e-9])
+def test_class_terms_are_those_of_the_literal_loops(
+    preset: str, dtype: torch.dtype, prior_pool: str, precision_from: str, sampling: str, smoothing: float
+) -> None:
+    vae = of_type(network(preset), dtype)
+    settings = ProbabilitySettings(
+        draws=DRAWS, sampling=sampling, prior_pool=prior_pool, precision_from=precision_from, smoothing=smoothing
+    )
+    labeled, unlabeled, labels = features(6, seed=4), features(9, seed=5), np.array([0, 1, 2, 0, 0, 1])
+    cross_fitted = (labels, np.array([0, 1, 0, 0, 2, 2]))
+    expected_prior, expected_precision = reference.class_terms(
+        vae,
+        (labeled.astype(float), labels, counting_noise(vae, labeled, DRAWS, 7, sampling).double().numpy()),
+        (unlabeled.astype(float), counting_noise(vae, unlabeled, DRAWS, 7, sampling).double().numpy()),
+        cross_fitted,
+        settings,
+    )
+    terms = estimate_class_terms(
+        vae,
+        labeled,
+        labels,
+        generator=7,
+        settings=settings,
+        unlabeled_features=[unlabeled[:2], unlabeled[2:]],
+        cross_fitted=cross_fitted,
+    )
+    assert np.abs(terms.log_prior_C.numpy() - expected_prior).max() < TOLERANCE[dtype]
+    assert np.abs(terms.log_precision_C.numpy() - expected_precision).max() < TOLERANCE[dtype]
+
+
+@PRESET
+@pytest.mark.parametrize("reduction", ["sum", "mean", "standardised", "contrast"])
+@pytest.mark.parametrize("classes", ["all", "predicted", "classifier"])
+@pytest.mark.parametrize("score", ["eq6", "published_code"])
+def test_scores_are_those_of_the_literal_sums(preset: str, reduction: str, classes: str, score: str) -> None:
+    numbers = np.random.default_rng(8)
+    prior, precision = numbers.dirichlet(np.ones(CLASSES)), numbers.uniform(0.1, 1, CLASSES)
+    log_likelihood = numbers.normal(-30, 10, size=(12, CLASSES))
+    own = {"vae_class": numbers.integers(0, 3, 12), "predicted_class": numbers.integers(0, 3, 12)}
+    margin = numbers.uniform(size=12)
+    terms = ClassTerms(torch.tensor(np.log(prior)), torch.tensor(np.log(precision)))
+    terms = terms.with_moments(pool_moments([log_likelihood]))
+    for use_prior, use_precision, weight, margin_weight in product(
+        [True, False], [True, False], [1.0, 0.3], [0.0, 2.0]
+    ):
+        settings = ProbabilitySettings(**PRESETS[preset]["probabilities"]).model_copy(
+            update={
+                "likelihood_reduction": reduction,
+                "classes": classes,
+                "score": score,
+                "use_prior": use_prior,
+                "use_precision": use_precision,
+                "likelihood_weight": weight,
+                "margin_weight": margin_weight,
+            }
+        )
+        expected = reference.scores(log_likelihood, np.log(prior), np.log(precision), settings, margin=margin, **own)
+        score_N = mistake_score(
+            log_likelihood,
+            terms,
+            settings,
+            vae_class_N=own["vae_class"],
+            predicted_class_N=own["predicted_class"],
+            margin_N=margin,
+        )
+        assert np.abs(score_N - expected).max() < 1e-6
+
+
+def test_the_reference_notices_a_wrong_mask() -> None:
+    """The comparison can fail: with the blocks of two classes exchanged, the likelihoods no longer agree."""
+    vae = of_type(network("paper"), torch.float64)
+    settings = ProbabilitySettings(draws=DRAWS, likelihood_reduction="sum")
+    noise_T_Z = shared_noise(vae, DRAWS, 7, "independent").numpy()
+    expected, _ = reference.likelihood(vae, features().astype(float), noise_T_Z, settings)
+    [(log_likelihood_N_C, _)] = estimate_likelihood(vae, [features()], generator=7, settings=settings)
+    assert np.abs(log_likelihood_N_C[:, [1, 0, 2]] - expected).max() > 1e-6

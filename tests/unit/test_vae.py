@@ -1,0 +1,338 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.reference import ReferenceVAE
+from vabal.errors import UserError
+from vabal.vae import FeatureVAE, Loss, PoolFeatures, build, fit, kl_divergence, load, save
+
+SMALL: dict[str, Any] = {"head_width": 5, "hidden_width": 6, "latent_per_class": 2, "hidden_layers": 2}
+SHORT: dict[str, Any] = {**SMALL, "epochs": 3, "min_steps": 0, "batch_size": 16}
+DIMS, CLASSES = (3, 4), 3
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pool(samples: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features that tell the classes apart, and the classes."""
+    numbers = np.random.default_rng(seed)
+    classes_N = numbers.integers(0, CLASSES, samples)
+    features_N_D = numbers.normal(size=(samples, sum(DIMS))).astype(np.float32)
+    features_N_D[:, :CLASSES] += 3 * np.eye(CLASSES)[classes_N]
+    return features_N_D, classes_N
+
+
+def trained(settings: dict[str, Any], seed: int = 0, samples: int = 60) -> tuple[FeatureVAE, list[Any]]:
+    vae = build(DIMS, CLASSES, settings, seed=1)
+    features_N_D, classes_N = pool(samples)
+    return vae, list(fit(vae, features_N_D, classes_N, seed=seed))
+
+
+def weights(vae: FeatureVAE) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in vae.parameters()]
+
+
+# -- the network ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("heads", ["bn_fc_sigmoid", "fc_relu_bn"])
+@pytest.mark.parametrize("body", ["relu", "relu_bn"])
+def test_every_stage_has_the_shape_that_its_axes_name(heads: str, body: str) -> None:
+    vae = FeatureVAE(DIMS, CLASSES, heads=heads, body=body, **SMALL).eval()
+    inputs_N_I = vae.inputs(torch.randn(7, 7))
+    mean_N_Z, log_var_N_Z = vae.encode(inputs_N_I)
+    assert inputs_N_I.shape == (7, 2 * 5)
+    assert mean_N_Z.shape == log_var_N_Z.shape == (7, 3 * 2)
+    assert vae.decode(mean_N_Z).shape == (7, 2 * 5)
+    assert vae.class_energy(mean_N_Z).shape == (7, 3)
+
+
+def test_the_paper_s_sizes_are_the_defaults() -> None:
+    vae = FeatureVAE((64, 128, 256, 512), 10)
+    assert (vae.num_inputs, vae.num_latents) == (512, 100)
+
+
+def test_sigmoid_heads_see_each_stage_in_its_own_batch_norm() -> None:
+    vae = FeatureVAE(DIMS, CLASSES, heads="bn_fc_sigmoid", **SMALL)
+    features_N_D = torch.randn(50, 7)
+    features_N_D[:, 3:] *= 1000
+    inputs_N_I = vae.inputs(features_N_D).detach()
+    assert inputs_N_I.min() > 0
+    assert inputs_N_I.max() < 1
+    assert float(inputs_N_I[:, 5:].std()) < 0.4  # the large stage does not saturate
+
+
+@pytest.mark.parametrize(
+    ("energy", "expected"),
+    [
+        ("square", [1 + 4, 9 + 0, 1 + 1]),
+        ("absolute", [1 + 2, 3 + 0, 1 + 1]),
+        ("sigmoid", [1 / (1 + math.e) + 1 / (1 + math.e**-2), 1 / (1 + math.e**-3) + 0.5, 2 / (1 + math.e**-1)]),
+    ],
+)
+def test_energies_of_equation_7_by_hand(energy: str, expected: list[float]) -> None:
+    vae = FeatureVAE(DIMS, CLASSES, energy=energy, **SMALL)
+    latent = torch.tensor([[-1.0, 2.0, 3.0, 0.0, 1.0, 1.0]])
+    assert vae.class_energy(latent)[0].tolist() == pytest.approx(expected)
+
+
+def test_masking_zeroes_the_class_s_block_and_leaves_the_latent_as_it_was() -> None:
+    vae = FeatureVAE(DIMS, CLASSES, **SMALL)
+    latent_N_Z = torch.arange(1.0, 13.0).view(2, 6)
+    masked = vae.mask(latent_N_Z, torch.tensor([0, 2]))
+    assert masked.tolist() == [[0, 0, 3, 4, 5, 6], [7, 8, 9, 10, 0, 0]]
+    assert latent_N_Z.tolist() == [[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]]
+
+
+def test_the_kl_divergence_of_equation_9_by_hand() -> None:
+    mean, log_var = torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([[0.0, 0.0, math.log(4.0)]])
+    assert kl_divergence(mean, log_var)[0].tolist() == pytest.approx([0, 2, 0.5 * (4 - 1 - math.log(4))])
+
+
+def test_an_unknown_setting_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match="hidden_widht"):
+        FeatureVAE(DIMS, CLASSES, hidden_widht=3)
+
+
+def test_a_setting_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="energy"):
+        FeatureVAE(DIMS, CLASSES, energy="cube")
+
+
+def test_features_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="N x 7"):
+        FeatureVAE(DIMS, CLASSES, **SMALL).inputs(torch.zeros(2, 8))
+
+
+def test_building_depends_on_the_seed_alone_and_leaves_the_global_numbers() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second, third = (build(DIMS, CLASSES, SMALL, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(first.mean.weight, second.mean.weight)
+    assert not torch.equal(first.mean.weight, third.mean.weight)
+
+
+# -- the loss ---------------------------------------------------------------------------------------------------
+
+
+def literal_loss(
+    vae: FeatureVAE, features: np.ndarray, classes: np.ndarray, noise: np.ndarray
+) -> tuple[float, float, float]:
+    """Eqs. 8 and 9, sample by sample."""
+    net, settings = ReferenceVAE(vae), vae.settings
+    parts = np.zeros(3)
+    for features_D, label, noise_Z in zip(features, classes, noise, strict=True):
+        x = net.inputs(features_D)
+        mean, log_var = net.encode(x)
+        z = mean + np.exp(0.5 * log_var) * noise_Z
+        energies = np.array([net.energy(z, n) for n in range(net.classes)])
+        divergence = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var)
+        if settings.training_mask:
+            z[net.block(label)] = 0
+            if settings.kl_blocks == "unmasked":
+                divergence[net.block(label)] = 0
+        reduce = np.sum if settings.loss_reduction == "sum" else np.mean
+        factor = 0.5 if settings.reconstruction_half else 1
+        parts += [
+            factor * reduce((net.decode(z) - x) ** 2),
+            reduce(divergence),
+            energies[label] + np.log(np.exp(-energies).sum()),
+        ]
+    return tuple(parts / len(features))
+
+
+@pytest.mark.parametrize("loss_reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reconstruction_half", [False, True])
+@pytest.mark.parametrize("training_mask", [False, True])
+@pytest.mark.parametrize("kl_blocks", ["all", "unmasked"])
+@pytest.mark.parametrize("energy", ["square", "absolute", "sigmoid"])
+def test_the_loss_of_equation_10_is_the_literal_one(
+    loss_reduction: str, reconstruction_half: bool, training_mask: bool, kl_blocks: str, energy: str
+) -> None:
+    options = {
+        "loss_reduction": loss_reduction,
+        "reconstruction_half": reconstruction_half,
+        "training_mask": training_mask,
+        "kl_blocks": kl_blocks,
+        "energy": energy,
+    }
+    vae = build(DIMS, CLASSES, {**SMALL, **options, "class_weight": 0.3}, seed=3).double().eval()
+    features_N_D, classes_N = pool(5)
+    noise_N_Z = np.random.default_rng(1).normal(size=(5, 6))
+    loss = vae.loss(torch.tensor(features_N_D).double(), torch.tensor(classes_N), torch.tensor(noise_N_Z))
+    reconstruction, kl, classification = literal_loss(vae, features_N_D.astype(float), classes_N, noise_N_Z)
+    assert float(loss.reconstruction) == pytest.approx(reconstruction, abs=1e-9)
+    assert float(loss.kl) == pytest.approx(kl, abs=1e-9)
+    assert float(loss.classification) == pytest.approx(classification, abs=1e-9)
+    assert float(loss.total) == pytest.approx(reconstruction + kl + 0.3 * classification, abs=1e-9)
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_the_reconstruction_s_target_moves_the_heads_only_where_its_gradient_is_let_through(
+    stop_gradient: bool,
+) -> None:
+    vae = build(DIMS, CLASSES, {**SMALL, "stop_gradient": stop_gradient}, seed=1)
+    with torch.no_grad():  # cuts every other way to the heads
+        vae.mean.weight.zero_()
+        vae.log_var.weight.zero_()
+    features_N_D, classes_N = pool(20)
+    vae.loss(torch.tensor(features_N_D), torch.tensor(classes_N), torch.zeros(20, 6)).total.backward()
+    moved = any(
+        float(parameter.grad.abs().max()) > 0 for parameter in vae.heads.parameters() if parameter.grad is not None
+    )
+    assert moved is not stop_gradient
+
+
+# -- training ---------------------------------------------------------------------------------------------------
+
+
+def test_training_lowers_the_loss_and_teaches_the_vae_the_classifier_s_classes() -> None:
+    settings = {**SHORT, "epochs": 150, "learning_rate": 0.01, "class_weight": 1.0}
+    vae, metrics = trained(settings, samples=200)
+    by_name = {name: [m.value for m in metrics if m.name == name] for name in {m.name for m in metrics}}
+    assert set(by_name) == {"vae/loss", "vae/reconstruction", "vae/kl", "vae/classification", "vae/agreement"}
+    assert by_name["vae/loss"][-1] < 0.5 * by_name["vae/loss"][0]
+    assert by_name["vae/agreement"][-1] > 0.9
+    assert not vae.training
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others() -> None:
+    first, metrics = trained(SHORT)
+    second, metrics_again = trained(SHORT)
+    third, _ = trained(SHORT, seed=1)
+    assert metrics == metrics_again
+    assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+    assert not torch.equal(first.mean.weight, third.mean.weight)
+
+
+def test_a_small_pool_gets_more_epochs_until_there_are_enough_steps() -> None:
+    _, metrics = trained({**SHORT, "min_steps": 22})  # 60 samples in batches of 16 are 4 steps an epoch
+    assert {metric.step for metric in metrics} == set(range(6))
+
+
+def test_a_single_sample_left_over_joins_the_last_batch() -> None:
+    _, metrics = trained({**SHORT, "epochs": 1}, samples=33)
+    assert all(math.isfinite(metric.value) for metric in metrics)
+
+
+@pytest.mark.parametrize("reset_optimizer", [True, False])
+def test_the_learning_rate_drops_at_the_decay(reset_optimizer: bool) -> None:
+    still = {**SHORT, "epochs": 4, "decay_at": 0.5, "decay_factor": 1e-12, "reset_optimizer": reset_optimizer}
+    halfway, _ = trained({**SHORT, "epochs": 2, "decay_at": 1.0})
+    to_the_end, _ = trained(still)
+    never, _ = trained({**SHORT, "epochs": 4, "decay_at": 1.0})
+    for before, after in zip(weights(halfway), weights(to_the_end), strict=True):
+        assert torch.allclose(before, after, atol=1e-7)
+    assert not torch.allclose(halfway.mean.weight, never.mean.weight, atol=1e-4)
+
+
+def test_forgetting_adam_s_moments_at_the_drop_makes_a_difference() -> None:
+    kept, _ = trained({**SHORT, "epochs": 4, "decay_at": 0.5})
+    forgotten, _ = trained({**SHORT, "epochs": 4, "decay_at": 0.5, "reset_optimizer": True})
+    assert not torch.equal(kept.mean.weight, forgotten.mean.weight)
+
+
+def test_warm_up_epochs_fill_batch_norm_and_learn_nothing() -> None:
+    vae = build(DIMS, CLASSES, {**SHORT, "warmup_epochs": 2, "epochs": 1, "learning_rate": 1e-30}, seed=1)
+    before = weights(vae)
+    list(fit(vae, *pool(), seed=0))
+    norm = vae.heads[0][0]
+    assert int(norm.num_batches_tracked) == 3 * 4  # two epochs of warm-up and one of training, four steps each
+    assert all(torch.allclose(a, b, atol=1e-20) for a, b in zip(before, weights(vae), strict=True))
+
+
+def test_a_pool_in_files_trains_the_same_network_as_the_array() -> None:
+    features_N_D, classes_N = pool()
+    asked: list[int] = []
+
+    def reader(shard: np.ndarray) -> Any:
+        def read(rows: np.ndarray) -> np.ndarray:
+            asked.append(len(rows))
+            assert (np.diff(rows) > 0).all()
+            return shard[rows]
+
+        return read
+
+    scattered = np.zeros((100, 7), np.float32)
+    scattered[10:100:3] = features_N_D[:30]
+    shards = [(reader(scattered), np.arange(10, 100, 3)), (reader(features_N_D[30:]), np.arange(30))]
+    first, second = (build(DIMS, CLASSES, SHORT, seed=1) for _ in range(2))
+    from_array = list(fit(first, features_N_D, classes_N, seed=0))
+    from_files = list(fit(second, PoolFeatures(shards), classes_N, seed=0))
+    assert from_array == from_files
+    assert max(asked) <= 16  # never more than a batch at once
+
+
+def test_positions_outside_the_pool_are_refused() -> None:
+    features = PoolFeatures([(lambda rows: np.zeros((len(rows), 7)), np.arange(3))])
+    with pytest.raises(IndexError, match="0 to 2"):
+        features[np.array([3])]
+
+
+@pytest.mark.filterwarnings("ignore:.*overflow.*")
+def test_a_loss_that_is_not_finite_stops_training_and_names_the_step() -> None:
+    features_N_D, classes_N = pool()
+    features_N_D[7, 2] = np.nan
+    vae = build(DIMS, CLASSES, SHORT, seed=1)
+    with pytest.raises(UserError, match=r"no longer finite at step \d+ .*learning_rate"):
+        list(fit(vae, features_N_D, classes_N, seed=0))
+
+
+def test_a_pool_of_one_sample_is_refused_in_one_line() -> None:
+    features_N_D, classes_N = pool(1)
+    with pytest.raises(UserError, match="1 unlabelled samples"):
+        fit(build(DIMS, CLASSES, SHORT, seed=1), features_N_D, classes_N, seed=0)
+
+
+@pytest.mark.parametrize("classes", [[0, 1], [0, 1, 3], [0, 1, -1]])
+def test_classes_that_do_not_fit_are_refused_before_training(classes: list[int]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        fit(build(DIMS, CLASSES, SHORT, seed=1), pool(3)[0], np.array(classes), seed=0)
+
+
+def test_read_only_features_are_taken_without_a_warning() -> None:
+    features_N_D, classes_N = pool(20)
+    features_N_D.flags.writeable = False
+    vae = build(DIMS, CLASSES, {**SHORT, "epochs": 1}, seed=1)
+    assert len(list(fit(vae, features_N_D, classes_N, seed=0))) == len(Loss._fields)
+
+
+# -- files ------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_network_comes_back_with_the_same_bits(tmp_path: Path) -> None:
+    vae, _ = trained({**SHORT, "heads": "fc_relu_bn", "body": "relu_bn", "energy": "absolute"})
+    first, second = (save(vae, tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
+    back = load(tmp_path / "a.safetensors")
+    features = torch.tensor(pool(5)[0])
+    assert first == second
+    assert back.settings == vae.settings
+    assert not back.training
+    assert torch.equal(back.encode(back.inputs(features))[0], vae.encode(vae.inputs(features))[0])
+
+
+def test_a_network_in_float64_comes_back_in_float64(tmp_path: Path) -> None:
+    save(FeatureVAE(DIMS, CLASSES, **SMALL).double(), tmp_path / "vae.safetensors")
+    assert load(tmp_path / "vae.safetensors").mean.weight.dtype == torch.float64
+
+
+def test_a_file_that_is_no_vae_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    (tmp_path / "text").write_text("nothing")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    for name in ("missing", "text", "other"):
+        with pytest.raises(UserError, match=f"{name}: .*run the round again"):
+            load(tmp_path / name)

@@ -1,0 +1,156 @@
+"""The workspace: found from anywhere inside it, held by one process at a time."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from vabal.errors import UserError
+from vabal.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    (tmp_path / "params.yaml").write_text("seed: 7\n")
+    (tmp_path / ".dvc").mkdir()
+    return Workspace(tmp_path)
+
+
+def test_a_workspace_is_found_from_a_folder_deep_inside_it(workspace: Workspace) -> None:
+    inside = workspace.root / "a" / "b"
+    inside.mkdir(parents=True)
+    assert Workspace.find(inside) == workspace == Workspace.find(workspace.root)
+
+
+def test_the_current_folder_is_where_the_search_begins(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace.root)
+    assert Workspace.find() == workspace
+
+
+@pytest.mark.parametrize("missing", ["params.yaml", ".dvc"])
+def test_a_folder_that_lacks_either_mark_is_no_workspace(workspace: Workspace, missing: str) -> None:
+    path = workspace.root / missing
+    path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=r"is no workspace .*vabal init") as caught:
+        Workspace.find(workspace.root)
+    assert str(workspace.root) in str(caught.value)
+
+
+def test_settings_are_read_with_their_overrides(workspace: Workspace) -> None:
+    assert workspace.params().seed == 7
+    assert workspace.params({"selection.strategy": "random"}).selection.strategy == "random"
+
+
+def test_the_state_folder_is_made_for_its_owner_only(workspace: Workspace) -> None:
+    assert stat.S_IMODE(workspace.state.stat().st_mode) == 0o700
+
+
+def test_a_workspace_without_pools_says_how_to_make_them(workspace: Workspace) -> None:
+    with pytest.raises(UserError, match="make round 0 with `vabal init"):
+        workspace.require_round_zero()
+
+
+def test_a_clone_whose_pools_were_not_pulled_says_how_to_bring_them(workspace: Workspace) -> None:
+    (workspace.root / "data.dvc").touch()
+    with pytest.raises(UserError, match="dvc pull"):
+        workspace.require_round_zero()
+
+
+def test_a_workspace_with_pools_is_ready(workspace: Workspace) -> None:
+    workspace.data.mkdir()
+    (workspace.data / "catalog.parquet").touch()
+    workspace.require_round_zero()
+
+
+# -- the environment --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    own: dict[str, str] = {"MLFLOW_TRACKING_URI": "http://set.already"}
+    monkeypatch.setattr(os, "environ", own)
+    return own
+
+
+def test_addresses_of_the_local_stack_fill_in_what_is_not_set(workspace: Workspace, environ: dict[str, str]) -> None:
+    lines = ["# local", "MLFLOW_TRACKING_URI=http://local", "AWS_ENDPOINT_URL = http://s3?a=b", "", "odd line"]
+    (workspace.state / "env").write_text("\n".join(lines))
+    workspace.environment()
+    assert environ["MLFLOW_TRACKING_URI"] == "http://set.already"
+    assert environ["AWS_ENDPOINT_URL"] == "http://s3?a=b"
+    assert not any("local" in key or "odd" in key for key in environ)
+
+
+def test_without_a_local_stack_only_the_tools_analytics_are_turned_off(
+    workspace: Workspace, environ: dict[str, str]
+) -> None:
+    workspace.environment()
+    added = {name for name in environ if not name.startswith(("MLFLOW_TRACKING", "PYTEST"))}
+    assert added == {"DVC_NO_ANALYTICS", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK"}
+
+
+# -- the lock ---------------------------------------------------------------------------------------------------
+
+HOLDER = textwrap.dedent(
+    """
+    import sys, time
+    from pathlib import Path
+    from vabal.workspace import Workspace
+
+    with Workspace(Path(sys.argv[1])).lock("vabal round"):
+        print("held", flush=True)
+        time.sleep(60)
+    """
+)
+
+
+@pytest.fixture
+def holder(workspace: Workspace) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", HOLDER, str(workspace.root)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_workspace(
+    workspace: Workspace, holder: "subprocess.Popen[str]"
+) -> None:
+    with pytest.raises(UserError, match=rf"in use by vabal round \(process {holder.pid}\)"), workspace.lock("audit"):
+        pytest.fail("two processes hold the workspace")
+
+
+def test_the_lock_dies_with_its_process_however_it_dies(workspace: Workspace, holder: "subprocess.Popen[str]") -> None:
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with workspace.lock("audit"):
+        pass
+
+
+def test_waiting_for_the_lock_ends_when_its_holder_ends(workspace: Workspace, holder: "subprocess.Popen[str]") -> None:
+    holder.terminate()
+    with workspace.lock("audit", wait=10.0):
+        assert holder.wait(timeout=5) != 0
+
+
+def test_the_lock_is_free_again_after_an_error_inside_it(workspace: Workspace) -> None:
+    with pytest.raises(RuntimeError), workspace.lock("round"):
+        raise RuntimeError
+    with workspace.lock("round"):
+        pass
+
+
+def test_a_holder_that_left_no_name_is_still_refused_in_one_line(workspace: Workspace) -> None:
+    with workspace.lock("round"):
+        (workspace.state / "lock").write_text("")
+        with pytest.raises(UserError, match="in use by another command"), workspace.lock("audit"):
+            pytest.fail("held twice")

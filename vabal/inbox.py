@@ -1,0 +1,309 @@
+"""The inbox: labels and images that came and that no round has taken yet. What is in it is durable.
+
+`labels/000001-<digest>.parquet` holds one imported file; `images/000002-<digest>/` one ingestion, `catalog.parquet`
+beside its shards in `images/`. The numbers tell the order in which they came.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import pandas as pd
+
+from vabal import images
+from vabal.datasets import Files, Item, Npz, Source, files_below
+from vabal.errors import UserError
+from vabal.params import Params
+from vabal.pools import EVENTS, INCOMING, Pools, among, read_table, stack, sync_folder, typed, write_table
+from vabal.sources import Sieve
+
+_NAME: Final = re.compile(r"\d{6,}-[0-9a-f]{8}(\.parquet)?")
+_MEND: Final = "delete it and import or ingest again what it came from"
+_LISTED: Final = 10
+UNNAMED: Final = "unknown"  # the annotator of a label that names none
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Images of one ingestion: their catalog rows (columns of `pools.INCOMING`) and the folder of their shards."""
+
+    name: str
+    catalog: pd.DataFrame
+    shards: Path
+
+
+def pending(inbox: Path) -> list[str]:
+    """What no round has taken yet, in the order it came: names relative to the inbox."""
+    found = [
+        f"{kind}/{path.name}"
+        for kind in ("labels", "images")
+        for path in (inbox / kind).glob("*")
+        if _NAME.fullmatch(path.name)
+    ]
+    return sorted(found, key=lambda name: (_number(name), name))
+
+
+def _number(name: str) -> int:
+    return int(PurePosixPath(name).name.partition("-")[0])
+
+
+def read(inbox: Path, names: Sequence[str]) -> tuple[pd.DataFrame, list[Arrival]]:
+    """Label events (columns of `pools.EVENTS`) and images behind these names, in order.
+
+    Raises UserError if something of it is gone or damaged.
+    """
+    ordered = sorted(names, key=lambda name: (_number(name), name))
+    events = [read_table(inbox / name, EVENTS, _MEND) for name in ordered if name.startswith("labels/")]
+    arrivals = [
+        Arrival(name, read_table(inbox / name / "catalog.parquet", INCOMING, _MEND), inbox / name / "images")
+        for name in ordered
+        if name.startswith("images/")
+    ]
+    return stack(events, EVENTS), arrivals
+
+
+def remove(inbox: Path, names: Sequence[str]) -> None:
+    """Take these names out of the inbox; those that are gone already are no error."""
+    for name in names:
+        path = inbox / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_folder(path.parent)
+
+
+@contextmanager
+def _one_at_a_time(inbox: Path) -> Iterator[None]:
+    """Imports and ingestions wait for each other, so that each sees what came before it. Ends with the process."""
+    inbox.mkdir(parents=True, exist_ok=True)
+    with (inbox / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _next_name(inbox: Path, digest: str) -> str:
+    return f"{max(map(_number, pending(inbox)), default=0) + 1:06d}-{digest[:8]}"
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What became of a file of labels. `name` is its place in the inbox, None if there was nothing to take in."""
+
+    file: str
+    name: str | None
+    labels: int = 0
+    rejections: int = 0
+    unanswered: int = 0
+    imported_before: bool = False
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if self.imported_before:
+            return [f"{self.file} was imported before, as it is: nothing to do"]
+        blank = [f"{self.unanswered} without a label or an annotator: not answered yet"] if self.unanswered else []
+        if self.name is None:
+            return [f"{self.file}: no label in it", *blank]
+        taken = f"{self.labels} labels and {self.rejections} rejections taken in; the next round learns from them"
+        return [f"{self.file}: {taken}", *blank]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def take_labels(
+    inbox: Path, pools: Pools, answers: pd.DataFrame, *, file: str, content: bytes, when: datetime
+) -> ImportReport:
+    """Put a file's answers into the inbox: all of them or, if one is wrong, none.
+
+    `answers` has the columns where (as "line 3"), sample_id, label, annotator and problem, null where there is none. A
+    line with an annotator and no label rejects the sample; one with neither is not answered yet, and skipped.
+    `file` and `content` are the file's name and bytes: the very same bytes are taken in once. `when` is noted as the
+    time of labelling. The labels are on disk, durable, when this returns.
+
+    Raises UserError that lists the wrong lines: unknown samples (those waiting in the inbox are known), labels outside
+    the classes, and what the reader found wrong.
+    """
+    digest = hashlib.sha256(content).hexdigest()
+    with _one_at_a_time(inbox):
+        events_before, arrivals = read(inbox, pending(inbox))
+        sources = pd.concat([events_before["source"], pools.label_events["source"]])
+        if sources.str.endswith(f"#{digest[:16]}").any():
+            return ImportReport(file, None, imported_before=True)
+        known = pd.concat([pools.catalog["sample_id"], *(arrival.catalog["sample_id"] for arrival in arrivals)])
+        _refuse_wrong_lines(answers, known, pools.classes, file)
+        blank = answers["label"].isna() & answers["annotator"].isna()
+        taken = answers[~blank]
+        report = ImportReport(
+            file,
+            None,
+            labels=int(taken["label"].notna().sum()),
+            rejections=int(taken["label"].isna().sum()),
+            unanswered=int(blank.sum()),
+        )
+        if taken.empty:
+            return report
+        events = taken.assign(
+            annotator=taken["annotator"].fillna(UNNAMED), labeled_at=when, source=f"{file}#{digest[:16]}"
+        )
+        name = f"labels/{_next_name(inbox, digest)}.parquet"
+        _make_folder(inbox / "labels")
+        write_table(typed(events, EVENTS), inbox / name, EVENTS)
+    return ImportReport(**{**asdict(report), "name": name})
+
+
+def _refuse_wrong_lines(answers: pd.DataFrame, known: pd.Series, classes: tuple[str, ...], file: str) -> None:
+    strange = ~among(answers["sample_id"], known)
+    outside = answers["label"].notna() & ~among(answers["label"], classes)
+    problems = answers["problem"].astype(object)
+    problems = problems.where(problems.notna() | ~outside, "label " + answers["label"].map(repr) + " is no class")
+    problems = problems.where(answers["problem"].notna() | ~strange, "unknown sample " + answers["sample_id"].map(repr))
+    wrong = problems.notna()
+    if not wrong.any():
+        return
+    count = int(wrong.sum())
+    said = (answers["where"] + ": " + problems)[wrong].head(_LISTED)
+    more = f"; and {count - _LISTED} more" if count > _LISTED else ""
+    named = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    raise UserError(
+        f"{file}: nothing was taken in, {count} of {len(answers)} lines are wrong: {'; '.join(said)}{more} "
+        f"(classes: {named})"
+    )
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of new images. `name` is their place in the inbox, None if there were none to take in."""
+
+    path: str
+    name: str | None
+    sample_ids: tuple[str, ...] = ()
+    duplicates: tuple[str, ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people."""
+        said = [
+            f"{len(self.sample_ids)} new images from {self.path}" + ("; the next round takes them in" * bool(self.name))
+        ]
+        if self.duplicates:
+            said.append(
+                f"{len(self.duplicates)} left out, the pool or the inbox has their content: {_some(self.duplicates)}"
+            )
+        if self.unreadable:
+            listed = [f"{path} ({reason})" for path, reason in self.unreadable]
+            said.append(f"{len(listed)} unreadable, listed in quarantine/quarantine.csv: {_some(listed)}")
+        return said
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def ingest(inbox: Path, pools: Pools, path: Path, params: Params, *, quarantine: Path, when: datetime) -> IngestReport:
+    """Put the images of a file, a folder (with all below it) or an .npz file into the inbox, unlabelled.
+
+    Their ids come from their paths relative to `path`; an id that is taken gets the first digits of the content behind
+    it. Images whose content the pool or the inbox has are left out, unreadable files go to `quarantine`, and both are
+    told. Everything is on disk, durable, when this returns, and nothing is if it is killed.
+    Raises UserError if `path` is missing, empty, or an .npz file that is not as it should be.
+    """
+    source = _arriving(path)
+    with _one_at_a_time(inbox):
+        _, arrivals = read(inbox, [name for name in pending(inbox) if name.startswith("images/")])
+        there = [pools.catalog, *(arrival.catalog for arrival in arrivals)]
+        sieve = Sieve(
+            params.images,
+            ids={name for table in there for name in table["sample_id"]},
+            contents={sha256 for table in there for sha256 in table["sha256"]},
+        )
+        catalog, folder = _store(inbox, source, sieve, params)
+        sieve.quarantine(quarantine, when)
+        name = None
+        if folder is not None:
+            name = f"images/{_next_name(inbox, _content_digest(catalog))}"
+            folder.replace(inbox / name)
+            sync_folder(inbox / "images")
+    return IngestReport(
+        path=str(path),
+        name=name,
+        sample_ids=tuple(catalog["sample_id"]),
+        duplicates=tuple(sieve.duplicates),
+        unreadable=tuple((place, reason) for place, reason, _ in sieve.unreadable),
+    )
+
+
+def _arriving(path: Path) -> Source:
+    if path.is_dir():
+        return Files(path, files_below(path))
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    return Npz(path) if path.suffix.lower() == ".npz" else Files(path.parent, [PurePosixPath(path.name)])
+
+
+def _store(inbox: Path, source: Source, sieve: Sieve, params: Params) -> tuple[pd.DataFrame, Path | None]:
+    """Catalog rows, and a folder under a temporary name with them and their shards; None where nothing is new."""
+    _make_folder(inbox / "images")
+    for left in (inbox / "images").glob(".*.tmp"):  # of a process that was killed: the lock is ours
+        shutil.rmtree(left)
+    folder = inbox / "images" / f".{os.getpid()}.tmp"
+    facts: dict[str, tuple[str, int, int]] = {}
+    try:
+        placed = images.write_shards(
+            _noting(sieve.sift(source), facts), folder / "images", settings=params.pool, name_prefix="new"
+        )
+        rows = [(sample_id, shard, row, *facts[sample_id]) for shard, row, sample_id in placed]
+        catalog = typed(pd.DataFrame(rows, columns=INCOMING.names), INCOMING)
+        if catalog.empty:
+            shutil.rmtree(folder)
+            return catalog, None
+        prefix = f"ingest-{_content_digest(catalog)[:8]}"
+        for shard in catalog["shard"].unique():
+            path = folder / "images" / f"{shard}.parquet"
+            path.rename(path.with_name(path.name.replace("new", prefix, 1)))
+        catalog["shard"] = catalog["shard"].str.replace("new", prefix, n=1, regex=False)
+        write_table(catalog, folder / "catalog.parquet", INCOMING)
+        sync_folder(folder / "images")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return catalog, folder
+
+
+def _noting(
+    sifted: Iterator[tuple[Item, str, int, int]], facts: dict[str, tuple[str, int, int]]
+) -> Iterator[tuple[str, bytes]]:
+    for item, sha256, width, height in sifted:
+        facts[item.sample_id] = (sha256, width, height)
+        yield item.sample_id, item.data
+
+
+def _content_digest(catalog: pd.DataFrame) -> str:
+    hasher = hashlib.sha256()
+    for sample_id, sha256 in zip(catalog["sample_id"], catalog["sha256"], strict=True):
+        hasher.update(f"{sample_id}\0{sha256}\n".encode())
+    return hasher.hexdigest()
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        sync_folder(folder.parent)

@@ -1,0 +1,454 @@
+"""Round 0: images from a source become pools. The holdout is drawn first, then the pool is thinned, then labelled.
+
+Every draw ranks samples by a hash of seed, purpose and sample id: neither the order of the source nor the presence of
+other samples changes who comes first.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from vabal import images, pools
+from vabal.datasets import Cifar, Digits, Elpv, Folder, Item, Neu, Npz, Source
+from vabal.errors import UserError
+from vabal.params import ImageSettings, Params
+from vabal.pools import Pools
+from vabal.progress import track
+
+_KINDS = {
+    "digits": "digits",
+    "folder": "folder:PATH",
+    "npz": "npz:PATH",
+    "cifar10": "cifar10:ROOT",
+    "cifar100": "cifar100:ROOT",
+    "neu": "neu:ROOT",
+    "elpv": "elpv",
+}
+
+
+def open_source(spec: str, classes: Sequence[str] | None = None) -> Source:
+    """The source that a `--source` names; `classes` names the classes of one without labels, or fixes their order.
+
+    Raises UserError if the kind is unknown or what it names cannot be used.
+    """
+    kind, _, place = spec.partition(":")
+    if kind not in _KINDS:
+        raise UserError(f"--source {spec!r}: unknown kind {kind!r}; known are {', '.join(_KINDS.values())}")
+    if bool(place) != (":" in _KINDS[kind]):
+        raise UserError(f"--source {spec!r}: expected {_KINDS[kind]}")
+    if classes and kind not in ("folder", "npz"):
+        raise UserError(f"--classes: source {kind} has its own class names")
+    path = Path(place).expanduser()
+    if kind == "folder":
+        return Folder(path, classes)
+    if kind == "npz":
+        return Npz(path, classes)
+    if kind == "neu":
+        return Neu(path)
+    if kind.startswith("cifar"):
+        return Cifar(kind, path)
+    return Digits() if kind == "digits" else Elpv()
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+def _rank(seed: int, purpose: str, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest()
+
+
+def draw(sample_ids: Sequence[str], count: int, seed: int, purpose: str) -> list[str]:
+    """`count` of the samples, uniformly at random, in the order drawn."""
+    return sorted(sample_ids, key=lambda name: _rank(seed, purpose, name))[:count]
+
+
+@dataclass(frozen=True)
+class Imbalance:
+    """A parsed `--imbalance`: the share of each class (by index) that stays in the pool."""
+
+    kept: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, spec: str, num_classes: int) -> "Imbalance":
+        """From `dominant:K[:FRACTION]` (K stays whole, FRACTION of the others) or `rare:K[:FRACTION]` (of K).
+
+        K counts from 0; `0,3,44-54` names several. Raises UserError if the spec cannot be read or names no class.
+        """
+        found = re.fullmatch(r"(dominant|rare):(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)(?::(\d*\.?\d+(?:[eE]-?\d+)?))?", spec)
+        if not found:
+            raise UserError(
+                f"--imbalance {spec!r}: expected dominant:K[:FRACTION] or rare:K[:FRACTION], K as 0 or 0,3,44-54"
+            )
+        kind, listed, share = found.groups()
+        fraction = float(share) if share else 0.1
+        if not 0 < fraction <= 1:
+            raise UserError(f"--imbalance {spec!r}: the fraction must be above 0 and at most 1")
+        chosen = _indices(spec, listed, num_classes)
+        dominant = kind == "dominant"
+        return cls(tuple(1.0 if (index in chosen) == dominant else fraction for index in range(num_classes)))
+
+
+def _indices(spec: str, listed: str, num_classes: int) -> set[int]:
+    chosen: set[int] = set()
+    for part in listed.split(","):
+        first, _, last = part.partition("-")
+        low, high = int(first), int(last or first)
+        if low > high:
+            raise UserError(f"--imbalance {spec!r}: the range {part} runs backwards")
+        if high >= num_classes:
+            raise UserError(f"--imbalance {spec!r}: no class {high}; the classes are 0 to {num_classes - 1}")
+        chosen.update(range(low, high + 1))
+    return chosen
+
+
+def thin(items: pd.DataFrame, imbalance: str, classes: Sequence[str], seed: int) -> pd.DataFrame:
+    """The rows of the pool (sample_id, label) that an `--imbalance` keeps, in their order.
+
+    Of a class with n samples, the rounded share of n stays, at least one. Samples without a label all stay.
+    """
+    kept = Imbalance.parse(imbalance, len(classes)).kept
+    gone: set[str] = set()
+    for name, share in zip(classes, kept, strict=True):
+        members = items.loc[items["label"] == name, "sample_id"].tolist()
+        count = max(1, int(share * len(members) + 0.5))
+        gone.update(draw(members, len(members), seed, "imbalance")[count:])
+    return items[~items["sample_id"].isin(gone)]
+
+
+def draw_holdout(items: pd.DataFrame, fraction: float, seed: int) -> list[str]:
+    """Ids of a holdout, stratified: of each class (label null: a class of its own) about `fraction`, groups whole.
+
+    `items`: sample_id, label, group (null: alone). Of a class with two samples and more, at least one goes to the
+    holdout where groups allow it, and never all. Groups are taken in the order of their hash, each where that brings
+    the counts per class nearer to what is wanted.
+    """
+    label = items["label"].astype(object).where(items["label"].notna(), "\0unknown")
+    sizes = label.value_counts()
+    wanted = {
+        name: min(max(1, int(fraction * size + 0.5)), size - 1) if size > 1 else 0 for name, size in sizes.items()
+    }
+    group = items["group"].astype(object).where(items["group"].notna(), "\0" + items["sample_id"].astype(object))
+    members: dict[str, list[tuple[str, str]]] = {}
+    for key, sample_id, name in zip(group, items["sample_id"], label, strict=True):
+        members.setdefault(key, []).append((sample_id, name))
+    drawn: list[str] = []
+    for key in sorted(members, key=lambda key: _rank(seed, "holdout", key.removeprefix("\0"))):
+        counts: dict[str, int] = {}
+        for _, name in members[key]:
+            counts[name] = counts.get(name, 0) + 1
+        if sum(abs(wanted[name] - count) - abs(wanted[name]) for name, count in counts.items()) < 0:
+            drawn += [sample_id for sample_id, _ in members[key]]
+            for name, count in counts.items():
+                wanted[name] -= count
+    return drawn
+
+
+# --- round 0 ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What round 0 is made of. `oracle` (sample_id, label) holds the labels of the pool that stay outside."""
+
+    source: str
+    pools: Pools
+    oracle: pd.DataFrame
+    requested: int
+    duplicates: tuple[str, ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def lines(self) -> list[str]:
+        """For people: counts first, then what they should know."""
+        made = self.pools
+        first = f"{len(made.catalog)} images from {self.source}, {len(made.classes)} classes"
+        counts = f"labelled {len(made.labeled)}, unlabelled {len(made.unlabeled)}, holdout {len(made.holdout)}"
+        asked = [f"{self.requested} labels asked for: `vabal labels export DIR`"] if self.requested else []
+        return [f"{first}: {counts}", *asked, *self.notes]
+
+    def to_json(self) -> dict[str, Any]:
+        made = self.pools
+        return {
+            "source": self.source,
+            "classes": list(made.classes),
+            "images": len(made.catalog),
+            "labeled": len(made.labeled),
+            "unlabeled": len(made.unlabeled),
+            "holdout": len(made.holdout),
+            "requested": self.requested,
+            "duplicates": list(self.duplicates),
+            "unreadable": [list(item) for item in self.unreadable],
+            "notes": list(self.notes),
+        }
+
+
+def build_pools(
+    source: Source,
+    *,
+    imbalance: str | None,
+    initial: int,
+    holdout: float,
+    seed: int,
+    settings: Params,
+    folder: Path,
+    quarantine: Path | None = None,
+) -> InitReport:
+    """Write the tables and shards of round 0 into the new folder `folder`, whole or not at all.
+
+    The same source, seed and package versions give the same bytes: nothing in them tells the time. From a source with
+    labels, `initial` random samples of the pool are labelled; from one without, they and the holdout are asked for.
+    Unreadable files are copied to `quarantine`; of files with the same content the first counts.
+    Raises UserError if the settings ask for what the source cannot give.
+    """
+    wishes = _Wishes(imbalance, initial, holdout, seed)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: round 0 is made once")
+    classes = _class_names(source)
+    survey = _survey(source, settings.images, quarantine)
+    plan = _plan(source, survey.items, classes, wishes)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        catalog = _write_images(source, survey.items, plan, settings, temporary)
+        made = _tables(catalog, survey.items, plan, classes, source.name)
+        pools.save(made, temporary)
+        temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    pools.sync_folder(folder.parent)
+    return InitReport(
+        source=source.name,
+        pools=made,
+        oracle=plan.oracle,
+        requested=len(pools.open_requests(made)),
+        duplicates=survey.duplicates,
+        unreadable=survey.unreadable,
+        notes=(*survey.notes(), *plan.notes),
+    )
+
+
+def write_oracle(path: Path, oracle: pd.DataFrame) -> None:
+    """Write the labels that stay outside the pools as CSV: sample_id, label."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pools.write_durably(path, oracle[["sample_id", "label"]].to_csv(index=False, lineterminator="\n").encode())
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """What the user asked round 0 to be."""
+
+    imbalance: str | None
+    initial: int
+    holdout: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.holdout < 1:
+            raise UserError(f"--holdout {self.holdout}: must be between 0 and 1")
+        if self.initial < 1:
+            raise UserError(f"--initial {self.initial}: at least one sample must be labelled or asked for")
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What a first pass over the source found: one row per readable, distinct image."""
+
+    items: pd.DataFrame  # sample_id, label, group, split, sha256, width, height
+    duplicates: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+    def notes(self) -> list[str]:
+        """What was left out, for people: counts and the first few."""
+        notes = []
+        if self.duplicates:
+            notes.append(f"{len(self.duplicates)} left out, same content as another: {_first(self.duplicates)}")
+        if self.unreadable:
+            listed = [f"{path} ({reason})" for path, reason in self.unreadable]
+            notes.append(f"{len(listed)} unreadable, listed in quarantine/quarantine.csv: {_first(listed)}")
+        return notes
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@dataclass
+class Sieve:
+    """Lets through images that can be read and whose content is new; remembers the others.
+
+    `ids` and `contents` (sha256) are those known before; they grow. `unreadable` holds (path, reason, bytes or None).
+    """
+
+    settings: ImageSettings
+    ids: set[str] = field(default_factory=set)
+    contents: set[str] = field(default_factory=set)
+    duplicates: list[str] = field(default_factory=list)
+    unreadable: list[tuple[str, str, bytes | None]] = field(default_factory=list)
+
+    def sift(self, source: Source) -> Iterator[tuple[Item, str, int, int]]:
+        """Yield (item, sha256, width, height); an id that is taken gets the first digits of the content behind it."""
+        for item in track(source.items(self.settings), "read images", None):
+            name = item.origin or item.sample_id
+            try:
+                width, height = images.probe(item.data, self.settings)
+            except images.Unreadable as reason:
+                self.unreadable.append((name, str(reason), item.data))
+                continue
+            sha256 = hashlib.sha256(item.data).hexdigest()
+            if sha256 in self.contents:
+                self.duplicates.append(name)
+                continue
+            sample_id = next(name for name in self._names(item.sample_id, sha256) if name not in self.ids)
+            self.ids.add(sample_id)
+            self.contents.add(sha256)
+            yield replace(item, sample_id=sample_id), sha256, width, height
+        self.unreadable += [(path, reason, None) for path, reason in source.unreadable]
+
+    @staticmethod
+    def _names(sample_id: str, sha256: str) -> tuple[str, str, str]:
+        return sample_id, f"{sample_id}-{sha256[:8]}", f"{sample_id}-{sha256}"
+
+    def quarantine(self, folder: Path, when: datetime) -> None:
+        """Put what could not be read aside."""
+        for path, reason, data in self.unreadable:
+            images.quarantine(folder, path, data, reason, when)
+
+
+def _survey(source: Source, settings: ImageSettings, quarantine: Path | None) -> _Survey:
+    sieve = Sieve(settings)
+    rows = [
+        (item.sample_id, item.label, item.group, item.split, sha256, width, height)
+        for item, sha256, width, height in sieve.sift(source)
+    ]
+    if quarantine is not None:
+        sieve.quarantine(quarantine, datetime.now(UTC))
+    if not rows:
+        raise UserError(f"source {source.name}: no readable image in it ({len(sieve.unreadable)} unreadable)")
+    columns = ["sample_id", "label", "group", "split", "sha256", "width", "height"]
+    listed = tuple((path, reason) for path, reason, _ in sieve.unreadable)
+    return _Survey(pd.DataFrame(rows, columns=columns), tuple(sieve.duplicates), listed)
+
+
+def _class_names(source: Source) -> tuple[str, ...]:
+    names = source.classes
+    if not names:
+        raise UserError(f"source {source.name} has no labels: name its classes with --classes a,b,c")
+    if len(names) < 2:
+        raise UserError(f"source {source.name}: at least two classes are needed, found {', '.join(names)}")
+    return names
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which sample goes where, ids sorted."""
+
+    holdout: list[str]
+    initial: list[str]
+    rest: list[str]
+    labelled: bool
+    oracle: pd.DataFrame
+    notes: list[str]
+
+
+def _plan(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wishes: _Wishes) -> _Plan:
+    known = items["label"].notna()
+    labelled = bool(known.any())
+    notes: list[str] = []
+    if wishes.imbalance and not labelled:
+        raise UserError("--imbalance needs labels, and this source has none")
+    if items["split"].notna().any():
+        held = items.loc[items["split"] == "holdout", "sample_id"].tolist()
+        notes.append(f"{source.name} brings its own holdout of {len(held)} images: --holdout is not used")
+    else:
+        held = draw_holdout(items[known] if labelled else items, wishes.holdout, wishes.seed)
+    pool = items[~items["sample_id"].isin(set(held))]
+    if wishes.imbalance:
+        pool = thin(pool, wishes.imbalance, classes, wishes.seed)
+    eligible = pool[pool["label"].notna()] if labelled else pool
+    if wishes.initial > len(eligible):
+        what = "labelled images" if labelled else "images"
+        raise UserError(f"--initial {wishes.initial}: the pool has only {len(eligible)} {what}")
+    first = set(draw(eligible["sample_id"].tolist(), wishes.initial, wishes.seed, "initial"))
+    begun = pool["sample_id"].isin(first)
+    oracle = pool.loc[~begun & pool["label"].notna(), ["sample_id", "label"]]
+    if labelled:
+        notes += _class_notes(classes, items[items["sample_id"].isin(set(held))], pool[begun])
+        if not known.all():
+            notes.append(f"{int((~known).sum())} images have no label: they go to the unlabelled pool")
+    return _Plan(
+        holdout=sorted(held),
+        initial=sorted(first),
+        rest=sorted(pool.loc[~begun, "sample_id"]),
+        labelled=labelled,
+        oracle=oracle.sort_values("sample_id").reset_index(drop=True),
+        notes=notes,
+    )
+
+
+def _class_notes(classes: tuple[str, ...], held: pd.DataFrame, begun: pd.DataFrame) -> list[str]:
+    notes = []
+    for where, rows in (("holdout", held), ("initial labelled pool", begun)):
+        missing = [name for name in classes if name not in set(rows["label"])]
+        if missing:
+            notes.append(f"no sample of class {_first(missing)} in the {where}")
+    return notes
+
+
+def _write_images(source: Source, items: pd.DataFrame, plan: _Plan, settings: Params, folder: Path) -> pd.DataFrame:
+    """Write the shards of what the plan keeps; returns the catalog."""
+    facts = items.set_index("sample_id")
+    kept = [*plan.holdout, *plan.initial, *plan.rest]
+    wanted = dict(zip(facts.loc[kept, "sha256"], kept, strict=True))
+    stream = _second_pass(source, settings.images, wanted)
+    placed = images.write_shards(stream, folder / "images", settings=settings.pool, name_prefix="pool")
+    if len(placed) != len(kept):
+        raise UserError(f"source {source.name}: {len(kept) - len(placed)} images changed while they were read")
+    catalog = pd.DataFrame(placed, columns=["shard", "row", "sample_id"])
+    about = facts.loc[catalog["sample_id"], ["sha256", "width", "height"]].reset_index(drop=True)
+    return pd.concat([catalog, about], axis=1).assign(added_round=0)
+
+
+def _second_pass(source: Source, settings: ImageSettings, wanted: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+    """(sample_id, bytes) of the images that the plan keeps, told apart by their content."""
+    left = dict(wanted)
+    for item in track(source.items(settings), "write shards", None):
+        sample_id = left.pop(hashlib.sha256(item.data).hexdigest(), None)
+        if sample_id is not None:
+            yield sample_id, item.data
+
+
+def _tables(catalog: pd.DataFrame, items: pd.DataFrame, plan: _Plan, classes: tuple[str, ...], source: str) -> Pools:
+    """Labels that came with the source are events as well, so that a later correction keeps what stood before."""
+    label = items.set_index("sample_id")["label"]
+    labeled = pd.DataFrame({"sample_id": plan.initial if plan.labelled else []}, dtype=object)
+    holdout = pd.DataFrame({"sample_id": plan.holdout}, dtype=object)
+    for table in (labeled, holdout):
+        table["label"] = label.reindex(table["sample_id"]).to_numpy(dtype=object)
+    waiting: list[tuple[str, str, int | None]] = [(sample_id, pools.AVAILABLE, None) for sample_id in plan.rest]
+    if not plan.labelled:
+        waiting += [(sample_id, pools.REQUESTED, 0) for sample_id in plan.initial]
+    told = pd.concat([labeled, holdout[holdout["label"].notna()]], ignore_index=True)
+    tables = {
+        "catalog": catalog,
+        "labeled": _from_source(labeled),
+        "unlabeled": pd.DataFrame(waiting, columns=["sample_id", "status", "requested_round"]),
+        "holdout": holdout,
+        "label_events": _from_source(told).assign(source=source),
+    }
+    typed = {name: pools.typed(table, pools.SCHEMAS[name]) for name, table in tables.items()}
+    typed["unlabeled"] = pools.by_id(typed["unlabeled"])
+    return Pools(**typed, classes=classes)
+
+
+def _from_source(labels: pd.DataFrame) -> pd.DataFrame:
+    return labels.assign(annotator=pools.FROM_SOURCE, round=0, labeled_at=None)

@@ -1,0 +1,172 @@
+"""What a strategy says of every candidate: the columns of `candidates.parquet`, and of `selection.parquet`."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vabal.probabilities import ClassTerms
+
+_TERMS = (
+    ("score", pa.float64()),
+    ("predicted_class", pa.string()),
+    ("vae_class", pa.string()),
+    ("log_likelihood", pa.float32()),
+    ("prior", pa.float64()),
+    ("precision", pa.float64()),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Some candidates in some order, column by column; None where a strategy has no such number.
+
+    Classes are indices. `predicted_class_N` is the classifier's, `vae_class_N` Eq. 7's; `prior_N` and `precision_N` are
+    those of `vae_class_N`; `margin_N` is the classifier's best probability less its second. log_likelihood_N_C is what
+    the score was computed from: with it and the class terms the score can be derived again.
+    """
+
+    sample_ids: NDArray[Any]
+    score_N: NDArray[np.float64]
+    predicted_class_N: NDArray[np.int32] | None = None
+    vae_class_N: NDArray[np.int32] | None = None
+    log_likelihood_N_C: NDArray[np.float32] | None = None
+    prior_N: NDArray[np.float64] | None = None
+    precision_N: NDArray[np.float64] | None = None
+    margin_N: NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            values = getattr(self, field.name)
+            if values is not None and len(values) != len(self.sample_ids):
+                raise ValueError(f"{field.name}: {len(values)} values for {len(self.sample_ids)} candidates")
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    @property
+    def log_likelihood_N(self) -> NDArray[np.float32] | None:
+        """Of each sample's own class, `vae_class_N`."""
+        if self.log_likelihood_N_C is None or self.vae_class_N is None:
+            return None
+        own = self.vae_class_N[:, None].astype(np.int64)
+        return np.asarray(np.take_along_axis(self.log_likelihood_N_C, own, axis=1)[:, 0])
+
+    def take(self, rows: NDArray[np.integer]) -> "Candidates":
+        """The candidates in these rows, in this order."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        taken: dict[str, Any] = {name: None if column is None else column[rows] for name, column in values.items()}
+        return Candidates(**taken)
+
+    def to_table(self, classes: Sequence[str]) -> pa.Table:
+        """As `candidates.parquet` has them: class names, and the log likelihood of each class as a list."""
+        return pa.Table.from_arrays(
+            [*self._columns(classes), _column(self.margin_N, pa.float64(), len(self)), self._lists(len(classes))],
+            schema=schema(len(classes)),
+        )
+
+    def _columns(self, classes: Sequence[str]) -> list[pa.Array]:
+        values = {
+            "score": self.score_N,
+            "predicted_class": _names(self.predicted_class_N, classes),
+            "vae_class": _names(self.vae_class_N, classes),
+            "log_likelihood": self.log_likelihood_N,
+            "prior": self.prior_N,
+            "precision": self.precision_N,
+        }
+        ids = pa.array([str(sample_id) for sample_id in self.sample_ids], pa.string())
+        return [ids, *(_column(values[name], kind, len(self)) for name, kind in _TERMS)]
+
+    def _lists(self, num_classes: int) -> pa.Array:
+        kind = pa.list_(pa.float32(), num_classes)
+        if self.log_likelihood_N_C is None:
+            return pa.nulls(len(self), kind)
+        flat = np.ascontiguousarray(self.log_likelihood_N_C, dtype=np.float32).ravel()
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
+
+    @classmethod
+    def from_table(cls, table: pa.Table | pa.RecordBatch, classes: Sequence[str]) -> "Candidates":
+        """What `to_table` wrote, bit for bit. Raises ValueError for a class that is not in the list."""
+        lists = table.column("log_likelihoods")
+        lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+        has_lists = len(lists) and not lists.null_count
+        return cls(
+            np.array(table.column("sample_id").to_pylist(), dtype=object),
+            _numbers(table, "score"),
+            _indices(table, "predicted_class", classes),
+            _indices(table, "vae_class", classes),
+            lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1) if has_lists else None,
+            _numbers(table, "prior"),
+            _numbers(table, "precision"),
+            _numbers(table, "margin"),
+        )
+
+
+def schema(num_classes: int) -> pa.Schema:
+    """Of `candidates.parquet`."""
+    lists = pa.list_(pa.float32(), num_classes)
+    return pa.schema(
+        [("sample_id", pa.string()), *_TERMS, ("margin", pa.float64()), ("log_likelihoods", lists)],
+    )
+
+
+def selection_table(picked: Candidates, classes: Sequence[str], strategy: str) -> pa.Table:
+    """As `selection.parquet` has the picks, which are given in rank order; the first has rank 1."""
+    ranks = pa.array(np.arange(1, len(picked) + 1, dtype=np.int32))
+    names = pa.array([strategy] * len(picked), pa.string())
+    kinds = [("rank", pa.int32()), ("sample_id", pa.string()), *_TERMS, ("strategy", pa.string())]
+    return pa.Table.from_arrays([ranks, *picked._columns(classes), names], schema=pa.schema(kinds))
+
+
+def concatenate(parts: Sequence[Candidates]) -> Candidates:
+    """The parts one behind the other; a column that one of them lacks is left out. Raises ValueError for no parts."""
+    if not parts:
+        raise ValueError("expected at least one part")
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Candidates)}
+    joined: dict[str, Any] = {
+        name: None if any(value is None for value in values) else np.concatenate(values)
+        for name, values in columns.items()
+    }
+    return Candidates(**joined)
+
+
+def class_columns(vae_class_N: NDArray[np.integer], class_terms: ClassTerms) -> tuple[Any, Any]:
+    """prior_N and precision_N of each sample's own class."""
+    own = np.asarray(vae_class_N, dtype=np.int64)
+    return class_terms.prior_C[own], class_terms.precision_C[own]
+
+
+def as_parts(candidates: Candidates | Iterable[Candidates]) -> Iterator[Candidates]:
+    if isinstance(candidates, Candidates):
+        yield candidates
+    else:
+        yield from candidates
+
+
+def _names(indices_N: NDArray[np.integer] | None, classes: Sequence[str]) -> list[str] | None:
+    return None if indices_N is None else [classes[index] for index in indices_N]
+
+
+def _indices(table: Any, name: str, classes: Sequence[str]) -> NDArray[np.int32] | None:
+    names = table.column(name)
+    if names.null_count or not len(names):
+        return None
+    places = {label: index for index, label in enumerate(classes)}
+    try:
+        return np.array([places[label] for label in names.to_pylist()], dtype=np.int32)
+    except KeyError as error:
+        raise ValueError(f"{name}: {error.args[0]!r} is not in the list of classes") from None
+
+
+def _column(values: Any, kind: pa.DataType, length: int) -> pa.Array:
+    return pa.nulls(length, kind) if values is None else pa.array(values, kind)
+
+
+def _numbers(table: Any, name: str) -> Any:
+    column = table.column(name)
+    if column.null_count:
+        return None
+    return column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
