@@ -80,7 +80,10 @@ def decode(data: bytes, size: int, channels: int) -> np.ndarray:
     16-bit grey is scaled from its full range to 8 bits. Raises Unreadable if the bytes are no whole image.
     """
     with _opened(data) as image:
-        upright = _grey_or_colour(image).convert("L" if channels == 1 else "RGB")
+        upright = _grey_or_colour(image)
+        mode = "L" if channels == 1 else "RGB"
+        if upright.mode != mode:
+            upright = upright.convert(mode)
         if upright.size != (size, size):
             upright = upright.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
         return np.asarray(upright, dtype=np.uint8).reshape(size, size, channels)
@@ -153,7 +156,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
 def _grey_or_colour(image: Image.Image) -> Image.Image:
     """The fully read image, upright, in mode L or RGB."""
     image.load()
-    upright = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
+    upright = image
     if upright.mode in ("L", "RGB"):
         return upright
     if upright.mode.startswith("I") or upright.mode == "F":

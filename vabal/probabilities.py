@@ -10,8 +10,8 @@ show. For the counts of Eqs. 11 and 12, where noise common to all would not aver
 its T vectors from a longer bank, from a place that its own features decide.
 """
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,7 +27,8 @@ from vabal.vae import FeatureVAE, kl_divergence, to_tensor
 BANK_ROWS = 4096  # noise vectors that the samples of a pool share in the counts of Eqs. 11 and 12
 SMALLEST_MARGIN = 1e-6  # below this a float32 margin says nothing; -log(margin) is at most 13.8
 _TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}  # of a hidden layer at once; on a CPU, what its cache holds
-_LATENT_ELEMENTS = 2**22  # of the latents held at once: memory does not grow with a shard
+_LATENT_ELEMENTS = 2**20  # of the latents held at once ...
+_BLOCK_ROWS = 1024  # ... and samples: memory does not grow with a shard
 
 Values = TypeVar("Values", Tensor, NDArray[Any])
 
@@ -157,20 +158,18 @@ def _count(
     predicted_C = np.zeros(vae.num_classes, dtype=np.int64)  # in draws: whole numbers, so that no order can show
     correct_C = np.zeros(vae.num_classes, dtype=np.int64)
     samples = 0
-    with _evaluating(vae):
-        for number, features in enumerate(features_shards):
-            features_N_D = _features(features, vae, f"{where}, shard {number}")
-            labels_N = None if labels_shards is None else labels_shards[number]
-            if labels_N is not None and len(labels_N) != len(features_N_D):
-                raise ValueError(f"{where}: {len(features_N_D)} rows of features, {len(labels_N)} labels")
-            size = max(1, _LATENT_ELEMENTS // (bank.draws * vae.num_latents))
-            for start in range(0, len(features_N_D), size):
-                drawn_N_T = _drawn_classes(vae, features_N_D[start : start + size], bank)
-                predicted_C += np.bincount(drawn_N_T.ravel(), minlength=vae.num_classes)
-                if labels_N is not None:
-                    right = drawn_N_T[drawn_N_T == labels_N[start : start + size, None]]
-                    correct_C += np.bincount(right, minlength=vae.num_classes)
-            samples += len(features_N_D)
+    encoder = _encoder(vae)
+    for number, features in enumerate(features_shards):
+        labels_N = None if labels_shards is None else labels_shards[number]
+        if labels_N is not None and len(labels_N) != len(features):
+            raise ValueError(f"{where}: {len(features)} rows of features, {len(labels_N)} labels")
+        for rows, features_N_D in _blocks(features, encoder, bank.draws, f"{where}, shard {number}"):
+            drawn_N_T = _drawn_classes(encoder, features_N_D, bank)
+            predicted_C += np.bincount(drawn_N_T.ravel(), minlength=vae.num_classes)
+            if labels_N is not None:
+                right = drawn_N_T[drawn_N_T == labels_N[rows, None]]
+                correct_C += np.bincount(right, minlength=vae.num_classes)
+        samples += len(features)
     return _Counts(predicted_C / bank.draws, correct_C / bank.draws, samples)
 
 
@@ -190,7 +189,7 @@ def _count_predictions(labels: Any, predictions: Any, num_classes: int) -> _Coun
 def _drawn_classes(vae: FeatureVAE, features_N_D: Tensor, bank: "_Bank") -> NDArray[np.int64]:
     """classes_N_T: Eq. 7's class of each draw."""
     mean_N_Z, log_var_N_Z = vae.encode(vae.inputs(features_N_D))
-    latent_N_T_Z = bank.of(features_N_D) * (0.5 * log_var_N_Z).exp()[:, None] + mean_N_Z[:, None]
+    latent_N_T_Z = _latents(mean_N_Z, log_var_N_Z, bank.of(features_N_D))
     classes: NDArray[np.int64] = vae.class_energy(latent_N_T_Z).argmin(dim=-1).cpu().numpy()
     return classes
 
@@ -273,11 +272,15 @@ def estimate_likelihood(
     """
     chosen = _settings_of(settings)
     decoder = _fold(vae)
+    encoder = _encoder(vae)
     noise_T_Z = shared_noise(vae, draws or chosen.draws, generator, chosen.sampling)
+    scratch = _Scratch(decoder, len(noise_T_Z))
     for number, features in enumerate(features_shards):
-        with _evaluating(vae):
-            features_N_D = _features(features, vae, f"shard {number}")
-            log_likelihood_N_C, vae_class_N = _estimate_shard(vae, decoder, features_N_D, noise_T_Z, chosen)
+        log_likelihood_N_C = torch.empty(len(features), vae.num_classes, dtype=noise_T_Z.dtype)
+        vae_class_N = torch.empty(len(features), dtype=torch.int64)
+        for rows, features_N_D in _blocks(features, encoder, len(noise_T_Z), f"shard {number}"):
+            estimated, drawn = _estimate_block(encoder, decoder, scratch, features_N_D, noise_T_Z, settings=chosen)
+            log_likelihood_N_C[rows], vae_class_N[rows] = estimated.cpu(), drawn.cpu()
         _all_finite(log_likelihood_N_C.numpy(), f"the log likelihood of shard {number}", None)
         if isinstance(features, Tensor):
             yield log_likelihood_N_C, vae_class_N
@@ -286,35 +289,39 @@ def estimate_likelihood(
 
 
 @torch.inference_mode()
-def _estimate_shard(
-    vae: FeatureVAE, decoder: "_Decoder", features_N_D: Tensor, noise_T_Z: Tensor, settings: Any
+def _estimate_block(
+    encoder: FeatureVAE,
+    decoder: "_Decoder",
+    scratch: "_Scratch",
+    features_N_D: Tensor,
+    noise_T_Z: Tensor,
+    *,
+    settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    samples, draws = len(features_N_D), len(noise_T_Z)
-    log_likelihood_N_C = torch.empty(samples, vae.num_classes, dtype=features_N_D.dtype)
-    vae_class_N = torch.empty(samples, dtype=torch.int64)
-    scratch = _Scratch(decoder, draws, vae.num_latents)
-    for start in range(0, samples, scratch.samples):
-        chunk = slice(start, start + scratch.samples)
-        inputs_N_I = vae.inputs(features_N_D[chunk])
-        mean_N_Z, log_var_N_Z = vae.encode(inputs_N_I)
-        latent_N_T_Z = noise_T_Z * (0.5 * log_var_N_Z).exp()[:, None] + mean_N_Z[:, None]
-        error_N_C = _masked_error(decoder, scratch, latent_N_T_Z, inputs_N_I)
-        divergence_N_C = _masked_divergence(vae, mean_N_Z, log_var_N_Z, settings.likelihood_kl)
-        if vae.settings.reconstruction_half:
-            error_N_C = 0.5 * error_N_C
-        if settings.likelihood_reduction == "mean":
-            error_N_C, divergence_N_C = error_N_C / vae.num_inputs, divergence_N_C / vae.num_latents
-        log_likelihood_N_C[chunk] = -(error_N_C + divergence_N_C).cpu().to(log_likelihood_N_C.dtype)
-        drawn_N_T = vae.class_energy(latent_N_T_Z).argmin(dim=-1)
-        votes_N_C = torch.zeros(len(drawn_N_T), vae.num_classes, dtype=torch.int64, device=drawn_N_T.device)
-        votes_N_C.scatter_add_(1, drawn_N_T, torch.ones_like(drawn_N_T))
-        vae_class_N[chunk] = votes_N_C.argmax(dim=1).cpu()
-    return log_likelihood_N_C, vae_class_N
+    inputs_N_I = encoder.inputs(features_N_D)
+    mean_N_Z, log_var_N_Z = encoder.encode(inputs_N_I)
+    latent_N_T_Z = _latents(mean_N_Z, log_var_N_Z, noise_T_Z)
+    error_N_C = _masked_error(decoder, scratch, latent_N_T_Z, inputs_N_I)
+    divergence_N_C = _masked_divergence(encoder, mean_N_Z, log_var_N_Z, settings.likelihood_kl)
+    if encoder.settings.reconstruction_half:
+        error_N_C = 0.5 * error_N_C
+    if settings.likelihood_reduction == "mean":
+        error_N_C, divergence_N_C = error_N_C / encoder.num_inputs, divergence_N_C / encoder.num_latents
+    drawn_N_T = encoder.class_energy(latent_N_T_Z).argmin(dim=-1)
+    votes_N_C = torch.zeros_like(error_N_C, dtype=torch.int64)
+    votes_N_C.scatter_add_(1, drawn_N_T, torch.ones_like(drawn_N_T))
+    return -(error_N_C + divergence_N_C).to(noise_T_Z.dtype), votes_N_C.argmax(dim=1)
+
+
+def _latents(mean_N_Z: Tensor, log_var_N_Z: Tensor, noise: Tensor) -> Tensor:
+    """latent_N_T_Z in the noise's precision; the noise is T x Z for all samples, or N x T x Z."""
+    deviation_N_Z = (0.5 * log_var_N_Z).exp().to(noise.dtype)
+    return torch.addcmul(mean_N_Z.to(noise.dtype)[:, None], noise, deviation_N_Z[:, None])
 
 
 def _masked_divergence(vae: FeatureVAE, mean_N_Z: Tensor, log_var_N_Z: Tensor, blocks: str) -> Tensor:
     """KL summed over the latent dimensions that count where block n is masked; N x C, float64."""
-    divergence_N_Z = kl_divergence(mean_N_Z.double(), log_var_N_Z.double())
+    divergence_N_Z = kl_divergence(mean_N_Z, log_var_N_Z)
     block_N_C = divergence_N_Z.view(len(mean_N_Z), vae.num_classes, -1).sum(dim=-1)
     match blocks:
         case "all":
@@ -337,7 +344,7 @@ class _Decoder(NamedTuple):
     blocks_C_K_H: Tensor  # the first layer's weights, class by class
     hidden: tuple[tuple[Tensor, Tensor], ...]  # weights (in x out) and bias
     rotated_H_R: Tensor  # R, transposed
-    basis_I_R: Tensor  # Q
+    basis_I_R: Tensor  # Q, and the bias: float64, used once a sample
     bias_I: Tensor
 
     @property
@@ -369,8 +376,8 @@ def _fold(vae: FeatureVAE) -> _Decoder:
         blocks.to(like).contiguous(),
         tuple((weight.T.to(like).contiguous(), bias.to(like)) for weight, bias in hidden),
         rotated.T.to(like).contiguous(),
-        basis.to(like).contiguous(),
-        last_bias.to(like),
+        basis.contiguous(),
+        last_bias,
     )
 
 
@@ -387,11 +394,11 @@ class _Scratch:
     They hold `samples` samples and `classes` classes at once, with all their draws.
     """
 
-    def __init__(self, decoder: _Decoder, draws: int, latents: int) -> None:
-        like = decoder.bias_I
+    def __init__(self, decoder: _Decoder, draws: int) -> None:
+        like = decoder.first_bias_H
         rows = max(1, _TILE_ELEMENTS.get(like.device.type, _TILE_ELEMENTS["cpu"]) // decoder.width)
         self.classes = min(len(decoder.blocks_C_K_H), max(1, rows // draws))
-        self.samples = max(1, min(rows // (draws * self.classes), _LATENT_ELEMENTS // (draws * latents)))
+        self.samples = max(1, rows // (draws * self.classes))
         elements = self.samples * self.classes * draws * decoder.width
         self._flat = [like.new_empty(elements), like.new_empty(elements)]
 
@@ -402,18 +409,28 @@ class _Scratch:
 
 
 def _masked_error(decoder: _Decoder, scratch: _Scratch, latent_N_T_Z: Tensor, inputs_N_I: Tensor) -> Tensor:
-    """error_N_C: the squared error summed over the inputs, its mean over the draws, with block n zeroed; float64.
+    """error_N_C: the squared error summed over the inputs, its mean over the draws, with block n zeroed; float64."""
+    gap_N_I = decoder.bias_I - inputs_N_I
+    gap_N_R = gap_N_I @ decoder.basis_I_R
+    rest_N = (gap_N_I - gap_N_R @ decoder.basis_I_R.T).square().sum(dim=1)
+    gap_N_R = gap_N_R.to(latent_N_T_Z.dtype)
+    parts = [
+        _tile_error(decoder, scratch, latent_N_T_Z[start : start + scratch.samples], gap_N_R[start:])
+        for start in range(0, len(latent_N_T_Z), scratch.samples)
+    ]
+    return torch.cat(parts) + rest_N[:, None]
+
+
+def _tile_error(decoder: _Decoder, scratch: _Scratch, latent_N_T_Z: Tensor, gap_N_R: Tensor) -> Tensor:
+    """The part of error_N_C within the last layer's column space, of as many samples as the scratch holds.
 
     Of the first layer, only the block's own contribution differs between the classes: it is taken off the whole.
     """
     samples, draws, latents = latent_N_T_Z.shape
     num_classes, rotated = len(decoder.blocks_C_K_H), decoder.rotated_H_R
-    flat_M_Z = latent_N_T_Z.reshape(samples * draws, latents)
+    flat_M_Z = latent_N_T_Z.view(samples * draws, latents)
     whole_M_H = torch.addmm(decoder.first_bias_H, flat_M_Z, decoder.first_Z_H)
     blocks_C_M_K = flat_M_Z.view(samples * draws, num_classes, -1).transpose(0, 1)
-    gap_N_I = decoder.bias_I - inputs_N_I
-    gap_N_R = gap_N_I @ decoder.basis_I_R
-    rest_N = (gap_N_I - gap_N_R @ decoder.basis_I_R.T).double().square().sum(dim=1)
     error_N_C = torch.empty(samples, num_classes, dtype=torch.float64, device=latent_N_T_Z.device)
     for start in range(0, num_classes, scratch.classes):
         blocks = slice(start, start + scratch.classes)
@@ -426,10 +443,10 @@ def _masked_error(decoder: _Decoder, scratch: _Scratch, latent_N_T_Z: Tensor, in
         for weight, bias in decoder.hidden:
             hidden = torch.addmm(bias, hidden, weight, out=scratch.next(rows, len(bias))).relu_()
         outputs = scratch.next(rows, rotated.shape[1])
-        outputs.view(classes, samples, draws, -1).copy_(gap_N_R[:, None].expand(-1, draws, -1))
+        outputs.view(classes, samples, draws, -1).copy_(gap_N_R[:samples, None].expand(-1, draws, -1))
         distance = torch.linalg.vector_norm(torch.addmm(outputs, hidden, rotated, out=outputs), dim=1)
         error_N_C[:, blocks] = distance.square_().view(classes, samples, draws).mean(dim=-1, dtype=torch.float64).T
-    return error_N_C + rest_N[:, None]
+    return error_N_C
 
 
 # -- Eq. 6 ------------------------------------------------------------------------------------------------------
@@ -560,28 +577,27 @@ def _settings_of(settings: Any) -> Any:
     return ProbabilitySettings(**settings) if isinstance(settings, Mapping) else settings
 
 
-@contextmanager
-def _evaluating(vae: FeatureVAE) -> Iterator[None]:
-    """The network in evaluation, and as it was afterwards."""
-    training = vae.training
-    vae.eval()
-    try:
-        yield
-    finally:
-        vae.train(training)
+def _encoder(vae: FeatureVAE) -> FeatureVAE:
+    """A copy in evaluation and in float64: heads and encoder run once a sample, beside T x C decodings."""
+    return copy.deepcopy(vae).double().eval()
 
 
-def _features(features: Any, vae: FeatureVAE, where: str) -> Tensor:
-    weight = vae.reconstruction.weight
-    features_N_D = to_tensor(features, weight.device, weight.dtype)
-    if features_N_D.ndim != 2:
-        raise ValueError(f"{where}: expected features N x D, found shape {tuple(features_N_D.shape)}")
-    wrong = (~torch.isfinite(features_N_D).all(dim=1)).nonzero()[:, 0].tolist()
-    if wrong:
-        raise UserError(
-            f"{where}: the features of rows {_first(wrong)} are not finite: extract them again, look at these images"
-        )
-    return features_N_D
+def _blocks(features: Any, encoder: FeatureVAE, draws: int, where: str) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of a shard, and their features_N_D in the encoder's precision: as many as are worked on at once."""
+    if getattr(features, "ndim", None) != 2:
+        raise ValueError(f"{where}: expected features N x D, found shape {getattr(features, 'shape', 'none')}")
+    weight = encoder.reconstruction.weight
+    size = max(1, min(_BLOCK_ROWS, _LATENT_ELEMENTS // (draws * encoder.num_latents)))
+    for start in range(0, len(features), size):
+        rows = slice(start, start + size)
+        features_N_D = to_tensor(features[rows], weight.device, weight.dtype)
+        wrong = (~torch.isfinite(features_N_D).all(dim=1)).nonzero()[:, 0] + start
+        if len(wrong):
+            raise UserError(
+                f"{where}: the features of rows {_first(wrong.tolist())} are not finite: "
+                "extract them again, look at these images"
+            )
+        yield rows, features_N_D
 
 
 def _classes(values: Any, num_classes: int, what: str) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -441,7 +442,8 @@ def _train_vae(night: Night, extracted: Sequence[Ref], folder: Path, *, seed: in
     training = vae.fit(network, pool, np.concatenate(predicted), seed=seed, device=night.device)
     steps = max(1, -(-len(pool) // night.params.vae.batch_size))
     epochs = max(night.params.vae.epochs, -(-night.params.vae.min_steps // steps))
-    collected = _train("train-vae", training, epochs)
+    with one_thread(night.device):
+        collected = _train("train-vae", training, epochs)
     vae.save(network, folder / "vae.safetensors")
     write_bytes(folder / "training.json", canonical_json([list(metric) for metric in collected]))
 
@@ -454,6 +456,18 @@ def load_feature_dims(night: Night, extracted: Sequence[Ref]) -> tuple[int, ...]
     if sum(dims) != found:
         raise ValueError(f"{found} features, expected {sum(dims)} of a network of width {width}")
     return dims
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Small layers gain nothing from more threads, and wait for each other where the cores are busy."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # -- estimate-probabilities ---------------------------------------------------------------------------------------

@@ -339,7 +339,7 @@ def _request(state: Pools, picks: pd.DataFrame | None, round_number: int) -> tup
     if picks is None:
         return state, ()
     available = state.unlabeled.loc[state.unlabeled["status"] == pools.AVAILABLE, "sample_id"]
-    good = picks["sample_id"].isin(available) & ~picks["sample_id"].duplicated()
+    good = pools.among(picks["sample_id"], available) & ~picks["sample_id"].duplicated()
     wrong = picks.loc[~good, "sample_id"]
     problems = (f"picks {_few(wrong)}, which could not be picked then",) if len(wrong) else ()
     return pools.mark_requested(state, list(picks.loc[good, "sample_id"]), round_number), problems
@@ -449,9 +449,10 @@ def check_candidates(data: Path, record: Record, taken_in: Pools, selection: pd.
         return
     unlabeled = taken_in.unlabeled
     available = unlabeled.loc[unlabeled["status"] == pools.AVAILABLE, "sample_id"]
-    odd = [*set(available).symmetric_difference(candidates["sample_id"])]
-    if odd or len(candidates) != len(available):
-        what = f"are not the samples that could be picked then: {_few(pd.Series(sorted(odd), dtype=object))}"
+    ids = candidates["sample_id"]
+    odd = pd.concat([ids[~pools.among(ids, available)], available[~pools.among(available, ids)], ids[ids.duplicated()]])
+    if len(odd):
+        what = f"are not the samples that could be picked then: {_few(odd)}"
         yield Finding(record.round, file, what)
     if selection is not None:
         yield from _check_selection(record, selection, candidates)

@@ -160,3 +160,17 @@ def test_a_file_that_prefect_refuses_is_told_in_its_own_words(stack: RunningStac
     with pytest.raises(UserError, match="no_such_module"):
         deploy.register(Server.from_environment(), file, {})
     assert "no_such_module" not in os.environ
+
+
+def test_the_round_and_the_promotion_are_registered_as_infra_says(stack: RunningStack, tmp_path: Path) -> None:
+    params = parse({"workspace": {"name": "wafers"}, "schedule": {"cron": "15 1 * * *", "timezone": "Europe/Zurich"}})
+    lines = deploy.deploy(tmp_path, params)
+    assert any("15 1 * * *" in line and "Europe/Zurich" in line for line in lines)
+    server = Server.from_environment()
+    night, promotion = deploy.deployment_names(params)
+    found = server.call("GET", f"/deployments/name/{night}")
+    assert found["entrypoint"] == "flows.round.active_learning_round"
+    assert found["parameters"] == {"workspace": str(tmp_path)}
+    assert found["schedules"][0]["schedule"]["timezone"] == "Europe/Zurich"
+    assert found["work_pool_name"] == "gpu"
+    assert server.call("GET", f"/deployments/name/{promotion}")["entrypoint"] == "flows.promote.promote_challenger"

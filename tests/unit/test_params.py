@@ -78,8 +78,8 @@ def test_an_empty_section_means_its_defaults() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_fills_in_what_is_left_out(preset: str) -> None:
-    params = parse({"method": {"preset": preset}, "vae": {"epochs": 7}})
-    assert params.vae.epochs == 7
+    params = parse({"method": {"preset": preset}, "classifier": {"epochs": 7}})
+    assert params.classifier.epochs == 7
     for section, values in PRESETS[preset].items():
         for key, value in values.items():
             assert getattr(getattr(params, section), key) == value

@@ -37,10 +37,10 @@ def network(preset: str, *options: tuple[str, Any]) -> FeatureVAE:
             vae.decode(vae.encode(vae.inputs(torch.randn(64, sum(DIMS), generator=generator).relu()))[0])
         for module in vae.modules():
             if isinstance(module, torch.nn.BatchNorm1d):
-                module.weight.uniform_(0.5, 2, generator=generator)
-                module.bias.normal_(generator=generator)
-        vae.log_var.bias.normal_(generator=generator)
-        vae.mean.bias.normal_(generator=generator)
+                module.weight.uniform_(0.7, 1.2, generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+        vae.log_var.bias.normal_(-1, 1, generator=generator)
+        vae.mean.bias.normal_(0, 1, generator=generator)
     return vae.eval()
 
 

@@ -323,7 +323,7 @@ class _Start:
         return service in self.running
 
     def unless_running(self, service: str) -> None:
-        if self.runs(service):
+        if service in self.started or self.runs(service):
             return
         command, environment = _COMMANDS[service](self.stack, self.state["ports"])
         process = processes.start(
@@ -360,8 +360,9 @@ class _Start:
     def _look_at(self, service: str) -> None:
         if service in self.ready:
             return
-        if service not in self.started:
-            self.unless_running(service)
+        if service == "worker" and service not in self.started and not self.runs(service):
+            return  # it starts after the settling, not here
+        self.unless_running(service)
         process = self.started.get(service) or self.running[service]
         if _is_ready(self.stack, self.state, service, process):
             self.ready.add(service)

@@ -1,0 +1,163 @@
+import csv
+import hashlib
+import io
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.small_pools import WHEN, file_of, picture, small_pools
+from vabal import images, inbox, pools, sources
+from vabal.adapters import labelling
+from vabal.errors import UserError
+from vabal.images import DecodedShards
+from vabal.params import Params, PoolSettings
+
+FEW = settings(deadline=None, max_examples=20)
+CELLS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), max_size=8)
+IDS = CELLS.filter(lambda text: text not in ("", "\ufeff"))
+
+
+def csv_of(rows: list[tuple[str, str, str]], delimiter: str, end: str) -> bytes:
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, delimiter=delimiter, lineterminator=end)
+    writer.writerow(["sample_id", "label", "annotator"])
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
+
+
+@FEW
+@given(
+    st.lists(st.tuples(IDS, CELLS, CELLS), min_size=1, max_size=10),
+    st.sampled_from([",", ";", "\t"]),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_every_csv_comes_back_cell_for_cell(rows: list[tuple[str, str, str]], delimiter: str, end: str) -> None:
+    table = labelling.read_answers(csv_of(rows, delimiter, end), "f.csv")
+    back = [tuple(cell or "" for cell in row) for row in table[["sample_id", "label", "annotator"]].to_numpy()]
+    assert back == rows
+    assert table["problem"].isna().all()
+
+
+GOOD = st.tuples(st.sampled_from("abcd"), st.sampled_from(["cat", "dog", ""]), st.sampled_from(["", "ann"]))
+BAD = st.sampled_from([("zebra", "cat", "ann"), ("b", "bird", "ann"), ("zebra", "", ""), ("b", "Cat", "")])
+
+
+@FEW
+@given(st.lists(GOOD, min_size=1, max_size=8), st.lists(BAD, max_size=2))
+def test_a_file_is_taken_in_whole_or_not_at_all(
+    good: list[tuple[str, str, str]], bad: list[tuple[str, str, str]]
+) -> None:
+    rows = [*good[:3], *bad, *good[3:]]
+    content = csv_of(rows, ",", "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        box = Path(folder) / "inbox"
+        answers = labelling.read_answers(content, "f.csv")
+
+        def take() -> inbox.ImportReport:
+            return inbox.take_labels(box, small_pools(), answers, file="f.csv", content=content, when=WHEN)
+
+        if bad:
+            with pytest.raises(UserError, match=f"{len(bad)} of {len(rows)} lines are wrong"):
+                take()
+            assert inbox.pending(box) == []
+            return
+        report = take()
+        said = [(sample_id, label) for sample_id, label, annotator in good if label or annotator]
+        assert (report.labels + report.rejections, report.unanswered) == (len(said), len(good) - len(said))
+        events, _ = inbox.read(box, inbox.pending(box))
+        labels = events["label"].astype(object).where(events["label"].notna(), "")
+        assert list(zip(events["sample_id"], labels, strict=True)) == said
+        assert take().imported_before == bool(said)
+
+
+@FEW
+@given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_every_content_enters_the_pool_once_however_often_it_comes(visits: list[list[int]]) -> None:
+    """Each visit ingests a folder of numbered pictures under names that repeat."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        made = small_pools()
+        for turn, numbers in enumerate(visits):
+            (root / f"{turn}").mkdir()
+            for position, number in enumerate(numbers):
+                (root / f"{turn}" / f"{position}.png").write_bytes(file_of(picture(number)))
+            inbox.ingest(root / "inbox", made, root / f"{turn}", Params(), quarantine=root / "quarantine", when=WHEN)
+            if turn % 2:  # a round takes what waits
+                names = inbox.pending(root / "inbox")
+                for arrival in inbox.read(root / "inbox", names)[1]:
+                    made, _ = pools.apply_images(made, arrival.catalog, turn)
+                inbox.remove(root / "inbox", names)
+        for arrival in inbox.read(root / "inbox", inbox.pending(root / "inbox"))[1]:
+            made, _ = pools.apply_images(made, arrival.catalog, 9)
+        pools.check(made)
+        wanted = {hashlib.sha256(file_of(picture(number))).hexdigest() for numbers in visits for number in numbers}
+        assert sorted(made.catalog["sha256"].iloc[4:]) == sorted(wanted)
+
+
+@FEW
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 13), st.lists(st.integers(0, 11), max_size=8))
+def test_shards_give_back_every_image_for_any_shard_and_batch_size(
+    count: int, shard_rows: int, batch_size: int, wanted: list[int]
+) -> None:
+    items = [(f"s{number}", file_of(picture(number, 4, 4))) for number in range(count)]
+    expected = np.stack([picture(number, 4, 4)[..., None] for number in range(count)])
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)
+        placed = images.write_shards(
+            items, data / "images", settings=PoolSettings(shard_rows=shard_rows), name_prefix="pool"
+        )
+        catalog = pd.DataFrame(placed, columns=["shard", "row", "sample_id"])
+        shards = DecodedShards(data, data / "cache", 4, 1)
+        places = [place for place in wanted if place < count]
+        assert (shards.gather(catalog.iloc[places]) == expected[places]).all()
+        for _ in ("decode", "cache"):
+            batches = [batch for shard in shards.names() for _, batch in shards.batches(shard, batch_size)]
+            assert (np.concatenate(batches) == expected).all()
+        assert (shards.gather(catalog.iloc[places]) == expected[places]).all()
+
+
+@st.composite
+def labelled_items(draw: st.DrawFn) -> pd.DataFrame:
+    labels = draw(st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=60))
+    groups = draw(st.lists(st.one_of(st.none(), st.integers(0, 5).map(str)), min_size=60, max_size=60))
+    rows = [(f"s{index}", label, groups[index]) for index, label in enumerate(labels)]
+    return pd.DataFrame(rows, columns=["sample_id", "label", "group"], dtype=object)
+
+
+@FEW
+@given(labelled_items(), st.floats(0.05, 0.9), st.integers(0, 9))
+def test_a_holdout_takes_groups_whole_and_does_not_depend_on_the_order(
+    items: pd.DataFrame, fraction: float, seed: int
+) -> None:
+    held = set(sources.draw_holdout(items, fraction, seed))
+    assert held == set(sources.draw_holdout(items.iloc[::-1], fraction, seed))
+    for _, members in items.dropna(subset=["group"]).groupby("group"):
+        assert len(held & set(members["sample_id"])) in (0, len(members))
+    alone = items.assign(group=None)
+    counts = alone[alone["sample_id"].isin(sources.draw_holdout(alone, fraction, seed))]["label"].value_counts()
+    for name, size in items["label"].value_counts().items():
+        wanted = min(max(1, int(fraction * size + 0.5)), size - 1) if size > 1 else 0
+        assert counts.get(name, 0) == wanted
+
+
+@FEW
+@given(
+    labelled_items(),
+    st.sampled_from(["dominant:0:0.3", "rare:1:0.5", "rare:0,2", "dominant:1-2:0.7"]),
+    st.integers(0, 9),
+)
+def test_thinning_keeps_exact_shares_and_does_not_depend_on_the_order(
+    items: pd.DataFrame, spec: str, seed: int
+) -> None:
+    classes = ["a", "b", "c"]
+    left = sources.thin(items, spec, classes, seed)
+    assert set(left["sample_id"]) == set(sources.thin(items.iloc[::-1], spec, classes, seed)["sample_id"])
+    counts = left["label"].value_counts()
+    for name, share in zip(classes, sources.Imbalance.parse(spec, 3).kept, strict=True):
+        size = int((items["label"] == name).sum())
+        assert counts.get(name, 0) == (max(1, int(share * size + 0.5)) if size else 0)
