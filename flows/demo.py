@@ -15,11 +15,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
 from vabal.adapters.labelling import answer
 
 ROUNDS = 3
 # Narrow and short, so that two cores bear it; everything else is as `vabal init` leaves it.
-SETTINGS = ("classifier.width=16", "classifier.epochs=60", "vae.min_steps=1500", "selection.budget=40")
+SETTINGS = ("classifier.width=16", "classifier.epochs=60", "vae.min_steps=600", "selection.budget=40")
 INIT = ("--source", "digits", "--imbalance", "dominant:0:0.3", "--initial", "60")
 
 console = Console(width=min(Console().width, 100), highlight=False)

@@ -36,10 +36,14 @@ ZOMBIES = "vabal: a run that falls silent has crashed"
 POLL_S = 0.5
 WORKER_PATIENCE_S = 60.0
 LOG_PAGE = 200
+PREFECTS_OWN = ("Finished in state", "Beginning flow run", "Worker '", "Flow run '")
 LOG_OVERLAP = timedelta(seconds=5)
 LOG_QUIET_S = 1.5
 
 Listener = Callable[[str], None]
+
+# What Prefect says of its own work in a run's log; the states tell it.
+PREFECTS_OWN = ("Finished in state", "Beginning flow run", "Worker '", "Flow run '", "Process for flow run")
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,8 @@ class _Log:
         page = self.client.read_logs(wanted, limit=LOG_PAGE, sort=LogSort.TIMESTAMP_ASC)
         new = [line for line in page if line.id not in self.told]
         for line in new:
-            self.listener(line.message)
+            if not line.message.startswith(PREFECTS_OWN):
+                self.listener(line.message)
         self.told.update(line.id for line in new)
         if page:
             # A full page of one moment must not be read for ever; else look back for lines that are on their way.

@@ -153,6 +153,13 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     night = night_of(ticket)
     for line in night.report["said"]:
         log.info(line)
+    came = night.report["intake"]
+    log.info(
+        "intake of round %d: %d new labels, %d corrected, %d rejected, %d new images; %d candidates",
+        begun.round,
+        *(came.get(name, 0) for name in ("new", "corrected", "rejected", "images")),
+        night.report["candidates"],
+    )
     tracking = Tracking(params.workspace.name)
     run_id = tracking.open_round(begun.round, begun.parent, settings, {"vabal.strategy": params.selection.strategy})
     tracking.log_datasets(run_id, night.report["digests"], {"workspace": params.workspace.name})
@@ -209,6 +216,7 @@ def estimate_probabilities(ticket: Ticket, extracted: Ref, encoded: Ref) -> Ref:
 def select_batch(ticket: Ticket, extracted: list[Ref], estimated: dict[str, Any] | None) -> Ref:
     night = night_of(ticket)
     ref = stages.select_batch(night, extracted, estimated)
+    get_run_logger().info("select-batch: %s", stages.selection_in_words(night, ref))
     for note in stages.selection_document(night, ref)["notes"]:
         get_run_logger().warning(note)
     return ref
@@ -230,6 +238,7 @@ def register_model(ticket: Ticket, trained: Ref, evaluated: Ref) -> dict[str, st
         channels=images.channels,
     )
     tracking.log_artifacts(ticket["mlflow_run"], stages.evaluation_files(night, evaluated), "evaluation")
+    get_run_logger().info("register-model: %s version %s", tracking.model_name, version.version)
     return {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256}
 
 
@@ -285,4 +294,8 @@ def _show_picks(workspace: Workspace, plan: Plan, tracking: Tracking) -> None:
 
 
 def _log_training(ticket: Ticket, night: Night, ref: Ref) -> None:
-    Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], stages.metrics_of(night, ref))
+    measured = stages.metrics_of(night, ref)
+    Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
+    last = {metric.name: metric for metric in measured}
+    told = ", ".join(f"{name} {metric.value:.4g}" for name, metric in sorted(last.items()))
+    get_run_logger().info("%s: %d epochs, %s", ref["stage"], max(metric.step for metric in measured), told)

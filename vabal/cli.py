@@ -80,6 +80,7 @@ def init(
 
     Example: `vabal init --source digits --imbalance dominant:0:0.3`
     """
+    from vabal.adapters import storage
     from vabal.adapters.versioning import Versioning
     from vabal.initial import initialise
 
@@ -96,6 +97,7 @@ def init(
             name=name,
             settings=_assignments(settings or []),
             versions=Versioning(root),
+            prepare=lambda storing: storage.preflight(storing.bucket, storing.prefix),
         )
     for line in done:
         typer.echo(line)
@@ -181,7 +183,9 @@ def up() -> None:
 
     root = _folder()
     with _bars() as bars:
-        stack.up(root, bars)
+        notes = stack.up(root, bars)
+    for note in notes:
+        typer.echo(note)
     _print_status(stack.status(root), as_json=False)
 
 
@@ -351,7 +355,7 @@ def _folder() -> Path:
     try:
         place = Workspace.find(start)
     except UserError:
-        return start
+        place = Workspace(start)
     place.environment()
     return place.root
 

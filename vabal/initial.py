@@ -3,7 +3,7 @@
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import yaml
 from vabal import params, pools, round_tables, rounds, sources
 from vabal.datasets import Source
 from vabal.errors import UserError
-from vabal.params import Params
+from vabal.params import Params, StorageSettings
 from vabal.rounds import MANIFEST_VERSION, Plan, Versions, digest_of, round_folder, tag_message
 from vabal.store import canonical_json, file_sha256, write_bytes
 from vabal.workspace import Workspace
@@ -39,11 +39,14 @@ def initialise(
     name: str | None,
     settings: Mapping[str, Any],
     versions: Repository,
+    prepare: Callable[[StorageSettings], None],
 ) -> list[str]:
     """Make round 0 in `root` and publish it; returns lines that say what there is now.
 
     The same arguments and packages give the same bytes below `data/`: nothing there carries a clock or a run id. Where
     `root` has a `data.dvc` but no `data/` (a fresh clone), what is made must be what `data.dvc` pins.
+
+    `prepare` sees to the bucket, where S3 is up.
 
     Raises UserError, having changed nothing, for a folder that has pools already or arguments that do not fit.
     """
@@ -52,6 +55,8 @@ def initialise(
         raise UserError(f"{root} has pools already (data/): `vabal init` makes new ones in an empty folder only")
     opened = sources.open_source(source, classes=classes)
     chosen, text = _settings(root, opened, name, seed, settings)
+    if _has_storage():
+        prepare(chosen.storage)
     temporary = place.state / f"init.{uuid.uuid4().hex}"
     try:
         built = sources.build_pools(

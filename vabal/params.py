@@ -199,7 +199,13 @@ class ComputeSettings(Section):
 
 # The defaults are preset `vabal`. The other two name every setting, so that a better default never changes them.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "vabal": {"vae": {}, "probabilities": {}, "selection": {"batch": "topk"}},
+    # The class terms of the class that the classifier predicts balance across classes, the classifier's margin orders
+    # the samples inside one; the likelihood, which seeks outliers, has a small say (docs/strategies.md).
+    "vabal": {
+        "vae": {},
+        "probabilities": {"classes": "classifier", "likelihood_weight": 0.1, "margin_weight": 1.0},
+        "selection": {"batch": "topk"},
+    },
     "paper": {
         "vae": {
             "heads": "bn_fc_sigmoid",

@@ -171,14 +171,22 @@ def read_table(path: Path, schema: pa.Schema, mend: str = _MEND) -> pd.DataFrame
         raise UserError(f"{path}: wrong types ({_one_line(error)}); {mend}") from None
 
 
+def read(data: Path) -> Pools:
+    """The pools in the folder `data` without the checks, for what was checked before or is only counted.
+
+    Raises UserError for a file that is missing, damaged, or holds other columns.
+    """
+    classes = _read_classes(data / _CLASSES)
+    tables = {name: read_table(data / f"{name}.parquet", schema) for name, schema in SCHEMAS.items()}
+    return Pools(**tables, classes=classes)
+
+
 def load(data: Path) -> Pools:
     """Read and check the pools in the folder `data`.
 
     Raises UserError naming the file, the samples and what is wrong with them.
     """
-    classes = _read_classes(data / _CLASSES)
-    tables = {name: read_table(data / f"{name}.parquet", schema) for name, schema in SCHEMAS.items()}
-    pools = Pools(**tables, classes=classes)
+    pools = read(data)
     try:
         check(pools)
     except UserError as error:
@@ -187,8 +195,11 @@ def load(data: Path) -> Pools:
 
 
 def save(pools: Pools, folder: Path, before: Pools | None = None) -> list[str]:
-    """Check the pools and write those files into `folder` whose values differ from `before`; returns their names."""
-    check(pools)
+    """Check the pools and write those files into `folder` whose values differ from `before`; returns their names.
+
+    `before` are pools that were checked: what they share with the new ones is not checked again.
+    """
+    check(pools, before)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, schema in SCHEMAS.items():
@@ -285,29 +296,60 @@ def _plain(table: pa.Table) -> pa.Table:
 # --- invariants -------------------------------------------------------------------------------------------------------
 
 
-def check(pools: Pools) -> None:
+def check(pools: Pools, before: Pools | None = None) -> None:
     """Raise UserError, naming the table and the samples, unless every invariant holds.
 
     Classes: at least two, distinct, plain text. Catalog: ids unique and not empty, one row of one shard each, sha256 in
     hexadecimal, positive sizes. Catalog = labeled + unlabeled + holdout, disjoint. Labels among the classes. Statuses
     known; `requested_round` set exactly for the requested. The last event of a sample agrees with the pool it is in,
     and every label that stands has an event.
+
+    `before`: pools in which all of this holds. Where the new ones have the same tables (the very same objects), what
+    depends on these alone is not looked at again.
     """
-    _check_classes(pools.classes)
-    _check_catalog(pools.catalog)
-    _check_membership(pools)
+    changed = {name for name in SCHEMAS if before is None or getattr(pools, name) is not getattr(before, name)}
+    if before is None or pools.classes != before.classes:
+        _check_classes(pools.classes)
+        changed = set(SCHEMAS)
+    if "catalog" in changed:
+        _check_catalog(pools.catalog)
+    if before is None or not _same_ids(pools, before, changed):
+        _check_membership(pools)
     for name in ("labeled", "holdout", "label_events"):
+        if name not in changed:
+            continue
         table = getattr(pools, name)
         wrong = table["label"].notna() & ~among(table["label"], pools.classes)
         if wrong.any():
             label = table.loc[wrong, "label"].iloc[0]
             raise UserError(f"{name}.parquet: label {label!r} of {_few(table[wrong])} is not in {_CLASSES}")
     for name in ("labeled", "label_events"):
+        if name not in changed:
+            continue
         table = getattr(pools, name)
         _refuse(table, (table["round"] < 0), name, "round below 0")
         _refuse(table, (table["annotator"] == ""), name, "no annotator")
-    _check_requests(pools.unlabeled)
-    _check_events(pools)
+    if "unlabeled" in changed:
+        _check_requests(pools.unlabeled)
+    if before is None or changed - {"unlabeled"} or not _same_rejected(pools, before):
+        _check_events(pools)
+
+
+def _same_ids(pools: Pools, before: Pools, changed: set[str]) -> bool:
+    """Whether catalog and pools hold the same samples in the same rows as before."""
+    return all(
+        _equal(getattr(pools, name)["sample_id"], getattr(before, name)["sample_id"])
+        for name in changed - {"label_events"}
+    )
+
+
+def _same_rejected(pools: Pools, before: Pools) -> bool:
+    now, then = (table.loc[table["status"] == REJECTED, "sample_id"] for table in (pools.unlabeled, before.unlabeled))
+    return _equal(now, then)
+
+
+def _equal(column: pd.Series, other: pd.Series) -> bool:
+    return _strings(column).equals(_strings(other))
 
 
 def _check_classes(classes: tuple[str, ...]) -> None:
@@ -336,16 +378,28 @@ def _check_catalog(catalog: pd.DataFrame) -> None:
 
 
 def _check_membership(pools: Pools) -> None:
-    parts = {name: getattr(pools, name) for name in ("labeled", "unlabeled", "holdout")}
-    members = pa.chunked_array(
-        [chunk for table in parts.values() for chunk in _strings(table["sample_id"]).chunks], pa.large_string()
-    )
-    position = pc.index_in(members, value_set=_strings(pools.catalog["sample_id"]))
+    position = _positions(pools)
     if not position.null_count:
         counts = np.bincount(position.to_numpy(), minlength=len(pools.catalog))
         if (counts == 1).all():
             return
-    _explain_membership(pools.catalog, parts)
+    _explain_membership(pools.catalog, {name: getattr(pools, name) for name in _MEMBERS})
+
+
+_MEMBERS: Final = ("labeled", "unlabeled", "holdout")
+
+
+def _positions(pools: Pools) -> pa.ChunkedArray:
+    """The catalog's row of each member of the three pools, one pool behind the other; null for a stranger."""
+    chunks = [chunk for name in _MEMBERS for chunk in _strings(getattr(pools, name)["sample_id"]).chunks]
+    members = pa.chunked_array(chunks, pa.large_string())
+    return pc.index_in(members, value_set=_strings(pools.catalog["sample_id"]))
+
+
+def places(pools: Pools) -> dict[str, np.ndarray]:
+    """The catalog's row of each row of `labeled`, `unlabeled` and `holdout`. The pools must hold their invariants."""
+    ends = np.cumsum([len(getattr(pools, name)) for name in _MEMBERS])
+    return dict(zip(_MEMBERS, np.split(_positions(pools).to_numpy(), ends[:-1]), strict=True))
 
 
 def _explain_membership(catalog: pd.DataFrame, parts: dict[str, pd.DataFrame]) -> None:

@@ -90,7 +90,7 @@ def environment() -> dict[str, str]:
 
 def _pools_after(night: Night, selected: dict[str, str], staging: Path) -> tuple[pools.Pools, dict[str, Path]]:
     """The pools with the picks marked as requested, and the files that differ from those in `data/`."""
-    before = pools.load(night.view)
+    before = pools.read(night.view)  # the intake checked them, and saving checks what changes here
     picks = round_tables.read_selection(stages.selection_folder(night, selected) / "selection.parquet")
     after = pools.mark_requested(before, list(picks["sample_id"]), night.round.round)
     written = pools.save(after, staging, before)

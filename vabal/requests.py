@@ -30,7 +30,7 @@ def pending(workspace: Workspace) -> list[str]:
 
 def answers(workspace: Workspace) -> Answers:
     """Counts for the newest request that was made."""
-    before = pools.load(workspace.data)
+    before = pools.read(workspace.data)  # the round's intake checks what it takes up
     events, _ = inbox.read(workspace.inbox, pending(workspace))
     after, _ = pools.apply_labels(before, events, rounds.head(workspace.data).round + 1)
     asked = picked_ids(workspace)

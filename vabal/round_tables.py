@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vabal import pools
@@ -70,6 +72,41 @@ def read_predictions(path: Path) -> pd.DataFrame:
     return _read(path)
 
 
+class ScoredWriter:
+    """Writes candidates (columns of `strategies.schema`) as they are scored, for `write_candidates`; a context manager.
+
+    Small parts are gathered into row groups. The file lives for minutes, so nothing is spent on compressing it.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._parquet = pq.ParquetWriter(path, schema, compression="none", use_dictionary=False, store_schema=False)
+        self._parts: list[pa.Table] = []
+        self._rows = 0
+
+    def write(self, part: pa.Table) -> None:
+        self._parts.append(part)
+        self._rows += part.num_rows
+        if self._rows >= _GROUP_ROWS:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        self._parquet.write_table(pa.concat_tables(self._parts))
+        self._parts, self._rows = [], 0
+
+    def __enter__(self) -> "ScoredWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._parts:
+            self._write_group()
+        self._parquet.close()
+
+
+_GROUP_ROWS = 1 << 15
+
+
 def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strategy: str, num_classes: int) -> None:
     """Every candidate of the file `scored` (columns of `strategies.schema`) with its rank, where it has one.
 
@@ -77,18 +114,19 @@ def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strateg
     """
     schema = candidates_schema(num_classes)
     source = pq.ParquetFile(scored)
+    picked, rank_of = pa.array(list(ranks), pa.string()), pa.array(list(ranks.values()), pa.int32())
     with pq.ParquetWriter(path, schema, compression="zstd", store_schema=False) as writer:
         for group in range(source.num_row_groups):
             table = source.read_row_group(group)
-            rank = pa.array([ranks.get(sample_id) for sample_id in table.column("sample_id").to_pylist()], pa.int32())
-            table = table.append_column("rank", rank)
+            table = table.append_column("rank", rank_of.take(pc.index_in(table.column("sample_id"), value_set=picked)))
             table = table.append_column("strategy", pa.array([strategy] * table.num_rows, pa.string()))
             writer.write_table(table.select(schema.names).cast(schema))
 
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        return pq.ParquetFile(path).read().to_pandas()
+        table: pd.DataFrame = pq.ParquetFile(path).read().to_pandas()
+        return table
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `dvc checkout data.dvc --force` brings it back") from None
     except (pa.ArrowException, OSError) as error:

@@ -214,16 +214,15 @@ def _shard_digests(workspace: Workspace, folder: Path, after: pools.Pools) -> di
 
 def _write_roles(after: pools.Pools, folder: Path) -> int:
     """What each row of each shard is for, so that no learning stage has to hold the catalog. Returns the candidates."""
-    place_of = pd.Index(after.catalog["sample_id"]).get_indexer
+    place_N = pools.places(after)
     status = after.unlabeled["status"]
     role_N = np.full(len(after.catalog), NONE, dtype=np.uint8)
     label_N = np.full(len(after.catalog), -1, dtype=np.int32)
-    labeled = place_of(pd.Index(after.labeled["sample_id"]))
-    role_N[labeled] = LABELED
-    label_N[labeled] = pd.Index(after.classes).get_indexer(pd.Index(after.labeled["label"].astype(object)))
-    role_N[place_of(pd.Index(after.holdout["sample_id"]))] = HOLDOUT
+    role_N[place_N["labeled"]] = LABELED
+    label_N[place_N["labeled"]] = pd.Index(after.classes).get_indexer(pd.Index(after.labeled["label"].astype(object)))
+    role_N[place_N["holdout"]] = HOLDOUT
     for name, role in ((pools.AVAILABLE, CANDIDATE), (pools.REQUESTED, ASKED), (pools.REJECTED, REJECTED)):
-        role_N[place_of(pd.Index(after.unlabeled.loc[status == name, "sample_id"]))] = role
+        role_N[place_N["unlabeled"][(status == name).to_numpy(dtype=bool)]] = role
     (folder / "roles").mkdir()
     table = after.catalog[["shard", "row"]].assign(role=role_N, label=label_N)
     for shard, rows in table.groupby("shard", sort=False):
@@ -586,15 +585,14 @@ def select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str,
 def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str, Any] | None, folder: Path) -> None:
     strategy, name = night.strategy, night.params.selection.strategy
     scored = folder / "scored.parquet"
-    schema = strategies.schema(len(night.classes))
-    with pq.ParquetWriter(scored, schema, compression="zstd", store_schema=False) as writer:
+    with round_tables.ScoredWriter(scored, strategies.schema(len(night.classes))) as writer:
         context = strategies.Context(
             shards=lambda: _candidates(night, extracted, estimated),
             settings=night.params,
             seed=night.seed("selection"),
             class_terms=class_terms(night, estimated["terms"]) if estimated else None,
             labeled=strategies.Labeled(*_labeled_features(night, extracted)) if strategy.needs.features else None,
-            write=lambda part: writer.write_table(part.to_table(night.classes)),
+            write=lambda part: writer.write(part.to_table(night.classes)),
         )
         selection = strategy.select(context, night.params.selection.budget)
     picks = strategies.selection_table(selection.picks, night.classes, name)
@@ -648,3 +646,11 @@ def selection_document(night: Night, selected: Ref) -> dict[str, Any]:
     """How the picks follow from the candidates (rule, beta, budget, seed, class terms), and notes for people."""
     document: dict[str, Any] = read_json(selection_folder(night, selected), "selection.json")
     return document
+
+
+def selection_in_words(night: Night, selected: Ref) -> str:
+    """How many were picked, and as which classes they are predicted."""
+    picks = round_tables.read_selection(selection_folder(night, selected) / "selection.parquet")
+    counts = picks["predicted_class"].value_counts()
+    classes = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f"{len(picks)} picked by {night.params.selection.strategy}" + (f" (predicted: {classes})" if classes else "")

@@ -746,19 +746,43 @@ def test_tables_fit_80_columns_and_fold_what_is_long(kept: Books, capsys: pytest
     picks = audit.picks(kept.data, 2).assign(
         sample_id=long, score=-1.2345e-05, log_likelihood=-1.2345e-105, predicted_class="rolled-in_scale"
     )
-    tables.show_picks(picks)
-    tables.show_rounds([{**record, "picks_by_class": {"rolled-in_scale": 9, long: 3}} for record in kept_rounds(kept)])
+    tables.show_picks(picks.head(1))
+    printed = capsys.readouterr().out.splitlines()
+    first = next(line for line in printed if "-1.234e-05" in line)
+    column = slice(first.index("line"), first.index("-1.234e-05"))
+    assert "".join(line[column].strip() for line in printed[printed.index(first) :]) == long
+    records = audit.rounds(kept.data, kept.tags)
+    tables.show_rounds([{**record, "picks_by_class": {"rolled-in_scale": 9, long: 3}} for record in records])
     tables.show_history({**audit.history(kept.data, "s006"), "sample_id": long})
     tables.show_report(verification.Report((Finding(1, f"rounds/{long}", long),), 1, 1, 1))
+    assert max(len(line) for line in [*printed, *capsys.readouterr().out.splitlines()]) <= 80
+
+
+SERVICES = [
+    {"service": "s3", "state": "running", "pid": 7, "address": "http://localhost:1", "since": "now", "log": "s3.log"},
+    {"service": "mlflow", "state": "not answering", "pid": 8, "address": None, "since": None, "log": "mlflow.log"},
+]
+
+
+def test_status_tells_of_services_newest_round_and_inbox(books: Books, capsys: pytest.CaptureFixture[str]) -> None:
+    (books.root / "params.yaml").touch()
+    (books.root / ".dvc").mkdir()
+    tables.show_status(SERVICES, books.data)
     printed = capsys.readouterr().out
-    assert max(len(line) for line in printed.splitlines()) <= 80
-    columns = [line[6:20].split()[0] for line in printed.splitlines()[2:] if line[6:7].strip()]
-    assert "-1.234e-05" in printed
-    assert "".join(columns).startswith(long[:6])
+    assert "mlflow is not answering: see mlflow.log" in printed
+    assert "round: 3, strategy entropy" in printed
+    assert "inbox: empty" in printed
+    tables.show_status(SERVICES, books.data, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["services"], told["round"]["labeled"], told["inbox"]) == (SERVICES, 14, [])
 
 
-def kept_rounds(books: Books) -> list[dict[str, Any]]:
-    return audit.rounds(books.data, books.tags)
+def test_status_outside_a_workspace_tells_of_the_services_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables.show_status(SERVICES, tmp_path, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"services": SERVICES, "workspace": None, "round": None, "inbox": None}
 
 
 def test_a_report_says_in_words_whether_the_record_is_intact(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:

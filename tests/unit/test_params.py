@@ -68,12 +68,12 @@ def test_a_file_that_holds_no_sections_is_refused(raw: object) -> None:
     assert "expected sections and settings" in refusal(raw)
 
 
-def test_an_empty_file_means_the_defaults() -> None:
-    assert parse(None) == parse({}) == Params()
+def test_an_empty_file_means_the_default_preset() -> None:
+    assert parse(None) == parse({}) == parse({"method": {"preset": "vabal"}})
 
 
 def test_an_empty_section_means_its_defaults() -> None:
-    assert parse({"vae": None, "classifier": None}) == Params()
+    assert parse({"vae": None, "classifier": None}) == parse(None)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
