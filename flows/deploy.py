@@ -36,7 +36,6 @@ ZOMBIES = "vabal: a run that falls silent has crashed"
 POLL_S = 0.5
 WORKER_PATIENCE_S = 60.0
 LOG_PAGE = 200
-PREFECTS_OWN = ("Finished in state", "Beginning flow run", "Worker '", "Flow run '")
 LOG_OVERLAP = timedelta(seconds=5)
 LOG_QUIET_S = 1.5
 

@@ -125,9 +125,10 @@ def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strateg
 
 def _read(path: Path) -> pd.DataFrame:
     try:
-        table: pd.DataFrame = pq.ParquetFile(path).read().to_pandas()
-        return table
+        table = pq.ParquetFile(path).read()
     except FileNotFoundError:
         raise UserError(f"{path} is missing; `dvc checkout data.dvc --force` brings it back") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from None
+    frame: pd.DataFrame = table.to_pandas()
+    return frame

@@ -8,13 +8,14 @@ from importlib.metadata import EntryPoint, entry_points
 
 from vabal.errors import UserError
 from vabal.strategies.batch import Picker, Rule, pick
-from vabal.strategies.candidates import Candidates, schema, selection_table
+from vabal.strategies.candidates import SCHEMA, Candidates, selection_table
 from vabal.strategies.entropy import EntropyStrategy
 from vabal.strategies.random import RandomStrategy
 from vabal.strategies.seam import Context, Labeled, Needs, ScoringStrategy, Selection, Shard, Strategy
 from vabal.strategies.vabal import VabalStrategy
 
 __all__ = [
+    "SCHEMA",
     "Candidates",
     "Context",
     "Labeled",
@@ -28,7 +29,6 @@ __all__ = [
     "get",
     "names",
     "pick",
-    "schema",
     "selection_table",
 ]
 

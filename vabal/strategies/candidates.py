@@ -18,6 +18,10 @@ _TERMS = (
     ("prior", pa.float64()),
     ("precision", pa.float64()),
 )
+_LISTS = pa.list_(pa.float32())  # not of fixed size: parquet cannot read nulls of such lists back
+
+# Of `candidates.parquet`.
+SCHEMA = pa.schema([("sample_id", pa.string()), *_TERMS, ("margin", pa.float64()), ("log_likelihoods", _LISTS)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +68,8 @@ class Candidates:
     def to_table(self, classes: Sequence[str]) -> pa.Table:
         """As `candidates.parquet` has them: class names, and the log likelihood of each class as a list."""
         return pa.Table.from_arrays(
-            [*self._columns(classes), _column(self.margin_N, pa.float64(), len(self)), self._lists(len(classes))],
-            schema=schema(len(classes)),
+            [*self._columns(classes), _column(self.margin_N, pa.float64(), len(self)), self._lists()],
+            schema=SCHEMA,
         )
 
     def _columns(self, classes: Sequence[str]) -> list[pa.Array]:
@@ -80,12 +84,12 @@ class Candidates:
         ids = pa.array([str(sample_id) for sample_id in self.sample_ids], pa.string())
         return [ids, *(_column(values[name], kind, len(self)) for name, kind in _TERMS)]
 
-    def _lists(self, num_classes: int) -> pa.Array:
-        kind = pa.list_(pa.float32(), num_classes)
+    def _lists(self) -> pa.Array:
         if self.log_likelihood_N_C is None:
-            return pa.nulls(len(self), kind)
+            return pa.nulls(len(self), _LISTS)
+        rows, classes = self.log_likelihood_N_C.shape
         flat = np.ascontiguousarray(self.log_likelihood_N_C, dtype=np.float32).ravel()
-        return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
+        return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * classes), pa.array(flat))
 
     @classmethod
     def from_table(cls, table: pa.Table | pa.RecordBatch, classes: Sequence[str]) -> "Candidates":
@@ -103,14 +107,6 @@ class Candidates:
             _numbers(table, "precision"),
             _numbers(table, "margin"),
         )
-
-
-def schema(num_classes: int) -> pa.Schema:
-    """Of `candidates.parquet`."""
-    lists = pa.list_(pa.float32(), num_classes)
-    return pa.schema(
-        [("sample_id", pa.string()), *_TERMS, ("margin", pa.float64()), ("log_likelihoods", lists)],
-    )
 
 
 def selection_table(picked: Candidates, classes: Sequence[str], strategy: str) -> pa.Table:
