@@ -369,14 +369,14 @@ def _workspace() -> "Workspace":
 
 
 def _assignments(pairs: list[str]) -> dict[str, Any]:
-    import yaml
+    from vabal.params import read_yaml
 
     values: dict[str, Any] = {}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator:
             raise UserError(f"--set {pair}: write it as section.key=value")
-        values[key] = yaml.safe_load(value)
+        values[key] = read_yaml(value)
     return values
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from vabal import params, pools, round_tables, rounds, sources
 from vabal.datasets import Source
 from vabal.errors import UserError
@@ -102,7 +100,7 @@ def _settings(
         raw["seed"] = seed
     chosen = params.parse(params.override(raw, dict(settings)), where="--set")
     text = params.dump(chosen)
-    if params.parse(yaml.safe_load(text)) != chosen:
+    if params.parse(params.read_yaml(text)) != chosen:
         raise ValueError("the settings do not survive being written")
     return chosen, text
 

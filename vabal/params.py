@@ -347,7 +347,7 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Params:
     Raises UserError if the file is missing, is no YAML, or holds a wrong setting.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 -- a SafeLoader
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: restore it with `git checkout params.yaml`") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -355,6 +355,11 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Params:
     if overrides and (raw is None or isinstance(raw, dict)):  # else `parse` says what is wrong
         raw = override(raw or {}, overrides)
     return parse(raw, where=str(path.name))
+
+
+def read_yaml(text: str) -> Any:
+    """What a text of YAML holds; 1e-4 is a number, as YAML 1.2 has it. Raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
 
 
 def override(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

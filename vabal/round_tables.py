@@ -25,27 +25,23 @@ _SCORED = [
 SELECTION = pa.schema([pa.field("rank", pa.int32(), nullable=False), *_SCORED])
 
 
-def candidates_schema(num_classes: int) -> pa.Schema:
-    """The selection's columns (rank: null where not picked), and what the scores can be derived from again."""
-    return pa.schema(
-        [
-            pa.field("rank", pa.int32()),
-            *_SCORED,
-            pa.field("margin", pa.float64()),
-            pa.field("log_likelihoods", pa.list_(pa.float32(), num_classes)),
-        ]
-    )
-
-
-def predictions_schema(num_classes: int) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field("sample_id", pa.string(), nullable=False),
-            pa.field("label", pa.string(), nullable=False),
-            pa.field("predicted_class", pa.string(), nullable=False),
-            pa.field("probabilities", pa.list_(pa.float32(), num_classes), nullable=False),
-        ]
-    )
+# The selection's columns (rank: null where not picked), and what the scores can be derived from again.
+CANDIDATES = pa.schema(
+    [
+        pa.field("rank", pa.int32()),
+        *_SCORED,
+        pa.field("margin", pa.float64()),
+        pa.field("log_likelihoods", pa.list_(pa.float32())),  # not of fixed size: parquet cannot read their nulls back
+    ]
+)
+PREDICTIONS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("predicted_class", pa.string(), nullable=False),
+        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
+    ]
+)
 
 
 def unscored(sample_ids: list[str], strategy: str) -> pd.DataFrame:
@@ -63,8 +59,8 @@ def read_selection(path: Path) -> pd.DataFrame:
     return pools.read_table(path, SELECTION)
 
 
-def write_predictions(table: pd.DataFrame, path: Path, num_classes: int) -> None:
-    pools.write_table(table, path, predictions_schema(num_classes))
+def write_predictions(table: pd.DataFrame, path: Path) -> None:
+    pools.write_table(table, path, PREDICTIONS)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -73,7 +69,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 class ScoredWriter:
-    """Writes candidates (columns of `strategies.schema`) as they are scored, for `write_candidates`; a context manager.
+    """Writes candidates (columns of `strategies.SCHEMA`) as they are scored, for `write_candidates`; a context manager.
 
     Small parts are gathered into row groups. The file lives for minutes, so nothing is spent on compressing it.
     """
@@ -107,20 +103,19 @@ class ScoredWriter:
 _GROUP_ROWS = 1 << 15
 
 
-def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strategy: str, num_classes: int) -> None:
-    """Every candidate of the file `scored` (columns of `strategies.schema`) with its rank, where it has one.
+def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strategy: str) -> None:
+    """Every candidate of the file `scored` (columns of `strategies.SCHEMA`) with its rank, where it has one.
 
     Memory holds a row group at a time.
     """
-    schema = candidates_schema(num_classes)
     source = pq.ParquetFile(scored)
     picked, rank_of = pa.array(list(ranks), pa.string()), pa.array(list(ranks.values()), pa.int32())
-    with pq.ParquetWriter(path, schema, compression="zstd", store_schema=False) as writer:
+    with pq.ParquetWriter(path, CANDIDATES, compression="zstd", store_schema=False) as writer:
         for group in range(source.num_row_groups):
             table = source.read_row_group(group)
             table = table.append_column("rank", rank_of.take(pc.index_in(table.column("sample_id"), value_set=picked)))
             table = table.append_column("strategy", pa.array([strategy] * table.num_rows, pa.string()))
-            writer.write_table(table.select(schema.names).cast(schema))
+            writer.write_table(table.select(CANDIDATES.names).cast(CANDIDATES))
 
 
 def _read(path: Path) -> pd.DataFrame:

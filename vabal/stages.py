@@ -344,7 +344,7 @@ def _evaluate(night: Night, network: ResNetClassifier, holdout: pd.DataFrame, fo
             "probabilities": list(probabilities_N_C),
         }
     )
-    round_tables.write_predictions(table, folder / "holdout_predictions.parquet", len(night.classes))
+    round_tables.write_predictions(table, folder / "holdout_predictions.parquet")
     write_bytes(folder / "metrics.json", canonical_json(measured))
     if len(holdout):
         figures.confusion_figure(counts_C_C, night.classes, folder / "confusion.png")
@@ -585,7 +585,7 @@ def select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str,
 def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str, Any] | None, folder: Path) -> None:
     strategy, name = night.strategy, night.params.selection.strategy
     scored = folder / "scored.parquet"
-    with round_tables.ScoredWriter(scored, strategies.schema(len(night.classes))) as writer:
+    with round_tables.ScoredWriter(scored, strategies.SCHEMA) as writer:
         context = strategies.Context(
             shards=lambda: _candidates(night, extracted, estimated),
             settings=night.params,
@@ -598,7 +598,7 @@ def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str
     picks = strategies.selection_table(selection.picks, night.classes, name)
     round_tables.write_selection(picks.to_pandas(), folder / "selection.parquet")
     ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
-    round_tables.write_candidates(scored, folder / "candidates.parquet", ranks, name, len(night.classes))
+    round_tables.write_candidates(scored, folder / "candidates.parquet", ranks, name)
     scored.unlink()
     terms = selection.class_terms
     document = {

@@ -18,6 +18,9 @@ from typing import Any, Protocol
 
 import vabal
 
+# Modules that no stage's output depends on.
+BOOKKEEPING = ("audit", "champion", "cli", "initial", "promotion", "reference", "tables", "verification")
+
 
 class Stages(Protocol):
     """Where stages put their outputs: a folder (`StageStore`), or S3 where stages run on several machines."""
@@ -37,7 +40,7 @@ def code_version() -> str:
     package = Path(vabal.__file__).parent
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()
-        if not name.startswith(("adapters/", "cli")):
+        if not name.startswith(("adapters/", *BOOKKEEPING)):
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(importlib.metadata.version("torch").encode())
     return f"{vabal.__version__}+{digest.hexdigest()[:12]}"
@@ -115,7 +118,7 @@ class StageStore:
     def keep(self, used: set[tuple[str, str]]) -> int:
         """Remove every output that is not among `used` (pairs of stage and key). Returns how many went."""
         removed = 0
-        for place in [*self.folder.glob("*/*"), *self.folder.glob("*/.*")]:
+        for place in list(self.folder.glob("*/*")):  # half-written ones too: they begin with a dot
             if (place.parent.name, place.name) not in used:
                 shutil.rmtree(place)
                 removed += 1

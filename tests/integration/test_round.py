@@ -6,12 +6,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from running import RunningStack
-
-from vabal.adapters.labelling import answer
 
 SETTINGS = {
     "classifier.width": 4,

@@ -199,7 +199,7 @@ class Books:
         known = state.holdout.dropna()
         probabilities = [np.full(len(CLASSES), 1 / 3, dtype=np.float32)] * len(known)
         table = known.assign(predicted_class=CLASSES[0], probabilities=probabilities)
-        round_tables.write_predictions(table, folder / "holdout_predictions.parquet", len(CLASSES))
+        round_tables.write_predictions(table, folder / "holdout_predictions.parquet")
 
 
 def build(root: Path) -> Books:

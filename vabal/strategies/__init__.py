@@ -8,14 +8,13 @@ from importlib.metadata import EntryPoint, entry_points
 
 from vabal.errors import UserError
 from vabal.strategies.batch import Picker, Rule, pick
-from vabal.strategies.candidates import SCHEMA, Candidates, selection_table
+from vabal.strategies.candidates import Candidates, schema, selection_table
 from vabal.strategies.entropy import EntropyStrategy
 from vabal.strategies.random import RandomStrategy
 from vabal.strategies.seam import Context, Labeled, Needs, ScoringStrategy, Selection, Shard, Strategy
 from vabal.strategies.vabal import VabalStrategy
 
 __all__ = [
-    "SCHEMA",
     "Candidates",
     "Context",
     "Labeled",
@@ -29,6 +28,7 @@ __all__ = [
     "get",
     "names",
     "pick",
+    "schema",
     "selection_table",
 ]
 

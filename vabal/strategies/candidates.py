@@ -18,10 +18,6 @@ _TERMS = (
     ("prior", pa.float64()),
     ("precision", pa.float64()),
 )
-_LISTS = pa.list_(pa.float32())  # not of fixed size: parquet cannot read nulls of such lists back
-
-# Of `candidates.parquet`.
-SCHEMA = pa.schema([("sample_id", pa.string()), *_TERMS, ("margin", pa.float64()), ("log_likelihoods", _LISTS)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +64,8 @@ class Candidates:
     def to_table(self, classes: Sequence[str]) -> pa.Table:
         """As `candidates.parquet` has them: class names, and the log likelihood of each class as a list."""
         return pa.Table.from_arrays(
-            [*self._columns(classes), _column(self.margin_N, pa.float64(), len(self)), self._lists()],
-            schema=SCHEMA,
+            [*self._columns(classes), _column(self.margin_N, pa.float64(), len(self)), self._lists(len(classes))],
+            schema=schema(len(classes)),
         )
 
     def _columns(self, classes: Sequence[str]) -> list[pa.Array]:
@@ -84,12 +80,12 @@ class Candidates:
         ids = pa.array([str(sample_id) for sample_id in self.sample_ids], pa.string())
         return [ids, *(_column(values[name], kind, len(self)) for name, kind in _TERMS)]
 
-    def _lists(self) -> pa.Array:
+    def _lists(self, num_classes: int) -> pa.Array:
+        kind = pa.list_(pa.float32(), num_classes)
         if self.log_likelihood_N_C is None:
-            return pa.nulls(len(self), _LISTS)
-        rows, classes = self.log_likelihood_N_C.shape
+            return pa.nulls(len(self), kind)
         flat = np.ascontiguousarray(self.log_likelihood_N_C, dtype=np.float32).ravel()
-        return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * classes), pa.array(flat))
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
 
     @classmethod
     def from_table(cls, table: pa.Table | pa.RecordBatch, classes: Sequence[str]) -> "Candidates":
@@ -107,6 +103,16 @@ class Candidates:
             _numbers(table, "precision"),
             _numbers(table, "margin"),
         )
+
+
+def schema(num_classes: int) -> pa.Schema:
+    """Of what `to_table` gives, one log likelihood a class in each list.
+
+    Write it with `store_schema=False`: reading lists of a fixed size, pyarrow stumbles over nulls; as plain lists, which
+    `from_table` takes as well, they come back.
+    """
+    lists = pa.list_(pa.float32(), num_classes)
+    return pa.schema([("sample_id", pa.string()), *_TERMS, ("margin", pa.float64()), ("log_likelihoods", lists)])
 
 
 def selection_table(picked: Candidates, classes: Sequence[str], strategy: str) -> pa.Table:
