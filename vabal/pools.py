@@ -349,7 +349,8 @@ def _same_rejected(pools: Pools, before: Pools) -> bool:
 
 
 def _equal(column: pd.Series, other: pd.Series) -> bool:
-    return _strings(column).equals(_strings(other))
+    same: bool = _strings(column).equals(_strings(other))
+    return same
 
 
 def _check_classes(classes: tuple[str, ...]) -> None:

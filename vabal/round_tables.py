@@ -69,7 +69,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 class ScoredWriter:
-    """Writes candidates (columns of `strategies.SCHEMA`) as they are scored, for `write_candidates`; a context manager.
+    """Writes candidates (columns of `strategies.schema`) as they are scored, for `write_candidates`; a context manager.
 
     Small parts are gathered into row groups. The file lives for minutes, so nothing is spent on compressing it.
     """
@@ -104,7 +104,7 @@ _GROUP_ROWS = 1 << 15
 
 
 def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strategy: str) -> None:
-    """Every candidate of the file `scored` (columns of `strategies.SCHEMA`) with its rank, where it has one.
+    """Every candidate of the file `scored` (columns of `strategies.schema`) with its rank, where it has one.
 
     Memory holds a row group at a time.
     """

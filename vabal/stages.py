@@ -585,7 +585,7 @@ def select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str,
 def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str, Any] | None, folder: Path) -> None:
     strategy, name = night.strategy, night.params.selection.strategy
     scored = folder / "scored.parquet"
-    with round_tables.ScoredWriter(scored, strategies.SCHEMA) as writer:
+    with round_tables.ScoredWriter(scored, strategies.schema(len(night.classes))) as writer:
         context = strategies.Context(
             shards=lambda: _candidates(night, extracted, estimated),
             settings=night.params,

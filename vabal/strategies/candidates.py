@@ -108,8 +108,8 @@ class Candidates:
 def schema(num_classes: int) -> pa.Schema:
     """Of what `to_table` gives, one log likelihood a class in each list.
 
-    Write it with `store_schema=False`: reading lists of a fixed size, pyarrow stumbles over nulls; as plain lists, which
-    `from_table` takes as well, they come back.
+    Write it with `store_schema=False`: reading lists of a fixed size, pyarrow stumbles over nulls; as plain lists,
+    which `from_table` takes as well, they come back.
     """
     lists = pa.list_(pa.float32(), num_classes)
     return pa.schema([("sample_id", pa.string()), *_TERMS, ("margin", pa.float64()), ("log_likelihoods", lists)])
