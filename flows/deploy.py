@@ -97,6 +97,7 @@ def deploy(root: Path, params: Params) -> list[str]:
     values = {
         "VABAL_WORKSPACE": str(root.absolute()),
         "VABAL_PREFIX": _prefix(params),
+        "VABAL_ROUND": f"flows.{'on_ray' if params.compute.task_runner == 'ray' else 'round'}.active_learning_round",
         "VABAL_CRON": schedule.cron,
         "VABAL_TIMEZONE": schedule.timezone,
     }

@@ -55,7 +55,11 @@ def run_all(step: Task[..., Ref], calls: list[tuple[Any, ...]]) -> list[Ref]:
     context = FlowRunContext.get()
     if context is None or isinstance(context.task_runner, ThreadPoolTaskRunner):
         return [step(*arguments) for arguments in calls]
-    return [future.result() for future in [step.submit(*arguments) for arguments in calls]]
+    from prefect_ray.context import remote_options  # noqa: PLC0415 -- Ray takes seconds to import
+
+    with remote_options(num_gpus=Params.model_validate(calls[0][0]["params"]).compute.gpus_per_task):
+        futures = [step.submit(*arguments) for arguments in calls]
+    return [future.result() for future in futures]
 
 
 def night_of(ticket: Ticket) -> Night:

@@ -237,8 +237,10 @@ def round_(
         if not ended.completed:
             raise UserError(f"the round ended as {ended.name}: {ended.message}")
         return
-    from flows.round import active_learning_round
-
+    if params.compute.task_runner == "ray":
+        from flows.on_ray import active_learning_round
+    else:
+        from flows.round import active_learning_round
     with _bars():
         state = active_learning_round(str(place.root), strategy, return_state=True)
     _end(state)

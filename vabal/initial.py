@@ -68,7 +68,7 @@ def initialise(
             quarantine=place.quarantine,
         )
         arguments = {"source": opened.name, "imbalance": imbalance, "initial": initial, "holdout": holdout}
-        plan, contents = _round_zero(temporary, arguments, chosen.seed)
+        plan, contents = round_zero(temporary, arguments, chosen.seed)
         if (root / "data.dvc").exists():
             sources.write_oracle(place.state / "oracle.csv", built.oracle)
             return _reproduce(place, versions, temporary, plan.message, built)
@@ -105,7 +105,7 @@ def _settings(
     return chosen, text
 
 
-def _round_zero(folder: Path, arguments: Mapping[str, Any], seed: int) -> tuple[Plan, dict[str, Path]]:
+def round_zero(folder: Path, arguments: Mapping[str, Any], seed: int) -> tuple[Plan, dict[str, Path]]:
     """The manifest of round 0, and everything that it publishes."""
     made = pools.load(folder)
     here = round_folder(folder, 0)

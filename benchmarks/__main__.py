@@ -1,0 +1,152 @@
+"""`python -m benchmarks [NAME ...] [--out FILE]`: measures, prints a table, writes the results, fails if a bound does.
+
+Results of benchmarks that were not asked for stay in the file as they are.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks import bookkeeping, estimate, features, memory
+
+RESULTS = Path(__file__).with_name("results.json")
+PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "prefect", "mlflow", "dvc")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A measured number and the bound that it must keep."""
+
+    what: str
+    measured: float
+    sign: Literal["<=", ">="]
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        return self.measured <= self.bound if self.sign == "<=" else self.measured >= self.bound
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What measures, and which of its numbers have bounds."""
+
+    run: Callable[[], dict[str, Any]]
+    checks: Callable[[dict[str, Any]], list[Check]]
+
+
+def _estimate(result: dict[str, Any]) -> list[Check]:
+    return [Check("estimate: speed / the loop over draws and classes, C = 10", result["C=10"]["ratio"], ">=", 3.0)]
+
+
+def _features(result: dict[str, Any]) -> list[Check]:
+    return [Check("features from shards: speed / bare forward loop", result["ratio"], ">=", features.TARGET)]
+
+
+def _memory(result: dict[str, Any]) -> list[Check]:
+    what = "features + estimate: growth of peak memory, 100 000 to 1 000 000"
+    return [Check(what, result["growth"], "<=", memory.MOST_GROWTH)]
+
+
+def _bookkeeping(result: dict[str, Any]) -> list[Check]:
+    seconds = result["small"]["bookkeeping_seconds"]
+    ratio = result["ratio_seconds"]
+    return [
+        Check("bookkeeping of a round, 10 000 images, seconds", seconds, "<=", bookkeeping.MOST_SECONDS),
+        Check("bookkeeping of a round: 1 000 000 images / 10 000", ratio, "<=", bookkeeping.MOST_RATIO),
+    ]
+
+
+BENCHMARKS = {
+    "estimate": Benchmark(estimate.run, _estimate),
+    "features": Benchmark(features.run, _features),
+    "memory": Benchmark(memory.run, _memory),
+    "bookkeeping": Benchmark(bookkeeping.run, _bookkeeping),
+}
+
+
+def main(
+    arguments: Sequence[str] | None = None, benchmarks: dict[str, Benchmark] | None = None, results: Path = RESULTS
+) -> int:
+    """Runs the benchmarks named, or all; the exit code is 1 if a bound fails."""
+    known = BENCHMARKS if benchmarks is None else benchmarks
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="speed and memory against their bounds")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; none: all")
+    parser.add_argument("--out", type=Path, default=results, help="the file of results (JSON)")
+    chosen = parser.parse_args(arguments)
+    unknown = sorted(set(chosen.names) - set(known))
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; known are {', '.join(known)}")
+    failed = False
+    for name in chosen.names or known:
+        print(f"{name} ...", flush=True)
+        entry, checks = measure(known[name])
+        _write(chosen.out, name, entry)
+        for check in checks:
+            print(_line(check), flush=True)
+        print(f"  {entry['seconds']:.0f} s", flush=True)
+        failed = failed or not all(check.ok for check in checks)
+    return 1 if failed else 0
+
+
+def measure(benchmark: Benchmark) -> tuple[dict[str, Any], list[Check]]:
+    """Runs it; what stands in the file of results, and the checks."""
+    facts, started = machine(), time.monotonic()
+    result = benchmark.run()
+    checks = benchmark.checks(result)
+    entry = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": facts,
+        "seconds": round(time.monotonic() - started, 1),
+        "checks": [asdict(check) | {"ok": check.ok} for check in checks],
+        "result": _rounded(result),
+    }
+    return entry, checks
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on. `load` is how many processes wanted a core in the minute before."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cores": os.cpu_count(),
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "memory_gb": round(pages / 1e9, 1),
+        "load": round(os.getloadavg()[0], 2),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def _write(path: Path, name: str, entry: dict[str, Any]) -> None:
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(before | {name: entry}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _line(check: Check) -> str:
+    return (
+        f"  {'ok    ' if check.ok else 'FAILED'} {check.what:<66} {check.measured:>7.3g} {check.sign} {check.bound:g}"
+    )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
