@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,7 +84,7 @@ def init(
     from vabal.adapters.versioning import Versioning
     from vabal.initial import initialise
 
-    root = _folder()
+    root = _folder(search=False)
     with _bars():
         done = initialise(
             root,
@@ -349,15 +349,15 @@ def rollback(as_json: AsJson = False) -> None:
 # -- what the commands share --------------------------------------------------------------------------------------
 
 
-def _folder() -> Path:
+def _folder(*, search: bool = True) -> Path:
     """The workspace's root; for commands that may come before there is one, the folder itself."""
     from vabal.workspace import Workspace
 
     start = _chosen.get("workspace", Path.cwd()).absolute()
-    try:
-        place = Workspace.find(start)
-    except UserError:
-        place = Workspace(start)
+    place = Workspace(start)
+    if search:
+        with suppress(UserError):
+            place = Workspace.find(start)
     place.environment()
     return place.root
 

@@ -26,6 +26,8 @@ class Workspace:
         """The workspace that `start` (default: the current folder) lies in. Raises UserError if there is none."""
         place = (start or Path.cwd()).absolute()
         for folder in (place, *place.parents):
+            if folder.name == ".vabal":
+                break  # what lies in a workspace's state (the demo's workspace) is not part of it
             if (folder / "params.yaml").is_file() and (folder / ".dvc").is_dir():
                 return cls(folder)
         raise UserError(
