@@ -137,7 +137,7 @@ def _watched() -> Iterator[Spent]:
     from vabal.strategies.random import RandomStrategy  # noqa: PLC0415
 
     spent = Spent()
-    watched = [(stages, name, "learning") for name in LEARNING]
+    watched: list[tuple[Any, str, str]] = [(stages, name, "learning") for name in LEARNING]
     watched += [(RandomStrategy, "select", "scoring and writing"), (round_tables.ScoredWriter, "write", "writing")]
     with ExitStack() as patches:
         for owner, name, purpose in watched:

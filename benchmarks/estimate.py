@@ -19,10 +19,10 @@ FEATURE_DIMS = (64, 128, 256, 512)  # a ResNet-18
 DRAWS = 100
 MATMULS = 400  # plain products of a tile and a square layer, for the rate to compare with
 SETTINGS = {"likelihood_reduction": "mean", "draws": DRAWS}
-SAMPLES = {10: 512, 100: 32}  # by number of classes: the loops take seconds each
+SAMPLES = {10: 1024, 100: 32}  # by number of classes: the loops take seconds each
 
 
-def run(samples: dict[int, int] | None = None, repeats: int = 3) -> dict[str, Any]:
+def run(samples: dict[int, int] | None = None, repeats: int = 2) -> dict[str, Any]:
     """Seconds and ratios at each number of classes; the three ways take turns, the best of `repeats` counts.
 
     `ratio` is against the published code, which runs heads and encoder again for every draw; `ratio_encoded_once`

@@ -75,7 +75,7 @@ def _pools(placed: list[tuple[str, int, str]]) -> pools.Pools:
     held, labeled, rest = np.split(order, [int(HOLDOUT * count), int(HOLDOUT * count) + LABELED])
     label = np.asarray(CLASSES, dtype=object)[np.random.default_rng(3).integers(len(CLASSES), size=count)]
     told = catalog[["sample_id"]].assign(label=label)
-    source = {"annotator": pools.FROM_SOURCE, "round": 0, "labeled_at": None}
+    source: dict[str, Any] = {"annotator": pools.FROM_SOURCE, "round": 0, "labeled_at": None}
     tables = {
         "catalog": catalog.assign(width=SIZE, height=SIZE, added_round=0),
         "labeled": told.iloc[labeled].assign(**source),

@@ -1,6 +1,8 @@
-"""What a user can mend is logged in one line; a bug keeps its traceback."""
+"""What a user can mend is logged in one line; a bug keeps its traceback. On the console, the command has the last word."""
 
 import logging
+
+from prefect.logging.handlers import PrefectConsoleHandler
 
 from vabal.errors import UserError
 
@@ -11,6 +13,23 @@ class _OneLine(logging.Filter):
         if isinstance(error, UserError):
             record.msg, record.args, record.exc_info, record.exc_text = str(error), (), None, None
         return True
+
+
+class _NoErrors(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+
+def leave_the_end_to_the_command(*, terminal: bool) -> None:
+    """For runs in the command's own process, which says itself how they ended: no errors twice on the console.
+
+    Without a terminal, warnings alone; the Prefect server gets the whole log in any case. Idempotent.
+    """
+    for handler in logging.getLogger("prefect").handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.setLevel(logging.INFO if terminal else logging.WARNING)
+            if not any(isinstance(item, _NoErrors) for item in handler.filters):
+                handler.addFilter(_NoErrors())
 
 
 def one_line_for_user_errors() -> None:

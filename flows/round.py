@@ -10,6 +10,7 @@ from prefect.states import Completed
 
 from flows import tasks
 from flows.logs import one_line_for_user_errors
+from vabal import strategies
 from vabal.workspace import Workspace
 
 
@@ -29,6 +30,7 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
     place = Workspace.find(Path(workspace))
     place.environment()
     params = place.params({"selection.strategy": strategy} if strategy else None)
+    strategies.get(params.selection.strategy)  # an unknown one is refused before anything is begun
     with place.lock("vabal round"):
         tasks.check_servers(params)
         unfinished = tasks.finish_publication(place, params)
@@ -41,7 +43,7 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
 
         ticket = tasks.intake(str(place.root), params.model_dump(mode="json"))
         if ticket["nothing_to_label"]:
-            return Completed(name="NothingToLabel", message="every image is labelled, rejected or asked for")
+            return Completed(name="NothingToLabel", message=tasks.NOTHING_TO_LABEL)
         trained = tasks.run(tasks.train_classifier, ticket)
         evaluated = tasks.run(tasks.evaluate, ticket, trained)
         extracted = tasks.run_all(tasks.extract_features, [(ticket, trained, shard) for shard in ticket["shards"]])
@@ -55,4 +57,6 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
         model = tasks.register_model(ticket, trained, evaluated)
         refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
         message = tasks.publish(ticket, refs, model)
+    if verdict.incomplete:
+        message = f"{message}; {verdict.message}"
     return Completed(name="Published", message=message)

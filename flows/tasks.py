@@ -37,6 +37,7 @@ def _is_unavailable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
     return isinstance(state.result(raise_on_failure=False), Unavailable)
 
 
+NOTHING_TO_LABEL = "nothing left to label: every image is labelled, rejected or asked for"
 NETWORK: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": [2, 5, 15],
@@ -105,6 +106,7 @@ class Verdict:
     go_on: bool
     state: str
     message: str
+    incomplete: bool = False  # the round goes on without labels that it asked for
 
 
 def labels_are_in(workspace: Workspace, params: Params) -> Verdict:
@@ -119,11 +121,12 @@ def labels_are_in(workspace: Workspace, params: Params) -> Verdict:
         if answers.share >= settings.share:
             return Verdict(True, "", said if answers.requested else "no labels are out")
         if settings.when_incomplete == "continue":
-            return Verdict(True, "", f"{said}: going on with what came")
+            return Verdict(True, "", f"{said}: going on with what came", incomplete=True)
         if settings.when_incomplete == "skip":
             return Verdict(False, "Skipped", f"{said}, fewer than the share of {settings.share:g}: skipped")
         if monotonic() >= deadline:
-            return Verdict(True, "", f"{said} after {settings.wait_hours:g} hours of waiting: going on with what came")
+            waited = f"after {settings.wait_hours:g} hours of waiting: going on with what came"
+            return Verdict(True, "", f"{said} {waited}", incomplete=True)
         get_run_logger().info("%s, fewer than the share of %g: waiting", said, settings.share)
         _name_state("WaitingForLabels", said)
         sleep(min(settings.poll_seconds, max(0.0, deadline - monotonic())))
@@ -156,7 +159,7 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     }
     night = night_of(ticket)
     for line in night.report["said"]:
-        log.info(line)
+        log.warning(line)
     came = night.report["intake"]
     log.info(
         "intake of round %d: %d new labels, %d corrected, %d rejected, %d new images; %d candidates",
@@ -164,14 +167,20 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
         *(came.get(name, 0) for name in ("new", "corrected", "rejected", "images")),
         night.report["candidates"],
     )
+    if not night.report["candidates"]:
+        log.warning(NOTHING_TO_LABEL)
+        if not begun.inbox:
+            rounds.give_up(place)
+            return ticket | {"nothing_to_label": True}
     tracking = Tracking(params.workspace.name)
     run_id = tracking.open_round(begun.round, begun.parent, settings, {"vabal.strategy": params.selection.strategy})
     tracking.log_datasets(run_id, night.report["digests"], {"workspace": params.workspace.name})
     return ticket | {
         "mlflow_run": run_id,
         "shards": stages.shard_names(night),
-        "needs_vae": night.strategy.needs.vae,
-        "nothing_to_label": night.report["candidates"] == 0,
+        # What came in last is learned from and published, though there is nothing left to pick.
+        "needs_vae": night.strategy.needs.vae and night.report["candidates"] > 0,
+        "nothing_to_label": False,
     }
 
 

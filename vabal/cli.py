@@ -9,13 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from vabal.errors import UserError
 
 if TYPE_CHECKING:
     from vabal.workspace import Workspace
 
+
+class _Commands(TyperGroup):
+    """Ctrl-C is told in one line; typer says nothing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("vabal: stopped; nothing is lost: run the same command again to go on", err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,9 +67,6 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"vabal: {' '.join(str(error).split())}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("vabal: stopped; nothing is lost: run the same command again to go on", err=True)
-        sys.exit(130)
 
 
 # -- making and filling a workspace -------------------------------------------------------------------------------
@@ -237,11 +248,15 @@ def round_(
         if not ended.completed:
             raise UserError(f"the round ended as {ended.name}: {ended.message}")
         return
-    if params.compute.task_runner == "ray":
-        from flows.on_ray import active_learning_round
-    else:
-        from flows.round import active_learning_round
     with _bars():
+        # Imported in here, so that Prefect's log lines come above the bars, not across them.
+        from flows.logs import leave_the_end_to_the_command
+
+        if params.compute.task_runner == "ray":
+            from flows.on_ray import active_learning_round
+        else:
+            from flows.round import active_learning_round
+        leave_the_end_to_the_command(terminal=sys.stderr.isatty())
         state = active_learning_round(str(place.root), strategy, return_state=True)
     _end(state)
 

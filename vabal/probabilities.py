@@ -26,7 +26,7 @@ from vabal.vae import FeatureVAE, kl_divergence, to_tensor
 
 BANK_ROWS = 4096  # noise vectors that the samples of a pool share in the counts of Eqs. 11 and 12
 SMALLEST_MARGIN = 1e-6  # below this a float32 margin says nothing; -log(margin) is at most 13.8
-_TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}  # of a hidden layer at once; on a CPU, what its cache holds
+_TILE_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}  # of a hidden layer at once; on a CPU, what its cache holds
 _LATENT_ELEMENTS = 2**20  # of the latents held at once ...
 _BLOCK_ROWS = 1024  # ... and samples: memory does not grow with a shard
 

@@ -143,6 +143,11 @@ def open_round(workspace: Workspace, pending: list[str], now: datetime) -> OpenR
     return fresh
 
 
+def give_up(workspace: Workspace) -> None:
+    """Forget the round that was begun: it would have had nothing to do. The next one looks at the inbox afresh."""
+    _remove(workspace.state / "round.json")
+
+
 # -- publishing ---------------------------------------------------------------------------------------------------
 
 

@@ -594,7 +594,11 @@ def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str
             labeled=strategies.Labeled(*_labeled_features(night, extracted)) if strategy.needs.features else None,
             write=lambda part: writer.write(part.to_table(night.classes)),
         )
-        selection = strategy.select(context, night.params.selection.budget)
+        budget = night.params.selection.budget
+        if night.report["candidates"]:
+            selection = strategy.select(context, budget)
+        else:
+            selection = strategies.no_picks(name, budget, night.seed("selection"))
     picks = strategies.selection_table(selection.picks, night.classes, name)
     round_tables.write_selection(picks.to_pandas(), folder / "selection.parquet")
     ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}

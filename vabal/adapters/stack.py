@@ -5,6 +5,7 @@ ends it, `status` looks. The servers are found again by their pid and a mark in 
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -29,8 +30,8 @@ from vabal.errors import Unavailable, UserError
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
-FIRST_PORTS = {"s3": 19000, "mlflow": 15000, "prefect": 14200}
-PORTS_TRIED = 300
+FIRST_PORTS = {"s3": 19000, "mlflow": 15000, "prefect": 14000}
+PORTS_TRIED = 1000  # a service; where the search begins follows from the folder, so that two workspaces rarely meet
 PORT_PATIENCE_S = 3.0
 SERVICES = ("s3", "mlflow", "prefect", "worker")
 STACK_MARK, SERVICE_MARK = "VABAL_STACK", "VABAL_SERVICE"
@@ -113,7 +114,7 @@ def up(root: Path, progress: Progress | None = None, *, timeout: float = 180.0) 
         state = stack.state()
         running = _running(stack, state)
         _clear(stack, running)
-        notes = _choose_ports(state, running)
+        notes = _choose_ports(stack, state, running)
         environment = _write_environment(stack, state["ports"])
         start = _Start(stack, state, running, time.monotonic() + timeout, progress)
         try:
@@ -239,15 +240,17 @@ def _clear(stack: Stack, running: dict[str, psutil.Process]) -> None:
                 processes.end(helper, grace=2.0)
 
 
-def _choose_ports(state: dict[str, Any], running: dict[str, psutil.Process]) -> list[str]:
+def _choose_ports(stack: Stack, state: dict[str, Any], running: dict[str, psutil.Process]) -> list[str]:
     """The same ports as last time; another, and a word about it, where a stranger has taken one."""
     ports: dict[str, int] = state["ports"]
+    offset = int.from_bytes(hashlib.sha256(str(stack.folder).encode()).digest()[:4]) % PORTS_TRIED
     notes = []
     for service, first in FIRST_PORTS.items():
         if service in running or (service in ports and _becomes_free(ports[service])):
             continue
         taken = set(ports.values())
-        candidates = (port for port in range(first, first + PORTS_TRIED) if port not in taken and _is_free(port))
+        around = (first + (offset + place) % PORTS_TRIED for place in range(PORTS_TRIED))
+        candidates = (port for port in around if port not in taken and _is_free(port))
         port = next(candidates, None)
         if port is None:
             raise UserError(f"{service}: no free port from {first} to {first + PORTS_TRIED - 1} on {HOST}")
@@ -286,6 +289,8 @@ def _write_environment(stack: Stack, ports: dict[str, int]) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": before.get("AWS_SECRET_ACCESS_KEY") or secrets.token_urlsafe(30),
         "AWS_DEFAULT_REGION": REGION,
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{ports['mlflow']}",
+        "MLFLOW_TRACKING_USERNAME": "vabal",
+        "MLFLOW_TRACKING_PASSWORD": before.get("MLFLOW_TRACKING_PASSWORD") or secrets.token_urlsafe(30),
         "PREFECT_API_URL": f"http://{HOST}:{ports['prefect']}/api",
         "PREFECT_API_AUTH_STRING": before.get("PREFECT_API_AUTH_STRING") or f"vabal:{secrets.token_urlsafe(30)}",
         "PREFECT_HOME": str(stack.folder / "prefect"),
@@ -418,13 +423,43 @@ def _mlflow(stack: Stack, ports: dict[str, int]) -> tuple[list[str], dict[str, s
         **{name: value for name, value in keys.items() if name.startswith("AWS_")},
         "MLFLOW_S3_ENDPOINT_URL": keys["AWS_ENDPOINT_URL"],
         "AWS_EC2_METADATA_DISABLED": "true",
+        "MLFLOW_AUTH_CONFIG_PATH": str(_mlflow_users(stack, keys["MLFLOW_TRACKING_USERNAME"])),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": keys["MLFLOW_TRACKING_PASSWORD"],
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": keys["MLFLOW_TRACKING_PASSWORD"],  # signs its pages' forms
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job queue serves language models; half the start-up
         "NO_PROXY": f"{HOST},localhost",
     }
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"])]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--app-name",
+        "basic-auth",
+        "--host",
+        HOST,
+        "--port",
+        str(ports["mlflow"]),
+    ]
     # A path relative to the folder it starts in: no character of the workspace's path can break the address.
     stores = ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", "s3://mlflow"]
     return [*command, *stores, "--workers", "1"], environment
+
+
+def _mlflow_users(stack: Stack, user: str) -> Path:
+    """The settings of MLflow's own user table: one user, whose password comes by the environment at the first start."""
+    path = stack.folder / "mlflow" / "auth.ini"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    lines = [
+        "[mlflow]",
+        "default_permission = NO_PERMISSIONS",
+        "database_uri = sqlite:///users.db",
+        f"admin_username = {user}",
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+        "auth_cache_ttl_seconds = 60",  # else the password is hashed anew for every request
+    ]
+    _write_private(path, "\n".join(lines) + "\n")
+    return path
 
 
 def _prefect(stack: Stack, ports: dict[str, int]) -> tuple[list[str], dict[str, str]]:

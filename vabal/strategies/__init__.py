@@ -11,7 +11,7 @@ from vabal.strategies.batch import Picker, Rule, pick
 from vabal.strategies.candidates import Candidates, schema, selection_table
 from vabal.strategies.entropy import EntropyStrategy
 from vabal.strategies.random import RandomStrategy
-from vabal.strategies.seam import Context, Labeled, Needs, ScoringStrategy, Selection, Shard, Strategy
+from vabal.strategies.seam import Context, Labeled, Needs, ScoringStrategy, Selection, Shard, Strategy, no_picks
 from vabal.strategies.vabal import VabalStrategy
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Strategy",
     "get",
     "names",
+    "no_picks",
     "pick",
     "schema",
     "selection_table",

@@ -85,6 +85,12 @@ class Selection:
         return [str(sample_id) for sample_id in self.picks.sample_ids]
 
 
+def no_picks(strategy: str, budget: int, seed: int) -> Selection:
+    """Of a round that has no candidates: there is nothing left to label."""
+    nothing = Candidates(np.array([], dtype=object), np.zeros(0))
+    return Selection(strategy, nothing, budget, "topk", beta=1.0, seed=seed, candidates=0)
+
+
 @runtime_checkable
 class Strategy(Protocol):
     """What `get` returns; plug-ins implement it, `ScoringStrategy` being the short way."""
@@ -142,7 +148,7 @@ class ScoringStrategy:
             picker.add(scored)
             if context.write is not None:
                 context.write(scored)
-        picks = picker.picks() if picker.candidates else Candidates(np.array([], dtype=object), np.zeros(0))
+        picks = picker.picks() if picker.candidates else no_picks(self.name, budget, context.seed).picks
         return Selection(
             strategy=self.name,
             picks=picks,
