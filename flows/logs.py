@@ -1,4 +1,4 @@
-"""What a user can mend is logged in one line; a bug keeps its traceback. On the console, the command has the last word."""
+"""What a user can mend is logged in one line; a bug keeps its traceback."""
 
 import logging
 
@@ -15,21 +15,24 @@ class _OneLine(logging.Filter):
         return True
 
 
-class _NoErrors(logging.Filter):
+class _BetweenLevels(logging.Filter):
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least = least
+
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno < logging.ERROR
+        return not record.name.startswith("prefect") or self.least <= record.levelno < logging.ERROR
 
 
 def leave_the_end_to_the_command(*, terminal: bool) -> None:
     """For runs in the command's own process, which says itself how they ended: no errors twice on the console.
 
-    Without a terminal, warnings alone; the Prefect server gets the whole log in any case. Idempotent.
+    Without a terminal, warnings alone; the Prefect server gets the whole log in any case. Call it once, after Prefect
+    was imported, which sets its logging up.
     """
-    for handler in logging.getLogger("prefect").handlers:
+    for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
-            handler.setLevel(logging.INFO if terminal else logging.WARNING)
-            if not any(isinstance(item, _NoErrors) for item in handler.filters):
-                handler.addFilter(_NoErrors())
+            handler.addFilter(_BetweenLevels(logging.INFO if terminal else logging.WARNING))
 
 
 def one_line_for_user_errors() -> None:

@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 from prefect.states import Running
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from vabal import record, requests, rounds, stages
+from vabal import record, requests, rounds, stages, strategies
 from vabal.adapters import storage
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
@@ -149,6 +149,7 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     """Take in labels and images that came; open the round in MLflow."""
     place, params, log = Workspace(Path(workspace)), Params.model_validate(settings), get_run_logger()
     requests.refuse_hand_edits(Versioning(place.root))
+    stages.refuse_unserved(strategies.get(params.selection.strategy))
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
     key = stages.intake(place, begun)
     ticket: Ticket = {

@@ -29,10 +29,12 @@ _SAME_FORMAT = {".jpeg": ".jpg", ".tiff": ".tif", ".dib": ".bmp", ".pgm": ".ppm"
 def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """Every round in order: strategy, pools, picks by class, model, MLflow run, git tag and promotions.
 
-    `picks_by_class` counts the picks whose label is known by now, `picks_open` those without one, `picks_rejected`
-    those that were rejected. Raises UserError if a manifest or a table is missing or damaged.
+    `labeled_by_class` counts the labelled pool that the round trained on, `picks_by_class` the picks whose label is
+    known by now, `picks_open` those without one, `picks_rejected` those that were rejected. Raises UserError if a
+    manifest or a table is missing or damaged.
     """
-    latest = _latest_labels(data)
+    events = _label_events(data)
+    latest = _latest_labels(events)
     classes = _classes(data)
     promotions = champion.read_record(data.parent)
     records = []
@@ -45,6 +47,7 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
                 "round": number,
                 "strategy": manifest["strategy"],
                 **{name: manifest["counts"][name] for name in ("catalog", "labeled", "unlabeled", "holdout", "picks")},
+                "labeled_by_class": _labeled_by_class(events[events["round"] <= number], classes),
                 **_labels_of_picks(data, number, latest, classes),
                 "metrics": manifest["metrics"] or {},
                 "model": model.get("name"),
@@ -75,9 +78,20 @@ def _labels_of_picks(data: Path, number: int, latest: "pd.Series[str]", classes:
     }
 
 
-def _latest_labels(data: Path) -> "pd.Series[str]":
-    """The last word on every sample that has one; null where it was a rejection."""
+def _label_events(data: Path) -> pd.DataFrame:
+    """Every label event, but those of the holdout."""
     events = pools.read_table(data / "label_events.parquet", pools.SCHEMAS["label_events"])
+    held = pools.read_table(data / "holdout.parquet", pools.SCHEMAS["holdout"])["sample_id"]
+    return events[~pools.among(events["sample_id"], held)]
+
+
+def _labeled_by_class(events: pd.DataFrame, classes: list[str]) -> dict[str, int]:
+    counts = _latest_labels(events).value_counts()
+    return {name: int(counts.get(name, 0)) for name in classes}
+
+
+def _latest_labels(events: pd.DataFrame) -> "pd.Series[str]":
+    """The last word on every sample that has one; null where it was a rejection."""
     return events.drop_duplicates("sample_id", keep="last").set_index("sample_id")["label"]
 
 
@@ -106,7 +120,7 @@ def picks(data: Path, round_number: int) -> pd.DataFrame:
     if round_number == 0 and not path.exists():
         raise UserError("round 0 picked nothing: its labels came with the source (`vabal audit` lists the rounds)")
     table = round_tables.read_selection(path).sort_values("rank").reset_index(drop=True)
-    latest = _latest_labels(data)
+    latest = _latest_labels(_label_events(data))
     answered = table["sample_id"].isin(latest.index)
     label = latest.reindex(table["sample_id"]).reset_index(drop=True)
     return table.assign(label=label, rejected=answered & label.isna())

@@ -41,6 +41,15 @@ app.add_typer(labels_app, name="labels")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 _chosen: dict[str, Path] = {}
+PATIENCE_S = 60.0  # with a promotion that the schedule has just started
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import vabal
+
+        typer.echo(vabal.__version__)
+        raise typer.Exit
 
 
 @app.callback()
@@ -48,13 +57,10 @@ def _options(
     workspace: Annotated[
         Path | None, typer.Option("--workspace", "-C", help="The workspace's folder; default: the one you stand in.")
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[  # noqa: ARG001 -- its callback does it
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
-    if version:
-        import vabal
-
-        typer.echo(vabal.__version__)
-        raise typer.Exit
     _chosen.clear()
     if workspace is not None:
         _chosen["workspace"] = workspace
@@ -345,7 +351,7 @@ def promote(
     place.require_round_zero()
     from flows.promote import promote as promote_now
 
-    _say(promote_now(place, version), as_json)
+    _say(promote_now(place, version, wait=PATIENCE_S), as_json)
 
 
 @app.command()
@@ -358,7 +364,7 @@ def rollback(as_json: AsJson = False) -> None:
     place.require_round_zero()
     from flows.promote import rollback as rollback_now
 
-    _say(rollback_now(place), as_json)
+    _say(rollback_now(place, wait=PATIENCE_S), as_json)
 
 
 # -- what the commands share --------------------------------------------------------------------------------------

@@ -481,7 +481,10 @@ def _few_ids(ids: Iterable[str]) -> str:
 def among(column: pd.Series, values: Iterable[str]) -> pd.Series:
     """Which strings of the column are among the values. As `isin`, at Arrow's speed also for a million values."""
     wanted = _strings(values if isinstance(values, pd.Series) else pd.Series(list(values), dtype="str"))
-    found = pc.is_in(_strings(column), value_set=wanted)
+    given = _strings(column)
+    if len(wanted) > 4 * len(given):  # hashing the values would cost most: only those that occur are needed
+        wanted = wanted.filter(pc.is_in(wanted, value_set=given))
+    found = pc.is_in(given, value_set=wanted)
     return pd.Series(np.asarray(found.to_numpy(), dtype=bool), index=column.index)
 
 

@@ -101,6 +101,7 @@ class ScoredWriter:
 
 
 _GROUP_ROWS = 1 << 15
+_FEW_VALUES = ["predicted_class", "vae_class", "strategy"]  # a dictionary of ids or scores would only cost
 
 
 def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strategy: str) -> None:
@@ -110,7 +111,9 @@ def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strateg
     """
     source = pq.ParquetFile(scored)
     picked, rank_of = pa.array(list(ranks), pa.string()), pa.array(list(ranks.values()), pa.int32())
-    with pq.ParquetWriter(path, CANDIDATES, compression="zstd", store_schema=False) as writer:
+    with pq.ParquetWriter(
+        path, CANDIDATES, compression="zstd", use_dictionary=_FEW_VALUES, store_schema=False
+    ) as writer:
         for group in range(source.num_row_groups):
             table = source.read_row_group(group)
             table = table.append_column("rank", rank_of.take(pc.index_in(table.column("sample_id"), value_set=picked)))

@@ -234,6 +234,19 @@ def _write_roles(after: pools.Pools, folder: Path) -> int:
     return int((role_N == CANDIDATE).sum())
 
 
+def refuse_unserved(strategy: strategies.Strategy) -> None:
+    """Raises UserError for a strategy that asks of training what no stage gives yet, before anything is trained."""
+    needs = strategy.needs
+    asked = {
+        f"an ensemble of {needs.members}": needs.members > 1,
+        f"the auxiliary loss {needs.auxiliary_loss!r}": needs.auxiliary_loss is not None,
+        "images": needs.images,
+    }
+    missing = [what for what, is_asked in asked.items() if is_asked]
+    if missing:
+        raise UserError(f"strategy {strategy.name!r} needs {', '.join(missing)}, which a round does not provide yet")
+
+
 # -- train-classifier ---------------------------------------------------------------------------------------------
 
 

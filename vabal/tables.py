@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -79,13 +80,11 @@ def show_rounds(records: Sequence[Mapping[str, Any]], *, as_json: bool = False) 
     console.print(_table(console, columns, rows))
     promotions = [(entry["when"], record, entry) for record in records for entry in record["promotions"]]
     if promotions:
-        told = [
-            (when[:16].replace("T", " "), entry["action"], record["model_version"], entry["who"], entry["why"])
-            for when, record, entry in sorted(promotions, key=lambda item: item[0])
-        ]
-        named: list[Column] = [("when (UTC)", "left"), ("action", "left"), ("model", "right")]
-        console.print()
-        console.print(_table(console, [*named, ("who", "left"), ("why", "left")], told))
+        console.print("\npromotions")
+        for when, record, entry in sorted(promotions, key=lambda item: item[0]):
+            told = f"{when[:16].replace('T', ' ')} UTC, {entry['action']} of version {record['model_version']}"
+            console.print(Padding(f"{told}, by {entry['who']}", (0, 0, 0, 2)))
+            console.print(Padding(entry["why"], (0, 0, 0, 6)))
 
 
 def _picks_by_class(record: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """The round, for real: digits, the local stack, and kills in every place."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -32,12 +31,13 @@ STAGES = (
 )
 STEPS = ("staged", "moved", "added", "pushed", "committed", "tagged", "finished", "emptied")
 
-RUN = """
+# A process that has everything imported, and forks for every run that it is told of: "root <tab> place to die".
+NURSERY = """
 import os, signal, sys
-from pathlib import Path
 
 from vabal import rounds, stages
 from flows import tasks
+from flows.round import active_learning_round
 
 def dying(function):
     def run(*arguments, **options):
@@ -46,27 +46,59 @@ def dying(function):
         return result
     return run
 
-where = sys.argv[2]
-if where in sys.argv[3].split(","):
-    setattr(stages, where, dying(getattr(stages, where)))
-elif where == "staged":
-    rounds.stage = dying(rounds.stage)
-elif where == "registered":
-    tasks.Tracking.register = dying(tasks.Tracking.register)
-elif where:
-    real = rounds.carry_out
-    def carry_out(workspace, versions, finish=None, reached=None, **options):
-        def reached(step):
-            if step == where:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return real(workspace, versions, finish, reached, **options)
-    rounds.carry_out = carry_out
+def die_after(where):
+    if hasattr(stages, where):
+        setattr(stages, where, dying(getattr(stages, where)))
+    elif where == "staged":
+        rounds.stage = dying(rounds.stage)
+    elif where == "registered":
+        tasks.Tracking.register = dying(tasks.Tracking.register)
+    else:
+        real = rounds.carry_out
+        def carry_out(workspace, versions, finish=None, reached=None, **options):
+            def reached(step):
+                if step == where:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return real(workspace, versions, finish, reached, **options)
+        rounds.carry_out = carry_out
 
-from flows.round import active_learning_round
-state = active_learning_round(sys.argv[1], return_state=True)
-print("ended as", state.name)
-sys.exit(0 if state.is_completed() else 1)
+for line in sys.stdin:
+    root, where = line.rstrip("\\n").split("\\t")
+    child = os.fork()
+    if not child:
+        if where:
+            die_after(where)
+        state = active_learning_round(root, return_state=True)
+        print(f"ended as {state.name}: {state.message}", flush=True)
+        os._exit(0 if state.is_completed() else 1)
+    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+class Nursery:
+    """Runs rounds in processes of their own, which may die where a test wants them to."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", NURSERY]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, root: Path, dies_after: str = "") -> tuple[int, str]:
+        """The exit code (negative: the signal that killed it), and how the flow said it ended."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{root}\t{dies_after}\n")
+        self._process.stdin.flush()
+        said = ""
+        for line in self._process.stdout:
+            if line.startswith("exit "):
+                return int(line.split()[1]), said
+            said += line
+        raise AssertionError(f"the nursery ended: {said}")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(timeout=30)
 
 
 def vabal(root: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -84,11 +116,6 @@ def make_workspace(root: Path, name: str) -> Path:
     return root
 
 
-def run_round(root: Path, dies_after: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", RUN, str(root), dies_after, ",".join(STAGES)]
-    return subprocess.run(command, cwd=root, check=False, capture_output=True, text=True, env=dict(os.environ))
-
-
 def picks(root: Path, number: int) -> bytes:
     return (root / "data" / "rounds" / f"{number:04d}" / "selection.parquet").read_bytes()
 
@@ -103,15 +130,17 @@ def test_a_round_killed_after_every_stage_and_step_picks_the_same_and_records_it
 ) -> None:
     calm = make_workspace(tmp_path / "calm", "calm")
     shaken = make_workspace(tmp_path / "shaken", "shaken")
-    undisturbed = run_round(calm)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-
-    for where in (*STAGES, "registered", *STEPS):
-        killed = run_round(shaken, where)
-        assert killed.returncode == -signal.SIGKILL, f"{where}: {killed.stdout}\n{killed.stderr}"
-    last = run_round(shaken)
-    assert last.returncode == 0, last.stderr
-    assert "ended as Published" in last.stdout
+    nursery = Nursery()
+    try:
+        assert nursery.run(calm)[0] == 0
+        for where in (*STAGES, "registered", *STEPS):
+            code, said = nursery.run(shaken, where)
+            assert code == -signal.SIGKILL, f"{where}: {said}"
+        code, said = nursery.run(shaken)
+    finally:
+        nursery.close()
+    assert code == 0, said
+    assert "ended as Published" in said
 
     assert picks(shaken, 1) == picks(calm, 1)
     assert tags(shaken) == ["round/0000", "round/0001"]

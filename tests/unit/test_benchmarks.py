@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from benchmarks.__main__ import BENCHMARKS, Benchmark, Check, main
 from benchmarks.bookkeeping import Spent, _summary
 from benchmarks.memory import memory_mb
 from benchmarks.random_pool import _pools, encoded_images
-
 from vabal import images, pools
 
 

@@ -1,10 +1,12 @@
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from vabal import probabilities
 from vabal.errors import UserError
@@ -21,6 +23,13 @@ from vabal.vae import FeatureVAE, build
 
 SUM = {"likelihood_reduction": "sum"}
 SMALL: dict[str, Any] = {"head_width": 5, "hidden_width": 6, "latent_per_class": 2, "hidden_layers": 2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """These products are small, and threads would wait for each other."""
+    with threadpool_limits(1):
+        yield
 
 
 def by_hand() -> FeatureVAE:

@@ -1,5 +1,6 @@
 """`vabal.probabilities` against the slow, literal reference, over the options of each preset."""
 
+from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from tests import reference
-from vabal.params import PRESETS, ProbabilitySettings
+from vabal.params import PRESETS, ProbabilitySettings, VaeSettings
 from vabal.probabilities import (
     ClassTerms,
     counting_noise,
@@ -21,10 +23,18 @@ from vabal.probabilities import (
 )
 from vabal.vae import FeatureVAE, build
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DIMS, CLASSES, DRAWS, SAMPLES = (5, 6, 7, 8), 3, 5, 4
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 TYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
 PRESET = pytest.mark.parametrize("preset", PRESETS)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """These products are small, and threads would wait for each other."""
+    with threadpool_limits(1):
+        yield
 
 
 @cache
@@ -180,3 +190,9 @@ def test_the_reference_notices_a_wrong_mask() -> None:
     expected, _ = reference.likelihood(vae, features().astype(float), noise_T_Z, settings)
     [(log_likelihood_N_C, _)] = estimate_likelihood(vae, [features()], generator=7, settings=settings)
     assert np.abs(log_likelihood_N_C[:, [1, 0, 2]] - expected).max() > 1e-6
+
+
+@pytest.mark.parametrize("preset", ["paper", "published_code"])
+def test_the_presets_of_others_name_every_setting_so_that_our_defaults_never_change_them(preset: str) -> None:
+    assert set(PRESETS[preset]["vae"]) == set(VaeSettings.model_fields)
+    assert set(PRESETS[preset]["probabilities"]) == set(ProbabilitySettings.model_fields)
