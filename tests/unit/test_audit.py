@@ -190,7 +190,7 @@ class Books:
         ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
         scored = self.root / "scored.parquet"
         pq.write_table(written[0].to_table(CLASSES), scored, store_schema=False)
-        round_tables.write_candidates(scored, folder / "candidates.parquet", ranks, strategy.name, len(CLASSES))
+        round_tables.write_candidates(scored, folder / "candidates.parquet", ranks, strategy.name)
         table = strategies.selection_table(selection.picks, CLASSES, selection.strategy).to_pandas()
         round_tables.write_selection(table, folder / "selection.parquet")
         return selection

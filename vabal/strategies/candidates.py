@@ -25,8 +25,9 @@ class Candidates:
     """Some candidates in some order, column by column; None where a strategy has no such number.
 
     Classes are indices. `predicted_class_N` is the classifier's, `vae_class_N` Eq. 7's; `prior_N` and `precision_N` are
-    those of `vae_class_N`; `margin_N` is the classifier's best probability less its second. log_likelihood_N_C is what
-    the score was computed from: with it and the class terms the score can be derived again.
+    those of `own_class_N`, the class whose term the score takes (left out: `vae_class_N`); `margin_N` is the
+    classifier's best probability less its second. log_likelihood_N_C is what the score was computed from: with it and
+    the class terms the score can be derived again.
     """
 
     sample_ids: NDArray[Any]
@@ -37,6 +38,7 @@ class Candidates:
     prior_N: NDArray[np.float64] | None = None
     precision_N: NDArray[np.float64] | None = None
     margin_N: NDArray[np.float64] | None = None
+    own_class_N: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -49,10 +51,11 @@ class Candidates:
 
     @property
     def log_likelihood_N(self) -> NDArray[np.float32] | None:
-        """Of each sample's own class, `vae_class_N`."""
-        if self.log_likelihood_N_C is None or self.vae_class_N is None:
+        """Of each sample's own class."""
+        own_class_N = self.vae_class_N if self.own_class_N is None else self.own_class_N
+        if self.log_likelihood_N_C is None or own_class_N is None:
             return None
-        own = self.vae_class_N[:, None].astype(np.int64)
+        own = own_class_N[:, None].astype(np.int64)
         return np.asarray(np.take_along_axis(self.log_likelihood_N_C, own, axis=1)[:, 0])
 
     def take(self, rows: NDArray[np.integer]) -> "Candidates":

@@ -38,12 +38,16 @@ class VabalStrategy(ScoringStrategy):
         if not len(probabilities_N_C):
             return Candidates(shard.sample_ids, np.zeros(0))
         vae_class_N = np.asarray(_required(shard.vae_class_N, "the VAE's classes"), dtype=np.int32)
-        prior_N, precision_N = class_columns(vae_class_N, terms)
+        predicted_N = probabilities_N_C.argmax(axis=1).astype(np.int32)
+        by_classifier = context.settings.probabilities.classes == "classifier"
+        own_class_N = predicted_N if by_classifier else vae_class_N
+        prior_N, precision_N = class_columns(own_class_N, terms)
         unscored = Candidates(
             sample_ids=shard.sample_ids,
             score_N=np.zeros(len(vae_class_N)),
-            predicted_class_N=probabilities_N_C.argmax(axis=1).astype(np.int32),
+            predicted_class_N=predicted_N,
             vae_class_N=vae_class_N,
+            own_class_N=own_class_N,
             log_likelihood_N_C=np.asarray(_required(shard.log_likelihood_N_C, "log likelihoods"), dtype=np.float32),
             prior_N=prior_N,
             precision_N=precision_N,
