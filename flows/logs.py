@@ -6,6 +6,8 @@ from prefect.logging.handlers import PrefectConsoleHandler
 
 from vabal.errors import UserError
 
+RUNS = ("prefect.flow_runs", "prefect.task_runs")
+
 
 class _OneLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
@@ -16,12 +18,16 @@ class _OneLine(logging.Filter):
 
 
 class _BetweenLevels(logging.Filter):
+    """Of runs what is neither chatter nor an error; of Prefect's own workings errors alone."""
+
     def __init__(self, least: int) -> None:
         super().__init__()
         self.least = least
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.name.startswith("prefect") or self.least <= record.levelno < logging.ERROR
+        if record.name in RUNS:
+            return self.least <= record.levelno < logging.ERROR
+        return record.levelno >= logging.ERROR
 
 
 def leave_the_end_to_the_command(*, terminal: bool) -> None:
@@ -37,7 +43,7 @@ def leave_the_end_to_the_command(*, terminal: bool) -> None:
 
 def one_line_for_user_errors() -> None:
     """Idempotent; Prefect logs a failed run with its traceback otherwise."""
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
+    for name in RUNS:
         logger = logging.getLogger(name)
         if not any(isinstance(item, _OneLine) for item in logger.filters):
             logger.addFilter(_OneLine())

@@ -392,6 +392,8 @@ def _workspace() -> "Workspace":
 
 
 def _assignments(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
     from vabal.params import read_yaml
 
     values: dict[str, Any] = {}
@@ -399,7 +401,10 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
         key, separator, value = pair.partition("=")
         if not separator:
             raise UserError(f"--set {pair}: write it as section.key=value")
-        values[key] = read_yaml(value)
+        try:
+            values[key] = read_yaml(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {pair}: {value!r} is no value in YAML") from None
     return values
 
 
