@@ -20,7 +20,14 @@ from vabal.adapters.labelling import answer
 
 ROUNDS = 3
 # Narrow and short, so that two cores bear it; everything else is as `vabal init` leaves it.
-SETTINGS = ("classifier.width=16", "classifier.epochs=60", "vae.min_steps=600", "selection.budget=40")
+SETTINGS = (
+    "classifier.width=16",
+    "classifier.epochs=40",
+    "classifier.batch_size=16",
+    "classifier.learning_rate=0.05",
+    "vae.min_steps=600",
+    "selection.budget=40",
+)
 INIT = ("--source", "digits", "--imbalance", "dominant:0:0.3", "--initial", "60")
 
 console = Console(width=min(Console().width, 100), highlight=False)

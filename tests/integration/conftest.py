@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from running import RunningStack
+from workspaces import TwoNights, two_nights
 
 from vabal.adapters import stack as local_stack
 
@@ -29,3 +30,9 @@ def stack(running_stack: RunningStack, monkeypatch: pytest.MonkeyPatch) -> Runni
     monkeypatch.setenv("DO_NOT_TRACK", "1")
     monkeypatch.setenv("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
     return running_stack
+
+
+@pytest.fixture(scope="session")
+def nights(running_stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> TwoNights:
+    """A workspace after two rounds, made once a session: look at it, and copy it before changing anything."""
+    return two_nights(running_stack, tmp_path_factory.mktemp("nights") / "nights")

@@ -1,0 +1,87 @@
+"""The schedule, for real: a cron seconds away, the worker runs the round, the promotion follows it."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import RunningStack
+from workspaces import TwoNights, ask, change_settings, until
+
+from flows import deploy
+from vabal.adapters.orchestration import Server
+from vabal.workspace import Workspace
+
+
+def runs_of(server: Server, deployment: str) -> list[dict[str, Any]]:
+    found = server.call("GET", f"/deployments/name/{deployment}")
+    return [run for run in server.flow_runs({}) if run["deployment_id"] == found["id"]]
+
+
+def ended(server: Server, deployment: str) -> list[dict[str, Any]]:
+    final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    return [run for run in runs_of(server, deployment) if run["state_type"] in final]
+
+
+@pytest.fixture
+def second_worker(stack: RunningStack, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--type", "process"]
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with (tmp_path / "worker.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--name", "second"], env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path
+        )
+        yield process
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.mark.timeout(400)
+def test_the_worker_runs_scheduled_rounds_one_at_a_time_and_the_promotion_after_them(
+    nights: TwoNights, stack: RunningStack, tmp_path: Path, second_worker: subprocess.Popen[bytes]
+) -> None:
+    root = nights.copy(tmp_path / "nights")
+    # Names of its own in Prefect and MLflow; the cheapest of rounds.
+    cheap = {"workspace.name": "by-night", "classifier.epochs": 1, "selection.strategy": "random"}
+    change_settings(root, cheap | {"selection.budget": 1, "promotion.resamples": 100})
+    params, server = Workspace(root).params(), Server.from_environment()
+    night, promotion = deploy.deployment_names(params)
+    values = {
+        "VABAL_WORKSPACE": str(root),
+        "VABAL_PREFIX": "by-night-",
+        "VABAL_ROUND": "flows.round.active_learning_round",
+        "VABAL_CRON": "* * * * * */15",  # every 15 seconds: rounds come faster than they can be run
+        "VABAL_TIMEZONE": "UTC",
+    }
+    deploy.register(server, deploy.infra_folder() / "prefect.yaml", values)
+    try:
+        until(lambda: server.last_heartbeat("gpu", "second"), 60, "the second worker", every=0.5)
+        rounds = until(lambda: len(found := ended(server, night)) >= 2 and found, 240, "two scheduled rounds", 0.5)
+    finally:
+        found = server.call("GET", f"/deployments/name/{night}")
+        for schedule in found["schedules"]:
+            server.call("DELETE", f"/deployments/{found['id']}/schedules/{schedule['id']}")
+        waiting = [run for run in runs_of(server, night) if run["state_type"] in ("SCHEDULED", "PENDING")]
+        for run in waiting:
+            server.force_state(run["id"], "CANCELLED", "Cancelled", "the test is over")
+    assert all(run["auto_scheduled"] and run["state_name"] == "Published" for run in rounds)
+    until(lambda: len(ended(server, promotion)) >= len(rounds), 90, "the promotions", every=0.5)
+    assert {run["state_name"] for run in ended(server, promotion)} <= {"Promoted", "Kept"}
+
+    until(lambda: len(runs_of(server, night)) == len(ended(server, night)), 60, "the last round to end", every=0.5)
+    times = sorted(
+        (datetime.fromisoformat(run["start_time"]), datetime.fromisoformat(run["end_time"]))
+        for run in ended(server, night)
+        if run["start_time"] and run["state_type"] == "COMPLETED"
+    )
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
+    records = ask(root, "audit")
+    assert [record["round"] for record in records] == list(range(3 + len(times)))
+    assert {record["prefect_flow_run"] for record in records[3:]} <= {run["id"] for run in ended(server, night)}
+    assert ask(root, "audit", "--verify")["ok"] is True
