@@ -44,7 +44,7 @@ def extract(
         for start, images_N_H_W_K in _read_ahead(batches):
             if start != features.written:
                 raise ValueError(f"expected a batch that starts at row {features.written}, found {start}")
-            for images_P_K_H_W in pieces(images_N_H_W_K, device):
+            for images_P_K_H_W in pieces(images_N_H_W_K, network, device):
                 with torch.inference_mode():
                     features_P_D, logits_P_C = network.stages(images_P_K_H_W)
                 for writer, values in ((features, features_P_D), (logits, logits_P_C)):

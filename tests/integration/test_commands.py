@@ -240,8 +240,8 @@ def test_a_challenger_must_pass_the_gate_and_a_champion_can_be_rolled_back(later
     again = call(later, "rollback")
     assert (again.code, again.err.count("\n")) == (1, 1)
     actions = [entry["action"] for record in ask(later, "audit") for entry in record["promotions"]]
-    assert sorted(actions) == ["promoted", "promoted", "refused", "rolled back"]
-    assert "rolled back" in done(call(later, "audit")).out
+    assert sorted(actions) == ["promote", "promote", "refuse", "rollback"]
+    assert "rollback" in done(call(later, "audit")).out
     assert ask(later, "audit", "--verify")["ok"] is True
 
 

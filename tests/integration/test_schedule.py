@@ -32,7 +32,13 @@ def ended(server: Server, deployment: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def second_worker(stack: RunningStack, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--type", "process"]
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where `python` is ours
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
     with (tmp_path / "worker.log").open("wb") as log:
         process = subprocess.Popen(
             [*command, "--name", "second"], env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=tmp_path

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +324,18 @@ def test_cross_fitting_works_with_fewer_samples_than_folds_and_refuses_a_single_
     assert len(set(result.fold_N)) == 2
     with pytest.raises(UserError, match="at least two labelled samples"):
         cross_fit(config, random_images(1), np.array([0]), ["a"], settings, folds=3, seed=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_narrow_network_on_large_maps_trains_without_killing_its_process(channels: int) -> None:
+    program = f"""
+import numpy as np
+from vabal import classifier
+from vabal.params import ClassifierSettings
+settings = ClassifierSettings(width=8, epochs=1, batch_size=8)
+images = np.random.default_rng(0).integers(0, 256, (24, 64, 64, {channels}), dtype=np.uint8)
+one = (1.0,) * {channels}
+network = classifier.build(settings, num_classes=2, image_size=64, channels={channels}, mean=one, std=one, seed=0)
+list(classifier.fit(network, images, np.arange(24) % 2, settings, seed=0))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
