@@ -75,7 +75,7 @@ def _decoded(shards: DecodedShards, device: str) -> list[torch.Tensor]:
         piece
         for shard in shards.names()
         for _, batch in shards.batches(shard, BATCH)
-        for piece in pieces(batch, torch.device(device))
+        for piece in pieces(batch, network, torch.device(device))
     ]
 
 
