@@ -9,6 +9,7 @@ import pytest
 from running import RunningStack
 from workspaces import Said, TwoNights, call, change_settings, digests, git, run, write_labels
 
+WRONG = "wrong"
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing answers there
 
 
@@ -152,9 +153,9 @@ def test_data_edited_by_hand_stops_the_round_with_the_files_name(workspace: Path
     ("environment", "expected"),
     [
         ({"AWS_ENDPOINT_URL": NOBODY}, f"no S3 server at {NOBODY}"),
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "refuses the keys"),
+        ({"AWS_SECRET_ACCESS_KEY": WRONG}, "refuses the keys"),
         ({"MLFLOW_TRACKING_URI": NOBODY}, NOBODY),
-        ({"MLFLOW_TRACKING_PASSWORD": "wrong"}, "MLFLOW_TRACKING_PASSWORD"),
+        ({"MLFLOW_TRACKING_PASSWORD": WRONG}, "MLFLOW_TRACKING_PASSWORD"),
     ],
     ids=["S3 down", "S3 refuses", "MLflow down", "MLflow refuses"],
 )
@@ -180,7 +181,7 @@ def test_promotion_and_rollback_say_that_mlflow_is_down(workspace: Path) -> None
 def test_init_with_s3_down_or_refusing_leaves_an_empty_folder(stack: RunningStack, tmp_path: Path) -> None:
     for environment, expected in (
         ({"AWS_ENDPOINT_URL": NOBODY}, f"no S3 server at {NOBODY}"),
-        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "refuses the keys"),
+        ({"AWS_SECRET_ACCESS_KEY": WRONG}, "refuses the keys"),
     ):
         said = call(tmp_path, "init", "--source", "digits", environment=os.environ | environment)
         assert expected in refused(said)

@@ -43,7 +43,7 @@ class Versioning:
         config = dvc / "config"
         if not config.exists():
             config.write_text(DVC_CONFIG.format(url=url))
-        (dvc / ".gitignore").write_text("config.local\ntmp/\ncache/\n")
+        (dvc / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
         dvcignore = self.root / ".dvcignore"
         if not dvcignore.exists():
             dvcignore.write_text("# Files that DVC passes over: half-written ones.\n.*.tmp\n")
