@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,26 +67,24 @@ def test_the_worker_runs_scheduled_rounds_one_at_a_time_and_the_promotion_after_
     deploy.register(server, deploy.infra_folder() / "prefect.yaml", values)
     try:
         until(lambda: server.last_heartbeat("gpu", "second"), 60, "the second worker", every=0.5)
-        rounds = until(lambda: len(found := ended(server, night)) >= 2 and found, 240, "two scheduled rounds", 0.5)
+        until(lambda: len(ended(server, night)) >= 2, 240, "two scheduled rounds", every=0.5)
     finally:
         found = server.call("GET", f"/deployments/name/{night}")
         for schedule in found["schedules"]:
             server.call("DELETE", f"/deployments/{found['id']}/schedules/{schedule['id']}")
-        waiting = [run for run in runs_of(server, night) if run["state_type"] in ("SCHEDULED", "PENDING")]
-        for run in waiting:
-            server.force_state(run["id"], "CANCELLED", "Cancelled", "the test is over")
+    # What was due is still run.
+    until(lambda: len(runs_of(server, night)) == len(ended(server, night)), 120, "the last round to end", every=0.5)
+    rounds = ended(server, night)
     assert all(run["auto_scheduled"] and run["state_name"] == "Published" for run in rounds)
-    until(lambda: len(ended(server, promotion)) >= len(rounds), 90, "the promotions", every=0.5)
-    assert {run["state_name"] for run in ended(server, promotion)} <= {"Promoted", "Kept"}
-
-    until(lambda: len(runs_of(server, night)) == len(ended(server, night)), 60, "the last round to end", every=0.5)
-    times = sorted(
-        (datetime.fromisoformat(run["start_time"]), datetime.fromisoformat(run["end_time"]))
-        for run in ended(server, night)
-        if run["start_time"] and run["state_type"] == "COMPLETED"
-    )
+    times = sorted((run["start_time"], run["end_time"]) for run in rounds)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
+
+    # Started by hand: of a run scheduled less than five minutes before, Prefect holds the events back for a while.
+    assert deploy.run_now(night, [].append).name == "Published"
+    [following] = until(lambda: ended(server, promotion), 90, "the promotion", every=0.5)
+    assert following["state_name"] in ("Promoted", "Kept")
+
     records = ask(root, "audit")
-    assert [record["round"] for record in records] == list(range(3 + len(times)))
-    assert {record["prefect_flow_run"] for record in records[3:]} <= {run["id"] for run in ended(server, night)}
+    assert [record["round"] for record in records] == list(range(3 + len(rounds) + 1))
+    assert {record["prefect_flow_run"] for record in records[3:]} == {run["id"] for run in ended(server, night)}
     assert ask(root, "audit", "--verify")["ok"] is True
