@@ -271,6 +271,9 @@ def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, str]) -> str:
         )
         rounds.stage(night.workspace, plan, contents)
     done = _carry_out(night.workspace, night.params)
+    begun = datetime.fromisoformat(night.round.started).timestamp()
+    for store in (night.local, night.stages):
+        store.forget(begun)  # features of a large pool are gigabytes a night
     return done.message.splitlines()[0]
 
 

@@ -29,6 +29,8 @@ class Stages(Protocol):
 
     def produce(self, stage: str, key: str) -> Any: ...
 
+    def forget(self, before: float) -> int: ...
+
 
 @cache
 def code_version() -> str:
@@ -115,11 +117,14 @@ class StageStore:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def keep(self, used: set[tuple[str, str]]) -> int:
-        """Remove every output that is not among `used` (pairs of stage and key). Returns how many went."""
-        removed = 0
-        for place in list(self.folder.glob("*/*")):  # half-written ones too: they begin with a dot
-            if (place.parent.name, place.name) not in used:
-                shutil.rmtree(place)
-                removed += 1
-        return removed
+    def forget(self, before: float) -> int:
+        """Remove outputs, finished or half-written, from before that time (seconds since 1970). Returns how many."""
+        return forget(self.folder, before)
+
+
+def forget(folder: Path, before: float) -> int:
+    """As `StageStore.forget`, for a folder of stages."""
+    old = [place for place in folder.glob("*/*") if place.stat().st_mtime < before]
+    for place in old:
+        shutil.rmtree(place)
+    return len(old)

@@ -139,13 +139,15 @@ def test_an_upload_cut_off_before_its_marker_counts_as_not_done(stack: RunningSt
     assert (other / "vae.safetensors").read_bytes() == b"whole"
 
 
-def test_keeping_the_used_outputs_clears_the_cache_and_not_the_bucket(stack: RunningStack, tmp_path: Path) -> None:
+def test_forgetting_old_outputs_clears_the_cache_and_not_the_bucket(stack: RunningStack, tmp_path: Path) -> None:
     storage.preflight("stages")
     store = S3StageStore("s3://stages/kept", tmp_path)
     for key in ("old", "new"):
         with store.produce("train-vae", key) as folder:
             _fill(folder)
-    assert store.keep({("train-vae", "new")}) == 1
+    os.utime(tmp_path / "train-vae" / "old", (1000, 1000))
+    assert store.forget(before=2000) == 1
+    assert (tmp_path / "train-vae" / "new").exists()
     assert not (tmp_path / "train-vae" / "old").exists()
     assert store.get("train-vae", "old") is not None
 

@@ -71,13 +71,15 @@ def test_of_two_runs_that_finish_the_same_stage_the_first_stays(tmp_path: Path) 
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["k"]
 
 
-def test_keeping_the_used_stages_removes_the_others_and_what_a_kill_left(tmp_path: Path) -> None:
+def test_forgetting_removes_what_is_older_and_what_a_kill_left_then(tmp_path: Path) -> None:
     stages = StageStore(tmp_path)
     for key in ("old", "new"):
         with stages.produce("s", key) as folder:
             (folder / "f").touch()
     (tmp_path / "s" / ".old.1234").mkdir()
-    assert stages.keep({("s", "new")}) == 2
+    for name in ("old", ".old.1234"):
+        os.utime(tmp_path / "s" / name, (1000, 1000))
+    assert stages.forget(before=2000) == 2
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["new"]
 
 

@@ -14,6 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
 
 from vabal.errors import Unavailable, UserError
+from vabal.store import forget
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -192,17 +193,12 @@ class S3StageStore:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def keep(self, used: set[tuple[str, str]]) -> int:
-        """Remove from this machine's cache what is not among `used` (pairs of stage and key); S3 keeps everything.
+    def forget(self, before: float) -> int:
+        """Remove outputs from before that time (seconds since 1970) from this machine's cache; S3 keeps everything.
 
         Other machines may still need an output, so the bucket is cleaned by a lifecycle rule of its own.
         """
-        removed = 0
-        for place in [*self.cache.glob("*/*"), *self.cache.glob("*/.*")]:
-            if (place.parent.name, place.name) not in used:
-                shutil.rmtree(place)
-                removed += 1
-        return removed
+        return forget(self.cache, before)
 
     def _object(self, stage: str, key: str, name: str) -> str:
         return "/".join(filter(None, [self.prefix, stage, key, name]))
