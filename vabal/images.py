@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vabal.errors import UserError
 from vabal.params import ImageSettings, PoolSettings
-from vabal.pools import sync_folder, write_durably
+from vabal.store import sync_folder, write_bytes
 
 _FORMATS: Final = {
     "PNG": ".png",
@@ -200,7 +200,7 @@ def quarantine(folder: Path, path: str, data: bytes | None, reason: str, when: d
         copied = safe_name(Path(path).stem, hashlib.sha256(data).hexdigest()) + Path(path).suffix[:10].lower()
         if (folder / copied).exists():
             return
-        write_durably(folder / copied, data)
+        write_bytes(folder / copied, data)
     new = not listing.exists()
     with listing.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

@@ -22,8 +22,9 @@ from vabal import images
 from vabal.datasets import Files, Item, Npz, Source, files_below
 from vabal.errors import UserError
 from vabal.params import Params
-from vabal.pools import EVENTS, INCOMING, Pools, among, read_table, stack, sync_folder, typed, write_table
+from vabal.pools import EVENTS, INCOMING, Pools, among, read_table, stack, typed, write_table
 from vabal.sources import Sieve
+from vabal.store import sync_folder
 
 _NAME: Final = re.compile(r"\d{6,}-[0-9a-f]{8}(\.parquet)?")
 _MEND: Final = "delete it and import or ingest again what it came from"

@@ -6,7 +6,6 @@ are pure: they return new ones. Labels are class names here and in all files; in
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vabal.errors import UserError
+from vabal.store import write_bytes
 
 AVAILABLE: Final = "available"
 REQUESTED: Final = "requested"
@@ -113,30 +113,6 @@ class IntakeReport:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable (a rename alone may be lost in a power cut)."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name, make it durable, rename it to `path`: whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
 def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None) -> None:
     """Write a parquet file whose bytes follow from the values alone (for one version of pyarrow), whole or not at all.
 
@@ -146,7 +122,7 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None
     arrow = _plain(_columns(table)) if schema is None else _to_arrow(table, schema)
     sink = pa.BufferOutputStream()
     pq.write_table(arrow, sink, compression="zstd", store_schema=False, row_group_size=1 << 20)
-    write_durably(path, memoryview(sink.getvalue()))  # type: ignore[arg-type]
+    write_bytes(path, memoryview(sink.getvalue()))
 
 
 def read_table(path: Path, schema: pa.Schema, mend: str = _MEND) -> pd.DataFrame:
@@ -210,7 +186,7 @@ def save(pools: Pools, folder: Path, before: Pools | None = None) -> list[str]:
         written.append(f"{name}.parquet")
     if before is None or before.classes != pools.classes:
         text = json.dumps(list(pools.classes), ensure_ascii=False, indent=1)
-        write_durably(folder / _CLASSES, f"{text}\n".encode())
+        write_bytes(folder / _CLASSES, f"{text}\n".encode())
         written.append(_CLASSES)
     return written
 

@@ -22,6 +22,7 @@ from vabal.errors import UserError
 from vabal.params import ImageSettings, Params
 from vabal.pools import Pools
 from vabal.progress import track
+from vabal.store import sync_folder, write_bytes
 
 _KINDS = {
     "digits": "digits",
@@ -225,7 +226,7 @@ def build_pools(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    pools.sync_folder(folder.parent)
+    sync_folder(folder.parent)
     return InitReport(
         source=source.name,
         pools=made,
@@ -240,7 +241,7 @@ def build_pools(
 def write_oracle(path: Path, oracle: pd.DataFrame) -> None:
     """Write the labels that stay outside the pools as CSV: sample_id, label."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pools.write_durably(path, oracle[["sample_id", "label"]].to_csv(index=False, lineterminator="\n").encode())
+    write_bytes(path, oracle[["sample_id", "label"]].to_csv(index=False, lineterminator="\n").encode())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The round, for real: digits, the local stack, and kills in every place."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -8,16 +7,8 @@ from pathlib import Path
 
 import pytest
 from running import RunningStack
+from workspaces import ask, make_workspace, picks, tags
 
-SETTINGS = {
-    "classifier.width": 4,
-    "classifier.epochs": 3,
-    "vae.epochs": 1,
-    "vae.min_steps": 20,
-    "probabilities.draws": 5,
-    "selection.budget": 12,
-    "compute.threads": 1,
-}
 # Stages and steps of publishing, in the order in which a round reaches them.
 STAGES = (
     "intake",
@@ -101,35 +92,13 @@ class Nursery:
         self._process.wait(timeout=30)
 
 
-def vabal(root: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vabal.cli", *arguments], cwd=root, check=check, capture_output=True, text=True
-    )
-
-
-def make_workspace(root: Path, name: str) -> Path:
-    root.mkdir()
-    options = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-    bucket = ["--set", f"storage.bucket=vabal-{name}"]
-    source = ["--source", "digits", "--imbalance", "dominant:0:0.3", "--initial", "40", "--name", name]
-    vabal(root, "init", *source, *options, *bucket)
-    return root
-
-
-def picks(root: Path, number: int) -> bytes:
-    return (root / "data" / "rounds" / f"{number:04d}" / "selection.parquet").read_bytes()
-
-
-def tags(root: Path) -> list[str]:
-    return subprocess.run(["git", "tag"], cwd=root, check=True, capture_output=True, text=True).stdout.split()
-
-
 @pytest.mark.timeout(600)
 def test_a_round_killed_after_every_stage_and_step_picks_the_same_and_records_it_once(
     stack: RunningStack, tmp_path: Path
 ) -> None:
-    calm = make_workspace(tmp_path / "calm", "calm")
-    shaken = make_workspace(tmp_path / "shaken", "shaken")
+    calm, shaken = tmp_path / "calm", tmp_path / "shaken"
+    for root in (calm, shaken):
+        make_workspace(stack, root, root.name)
     nursery = Nursery()
     try:
         assert nursery.run(calm)[0] == 0
@@ -146,7 +115,7 @@ def test_a_round_killed_after_every_stage_and_step_picks_the_same_and_records_it
     assert tags(shaken) == ["round/0000", "round/0001"]
     assert not (shaken / "data" / "rounds" / "0002").exists()
     assert mlflow_counts("shaken") == mlflow_counts("calm") == {"runs": 1, "versions": 1}
-    assert json.loads(vabal(shaken, "audit", "--verify", "--json").stdout)["ok"] is True
+    assert ask(shaken, "audit", "--verify")["ok"] is True
 
 
 def mlflow_counts(name: str) -> dict[str, int]:

@@ -20,8 +20,9 @@ from vabal import inbox as inboxes
 from vabal.errors import UserError
 from vabal.images import encoded_many, extension, for_browser, safe_name
 from vabal.inbox import ImportReport
-from vabal.pools import Pools, apply_labels, open_requests, sync_folder, write_durably
+from vabal.pools import Pools, apply_labels, open_requests
 from vabal.progress import track
+from vabal.store import sync_folder, write_bytes
 
 _CHOICE: Final = "label"  # the name of the choices in Label Studio
 _README: Final = """\
@@ -309,5 +310,5 @@ def answer(requests: Path, oracle: Path, annotator: str = "oracle") -> int:
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_durably(requests, buffer.getvalue().encode())
+    write_bytes(requests, buffer.getvalue().encode())
     return filled
