@@ -30,7 +30,7 @@ demo: setup  ## three nights of active learning on the embedded stack, from noth
 	$(BIN)/python -m flows.demo
 
 test: setup  ## unit, property, integration and golden-round tests
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 check: setup  ## lint, types, import rules, secrets
 	$(BIN)/ruff check .

@@ -518,7 +518,9 @@ def mistake_score(
     if chosen.margin_weight:
         if margin_N is None:
             raise ValueError("margin_weight is set: pass margin_N")
-        score_N = score_N - chosen.margin_weight * np.log(np.maximum(_float64(margin_N), SMALLEST_MARGIN))
+        margins_N = _float64(margin_N)
+        _all_finite(margins_N[:, None], "the classifier's margin", sample_ids)
+        score_N = score_N - chosen.margin_weight * np.log(np.maximum(margins_N, SMALLEST_MARGIN))
     _all_finite(score_N[:, None], "the score", sample_ids)
     if isinstance(log_likelihood_N_C, Tensor):
         return torch.from_numpy(score_N)
