@@ -206,7 +206,7 @@ def promote(
         round=challenger.round,
         previous_version=present.version if present else None,
         previous_round=present.round if present else None,
-        why="; ".join(check.text for check in (decision.reasons if decision.promoted else decision.failed)),
+        why=_in_words(decision),
         decision=json.loads(canonical_json(decision.to_dict())),
         parent=entries[-1].digest() if entries else None,
     )
@@ -388,3 +388,13 @@ def _headline(entry: Entry) -> str:
 
 def _text(now: datetime) -> str:
     return now.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _in_words(decision: Decision) -> str:
+    """The checks that failed; of a promotion all but the recalls, and of those the worst."""
+    if not decision.promoted:
+        return "; ".join(check.text for check in decision.failed)
+    recalls = [check for check in decision.reasons if check.name.startswith("recall")]
+    told = [check.text for check in decision.reasons if check not in recalls]
+    worst = max(recalls, key=lambda check: check.value, default=None)
+    return "; ".join([*told, *([f"at worst {worst.text}"] if worst else [])])
