@@ -3,6 +3,7 @@
 import logging
 
 from prefect.logging.handlers import PrefectConsoleHandler
+from rich.console import Console
 
 from vabal.errors import UserError
 
@@ -30,15 +31,16 @@ class _BetweenLevels(logging.Filter):
         return record.levelno >= logging.ERROR
 
 
-def leave_the_end_to_the_command(*, terminal: bool) -> None:
+def leave_the_end_to_the_command(console: Console) -> None:
     """For runs in the command's own process, which says itself how they ended: no errors twice on the console.
 
-    Without a terminal, warnings alone; the Prefect server gets the whole log in any case. Call it once, after Prefect
-    was imported, which sets its logging up.
+    On a terminal, lines come through `console`, above its progress bars; elsewhere, warnings alone. The Prefect server
+    gets the whole log in any case. Call it once, after Prefect was imported, which sets its logging up.
     """
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
-            handler.addFilter(_BetweenLevels(logging.INFO if terminal else logging.WARNING))
+            handler.addFilter(_BetweenLevels(logging.INFO if console.is_terminal else logging.WARNING))
+            handler.console = console
 
 
 def one_line_for_user_errors() -> None:

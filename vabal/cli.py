@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 from vabal.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vabal.workspace import Workspace
 
 
@@ -254,15 +256,17 @@ def round_(
         if not ended.completed:
             raise UserError(f"the round ended as {ended.name}: {ended.message}")
         return
-    with _bars():
-        # Imported in here, so that Prefect's log lines come above the bars, not across them.
+    from rich.console import Console
+
+    console = Console(stderr=True, markup=False, highlight=False)
+    with _bars(console):
         from flows.logs import leave_the_end_to_the_command
 
         if params.compute.task_runner == "ray":
             from flows.on_ray import active_learning_round
         else:
             from flows.round import active_learning_round
-        leave_the_end_to_the_command(terminal=sys.stderr.isatty())
+        leave_the_end_to_the_command(console)
         state = active_learning_round(str(place.root), strategy, return_state=True)
     _end(state)
 
@@ -443,8 +447,8 @@ def _print_status(services: list[dict[str, Any]], as_json: bool) -> None:
 
 
 @contextmanager
-def _bars() -> Iterator[Any]:
-    """Progress bars for what takes long, on a terminal; silence elsewhere."""
+def _bars(console: "Console | None" = None) -> Iterator[Any]:
+    """Progress bars for what takes long, on a terminal; silence elsewhere. What `console` prints comes above them."""
     from vabal.progress import listening
 
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
@@ -458,7 +462,7 @@ def _bars() -> Iterator[Any]:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console or Console(stderr=True),
         transient=True,
     ) as progress:
         bars: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from running import RunningStack
-from test_round import make_workspace, picks
+from workspaces import make_workspace, picks
 
 RUN = """
 import sys
@@ -24,7 +24,9 @@ if __name__ == "__main__":
 
 @pytest.mark.timeout(400)
 def test_a_round_on_ray_picks_what_a_local_one_picks(stack: RunningStack, tmp_path: Path) -> None:
-    root = make_workspace(tmp_path / "spread", "spread")
+    root, local = tmp_path / "spread", tmp_path / "alone"
+    for place in (root, local):
+        make_workspace(stack, place, place.name)
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(root)], cwd=root, env=environment, capture_output=True, text=True, check=False
@@ -32,6 +34,5 @@ def test_a_round_on_ray_picks_what_a_local_one_picks(stack: RunningStack, tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ended as Published" in done.stdout
 
-    local = make_workspace(tmp_path / "alone", "alone")
     subprocess.run([sys.executable, "-m", "vabal.cli", "round"], cwd=local, check=True, capture_output=True)
     assert picks(root, 1) == picks(local, 1)

@@ -193,14 +193,14 @@ def test_ctrl_c_during_up_ends_what_it_had_started(tmp_path: Path) -> None:
     assert processes.marked({"VABAL_STACK": str(tmp_path / ".vabal")}) == []
 
 
-def test_a_port_taken_by_another_program_is_given_up_and_said() -> None:
+def test_a_port_taken_by_another_program_is_given_up_and_said(tmp_path: Path) -> None:
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
         taken = stranger.getsockname()[1]
         state = {"ports": {"s3": taken, "mlflow": 1, "prefect": 2}, "processes": {}}
         here = psutil.Process()
-        notes = local_stack._choose_ports(state, {"mlflow": here, "prefect": here})
+        notes = local_stack._choose_ports(local_stack.Stack(tmp_path), state, {"mlflow": here, "prefect": here})
     assert notes == [f"s3: port {taken} is taken by another program, so it listens on {state['ports']['s3']} now"]
     assert state["ports"]["s3"] != taken
     assert state["ports"]["mlflow"] == 1
