@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from vabal import pools
+from vabal import inbox, pools
 from vabal.errors import UserError
 from vabal.store import canonical_json, file_sha256, sync_folder, write_bytes
 from vabal.workspace import Workspace
@@ -145,7 +145,7 @@ def open_round(workspace: Workspace, pending: list[str], now: datetime) -> OpenR
 
 def give_up(workspace: Workspace) -> None:
     """Forget the round that was begun: it would have had nothing to do. The next one looks at the inbox afresh."""
-    _remove(workspace.state / "round.json")
+    (workspace.state / "round.json").unlink(missing_ok=True)
 
 
 # -- publishing ---------------------------------------------------------------------------------------------------
@@ -233,9 +233,8 @@ def carry_out(
     if finish:
         finish(plan)
     reached("finished")
-    for name in plan.inbox:
-        _remove(workspace.inbox / name)
-    _remove(workspace.state / "round.json")
+    inbox.remove(workspace.inbox, plan.inbox)
+    (workspace.state / "round.json").unlink(missing_ok=True)
     reached("emptied")
     gone = workspace.state / f"publish.{uuid.uuid4().hex}"
     folder.rename(gone)
@@ -257,10 +256,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -130,9 +130,6 @@ class Versioning:
                 f"git remote {remote} refused the round (another machine published first?): {error}"
             ) from None
 
-    def has_commits(self) -> bool:
-        return self._succeeds("rev-parse", "--quiet", "--verify", "HEAD")
-
     # -- processes ----------------------------------------------------------------------------------------------
 
     def _config(self, key: str) -> str:
