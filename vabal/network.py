@@ -1,4 +1,4 @@
-"""The classifier: ResNet-18 or -34 with features after each of its four stages (paper, Section 3.4 and 4.2).
+"""The classifier: ResNet-10, -18 or -34 with features after each of its four stages (paper, Section 3.4 and 4.2).
 
 Imports torch and torchvision only. The source of this file travels with every registered model and is loaded, with
 `read_weights`, in processes that have neither this package nor safetensors.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+BLOCKS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 SMALL_IMAGE = 64  # pixels; larger images take the ImageNet stem, which shrinks them by four first
 METADATA_KEY = "vabal"  # one key only: safetensors writes several in an order that changes from run to run
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors format

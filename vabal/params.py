@@ -68,7 +68,9 @@ class LabellingSettings(Section):
 
 
 class ClassifierSettings(Section):
-    network: Literal["resnet18", "resnet34"] = Field("resnet18", description="torchvision's, adapted.")
+    network: Literal["resnet10", "resnet18", "resnet34"] = Field(
+        "resnet18", description="torchvision's blocks; resnet10 has one a stage, for machines without a GPU."
+    )
     width: PositiveInt = Field(64, description="Channels of the first stage; the published networks have 64.")
     stem: Literal["auto", "small", "imagenet"] = Field(
         "auto", description="small: 3x3, no max-pool; imagenet: 7x7 and max-pool; auto: small up to 64 pixels."

@@ -1,18 +1,28 @@
 """Strategies: which unlabelled samples to ask labels for.
 
-`get(name)` finds one by name: `vabal`, `random` and `entropy` are built in, others register theirs through the
-entry-point group `vabal.strategies`. docs/strategies.md tells how to write one.
+`get(name)` finds one by name: `names()` lists those built in, others register theirs through the entry-point group
+`vabal.strategies`. `balanced:NAME` and `stochastic:NAME` go around any of them. docs/strategies.md tells how to write
+one.
 """
 
+from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from vabal.errors import UserError
 from vabal.strategies.batch import Picker, Rule, pick
 from vabal.strategies.candidates import Candidates, schema, selection_table
-from vabal.strategies.entropy import EntropyStrategy
-from vabal.strategies.random import RandomStrategy
-from vabal.strategies.seam import Context, Labeled, Needs, ScoringStrategy, Selection, Shard, Strategy, no_picks
-from vabal.strategies.vabal import VabalStrategy
+from vabal.strategies.seam import (
+    Context,
+    Labeled,
+    Needs,
+    ScoringStrategy,
+    Selection,
+    SequentialStrategy,
+    Shard,
+    Strategy,
+    no_picks,
+)
 
 __all__ = [
     "Candidates",
@@ -23,6 +33,7 @@ __all__ = [
     "Rule",
     "ScoringStrategy",
     "Selection",
+    "SequentialStrategy",
     "Shard",
     "Strategy",
     "get",
@@ -34,8 +45,26 @@ __all__ = [
 ]
 
 GROUP = "vabal.strategies"
-_BUILT_IN: dict[str, type[ScoringStrategy]] = {
-    strategy.name: strategy for strategy in (VabalStrategy, RandomStrategy, EntropyStrategy)
+# Imported when asked for: some of them bring scikit-learn along.
+_BUILT_IN = {
+    "vabal": "vabal.strategies.vabal:VabalStrategy",
+    "random": "vabal.strategies.random:RandomStrategy",
+    "entropy": "vabal.strategies.entropy:EntropyStrategy",
+    "margin": "vabal.strategies.margin:MarginStrategy",
+    "bald": "vabal.strategies.bald:BaldStrategy",
+    "power_bald": "vabal.strategies.power_bald:PowerBaldStrategy",
+    "ensemble": "vabal.strategies.ensemble:EnsembleStrategy",
+    "learning_loss": "vabal.strategies.learning_loss:LearningLossStrategy",
+    "coreset": "vabal.strategies.coreset:CoresetStrategy",
+    "vaal": "vabal.strategies.vaal:VaalStrategy",
+    "badge": "vabal.strategies.badge:BadgeStrategy",
+    "typiclust": "vabal.strategies.typiclust:TypiclustStrategy",
+    "galaxy": "vabal.strategies.galaxy:GalaxyStrategy",
+    "direct": "vabal.strategies.direct:DirectStrategy",
+}
+_WRAPPERS = {
+    "balanced": "vabal.strategies.balanced:Balanced",
+    "stochastic": "vabal.strategies.stochastic:Stochastic",
 }
 
 
@@ -45,17 +74,35 @@ def names() -> list[str]:
 
 
 def get(name: str) -> Strategy:
-    """The strategy of that name. Raises UserError if there is none, or more than one, or a plug-in does not load."""
+    """The strategy of that name; `balanced:NAME` and `stochastic:NAME` are wrapped ones.
+
+    Raises UserError if there is none, or more than one, or a plug-in does not load.
+    """
+    wrapper, colon, inner = name.partition(":")
+    if colon and wrapper in _WRAPPERS:
+        wrapped: Strategy = _named(_WRAPPERS[wrapper])(get(inner))
+        return wrapped
     plugged = {point.value: point for point in entry_points(group=GROUP, name=name)}
     if len(plugged) + (name in _BUILT_IN) > 1:
         raise UserError(
             f"more than one strategy is named {name!r} ({', '.join(plugged)}): uninstall one of the packages"
         )
     if name in _BUILT_IN:
-        return _BUILT_IN[name]()
+        strategy: Strategy = _named(_BUILT_IN[name])()
+        return strategy
     if not plugged:
-        raise UserError(f"selection.strategy: there is no strategy {name!r}; installed are {', '.join(names())}")
+        around = ", ".join(f"{wrapper}:NAME" for wrapper in _WRAPPERS)
+        raise UserError(
+            f"selection.strategy: there is no strategy {name!r}; installed are {', '.join(names())}, and {around} "
+            "around any of them"
+        )
     return _load(next(iter(plugged.values())))
+
+
+def _named(place: str) -> Callable[..., Strategy]:
+    module, _, name = place.partition(":")
+    built: Callable[..., Strategy] = getattr(import_module(module), name)
+    return built
 
 
 def _load(point: EntryPoint) -> Strategy:

@@ -7,16 +7,23 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from vabal.errors import UserError
 from vabal.probabilities import ClassTerms
-from vabal.strategies.batch import Picker, Rule
+from vabal.strategies.batch import Picker, Rule, hash_ids
 from vabal.strategies.candidates import Candidates
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a strategy asks of training (the first four) and of the pool."""
+    """What a strategy asks of training (the first five) and of the pool.
+
+    `dropout`, `members` and `auxiliary_loss` ask for networks beside the classifier, which itself stays the same for
+    every strategy: one with dropout before each stage, an ensemble of `members`, or one with an auxiliary loss.
+    `passes` is how often the network with dropout is asked.
+    """
 
     dropout: float = 0.0
+    passes: int = 1
     members: int = 1
     auxiliary_loss: str | None = None
     cross_fit: bool = False
@@ -28,21 +35,37 @@ class Needs:
 
 @dataclass(frozen=True)
 class Shard:
-    """The candidates of one shard; None where the strategy's needs do not include it. Arrays may be memory-mapped."""
+    """The candidates of one shard; None where the strategy's needs do not include it. Arrays may be memory-mapped.
+
+    Of a committee (dropout passes, or the members of an ensemble): `predictive_N_C` is the mean of its posteriors,
+    `expected_entropy_N` the mean of their entropies in nats, `votes_N_C` how many of them predict each class.
+    `predicted_loss_N` is the output of the auxiliary loss's module; `images_N_H_W_K` are uint8.
+    """
 
     sample_ids: NDArray[Any]
     logits_N_C: NDArray[np.floating] | None = None
     features_N_D: NDArray[np.floating] | None = None
     log_likelihood_N_C: NDArray[np.floating] | None = None
     vae_class_N: NDArray[np.integer] | None = None
+    predictive_N_C: NDArray[np.floating] | None = None
+    expected_entropy_N: NDArray[np.floating] | None = None
+    votes_N_C: NDArray[np.integer] | None = None
+    predicted_loss_N: NDArray[np.floating] | None = None
+    images_N_H_W_K: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
 
 
 @dataclass(frozen=True)
 class Labeled:
-    """The labelled pool: features_N_D, and labels_N as indices of classes."""
+    """The labelled pool: labels_N as indices of classes, and what the needs include, in one order."""
 
     features_N_D: NDArray[np.floating]
     labels_N: NDArray[np.integer]
+    sample_ids: NDArray[Any] | None = None
+    logits_N_C: NDArray[np.floating] | None = None
+    images_N_H_W_K: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +74,8 @@ class Context:
 
     `shards` starts a new pass over the candidates each time it is called. `settings` holds the sections
     `probabilities` and `selection`. `write`, where given, receives every candidate once, shard by shard, in the order
-    of the shards: it fills the candidates' table.
+    of the shards: it fills the candidates' table. `feature_dims` are the lengths of the stages' features, which stand
+    side by side in features_N_D; `device` is where a strategy that computes much should do so.
     """
 
     shards: Callable[[], Iterable[Shard]]
@@ -60,6 +84,12 @@ class Context:
     class_terms: ClassTerms | None = None
     labeled: Labeled | None = None
     write: Callable[[Candidates], None] | None = None
+    feature_dims: tuple[int, ...] | None = None
+    device: str = "cpu"
+
+    def deep(self, features_N_D: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The features of the last stage, which the classifier's linear layer sees; a view."""
+        return features_N_D if self.feature_dims is None else features_N_D[:, -self.feature_dims[-1] :]
 
 
 @dataclass(frozen=True)
@@ -186,3 +216,136 @@ def margin(probabilities_N_C: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.ones(len(probabilities_N_C))
     best_two = np.partition(probabilities_N_C, -2, axis=1)[:, -2:]
     return np.asarray(best_two[:, 1] - best_two[:, 0])
+
+
+# -- strategies that pick one sample in view of the others --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All candidates at once, in an order that depends on their ids and the seed alone; `lengths` are the shards'.
+
+    `place_N` tells where each candidate of the shards' order stands in `pool`.
+    """
+
+    pool: Shard
+    place_N: NDArray[np.int64]
+    lengths: tuple[int, ...]
+
+
+def gather(context: Context, *columns: str) -> Gathered:
+    """The named columns of every candidate, held once: two passes over the shards, the second one fills the arrays.
+
+    Memory: N rows of the columns asked for. Raises ValueError for a column that the shards do not carry, or an id
+    that comes twice.
+    """
+    parts = [np.asarray(shard.sample_ids, dtype=object) for shard in context.shards()]
+    ids_N = np.concatenate(parts) if parts else np.zeros(0, dtype=object)
+    names_N = np.array([str(sample_id) for sample_id in ids_N], dtype=str)
+    order_N = np.lexsort((names_N, hash_ids(names_N, context.seed)))
+    if len(np.unique(names_N)) != len(names_N):
+        raise ValueError("a sample came more than once")
+    place_N = np.empty(len(ids_N), dtype=np.int64)
+    place_N[order_N] = np.arange(len(ids_N))
+    gathered: dict[str, NDArray[Any]] = {}
+    start = 0
+    for shard in context.shards() if columns else ():
+        rows = place_N[start : start + len(shard)]
+        for column in columns:
+            values = getattr(shard, column)
+            if values is None:
+                raise ValueError(f"the shards came without {column}: the strategy's needs must declare it")
+            if column not in gathered:
+                gathered[column] = np.empty((len(ids_N), *values.shape[1:]), dtype=values.dtype)
+            gathered[column][rows] = values
+        start += len(shard)
+    return Gathered(Shard(ids_N[order_N], **gathered), place_N, tuple(len(part) for part in parts))
+
+
+class SequentialStrategy:
+    """A strategy that picks one sample after another, each in view of those before: it defines `columns` and `order`.
+
+    The score is budget - place for the sample picked at that place (0, 1, ...) and at most 0 for those not picked, so
+    that the candidates' table gives the same picks again.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Needs] = Needs(features=True, posteriors=True)
+    columns: ClassVar[tuple[str, ...]] = ("features_N_D", "logits_N_C")
+
+    def order(self, pool: Shard, context: Context, budget: int) -> tuple[NDArray[np.integer], NDArray[Any] | None]:
+        """Rows of the pool in the order picked (at most `budget`), and a key by which the rest is ranked, or None.
+
+        The highest key comes first. The pool's order depends on ids and seed alone, so `order` may rely on it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define order")
+
+    def rescore(
+        self,
+        candidates: Candidates,  # noqa: ARG002 -- a search is not a function of a row
+        *,
+        class_terms: ClassTerms | None,  # noqa: ARG002
+        settings: Any,  # noqa: ARG002
+        seed: int,  # noqa: ARG002
+    ) -> NDArray[np.float64] | None:
+        return None
+
+    def select(self, context: Context, budget: int) -> Selection:
+        """Gathers, searches, and writes every candidate in the order of the shards.
+
+        Raises UserError naming the samples whose features or logits are not finite.
+        """
+        gathered = gather(context, *self.columns)
+        pool, count = gathered.pool, len(gathered.pool)
+        if not count:
+            return no_picks(self.name, budget, context.seed)
+        for column in self.columns:
+            check_finite(column, getattr(pool, column), pool.sample_ids)
+        picked, key_N = self.order(pool, context, min(budget, count))
+        if len(np.unique(picked)) != min(budget, count):
+            raise ValueError(f"strategy {self.name} picked {len(np.unique(picked))} of {min(budget, count)} samples")
+        score_N = np.zeros(count)
+        if key_N is not None:
+            rest = np.setdiff1d(np.arange(count), picked)
+            ranked = rest[np.argsort(-np.asarray(key_N, dtype=np.float64)[rest], kind="stable")]
+            score_N[ranked] = -np.arange(1, len(ranked) + 1)
+        score_N[picked] = budget - np.arange(len(picked))
+        known = pool.logits_N_C is not None
+        probabilities_N_C = posteriors(pool) if known else np.zeros((count, 0))
+        whole = Candidates(
+            pool.sample_ids,
+            score_N,
+            probabilities_N_C.argmax(axis=1).astype(np.int32) if known else None,
+            margin_N=margin(probabilities_N_C) if known else None,
+        )
+        if context.write is not None:
+            ends = np.cumsum(gathered.lengths)
+            for end, length in zip(ends, gathered.lengths, strict=True):
+                context.write(whole.take(gathered.place_N[end - length : end]))
+        return Selection(
+            strategy=self.name,
+            picks=whole.take(np.asarray(picked, dtype=np.int64)),
+            budget=budget,
+            rule="topk",
+            beta=1.0,
+            seed=context.seed,
+            candidates=count,
+            class_terms=context.class_terms,
+            notes=shortfall(budget, count),
+        )
+
+
+def check_finite(what: str, values: Any, sample_ids: Any) -> None:
+    """Raises UserError naming the samples of which a number is not finite. In blocks: no copy of the whole."""
+    if values is None or np.asarray(values).dtype.kind != "f":
+        return
+    for start in range(0, len(values), _BLOCK_ROWS):
+        block = np.asarray(values[start : start + _BLOCK_ROWS])
+        wrong = np.flatnonzero(~np.isfinite(block.reshape(len(block), -1)).all(axis=1)) + start
+        if len(wrong):
+            named = ", ".join(str(sample_ids[row]) for row in wrong[:5])
+            more = f" and {len(wrong) - 5} more of these rows" if len(wrong) > 5 else ""
+            raise UserError(f"{what} is not finite for {named}{more}: look at these images, and at the training")
+
+
+_BLOCK_ROWS = 2**16
