@@ -313,6 +313,6 @@ def _show_picks(workspace: Workspace, plan: Plan, tracking: Tracking) -> None:
 def _log_training(ticket: Ticket, night: Night, ref: Ref) -> None:
     measured = stages.metrics_of(night, ref)
     Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
-    last = {metric.name: metric for metric in measured}
+    last = {metric.name: metric for metric in measured if not metric.name.startswith("committee/")}
     told = ", ".join(f"{name} {metric.value:.4g}" for name, metric in sorted(last.items()))
     get_run_logger().info("%s: %d epochs, %s", ref["stage"], max(metric.step for metric in measured), told)

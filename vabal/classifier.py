@@ -23,6 +23,8 @@ from vabal.network import METADATA_KEY, ResNetClassifier, read_weights
 from vabal.params import ClassifierSettings
 
 Images = NDArray[np.uint8]
+# Of (network, images_N_K_H_W, targets_N, share of the epochs that are over): the step's loss, and logits_N_C.
+Objective = Callable[[ResNetClassifier, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 _CHUNK = 4096  # images whose statistics are counted at once
 _PIXELS_A_PIECE = 2**16
 
@@ -74,6 +76,17 @@ def build(
     )
 
 
+def cross_entropy(
+    network: ResNetClassifier,
+    images_N_K_H_W: Tensor,
+    targets_N: Tensor,
+    _over: float,
+) -> tuple[Tensor, Tensor]:
+    """The classifier's objective: the mean cross entropy, and logits_N_C."""
+    logits_N_C = network(images_N_K_H_W)
+    return functional.cross_entropy(logits_N_C.float(), targets_N), logits_N_C
+
+
 def fit(
     network: ResNetClassifier,
     images_N_H_W_K: Images,
@@ -82,10 +95,12 @@ def fit(
     *,
     seed: int,
     device: torch.device | str = "cpu",
+    objective: Objective = cross_entropy,
 ) -> Iterator[Metric]:
     """Trains `network` in place by SGD and yields loss, accuracy and learning rate of each epoch, counted from 1.
 
-    Batches, crops, flips and dropout derive from `seed`: on a CPU the same inputs and thread count give the same bits.
+    What is minimised is `objective`. Batches, crops, flips and dropout derive from `seed`: on a CPU the same inputs and
+    thread count give the same bits.
     The network is left on `device`, in evaluation mode, once the iterator is exhausted.
 
     Raises ValueError for arrays that do not fit the network, UserError if there are no samples or training diverges.
@@ -107,7 +122,10 @@ def fit(
         rate = settings.learning_rate * (settings.decay_factor if epoch >= first_decayed else 1.0)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, accuracy = _epoch(network, optimizer, images, labels, settings, generator=generator, device=device)
+        over = (epoch - 1) / settings.epochs
+        loss, accuracy = _epoch(
+            network, optimizer, images, labels, settings, objective, over, generator=generator, device=device
+        )
         if not np.isfinite(loss) or (epoch == settings.epochs and not _is_finite(network)):
             raise UserError(
                 f"the classifier's training diverged in epoch {epoch} of {settings.epochs}: "
@@ -287,6 +305,8 @@ def _epoch(
     images_N_H_W_K: Tensor,
     labels_N: Tensor,
     settings: ClassifierSettings,
+    objective: Objective,
+    over: float,
     *,
     generator: torch.Generator,
     device: torch.device,
@@ -307,8 +327,7 @@ def _epoch(
             inputs = _arranged(batch, network, device)
             targets = labels_N[rows].to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed_precision):
-                logits_N_C = network(inputs)
-            loss = functional.cross_entropy(logits_N_C.float(), targets)
+                loss, logits_N_C = objective(network, inputs, targets, over)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -1,7 +1,9 @@
 """The `vabal` command. Each command loads what it needs when it runs, so that `vabal --help` stays quick."""
 
 import json
+import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -369,6 +371,123 @@ def rollback(as_json: AsJson = False) -> None:
     from flows.promote import rollback as rollback_now
 
     _say(rollback_now(place, wait=PATIENCE_S), as_json)
+
+
+# -- the benchmark ------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Option(help="A folder for the results; a grid that was stopped goes on there.")],
+    source: Annotated[list[str] | None, typer.Option(help="As with `vabal init`; may be repeated.")] = None,
+    imbalance: Annotated[
+        list[str] | None, typer.Option(help="As with `vabal init`, or `natural`; may be repeated.")
+    ] = None,
+    strategies: Annotated[
+        str | None, typer.Option(help="By commas: random,coreset,'no-prior=vabal[probabilities.use_prior=false]'.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each strategy, with matched seeds.")] = None,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
+    rounds: Annotated[int | None, typer.Option(help="Trainings, each on one batch more than the one before.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Labels a round asks for.")] = None,
+    initial: Annotated[int | None, typer.Option(help="Labels of the first round, drawn at random.")] = None,
+    holdout: Annotated[
+        float | None, typer.Option(help="Share held out, where the source brings no test split.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of params.yaml for all, as classifier.width=16.")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="A named set-up (docs/protocols.md), as cifar10.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where a protocol's data lies.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes at once; default: the cores.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="As Prefect tasks on Ray; needs the Prefect server.")] = False,
+    mlflow: Annotated[
+        bool, typer.Option(help="One MLflow run a cell, in the workspace's server or OUT/mlflow.db.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Compare strategies by simulated active learning, with matched seeds: results.csv, summary.json, report.html.
+
+    Example: `vabal bench --source digits --imbalance dominant:0:0.1 --strategies random,margin,vabal --seeds 5
+    --rounds 5 --budget 20 --initial 20 --out results/digits`
+    """
+    from vabal import bench as benchmarking
+    from vabal import tables
+
+    wishes = benchmarking.Wishes(
+        protocol=protocol,
+        root=root,
+        sources=source or [],
+        imbalances=imbalance or [],
+        strategies=strategies,
+        seeds=seeds,
+        first_seed=first_seed,
+        rounds=rounds,
+        budget=budget,
+        initial=initial,
+        holdout=holdout,
+        settings=_assignments(settings or []),
+    )
+    grid = wishes.grid()
+    title = f"{protocol or ', '.join(grid.sources)}: active learning strategies compared"
+    command = shlex.join(["vabal", *sys.argv[1:]])
+    if ray:
+        _bench_on_ray(grid, out, title, command, mlflow=mlflow)
+    else:
+        benchmarking.run(
+            grid,
+            out,
+            benchmarking.on_processes(jobs or os.cpu_count() or 1),
+            title=title,
+            command=command,
+            tell=lambda line: typer.echo(line, err=True),
+            record=_cell_recorder(out) if mlflow else benchmarking.nobody,
+        )
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    tables.show_comparison(summary, out / "report.html", as_json=as_json)
+
+
+def _bench_workspace() -> "Workspace | None":
+    """The workspace whose servers a benchmark may use; none is needed."""
+    from vabal.workspace import Workspace
+
+    with suppress(UserError):
+        place = Workspace.find(_chosen.get("workspace"))
+        place.environment()
+        return place
+    return None
+
+
+def _cell_recorder(out: Path) -> Any:
+    """Logs cells to the MLflow server that the workspace or the environment names, else to a database in `out`."""
+    from vabal.adapters.tracking import Tracking
+
+    place = _bench_workspace()
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        tracking = Tracking(place.params().workspace.name if place else "default", experiment="vabal-bench")
+        tracking.preflight()
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        logging.getLogger("mlflow.store").setLevel(logging.WARNING)  # it tells of every table that it makes
+        tracking = Tracking("default", f"sqlite:///{out.absolute()}/mlflow.db", experiment="vabal-bench")
+    return tracking.log_cell
+
+
+def _bench_on_ray(grid: Any, out: Path, title: str, command: str, *, mlflow: bool) -> None:
+    from dataclasses import asdict
+
+    from vabal.adapters import orchestration
+
+    place = _bench_workspace()
+    orchestration.preflight()
+    from flows.benchmark import benchmark
+
+    name = place.params().workspace.name if place else "default"
+    gpus = place.params().compute.gpus_per_task if place else 0.0
+    state = benchmark(
+        asdict(grid), str(out.absolute()), title, command, name if mlflow else None, gpus, return_state=True
+    )
+    _end(state)
 
 
 # -- what the commands share --------------------------------------------------------------------------------------

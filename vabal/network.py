@@ -103,16 +103,21 @@ class ResNetClassifier(nn.Module):
 
     def stages(self, images_N_K_H_W: Tensor) -> tuple[Tensor, Tensor]:
         """features_N_D, the global average pools of the four stages side by side, and logits_N_C."""
-        if images_N_K_H_W.ndim != 4 or images_N_K_H_W.shape[1] != self.config["channels"]:
-            raise ValueError(
-                f"expected images of shape N x {self.config['channels']} x H x W, found {tuple(images_N_K_H_W.shape)}"
-            )
-        maps = self.stem((images_N_K_H_W.to(self.mean.dtype) - self.mean) / self.std)
+        maps = self.before_stages(images_N_K_H_W)
         pooled = []
         for dropout, stage in zip(self.dropouts, self.residual_stages, strict=True):
             maps = stage(dropout(maps))
             pooled.append(maps.mean(dim=(2, 3)))
         return torch.cat(pooled, dim=1), self.classifier(pooled[-1])
+
+    def before_stages(self, images_N_K_H_W: Tensor) -> Tensor:
+        """The normalised images behind the stem: what the first dropout, or else the first stage, is given."""
+        if images_N_K_H_W.ndim != 4 or images_N_K_H_W.shape[1] != self.config["channels"]:
+            raise ValueError(
+                f"expected images of shape N x {self.config['channels']} x H x W, found {tuple(images_N_K_H_W.shape)}"
+            )
+        maps: Tensor = self.stem((images_N_K_H_W.to(self.mean.dtype) - self.mean) / self.std)
+        return maps
 
     def _initialise(self, generator: torch.Generator) -> None:
         """torchvision's first weights (He et al. 2015 for convolutions), drawn from `generator`."""

@@ -209,18 +209,18 @@ def build_pools(
     Unreadable files are copied to `quarantine`; of files with the same content the first counts.
     Raises UserError if the settings ask for what the source cannot give.
     """
-    wishes = _Wishes(imbalance, initial, holdout, seed)
+    wishes = Wishes(imbalance, initial, holdout, seed)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: round 0 is made once")
-    classes = _class_names(source)
-    survey = _survey(source, settings.images, quarantine)
-    plan = _plan(source, survey.items, classes, wishes)
+    classes = class_names(source)
+    found = survey(source, settings.images, quarantine)
+    plan = plan_draws(source, found.items, classes, wishes)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        catalog = _write_images(source, survey.items, plan, settings, temporary)
-        made = _tables(catalog, survey.items, plan, classes, source.name)
+        catalog = _write_images(source, found.items, plan, settings, temporary)
+        made = _tables(catalog, found.items, plan, classes, source.name)
         pools.save(made, temporary)
         temporary.replace(folder)
     except BaseException:
@@ -232,9 +232,9 @@ def build_pools(
         pools=made,
         oracle=plan.oracle,
         requested=len(pools.open_requests(made)),
-        duplicates=survey.duplicates,
-        unreadable=survey.unreadable,
-        notes=(*survey.notes(), *plan.notes),
+        duplicates=found.duplicates,
+        unreadable=found.unreadable,
+        notes=(*found.notes(), *plan.notes),
     )
 
 
@@ -245,7 +245,7 @@ def write_oracle(path: Path, oracle: pd.DataFrame) -> None:
 
 
 @dataclass(frozen=True)
-class _Wishes:
+class Wishes:
     """What the user asked round 0 to be."""
 
     imbalance: str | None
@@ -261,7 +261,7 @@ class _Wishes:
 
 
 @dataclass(frozen=True)
-class _Survey:
+class Survey:
     """What a first pass over the source found: one row per readable, distinct image."""
 
     items: pd.DataFrame  # sample_id, label, group, split, sha256, width, height
@@ -325,7 +325,8 @@ class Sieve:
             images.quarantine(folder, path, data, reason, when)
 
 
-def _survey(source: Source, settings: ImageSettings, quarantine: Path | None) -> _Survey:
+def survey(source: Source, settings: ImageSettings, quarantine: Path | None = None) -> Survey:
+    """What is in a source: readable, distinct images. Raises UserError if there are none."""
     sieve = Sieve(settings)
     rows = [
         (item.sample_id, item.label, item.group, item.split, sha256, width, height)
@@ -337,10 +338,11 @@ def _survey(source: Source, settings: ImageSettings, quarantine: Path | None) ->
         raise UserError(f"source {source.name}: no readable image in it ({len(sieve.unreadable)} unreadable)")
     columns = ["sample_id", "label", "group", "split", "sha256", "width", "height"]
     listed = tuple((path, reason) for path, reason, _ in sieve.unreadable)
-    return _Survey(pd.DataFrame(rows, columns=columns), tuple(sieve.duplicates), listed)
+    return Survey(pd.DataFrame(rows, columns=columns), tuple(sieve.duplicates), listed)
 
 
-def _class_names(source: Source) -> tuple[str, ...]:
+def class_names(source: Source) -> tuple[str, ...]:
+    """The source's classes. Raises UserError if it has no names for them, or fewer than two."""
     names = source.classes
     if not names:
         raise UserError(f"source {source.name} has no labels: name its classes with --classes a,b,c")
@@ -350,7 +352,7 @@ def _class_names(source: Source) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Draws:
     """Which sample goes where, ids sorted."""
 
     holdout: list[str]
@@ -361,7 +363,8 @@ class _Plan:
     notes: list[str]
 
 
-def _plan(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wishes: _Wishes) -> _Plan:
+def plan_draws(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wishes: Wishes) -> Draws:
+    """The holdout first, then the pool is thinned, then the initial samples are drawn; all by hashes of the ids."""
     known = items["label"].notna()
     labelled = bool(known.any())
     notes: list[str] = []
@@ -386,7 +389,7 @@ def _plan(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wishes:
         notes += _class_notes(classes, items[items["sample_id"].isin(set(held))], pool[begun])
         if not known.all():
             notes.append(f"{int((~known).sum())} images have no label: they go to the unlabelled pool")
-    return _Plan(
+    return Draws(
         holdout=sorted(held),
         initial=sorted(first),
         rest=sorted(pool.loc[~begun, "sample_id"]),
@@ -405,7 +408,7 @@ def _class_notes(classes: tuple[str, ...], held: pd.DataFrame, begun: pd.DataFra
     return notes
 
 
-def _write_images(source: Source, items: pd.DataFrame, plan: _Plan, settings: Params, folder: Path) -> pd.DataFrame:
+def _write_images(source: Source, items: pd.DataFrame, plan: Draws, settings: Params, folder: Path) -> pd.DataFrame:
     """Write the shards of what the plan keeps; returns the catalog."""
     facts = items.set_index("sample_id")
     kept = [*plan.holdout, *plan.initial, *plan.rest]
@@ -428,7 +431,7 @@ def _second_pass(source: Source, settings: ImageSettings, wanted: dict[str, str]
             yield sample_id, item.data
 
 
-def _tables(catalog: pd.DataFrame, items: pd.DataFrame, plan: _Plan, classes: tuple[str, ...], source: str) -> Pools:
+def _tables(catalog: pd.DataFrame, items: pd.DataFrame, plan: Draws, classes: tuple[str, ...], source: str) -> Pools:
     """Labels that came with the source are events as well, so that a later correction keeps what stood before."""
     label = items.set_index("sample_id")["label"]
     labeled = pd.DataFrame({"sample_id": plan.initial if plan.labelled else []}, dtype=object)

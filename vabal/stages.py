@@ -8,8 +8,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 
 from vabal import (
     classifier,
+    committee,
     features,
     figures,
     images,
@@ -118,13 +119,18 @@ def device_of(params: Params) -> torch.device:
     return torch.device(name)
 
 
-Ref = dict[str, str]  # {"stage": ..., "key": ...}: what passes between tasks
+# {"stage": ..., "key": ...}: what passes between tasks; "committee" is the key of the scoring networks', where needed.
+Ref = dict[str, str]
 
 
 def _finished(night: Night, ref: Ref) -> Path:
-    place = night.stages.get(ref["stage"], ref["key"])
+    return _place(night, ref["stage"], ref["key"])
+
+
+def _place(night: Night, stage: str, key: str) -> Path:
+    place = night.stages.get(stage, key)
     if place is None:
-        raise UserError(f"stage {ref['stage']} ({ref['key']}) is gone from the stage store: run the round again")
+        raise UserError(f"stage {stage} ({key}) is gone from the stage store: run the round again")
     return place
 
 
@@ -143,7 +149,10 @@ def _train(stage: str, iterator: Iterator[Metric], epochs: int) -> list[Metric]:
 
 def metrics_of(night: Night, ref: Ref) -> list[Metric]:
     """What a training stage measured, to be logged."""
-    return [Metric(*item) for item in read_json(_finished(night, ref), "training.json")]
+    places = [_finished(night, ref)]
+    if "committee" in ref:
+        places.append(_place(night, "train-committee", ref["committee"]))
+    return [Metric(*item) for place in places for item in read_json(place, "training.json")]
 
 
 # -- intake -------------------------------------------------------------------------------------------------------
@@ -235,31 +244,27 @@ def _write_roles(after: pools.Pools, folder: Path) -> int:
 
 
 def refuse_unserved(strategy: strategies.Strategy) -> None:
-    """Raises UserError for a strategy that asks of training what no stage gives yet, before anything is trained."""
-    needs = strategy.needs
-    asked = {
-        f"an ensemble of {needs.members}": needs.members > 1,
-        f"the auxiliary loss {needs.auxiliary_loss!r}": needs.auxiliary_loss is not None,
-        "images": needs.images,
-    }
-    missing = [what for what, is_asked in asked.items() if is_asked]
-    if missing:
-        raise UserError(f"strategy {strategy.name!r} needs {', '.join(missing)}, which a round does not provide yet")
+    """Raises UserError for a strategy that asks of training what no stage gives, before anything is trained."""
+    try:
+        committee.check(strategy.needs)
+    except UserError as error:
+        raise UserError(f"strategy {strategy.name!r}: {error}") from None
 
 
 # -- train-classifier ---------------------------------------------------------------------------------------------
 
 
 def train_classifier(night: Night) -> Ref:
-    """Trains the classifier on the labelled pool, with whatever the strategy needs of training beside it."""
-    needs = night.strategy.needs
+    """Trains the classifier on the labelled pool, and the scoring networks that the strategy needs beside it.
+
+    The classifier is the same for every strategy, and shared: its key knows nothing of the scoring networks.
+    """
     labeled = _with_places(night, "labeled")
     settings = {
         "classifier": night.params.classifier.model_dump(),
         "images": night.params.images.model_dump(),
         "device": night.device.type,
         "threads": night.params.compute.threads,
-        "dropout": needs.dropout,
         "cross_fit": _cross_fit_folds(night),
     }
     seed = night.seed("classifier")
@@ -268,7 +273,8 @@ def train_classifier(night: Night) -> Ref:
     if night.stages.get("train-classifier", key) is None:
         with night.stages.produce("train-classifier", key) as folder:
             _train_classifier(night, labeled, folder, seed=seed)
-    return {"stage": "train-classifier", "key": key}
+    ref = {"stage": "train-classifier", "key": key}
+    return ref | {"committee": _committee(night, ref, labeled)} if committee.is_needed(night.strategy.needs) else ref
 
 
 def _cross_fit_folds(night: Night) -> int:
@@ -280,8 +286,7 @@ def _cross_fit_folds(night: Night) -> int:
 
 
 def _train_classifier(night: Night, labeled: pd.DataFrame, folder: Path, *, seed: int) -> None:
-    pixels = night.shards.gather(labeled)
-    labels = np.array([night.classes.index(label) for label in labeled["label"]], dtype=np.int64)
+    pixels, labels = _training_set(night, labeled)
     mean, std = classifier.channel_statistics(pixels)
     network = classifier.build(
         night.params.classifier,
@@ -291,7 +296,6 @@ def _train_classifier(night: Night, labeled: pd.DataFrame, folder: Path, *, seed
         mean=mean,
         std=std,
         seed=seed,
-        dropout=night.strategy.needs.dropout,
     )
     epochs = night.params.classifier.epochs
     training = classifier.fit(network, pixels, labels, night.params.classifier, seed=seed, device=night.device)
@@ -311,6 +315,29 @@ def _train_classifier(night: Night, labeled: pd.DataFrame, folder: Path, *, seed
         )
         np.savez(folder / "cross_fit.npz", labels=labels, predicted=fitted.predicted_N, fold=fitted.fold_N)
     write_bytes(folder / "training.json", canonical_json([list(metric) for metric in collected]))
+
+
+def _training_set(night: Night, labeled: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.array([night.classes.index(label) for label in labeled["label"]], dtype=np.int64)
+    return night.shards.gather(labeled), labels
+
+
+def _committee(night: Night, trained: Ref, labeled: pd.DataFrame) -> str:
+    """Trains the scoring networks that stand beside the classifier; their key."""
+    needs = night.strategy.needs
+    seed = night.seed("classifier")
+    settings = {name: getattr(needs, name) for name in ("dropout", "passes", "members", "auxiliary_loss")}
+    key = stage_key("train-committee", settings, {"classifier": trained["key"], "seed": seed})
+    if night.stages.get("train-committee", key) is None:
+        first = load_classifier(night, trained)
+        networks = committee.build(needs, first.config, first=first, seed=seed)
+        epochs = night.params.classifier.epochs
+        with night.stages.produce("train-committee", key) as folder:
+            training = networks.fit(*_training_set(night, labeled), night.params.classifier, device=night.device)
+            collected = _train("train-committee", training, epochs)
+            networks.save(folder)
+            write_bytes(folder / "training.json", canonical_json([list(metric) for metric in collected]))
+    return key
 
 
 def _with_places(night: Night, name: str) -> pd.DataFrame:
@@ -372,7 +399,7 @@ def shard_names(night: Night) -> list[str]:
 
 
 def extract_features(night: Night, trained: Ref, shard: str) -> Ref:
-    """Features and logits of every image of one shard, streamed from disk to disk."""
+    """Features and logits of every image of one shard, and what the scoring networks say; from disk to disk."""
     inputs = {"classifier": trained["key"], "shard": night.report["shards"][shard]}
     settings = {"images": night.params.images.model_dump(), "batch_size": night.params.features.batch_size}
     key = stage_key("extract-features", settings, inputs)
@@ -382,7 +409,32 @@ def extract_features(night: Night, trained: Ref, shard: str) -> Ref:
         with night.stages.produce("extract-features", key) as folder:
             batches = _reported(night.shards.batches(shard, night.params.features.batch_size), rows)
             features.extract(network, batches, rows, folder, night.device)
-    return {"stage": "extract-features", "key": key, "shard": shard}
+    ref = {"stage": "extract-features", "key": key, "shard": shard}
+    return ref | {"committee": _committee_columns(night, trained, shard)} if "committee" in trained else ref
+
+
+def _committee_columns(night: Night, trained: Ref, shard: str) -> str:
+    """What the scoring networks say of every image of one shard, a file a column; the key."""
+    inputs = {"committee": trained["committee"], "shard": night.report["shards"][shard]}
+    settings = {"images": night.params.images.model_dump(), "batch_size": night.params.features.batch_size}
+    key = stage_key("extract-committee", settings, inputs)
+    if night.stages.get("extract-committee", key) is None:
+        rows, ids, classes = night.shards.rows(shard), night.shards.sample_ids(shard), len(night.classes)
+        there = _place(night, "train-committee", trained["committee"])
+        networks = committee.load(there, load_classifier(night, trained), night.device)
+        batches = night.shards.batches(shard, night.params.features.batch_size)
+        with night.stages.produce("extract-committee", key) as folder, ExitStack() as files:
+            writers = {
+                name: files.enter_context(
+                    features.RowWriter(folder / f"{name}.npy", rows, classes if name.endswith("_C") else None, kind)
+                )
+                for name, kind in committee.column_types(night.strategy.needs).items()
+            }
+            for start, batch in _reported(batches, rows, "extract-committee"):
+                said = networks.columns(batch, device=night.device, sample_ids=ids[start : start + len(batch)])
+                for name, values in said.items():
+                    writers[name].append(values)
+    return key
 
 
 def _reported(
@@ -500,7 +552,7 @@ def estimate_class_terms(night: Night, trained: Ref, extracted: Sequence[Ref], e
     if night.stages.get("class-terms", key) is None:
         terms = probabilities.estimate_class_terms(
             vae.load(_finished(night, encoded) / "vae.safetensors", night.device),
-            *_labeled_features(night, extracted),
+            *_labeled_rows(night, extracted, features.FEATURES),
             generator=night.seed("draws"),
             settings=night.params.probabilities,
             unlabeled_features=_unlabeled_features(night, extracted),
@@ -511,12 +563,13 @@ def estimate_class_terms(night: Night, trained: Ref, extracted: Sequence[Ref], e
     return {"stage": "class-terms", "key": key}
 
 
-def _labeled_features(night: Night, extracted: Sequence[Ref]) -> tuple[np.ndarray, np.ndarray]:
+def _labeled_rows(night: Night, extracted: Sequence[Ref], file: str) -> tuple[np.ndarray, np.ndarray]:
+    """What `file` holds of the labelled samples, and their labels, in the shards' order."""
     found, known = [], []
     for ref in extracted:
         role, label = night.roles(ref["shard"])
         rows = np.flatnonzero(role == LABELED)
-        found.append(features.read_rows(_finished(night, ref) / features.FEATURES, rows))
+        found.append(features.read_rows(_finished(night, ref) / file, rows))
         known.append(label[rows])
     return np.concatenate(found), np.concatenate(known)
 
@@ -537,7 +590,7 @@ def _cross_fitted(night: Night, trained: Ref) -> tuple[np.ndarray, np.ndarray] |
         return arrays["labels"], arrays["predicted"]
 
 
-CHUNK_ROWS = 4096  # rows of a shard in memory at once
+CHUNK_ROWS = 4096  # rows of a shard in memory at once, where they carry no images
 
 
 def estimate_likelihood(night: Night, extracted: Ref, encoded: Ref) -> Ref:
@@ -581,9 +634,13 @@ def select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str,
         "selection": chosen.model_dump(),
         "probabilities": night.params.probabilities.model_dump(),
         "classes": list(night.classes),
+        "needs": asdict(night.strategy.needs),
+        "device": night.device.type,
+        "threads": night.params.compute.threads,
     }
     inputs: dict[str, str | int] = {
         "features": ",".join(ref["key"] for ref in extracted),
+        "committee": ",".join(ref.get("committee", "") for ref in extracted),
         "estimated": ",".join(ref["key"] for ref in [estimated["terms"], *estimated["shards"]]) if estimated else "",
         "unlabeled": night.report["digests"]["unlabeled"],
         "seed": night.seed("selection"),
@@ -604,8 +661,10 @@ def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str
             settings=night.params,
             seed=night.seed("selection"),
             class_terms=class_terms(night, estimated["terms"]) if estimated else None,
-            labeled=strategies.Labeled(*_labeled_features(night, extracted)) if strategy.needs.features else None,
+            labeled=_labeled(night, extracted),
             write=lambda part: writer.write(part.to_table(night.classes)),
+            feature_dims=load_feature_dims(night, extracted),
+            device=str(night.device),
         )
         budget = night.params.selection.budget
         if night.report["candidates"]:
@@ -629,26 +688,53 @@ def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str
     write_bytes(folder / "selection.json", canonical_json(document))
 
 
+def _labeled(night: Night, extracted: Sequence[Ref]) -> strategies.Labeled | None:
+    """The labelled pool as the strategy's needs have it; None where it needs nothing of the pool."""
+    needs = night.strategy.needs
+    if not (needs.features or needs.posteriors or needs.images):
+        return None
+    features_N_D, labels_N = _labeled_rows(night, extracted, features.FEATURES)
+    ids, places = [], []
+    for ref in extracted:
+        rows = np.flatnonzero(night.roles(ref["shard"])[0] == LABELED)
+        ids.append(night.shards.sample_ids(ref["shard"])[rows])
+        places.append(pd.DataFrame({"shard": ref["shard"], "row": rows}))
+    return strategies.Labeled(
+        features_N_D,
+        labels_N,
+        sample_ids=np.concatenate(ids),
+        logits_N_C=_labeled_rows(night, extracted, features.LOGITS)[0],
+        images_N_H_W_K=night.shards.gather(pd.concat(places, ignore_index=True)) if needs.images else None,
+    )
+
+
 def _candidates(
     night: Night, extracted: Sequence[Ref], estimated: Mapping[str, Any] | None
 ) -> Iterator[strategies.Shard]:
     """The candidates, in chunks of the shards' rows."""
+    needs = night.strategy.needs
+    chunk = night.params.features.batch_size if needs.images else CHUNK_ROWS
     likelihoods = estimated["shards"] if estimated else [None] * len(extracted)
     for ref, likelihood in zip(extracted, likelihoods, strict=True):
         role, _ = night.roles(ref["shard"])
         wanted, ids = role == CANDIDATE, night.shards.sample_ids(ref["shard"])
         place = _finished(night, ref)
         files = {"logits_N_C": place / features.LOGITS}
-        if night.strategy.needs.features:
+        if needs.features:
             files["features_N_D"] = place / features.FEATURES
+        if "committee" in ref:
+            said = _place(night, "extract-committee", ref["committee"])
+            files |= {name: said / f"{name}.npy" for name in committee.column_types(needs)}
         if likelihood is not None:
             there = _finished(night, likelihood)
             files |= {"log_likelihood_N_C": there / LOG_LIKELIHOOD, "vae_class_N": there / VAE_CLASS}
-        columns = [features.row_batches(path, CHUNK_ROWS) for path in files.values()]
-        for parts in zip(*columns, strict=True):
+        columns = {name: features.row_batches(path, chunk) for name, path in files.items()}
+        if needs.images:
+            columns["images_N_H_W_K"] = night.shards.batches(ref["shard"], chunk)
+        for parts in zip(*columns.values(), strict=True):
             start, count = parts[0][0], len(parts[0][1])
             keep = np.flatnonzero(wanted[start : start + count])
-            values = {name: part[keep] for name, (_, part) in zip(files, parts, strict=True)}
+            values = {name: part[keep] for name, (_, part) in zip(columns, parts, strict=True)}
             yield strategies.Shard(ids[start + keep], **values)
 
 

@@ -21,6 +21,46 @@ from vabal.audit import Report
 Column = tuple[str, Literal["left", "right"]]
 
 
+# -- benchmark ----------------------------------------------------------------------------------------------------
+
+
+def show_comparison(summary: Mapping[str, Any], report: Path, *, as_json: bool = False) -> None:
+    """What `comparison.summarise` tells of the main metric: a table a setting, the best first.
+
+    `saved` are labels, to reach what the baseline reaches with all of them.
+    """
+    if as_json:
+        print_json(summary)
+        return
+    console, baseline = _console(), summary["baseline"]
+    columns: list[Column] = [
+        ("strategy", "left"),
+        ("average", "right"),
+        ("final", "right"),
+        (f"less {baseline}, 95 % interval", "right"),
+        ("saved", "right"),
+    ]
+    for setting in summary["settings"]:
+        console.print(Text(f"\n{setting['source']}, {setting['imbalance']}: {len(setting['seeds'])} seeds"))
+        rows = [_comparison_row(item, summary["main"]) for item in setting["strategies"]]
+        console.print(_table(console, columns, rows))
+    console.print(Text(f"{summary['cells']} cells; the whole comparison: {report}"))
+
+
+def _comparison_row(item: Mapping[str, Any], metric: str) -> tuple[str, ...]:
+    measured = item["metrics"][metric]
+    gap = (measured["difference"] or {}).get("average")
+    saved = (item["labels"] or {}).get("saved")
+    interval = f" ({gap['low']:+.3f} to {gap['high']:+.3f})" if gap and gap["low"] is not None else ""
+    return (
+        item["strategy"],
+        f"{measured['average']['mean']:.3f}",
+        f"{measured['final']['mean']:.3f}",
+        f"{gap['mean']:+.3f}{interval}" if gap else "",
+        f"{saved:.0f}" if saved is not None else "",
+    )
+
+
 # -- JSON ---------------------------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ with warnings.catch_warnings():
 
 WORKSPACE, ROUND, ROUND_KEY = "vabal.workspace", "vabal.round", "vabal.round_key"
 SETTINGS, WEIGHTS = "vabal.settings_sha256", "vabal.weights_sha256"
+CELL_KEY = "vabal.cell"  # of a benchmark
 MODEL_FOLDER = "model"
 SERVING_SOURCE = Path(__file__).with_name("serving.py")
 NETWORK_SOURCE = Path(vabal.__file__).with_name("network.py")
@@ -89,7 +90,7 @@ def _explained(method: Callable[P, T]) -> Callable[P, T]:
 class Tracking:
     """One workspace's experiment and registered model on an MLflow server."""
 
-    def __init__(self, workspace_name: str, uri: str | None = None) -> None:
+    def __init__(self, workspace_name: str, uri: str | None = None, experiment: str = "vabal") -> None:
         """`uri` defaults to `MLFLOW_TRACKING_URI`. Nothing is contacted yet. Raises UserError if neither is set."""
         address = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         if not address:
@@ -98,7 +99,7 @@ class Tracking:
         prefix = "" if workspace_name == "default" else f"{workspace_name}-"
         self.workspace = workspace_name
         self.uri = address.rstrip("/")
-        self.experiment_name = f"{prefix}vabal"
+        self.experiment_name = f"{prefix}{experiment}"
         self.model_name = f"{prefix}vabal-classifier"
         self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
@@ -167,6 +168,30 @@ class Tracking:
         for chunk in _chunks(missing, PARAMS_A_CALL):
             self._client.log_batch(run.info.run_id, params=chunk)
         return str(run.info.run_id)
+
+    @_explained
+    def log_cell(self, cell: Mapping[str, Any]) -> str:
+        """One run for a benchmark's cell, its rounds as steps; the run's id. The same cell gets no second run."""
+        experiment, identity = self._experiment(), {CELL_KEY: str(cell["key"])}
+        named = {name: str(cell[name]) for name in ("source", "imbalance", "strategy", "seed")}
+        found = self._runs(experiment, identity)
+        if found and found[0].info.status == "FINISHED":
+            return str(found[0].info.run_id)
+        if found:
+            run_id = str(found[0].info.run_id)
+        else:
+            title = " ".join([*list(named.values())[:3], "seed", named["seed"]])
+            tags = {**named, **identity}
+            run_id = str(self._client.create_run(experiment, run_name=title, tags=tags).info.run_id)
+        known = self._client.get_run(run_id).data.params
+        settings = {**named, "budget": cell["budget"], "initial": cell["initial"], **cell["settings"]}
+        missing = [Param(key, str(value)) for key, value in settings.items() if key not in known]
+        for chunk in _chunks(missing, PARAMS_A_CALL):
+            self._client.log_batch(run_id, params=chunk)
+        values = ("labeled", "accuracy", "balanced_accuracy", "macro_f1")
+        self.log_metrics(run_id, [(name, item[name], item["round"]) for item in cell["rounds"] for name in values])
+        self.close(run_id)
+        return run_id
 
     @_explained
     def log_metrics(self, run_id: str, metrics: Iterable[tuple[str, float, int]]) -> None:

@@ -165,13 +165,17 @@ class ScoringStrategy:
         """How scores become a batch."""
         return "topk"
 
+    def beta(self, settings: Any) -> float:
+        """The inverse temperature of the rules `gumbel` and `quota`."""
+        return float(settings.selection.beta)
+
     def select(self, context: Context, budget: int) -> Selection:
         """Scores shard by shard and keeps the best: memory does not grow with the pool.
 
         Raises UserError naming the samples whose score is not finite.
         """
         context = self.prepare(context)
-        rule, beta = self.rule(context.settings), float(context.settings.selection.beta)
+        rule, beta = self.rule(context.settings), self.beta(context.settings)
         picker = Picker(budget, rule, beta, context.seed)
         for shard in context.shards():
             scored = self.score(shard, context)

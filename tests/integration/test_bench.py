@@ -1,0 +1,290 @@
+"""`vabal bench`: matched, resumable, recorded once, and the same picks as a night's."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from running import RunningStack
+from workspaces import DIGITS, SETTINGS, call, done, make_workspace, picked_ids, run, until
+
+from vabal import bench, protocols, sources, strategies
+from vabal.errors import UserError
+from vabal.params import Params, parse
+from vabal.strategies import Candidates, Context, Needs, ScoringStrategy, Shard
+
+QUICK = {
+    "classifier.network": "resnet10",
+    "classifier.width": 4,
+    "classifier.epochs": 2,
+    "vae.epochs": 1,
+    "vae.min_steps": 5,
+    "probabilities.draws": 4,
+    "compute.device": "cpu",
+}
+OPTIONS = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
+
+
+def grid(*specs: str, **changes: Any) -> bench.Grid:
+    chosen = bench.Grid(
+        sources=("digits",),
+        imbalances=("dominant:0:0.1",),
+        variants=tuple(protocols.parse_variants(specs or ("random", "margin"))),
+        seeds=(0,),
+        rounds=2,
+        budget=5,
+        initial=12,
+        holdout=0.2,
+        settings=QUICK,
+    )
+    return replace(chosen, **changes)
+
+
+def timeless(out: Path) -> list[dict[str, Any]]:
+    cells = bench.read_cells(out)
+    for cell in cells:
+        for item in cell["rounds"]:
+            del item["seconds"]
+    assert cells
+    return cells
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- matched ------------------------------------------------------------------------------------------------------
+
+
+def test_strategies_of_one_seed_start_from_the_same_pools_and_the_same_classifier(tmp_path: Path) -> None:
+    bench.run(grid("random", "margin", "vabal", seeds=(0, 1)), tmp_path, bench.on_processes(1))
+    cells = bench.read_cells(tmp_path)
+    assert len(cells) == 6
+    for seed in (0, 1):
+        first = [cell["rounds"][0] for cell in cells if cell["seed"] == seed]
+        assert len({(item["accuracy"], str(item["picked_per_class"])) for item in first}) == 1
+    assert len({str(cell["rounds"][0]["picked_per_class"]) for cell in cells}) == 2  # seeds differ
+
+
+def test_processes_and_one_process_come_to_the_same(tmp_path: Path) -> None:
+    for jobs in (1, 2):
+        bench.run(grid(), tmp_path / str(jobs), bench.on_processes(jobs))
+    assert timeless(tmp_path / "1") == timeless(tmp_path / "2")
+
+
+def test_the_pools_are_those_that_init_draws(tmp_path: Path) -> None:
+    chosen = parse({"images": {"size": 8, "channels": 1}})
+    opened = sources.open_source("digits")
+    built = sources.build_pools(
+        opened, imbalance="rare:3:0.1", initial=30, holdout=0.2, seed=7, settings=chosen, folder=tmp_path / "data"
+    )
+    prepared = bench.prepare("digits", {}, tmp_path / "cache")
+    arena = bench.arena("digits", prepared, "rare:3:0.1", 7, 30, 0.2)
+    assert sorted(built.pools.labeled["sample_id"]) == sorted(arena.sample_ids[arena.initial_L])
+    assert sorted(built.pools.holdout["sample_id"]) == sorted(arena.sample_ids[arena.holdout_M])
+    unlabeled = np.setdiff1d(arena.pool_P, arena.initial_L)
+    assert sorted(built.pools.unlabeled["sample_id"]) == sorted(arena.sample_ids[unlabeled])
+
+
+def test_a_simulated_first_batch_is_the_one_that_a_night_picks(stack: RunningStack, tmp_path: Path) -> None:
+    make_workspace(stack, tmp_path / "night", "as-simulated")
+    done(run(tmp_path / "night", "round", "--strategy", "margin"))
+    budget = int(SETTINGS["selection.budget"])
+    settings = {key: value for key, value in SETTINGS.items() if not key.startswith("selection.")}
+    wanted = grid(
+        "margin",
+        imbalances=(DIGITS[3],),
+        initial=int(DIGITS[5]),
+        budget=budget,
+        settings=settings | {"compute.device": "cpu"},
+    )
+    bench.run(wanted, tmp_path / "out", bench.on_processes(1))
+    (cell,) = bench.read_cells(tmp_path / "out")
+    first = [pick["sample_id"] for pick in cell["top_picks"]]
+    assert first == picked_ids(tmp_path / "night", 1)[: len(first)]
+
+
+# -- results ------------------------------------------------------------------------------------------------------
+
+
+def test_results_have_a_row_a_round_and_add_up(tmp_path: Path) -> None:
+    summary = bench.run(grid(), tmp_path, bench.on_processes(1))
+    assert summary["cells"] == 2
+    found = rows(tmp_path)
+    assert [(row["strategy"], row["round"], row["labeled"]) for row in found] == [
+        ("margin", "1", "12"),
+        ("margin", "2", "17"),
+        ("random", "1", "12"),
+        ("random", "2", "17"),
+    ]
+    assert [sum(json.loads(row["picked_per_class"]).values()) for row in found] == [12, 5, 12, 5]
+    assert all(0 <= float(row[name]) <= 1 for row in found for name in ("accuracy", "balanced_accuracy", "macro_f1"))
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == json.loads(json.dumps(summary))
+    assert "margin" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_grid_killed_midway_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "vabal.cli", "bench", "--source", "digits", "--imbalance", "dominant:0:0.1"),
+        *("--strategies", "random,margin", "--seeds", "6", "--rounds", "2", "--budget", "5", "--initial", "12"),
+        *("--jobs", "2", "--no-mlflow", "--out", str(tmp_path / "out"), *OPTIONS),
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        until(lambda: list((tmp_path / "out" / "cells").glob("*.json")), 120, "the first cell")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*.json")}
+    assert 1 <= len(before) < 12
+    (tmp_path / "out" / "results.csv").write_text("source,imbalance,strat")  # half written
+    (tmp_path / "out" / "cells" / "cut.json").write_text('{"source": "dig')
+
+    told: list[str] = []
+    wanted = grid(seeds=tuple(range(6)))
+    bench.run(wanted, tmp_path / "out", bench.on_processes(1), tell=told.append)
+    assert any("cut.json was damaged" in line for line in told)
+    assert any(line.startswith(f"{len(before)} of 12 cells are there already") for line in told)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*.json")}
+    assert len(after) == 12
+    assert {name: after[name] for name in before} == before  # what was there was not run again
+    assert len(rows(tmp_path / "out")) == 24
+    bench.run(wanted, tmp_path / "undisturbed", bench.on_processes(1))
+    assert timeless(tmp_path / "out") == timeless(tmp_path / "undisturbed")
+
+
+def test_seeds_and_strategies_may_be_added_and_what_is_there_stays(tmp_path: Path) -> None:
+    bench.run(grid("random"), tmp_path, bench.on_processes(1))
+    summary = bench.run(grid("random", "entropy", seeds=(0, 1)), tmp_path, bench.on_processes(1))
+    assert summary["cells"] == 4
+
+
+def test_every_cell_has_one_mlflow_run_however_often_it_is_told(stack: RunningStack, tmp_path: Path) -> None:
+    words = ["bench", "--source", "digits", "--strategies", "random,margin", "--seeds", "1", "--rounds", "2"]
+    words += ["--budget", "5", "--initial", "12", "--jobs", "1", "--out", str(tmp_path / "out"), *OPTIONS]
+    said = done(call(tmp_path, *words))
+    assert "the whole comparison" in said.out
+    done(call(tmp_path, *words))
+    client = MlflowClient(stack.environment["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("vabal-bench")
+    assert experiment is not None
+    keys = {cell["key"] for cell in bench.read_cells(tmp_path / "out")}
+    found = [run for run in client.search_runs([experiment.experiment_id]) if run.data.tags["vabal.cell"] in keys]
+    assert sorted(run.data.tags["strategy"] for run in found) == ["margin", "random"]
+    assert {run.info.status for run in found} == {"FINISHED"}
+    history = client.get_metric_history(found[0].info.run_id, "labeled")
+    assert [(point.step, point.value) for point in history] == [(1, 12.0), (2, 17.0)]
+
+
+def test_without_a_server_the_runs_go_into_a_database_beside_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    words = ["bench", "--source", "digits", "--strategies", "random", "--seeds", "1", "--rounds", "1", "--jobs", "1"]
+    done(call(tmp_path, *words, "--budget", "5", "--initial", "12", "--out", str(tmp_path / "out"), *OPTIONS))
+    client = MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
+    experiment = client.get_experiment_by_name("vabal-bench")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.timeout(400)
+def test_cells_run_on_ray_as_prefect_tasks(stack: RunningStack, tmp_path: Path) -> None:
+    words = ["bench", "--ray", "--source", "digits", "--imbalance", "dominant:0:0.1", "--strategies", "random,margin"]
+    words += ["--seeds", "1", "--rounds", "2", "--budget", "5", "--initial", "12", "--no-mlflow", *OPTIONS]
+    environment = {**stack.environment, "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(tmp_path)}
+    done(run(tmp_path, *words, "--out", str(tmp_path / "out"), environment=environment))
+    bench.run(grid(), tmp_path / "here", bench.on_processes(1))
+    assert timeless(tmp_path / "out") == timeless(tmp_path / "here")
+
+
+# -- what cannot be run -------------------------------------------------------------------------------------------
+
+
+def refused(out: Path, wanted: bench.Grid, match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        bench.run(wanted, out, bench.on_processes(1))
+
+
+def test_other_budgets_and_other_settings_are_not_mixed_into_one_folder(tmp_path: Path) -> None:
+    bench.run(grid("random", rounds=1), tmp_path, bench.on_processes(1))
+    refused(tmp_path, grid("random", rounds=1, budget=6), "budget 5 and now 6")
+    refused(tmp_path, grid("random=margin", rounds=1), "'random' had other settings")
+    assert len(bench.read_cells(tmp_path)) == 1
+
+
+def test_a_pool_that_cannot_answer_all_requests_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    refused(tmp_path, grid(rounds=5, budget=100), "5 rounds ask for 412 labels, but the pool has only")
+    assert not list((tmp_path / "cells").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--source", "digits", "--strategies", "marign"],
+            "there is no strategy 'marign'; installed are vabal, random",
+        ),
+        (["--protocol", "cifar11"], "known are cifar10, "),
+        (["--protocol", "cifar10"], "needs --root DIR"),
+        (["--protocol", "cifar10", "--root", "nowhere"], "nowhere"),
+        (["--source", "digits", "--set", "classifier.epoch=1"], "classifier.epoch: unknown setting"),
+        (["--source", "digits", "--imbalance", "rare:11"], "no class 11"),
+        (["--source", "digits", "--seeds", "0"], "--seeds"),
+        ([], "--source S, or --protocol NAME"),
+    ],
+)
+def test_wrong_words_are_answered_in_one_line(tmp_path: Path, words: Sequence[str], said: str) -> None:
+    ended = call(tmp_path, "bench", "--no-mlflow", "--jobs", "1", "--out", str(tmp_path / "out"), *words)
+    assert ended.code == 1
+    assert said in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not list((tmp_path / "out" / "cells").glob("*"))
+
+
+class NotANumber(ScoringStrategy):
+    """Scores two samples as nothing that can be ranked."""
+
+    name = "not-a-number"
+    needs = Needs(posteriors=True)
+
+    def score(self, shard: Shard, context: Context) -> Candidates:
+        return Candidates(shard.sample_ids, np.where(np.arange(len(shard)) < 2, np.nan, 1.0))
+
+
+def test_a_score_that_is_no_number_names_the_samples_and_the_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategies, "_BUILT_IN", {"not-a-number": f"{__name__}:NotANumber"})
+    monkeypatch.setattr(strategies, "import_module", lambda _name: sys.modules[__name__])
+    refused(tmp_path, grid("not-a-number"), "digits, dominant:0:0.1, not-a-number, seed 0: the score is not finite for")
+    assert not list((tmp_path / "cells").glob("*"))
+
+
+def test_two_benchmarks_do_not_write_into_one_folder_at_once(tmp_path: Path) -> None:
+    def execute(_work: Sequence[bench.Work]) -> Any:
+        refused(tmp_path, grid("random"), "another benchmark is writing there")
+        return iter(())
+
+    bench.run(grid("entropy", rounds=1), tmp_path, bench.on_processes(1))
+    bench.run(grid("random", rounds=1), tmp_path, execute)
+
+
+def test_a_setting_of_a_strategy_s_own_changes_it_alone(tmp_path: Path) -> None:
+    specs = ("random", "quick=random[classifier.epochs=1]")
+    bench.run(grid(*specs), tmp_path, bench.on_processes(1))
+    settings = {cell["strategy"]: cell["settings"] for cell in bench.read_cells(tmp_path)}
+    assert settings["random"]["classifier.epochs"] == 2
+    assert settings["quick"]["classifier.epochs"] == 1
+    assert isinstance(bench.Cell("digits", "natural", "a", "random", {}, 0, grid().common()).params(8, 1), Params)

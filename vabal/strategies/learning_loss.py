@@ -1,0 +1,25 @@
+"""Learning loss: the samples for which a module beside the classifier predicts the largest loss."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from vabal.strategies.bald import with_prediction
+from vabal.strategies.candidates import Candidates
+from vabal.strategies.seam import Context, Needs, ScoringStrategy, Shard
+
+
+class LearningLossStrategy(ScoringStrategy):
+    """The loss that the loss-prediction module expects (Yoo & Kweon, CVPR 2019; see `vabal.loss_prediction`).
+
+    Its scale means nothing, its order does. Costs one training and one forward pass a sample; the score is O(N), and
+    memory does not grow with the pool.
+    """
+
+    name: ClassVar[str] = "learning_loss"
+    needs: ClassVar[Needs] = Needs(auxiliary_loss="loss_prediction", posteriors=True)
+
+    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
+        if shard.predicted_loss_N is None:
+            raise ValueError('the shard came without predicted losses: declare Needs(auxiliary_loss="loss_prediction")')
+        return with_prediction(shard, np.asarray(shard.predicted_loss_N, dtype=np.float64))

@@ -1,0 +1,163 @@
+"""TypiClust: the most typical sample of each cluster that has no label yet (Hacohen et al. 2022, arXiv:2202.02794).
+
+TPC_RP on the classifier's last features, L2-normalised (the paper's are self-supervised). Labelled and unlabelled
+samples together are clustered into as many clusters as there will be labels after the round, 500 at most. Again and
+again the cluster with the fewest labels, among these the largest, gives its most typical sample: the one with the
+smallest mean distance to its 20 nearest neighbours in the cluster (typicality is the inverse). Clusters of less than 5
+samples wait until nothing else is left.
+
+As the authors do, up to 50 clusters are found by k-means, more by mini-batch k-means. Otherwise than theirs, a picked
+or labelled sample stays a neighbour of the others, so that a cluster is measured once.
+
+For large pools: clusters are fitted on at most 65 536 samples, and all samples are then assigned in blocks; a cluster
+of more than 4 096 samples is measured on so many of them, which are a random part, as the pool's order is one. Cost:
+O(N D K) for K clusters, and at most O(4096 N D) for neighbours. Memory beside the features: the normalised samples that
+are fitted, which k-means copies once, a few numbers a sample, and blocks.
+"""
+
+import warnings
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vabal.strategies.seam import Context, Needs, SequentialStrategy, Shard
+
+Numbers = NDArray[np.floating]
+Indices = NDArray[np.int64]
+
+MOST_CLUSTERS = 500
+SMALLEST_CLUSTER = 5
+NEIGHBOURS = 20
+
+_EXACT_CLUSTERS = 50  # up to so many, k-means; beyond, mini-batch k-means
+_BATCH_ROWS = 5000
+_FITTED_ROWS = 2**16
+_MEASURED_ROWS = 2**12
+_BLOCK_ROWS = 2**12
+_BLOCK_NEIGHBOURS = 2**9
+_SHORTEST = 1e-30  # of a feature vector that has a direction in float32
+
+
+class TypiclustStrategy(SequentialStrategy):
+    """Picks typical samples of clusters without labels. Those that are not picked all score 0."""
+
+    name: ClassVar[str] = "typiclust"
+    needs: ClassVar[Needs] = Needs(features=True, posteriors=True)
+
+    def order(self, pool: Shard, context: Context, budget: int) -> tuple[NDArray[np.integer], None]:
+        assert pool.features_N_D is not None  # noqa: S101 -- gathered: it is among the columns
+        features_N_D = context.deep(pool.features_N_D)
+        labeled_L_D = features_N_D[:0] if context.labeled is None else context.deep(context.labeled.features_N_D)
+        clusters = min(len(labeled_L_D) + budget, MOST_CLUSTERS)
+        centres_K_D = cluster_centres(features_N_D, labeled_L_D, clusters, context.seed)
+        cluster_N, cluster_L = nearest(features_N_D, centres_K_D), nearest(labeled_L_D, centres_K_D)
+        return typical(features_N_D, cluster_N, labeled_L_D, cluster_L, budget), None
+
+
+def cluster_centres(features_N_D: Numbers, labeled_L_D: Numbers, clusters: int, seed: int) -> NDArray[np.float32]:
+    """centres_K_D of k-means on the normalised samples, labelled and unlabelled.
+
+    On one thread: with several, k-means adds up in an order of its own, and the last digits differ from run to run.
+    """
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # noqa: PLC0415 -- takes a second
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415 -- scikit-learn's
+
+    fitted_M_D = _sample(features_N_D, labeled_L_D, seed)
+    settings = {"n_clusters": min(clusters, len(fitted_M_D)), "n_init": 1, "random_state": seed % 2**32}
+    exact = clusters <= _EXACT_CLUSTERS
+    model = KMeans(**settings) if exact else MiniBatchKMeans(**settings, batch_size=_BATCH_ROWS)
+    with warnings.catch_warnings(), threadpool_limits(1):
+        # fewer distinct samples than clusters: some clusters then stay empty, which is no harm
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return np.asarray(model.fit(fitted_M_D).cluster_centers_, dtype=np.float32)
+
+
+def nearest(features_N_D: Numbers, centres_K_D: NDArray[np.float32]) -> Indices:
+    """cluster_N: the centre nearest to each normalised sample, the first of equally near ones."""
+    cluster_N = np.empty(len(features_N_D), dtype=np.int64)
+    constant_K = (centres_K_D**2).sum(axis=1) / 2
+    for start in range(0, len(features_N_D), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        cluster_N[rows] = (_normalised(features_N_D[rows]) @ centres_K_D.T - constant_K).argmax(axis=1)
+    return cluster_N
+
+
+def typical(
+    features_N_D: Numbers, cluster_N: Indices, labeled_L_D: Numbers, cluster_L: Indices, budget: int
+) -> Indices:
+    """Rows of the samples picked, in order, from clusters that are given: the rule of the module's docstring.
+
+    Of as many labels and as large, the cluster with the lower number comes first; of samples as typical, the first.
+    """
+    members, labeled = _members(cluster_N), _members(cluster_L)
+    sizes = {cluster: len(rows) + len(labeled.get(cluster, ())) for cluster, rows in members.items()}
+    queue = [
+        (size < SMALLEST_CLUSTER, len(labeled.get(cluster, ())), -size, cluster) for cluster, size in sizes.items()
+    ]
+    heapify(queue)
+    left: dict[int, Iterator[int]] = {}
+    picked: list[int] = []
+    while len(picked) < budget:
+        small, labels, size, cluster = heappop(queue)
+        if cluster not in left:
+            others_M_D = labeled_L_D[labeled.get(cluster, np.zeros(0, dtype=np.int64))]
+            left[cluster] = iter(_most_typical_first(features_N_D, members[cluster], others_M_D))
+        row = next(left[cluster], None)
+        if row is not None:
+            picked.append(row)
+            heappush(queue, (small, labels + 1, size, cluster))
+    return np.array(picked, dtype=np.int64)
+
+
+def mean_distance(features_M_D: Numbers, neighbours: int = NEIGHBOURS) -> NDArray[np.float64]:
+    """distance_M: each sample's mean distance to its nearest neighbours among the others, 0 where there are none."""
+    count = min(neighbours, len(features_M_D) - 1)
+    distance_M = np.zeros(len(features_M_D))
+    if not count:
+        return distance_M
+    exact_M_D = features_M_D.astype(np.float64)
+    square_M = (exact_M_D**2).sum(axis=1)
+    for start in range(0, len(exact_M_D), _BLOCK_NEIGHBOURS):
+        rows = np.arange(start, min(start + _BLOCK_NEIGHBOURS, len(exact_M_D)))
+        squared_B_M = square_M[rows, None] + square_M - 2 * exact_M_D[rows] @ exact_M_D.T
+        squared_B_M[np.arange(len(rows)), rows] = np.inf  # no neighbour of itself
+        nearest_B_K = np.partition(squared_B_M, count - 1, axis=1)[:, :count]
+        distance_M[rows] = np.sqrt(np.maximum(nearest_B_K, 0)).mean(axis=1)
+    return distance_M
+
+
+def _most_typical_first(features_N_D: Numbers, rows: Indices, labeled_M_D: Numbers) -> list[int]:
+    """The cluster's unlabelled rows, those that were not measured last."""
+    measured = rows[:_MEASURED_ROWS]
+    others_M_D = labeled_M_D[: _MEASURED_ROWS - len(measured)]
+    together_M_D = np.concatenate([_normalised(features_N_D[measured]), _normalised(others_M_D)])
+    distance_M = mean_distance(together_M_D)[: len(measured)]
+    return [*measured[np.argsort(distance_M, kind="stable")].tolist(), *rows[_MEASURED_ROWS:].tolist()]
+
+
+def _members(cluster_N: Indices) -> dict[int, Indices]:
+    """The rows of each cluster that has any, in order."""
+    order_N = np.argsort(cluster_N, kind="stable")
+    found, starts = np.unique(cluster_N[order_N], return_index=True)
+    return dict(zip(found.tolist(), np.split(order_N, starts[1:]), strict=True)) if len(found) else {}
+
+
+def _sample(features_N_D: Numbers, labeled_L_D: Numbers, seed: int) -> NDArray[np.float32]:
+    """Normalised samples to fit clusters on: all, or as many as bear it, labelled ones in proportion."""
+    count, unlabeled = len(features_N_D) + len(labeled_L_D), len(features_N_D)
+    if count <= _FITTED_ROWS:
+        return np.concatenate([_normalised(features_N_D), _normalised(labeled_L_D)])
+    rows = np.sort(np.random.default_rng(seed).choice(count, _FITTED_ROWS, replace=False))
+    drawn_N, drawn_L = rows[rows < unlabeled], rows[rows >= unlabeled] - unlabeled
+    return np.concatenate([_normalised(features_N_D[drawn_N]), _normalised(labeled_L_D[drawn_L])])
+
+
+def _normalised(features_N_D: Numbers) -> NDArray[np.float32]:
+    """Of length 1, as float32; a sample whose features are all 0 stays as it is."""
+    length_N = np.sqrt(np.einsum("nd,nd->n", features_N_D, features_N_D, dtype=np.float64))
+    scale_N = np.divide(1, length_N, out=np.ones_like(length_N), where=length_N > _SHORTEST)
+    return np.asarray(features_N_D * scale_N.astype(np.float32)[:, None], dtype=np.float32)
