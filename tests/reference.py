@@ -160,26 +160,33 @@ def scores(
     vae_class: NDArray[np.int64],
     predicted_class: NDArray[np.int64],
     margin: Array,
+    posterior: Array | None = None,
 ) -> Array:
     """Eq. 6 in log space, or the published code's score."""
     scaled = settings.likelihood_weight * _scaled(log_likelihood, settings.likelihood_reduction)
     result = np.zeros(len(scaled))
     for i, row in enumerate(scaled):
-        if settings.classes == "all":
+        if settings.classes in ("all", "posterior"):
             counted = list(range(len(row)))
         else:
             counted = [int(vae_class[i] if settings.classes == "predicted" else predicted_class[i])]
         log_terms = [
-            (log_prior[n] if settings.use_prior else 0) + (log_precision[n] if settings.use_precision else 0)
+            settings.exponent
+            * ((log_prior[n] if settings.use_prior else 0) + (log_precision[n] if settings.use_precision else 0))
             for n in counted
         ]
         if settings.score == "published_code":
             losses = [-row[n] for n in counted]
             result[i] = 1 - sum(loss * math.exp(term) for loss, term in zip(losses, log_terms, strict=True))
+        elif settings.classes == "posterior":
+            assert posterior is not None
+            result[i] = math.log(
+                sum(posterior[i, n] / math.exp(row[n] + term) for n, term in zip(counted, log_terms, strict=True))
+            )
         else:
             logs = [row[n] + term for n, term in zip(counted, log_terms, strict=True)]
             result[i] = -(max(logs) + math.log(sum(math.exp(value - max(logs)) for value in logs)))
-        result[i] -= settings.margin_weight * math.log(max(margin[i], 1e-6)) if settings.margin_weight else 0
+        result[i] += settings.margin_weight * math.log(max(1 - margin[i], 1e-6)) if settings.margin_weight else 0
     return result
 
 

@@ -29,7 +29,8 @@ RULES = {
     "out; n is the number of pairs.",
     "p": "Sign-flip permutation test of the matched differences, two-sided: all 2^n flips for n up to 15, beyond that "
     "2^15 random ones. The smallest p that n pairs can give is 2 / 2^n.",
-    "holm_p": "p after Holm's correction over the strategies of one setting.",
+    "holm_p": "p after Holm's correction over the strategies of one setting. With few seeds and many strategies it "
+    "cannot be small whatever the picks: five pairs and sixteen strategies give 1. Read the intervals then.",
     "bootstrap": "95 % percentile interval over resampled seeds (10 000 resamples, fixed seed), from 5 pairs on.",
     "labels": "The labels at which the strategy's mean curve, linear between rounds, first reaches the final mean "
     "accuracy of the baseline; saved against the labels at which the baseline's own mean curve first does.",

@@ -98,33 +98,36 @@ class VaeSettings(Section):
     )
     head_width: PositiveInt = Field(128, description="Outputs of a head; four heads make 512 inputs.")
     stop_gradient: bool = Field(True, description="Detach the reconstruction's target, else heads can collapse.")
-    body: Literal["relu", "relu_bn"] = Field("relu", description="Hidden layers without or with batch norm.")
+    body: Literal["relu", "relu_bn"] = Field("relu_bn", description="Hidden layers without or with batch norm.")
     hidden_layers: PositiveInt = Field(3, description="Hidden layers of the encoder, and of the decoder.")
     hidden_width: PositiveInt = Field(128, description="Neurons of a hidden layer.")
     latent_per_class: PositiveInt = Field(10, description="Latent dimensions dedicated to each class.")
     energy: Literal["square", "absolute", "sigmoid"] = Field("square", description="w of Eq. 7 (paper, Table 2).")
-    class_weight: NonNegativeFloat = Field(0.005, description="Lambda of Eq. 10.")
+    class_weight: NonNegativeFloat = Field(1.0, description="Lambda of Eq. 10.")
     loss_reduction: Literal["mean", "sum"] = Field(
         "mean", description="Squared error and KL averaged or summed over their dimensions."
     )
     reconstruction_half: bool = Field(False, description="The factor 1/2 of a unit-variance Gaussian.")
     training_mask: bool = Field(True, description="Zero the block of the classifier's class before decoding.")
     kl_blocks: Literal["all", "unmasked"] = Field("all", description="Whose KL counts where a block is masked.")
-    learning_rate: PositiveFloat = Field(1e-3, description="Adam's learning rate.")
+    learning_rate: PositiveFloat = Field(1e-2, description="Adam's learning rate.")
     decay_at: Share = Field(0.75, description="Share of the epochs after which the learning rate drops; 1: never.")
     decay_factor: PositiveFloat = Field(0.1, description="What the learning rate is multiplied by there.")
     reset_optimizer: bool = Field(False, description="Forget Adam's moments at the drop, as the published code does.")
     warmup_epochs: Annotated[int, Field(ge=0)] = Field(0, description="Gradient-free passes that fill batch norm.")
     epochs: PositiveInt = Field(20, description="Passes over the unlabelled pool.")
-    min_steps: Annotated[int, Field(ge=0)] = Field(2000, description="More passes, if the pool is too small for this.")
+    min_steps: Annotated[int, Field(ge=0)] = Field(200, description="More passes, if the pool is too small for this.")
     batch_size: PositiveInt = Field(128, description="Samples a step.")
 
 
 class ProbabilitySettings(Section):
     """Eqs. 6, 9, 11 and 12, and how their parts are put together."""
 
-    draws: PositiveInt = Field(100, description="Monte-Carlo draws T.")
-    sampling: Literal["independent", "antithetic"] = Field("independent", description="How latents are drawn.")
+    draws: PositiveInt = Field(10, description="Monte-Carlo draws T.")
+    sampling: Literal["independent", "antithetic", "anchored"] = Field(
+        "anchored",
+        description="How latents are drawn; anchored: few draws, mended by long runs at typical posteriors.",
+    )
     likelihood_reduction: Literal["sum", "mean", "standardised", "contrast"] = Field(
         "standardised",
         description="Scale of log p(x|y^_n): summed or averaged over dimensions; standardised class by class over the "
@@ -140,21 +143,28 @@ class ProbabilitySettings(Section):
     folds: Annotated[int, Field(ge=2)] = Field(3, description="Folds of `cross_fitted`.")
     use_precision: bool = Field(True, description="Off: p(y_n|y^_n) = 1 (paper, Table 1).")
     smoothing: PositiveFloat = Field(1.0, description="Laplace smoothing of Eqs. 11 and 12, in units of samples.")
-    classes: Literal["all", "predicted", "classifier"] = Field(
-        "all", description="Sum Eq. 6 over all classes, or take one's own term: Eq. 7's class, or the classifier's."
+    classes: Literal["all", "predicted", "classifier", "posterior"] = Field(
+        "all",
+        description="Sum Eq. 6 over all classes; or take one's own term: Eq. 7's class, or the classifier's; or "
+        "posterior: the inverse terms expected under the classifier's posterior.",
     )
+    exponent: NonNegativeFloat = Field(1.0, description="Prior and precision to this power: below 1, less extreme.")
     score: Literal["eq6", "published_code"] = Field("eq6", description="Eq. 6, or the published code's 1 - sum(loss).")
-    margin_weight: NonNegativeFloat = Field(0.0, description="Adds this times -log(classifier's margin).")
+    margin_weight: NonNegativeFloat = Field(0.0, description="Adds this times log(1 - classifier's margin).")
 
 
 class SelectionSettings(Section):
     strategy: str = Field("vabal", min_length=1, description="`vabal`, `random`, `entropy`, or an installed plug-in.")
     budget: PositiveInt = Field(100, description="Samples a round asks labels for.")
-    batch: Literal["topk", "gumbel", "quota"] = Field(
-        "topk", description="The best k; Gumbel top-k sampling; quotas per predicted class. Left out: the preset's."
+    batch: Literal["topk", "gumbel", "quota", "spread"] = Field(
+        "topk",
+        description="The best k; Gumbel top-k sampling; quotas per predicted class; or spread: high scores far from "
+        "one another in the features. Left out: the preset's.",
     )
     beta: PositiveFloat = Field(
-        1.0, description="Inverse temperature of `gumbel` and `quota`: the smaller, the more even."
+        1.0,
+        description="Inverse temperature of `gumbel` and `quota`: the smaller, the more even. With `spread`, the "
+        "weight of the score against the distance.",
     )
 
 
@@ -201,12 +211,19 @@ class ComputeSettings(Section):
 
 # The defaults are preset `vabal`. The other two name every setting, so that a better default never changes them.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # The class terms of the class that the classifier predicts balance across classes, the classifier's margin orders
-    # the samples inside one; the likelihood, which seeks outliers, has a small say (docs/strategies.md).
+    # Class precision and class abundance, expected under the classifier's posterior and tempered, times the doubt that
+    # the margin tells, in a batch that is spread out (docs/evidence.md tells how it was chosen, and what it came to).
     "vabal": {
         "vae": {},
-        "probabilities": {"classes": "classifier", "likelihood_weight": 0.1, "margin_weight": 1.0},
-        "selection": {"batch": "topk"},
+        "probabilities": {
+            "draws": 10,
+            "sampling": "antithetic",
+            "classes": "posterior",
+            "exponent": 0.33,
+            "likelihood_weight": 0.1,
+            "margin_weight": 1.0,
+        },
+        "selection": {"batch": "spread"},
     },
     "paper": {
         "vae": {
@@ -245,6 +262,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "use_precision": True,
             "smoothing": 1.0,
             "classes": "all",
+            "exponent": 1.0,
             "score": "eq6",
             "margin_weight": 0.0,
         },
@@ -287,6 +305,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "use_precision": False,
             "smoothing": 1e-9,
             "classes": "all",
+            "exponent": 1.0,
             "score": "published_code",
             "margin_weight": 0.0,
         },

@@ -7,10 +7,12 @@
 Randomness. The likelihoods of all samples use the same T noise vectors (common random numbers): each sample's estimate
 is unbiased, samples are compared under the same noise, and neither the order of the pool nor its split into shards can
 show. For the counts of Eqs. 11 and 12, where noise common to all would not average out over the pool, a sample takes
-its T vectors from a longer bank, from a place that its own features decide.
+its T vectors from a longer bank, from a place that its own features decide. How few draws the sampling `anchored` can
+do with is in docs/decisions/draws.md.
 """
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeVar
@@ -25,9 +27,13 @@ from vabal.params import ProbabilitySettings
 from vabal.vae import FeatureVAE, kl_divergence, to_tensor
 
 BANK_ROWS = 4096  # noise vectors that the samples of a pool share in the counts of Eqs. 11 and 12
-SMALLEST_MARGIN = 1e-6  # below this a float32 margin says nothing; -log(margin) is at most 13.8
-_TILE_ELEMENTS = {"cpu": 2**17, "cuda": 2**26}  # of a hidden layer at once; on a CPU, what its cache holds
-_LATENT_ELEMENTS = 2**20  # of the latents held at once ...
+LONG_RUN = 1000  # draws of each anchor, with the sampling `anchored`
+_TRIALS = 4  # groups of draws that the anchors' reach is tried with
+_UNEXPLAINED = 0.01  # of the variance of an anchor's error
+CLASS_DRAWS = 100  # draws that tell a sample's class there (Eq. 7): these need no decoder and cost little
+SMALLEST_DOUBT = 1e-6  # of 1 - margin: below this a float32 margin says nothing
+_TILE_ROWS = {"cpu": 1024, "cuda": 2**19}  # latents decoded at once; on a CPU, as many as its cache holds
+_LATENT_ELEMENTS = 2**22  # of the latents held at once ...
 _BLOCK_ROWS = 1024  # ... and samples: memory does not grow with a shard
 
 Values = TypeVar("Values", Tensor, NDArray[Any])
@@ -118,7 +124,8 @@ def estimate_class_terms(
 ) -> ClassTerms:
     """Prior (Eq. 12) and precision (Eq. 11) of each class, from the labelled pool's features and label indices.
 
-    y^ is Eq. 7's class of each of `draws` latents; only the energies are needed, no decoder. Smoothing adds
+    y^ is Eq. 7's class of each of `draws` latents (at least 100 with the sampling `anchored`); only the energies are
+    needed, no decoder. Smoothing adds
     `settings.smoothing` samples to each class (to each label of each predicted class in Eq. 11), so that a class that
     is never predicted has a small prior and the precision 1/C. `unlabeled_features`, an iterable of arrays N x D, is
     where Eq. 12 counts with `prior_pool: unlabeled`; `cross_fitted`, labels and out-of-fold predictions, is what Eq. 11
@@ -212,13 +219,23 @@ class _Bank(NamedTuple):
 
 
 def _bank(vae: FeatureVAE, draws: int, generator: torch.Generator | int, sampling: str) -> _Bank:
+    draws = _class_draws(draws, sampling)
     rows = max(BANK_ROWS, draws + draws % 2)
     return _Bank(_noise(vae, rows, generator, sampling), draws)
 
 
 def shared_noise(vae: FeatureVAE, draws: int, generator: torch.Generator | int, sampling: str) -> Tensor:
-    """noise_T_Z: what `estimate_likelihood` draws, the same for every sample."""
-    return _noise(vae, draws, generator, sampling)
+    """noise_T_Z: what `estimate_likelihood` draws, the same for every sample.
+
+    With `anchored` these are the rows of the anchors' long run: the first `draws` of them are every sample's, the
+    first 100 or more tell its class.
+    """
+    rows = max(LONG_RUN, _class_draws(draws, sampling)) if sampling == "anchored" else draws
+    return _noise(vae, rows, generator, sampling)
+
+
+def _class_draws(draws: int, sampling: str) -> int:
+    return max(draws, CLASS_DRAWS) if sampling == "anchored" else draws
 
 
 def counting_noise(
@@ -271,15 +288,18 @@ def estimate_likelihood(
     Raises ValueError for features of a wrong shape, UserError where a number is not finite.
     """
     chosen = _settings_of(settings)
-    decoder = _fold(vae)
     encoder = _encoder(vae)
-    noise_T_Z = shared_noise(vae, draws or chosen.draws, generator, chosen.sampling)
-    scratch = _Scratch(decoder, len(noise_T_Z))
+    draws = draws or chosen.draws
+    noise_L_Z = shared_noise(vae, draws, generator, chosen.sampling)
+    decoder = _fold(vae)
+    anchors = _anchored(encoder, decoder, noise_L_Z, draws) if chosen.sampling == "anchored" else None
+    voting = _class_draws(draws, chosen.sampling)
+    estimator = _Estimator(encoder, decoder, noise_L_Z[:draws], noise_L_Z[:voting], anchors)
     for number, features in enumerate(features_shards):
-        log_likelihood_N_C = torch.empty(len(features), vae.num_classes, dtype=noise_T_Z.dtype)
+        log_likelihood_N_C = torch.empty(len(features), vae.num_classes, dtype=noise_L_Z.dtype)
         vae_class_N = torch.empty(len(features), dtype=torch.int64)
-        for rows, features_N_D in _blocks(features, encoder, len(noise_T_Z), f"shard {number}"):
-            estimated, drawn = _estimate_block(encoder, decoder, scratch, features_N_D, noise_T_Z, settings=chosen)
+        for rows, features_N_D in _blocks(features, encoder, voting, f"shard {number}"):
+            estimated, drawn = _estimate_block(estimator, features_N_D, settings=chosen)
             log_likelihood_N_C[rows], vae_class_N[rows] = estimated.cpu(), drawn.cpu()
         _all_finite(log_likelihood_N_C.numpy(), f"the log likelihood of shard {number}", None)
         if isinstance(features, Tensor):
@@ -288,29 +308,50 @@ def estimate_likelihood(
             yield log_likelihood_N_C.numpy(), vae_class_N.numpy()
 
 
+class _Estimator(NamedTuple):
+    """What the estimate of every block of samples takes. The rows of `votes_V_Z` tell the classes."""
+
+    encoder: FeatureVAE
+    decoder: "_Decoder"
+    noise_T_Z: Tensor
+    votes_V_Z: Tensor
+    anchors: "_Anchors | None"
+
+
 @torch.inference_mode()
-def _estimate_block(
-    encoder: FeatureVAE,
-    decoder: "_Decoder",
-    scratch: "_Scratch",
-    features_N_D: Tensor,
-    noise_T_Z: Tensor,
-    *,
-    settings: Any,
-) -> tuple[Tensor, Tensor]:
+def _estimate_block(estimator: _Estimator, features_N_D: Tensor, *, settings: Any) -> tuple[Tensor, Tensor]:
+    encoder, decoder, anchors = estimator.encoder, estimator.decoder, estimator.anchors
     inputs_N_I = encoder.inputs(features_N_D)
     mean_N_Z, log_var_N_Z = encoder.encode(inputs_N_I)
-    latent_N_T_Z = _latents(mean_N_Z, log_var_N_Z, noise_T_Z)
-    error_N_C = _masked_error(decoder, scratch, latent_N_T_Z, inputs_N_I)
+    gap_N_I = decoder.bias_I - inputs_N_I
+    gap_N_R = gap_N_I @ decoder.basis_I_R
+    outside_N = (gap_N_I - gap_N_R @ decoder.basis_I_R.T).square().sum(dim=1)
+    error_N_C = _masked_error(decoder, _latents(mean_N_Z, log_var_N_Z, estimator.noise_T_Z), gap_N_R)
+    if anchors is not None:
+        error_N_C += anchors.correction(mean_N_Z, log_var_N_Z, gap_N_R)
+    error_N_C += outside_N[:, None]
     divergence_N_C = _masked_divergence(encoder, mean_N_Z, log_var_N_Z, settings.likelihood_kl)
     if encoder.settings.reconstruction_half:
         error_N_C = 0.5 * error_N_C
     if settings.likelihood_reduction == "mean":
         error_N_C, divergence_N_C = error_N_C / encoder.num_inputs, divergence_N_C / encoder.num_latents
-    drawn_N_T = encoder.class_energy(latent_N_T_Z).argmin(dim=-1)
-    votes_N_C = torch.zeros_like(error_N_C, dtype=torch.int64)
-    votes_N_C.scatter_add_(1, drawn_N_T, torch.ones_like(drawn_N_T))
-    return -(error_N_C + divergence_N_C).to(noise_T_Z.dtype), votes_N_C.argmax(dim=1)
+    energy_C_N_V = _drawn_energy(encoder, mean_N_Z, log_var_N_Z, estimator.votes_V_Z)
+    votes_C_N = (energy_C_N_V == energy_C_N_V.amin(dim=0)).sum(dim=-1)
+    return -(error_N_C + divergence_N_C).to(estimator.noise_T_Z.dtype), votes_C_N.argmax(dim=0)
+
+
+def _drawn_energy(vae: FeatureVAE, mean_N_Z: Tensor, log_var_N_Z: Tensor, noise_V_Z: Tensor) -> Tensor:
+    """energy_C_N_V: w of Eq. 7 at each draw; its square, multiplied out, is a matrix product for each class."""
+    if vae.settings.energy != "square":
+        return vae.class_energy(_latents(mean_N_Z, log_var_N_Z, noise_V_Z)).movedim(-1, 0)
+    dtype, classes = noise_V_Z.dtype, vae.num_classes
+    deviation_N_Z = (0.5 * log_var_N_Z).exp()
+    linear_C_N_K = (2 * mean_N_Z * deviation_N_Z).to(dtype).view(len(mean_N_Z), classes, -1).transpose(0, 1)
+    square_C_N_K = deviation_N_Z.square().to(dtype).view(len(mean_N_Z), classes, -1).transpose(0, 1)
+    noise_C_K_V = noise_V_Z.view(len(noise_V_Z), classes, -1).permute(1, 2, 0)
+    constant_C_N = mean_N_Z.square().view(len(mean_N_Z), classes, -1).sum(dim=-1).T.to(dtype)
+    energy_C_N_V = torch.baddbmm(constant_C_N[:, :, None], linear_C_N_K, noise_C_K_V)
+    return torch.baddbmm(energy_C_N_V, square_C_N_K, noise_C_K_V.square())
 
 
 def _latents(mean_N_Z: Tensor, log_var_N_Z: Tensor, noise: Tensor) -> Tensor:
@@ -339,18 +380,51 @@ class _Decoder(NamedTuple):
     layer has instead of one an input, and nothing cancels.
     """
 
-    first_Z_H: Tensor
-    first_bias_H: Tensor
+    first: "_Linear"
     blocks_C_K_H: Tensor  # the first layer's weights, class by class
-    hidden: tuple[tuple[Tensor, Tensor], ...]  # weights (in x out) and bias
-    rotated_H_R: Tensor  # R, transposed
+    hidden: "tuple[_Linear, ...]"
+    rotated: "_Linear"  # R
     basis_I_R: Tensor  # Q, and the bias: float64, used once a sample
     bias_I: Tensor
 
-    @property
-    def width(self) -> int:
-        """The widest of the layers that are evaluated for every draw and class."""
-        return max(len(self.first_bias_H), *(len(bias) for _, bias in self.hidden), self.rotated_H_R.shape[1])
+
+class _Linear:
+    """A linear layer, and ReLU, without gradient.
+
+    On a CPU with AVX, in float32, oneDNN multiplies with weights that it packed beforehand and applies ReLU as it
+    writes: on some processors at more than twice the rate of the plain product, which others use.
+    """
+
+    def __init__(self, weight_O_I: Tensor, bias_O: Tensor | None, like: Tensor) -> None:
+        self._bias_O = None if bias_O is None else bias_O.to(like)
+        self._weight_I_O = weight_O_I.T.to(like).contiguous()
+        self._packed = (
+            torch.ops.mkldnn._reorder_linear_weight(weight_O_I.to(like).contiguous()) if _can_pack(like) else None
+        )
+
+    def __call__(self, values_M_I: Tensor, *, relu: bool = False) -> Tensor:
+        if self._packed is not None:
+            activation = "relu" if relu else "none"
+            fused: Tensor = torch.ops.mkldnn._linear_pointwise(
+                values_M_I, self._packed, self._bias_O, activation, [], ""
+            )
+            return fused
+        if self._bias_O is None:
+            outputs_M_O = torch.mm(values_M_I, self._weight_I_O)
+        else:
+            outputs_M_O = torch.addmm(self._bias_O, values_M_I, self._weight_I_O)
+        return outputs_M_O.relu_() if relu else outputs_M_O
+
+
+def _can_pack(like: Tensor) -> bool:
+    return (
+        like.device.type == "cpu"
+        and like.dtype == torch.float32
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        and torch.backends.mkldnn.is_available()
+        and torch._C._get_mkldnn_enabled()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 def _fold(vae: FeatureVAE) -> _Decoder:
@@ -371,11 +445,10 @@ def _fold(vae: FeatureVAE) -> _Decoder:
     basis, rotated = torch.linalg.qr(last)  # the last layer's outputs x inputs
     blocks = first.view(len(first), vae.num_classes, -1).permute(1, 2, 0)
     return _Decoder(
-        first.T.to(like).contiguous(),
-        first_bias.to(like),
+        _Linear(first, first_bias, like),
         blocks.to(like).contiguous(),
-        tuple((weight.T.to(like).contiguous(), bias.to(like)) for weight, bias in hidden),
-        rotated.T.to(like).contiguous(),
+        tuple(_Linear(weight, bias, like) for weight, bias in hidden),
+        _Linear(rotated, None, like),
         basis.contiguous(),
         last_bias,
     )
@@ -388,65 +461,145 @@ def _affine(norm: torch.nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.detach().double() - norm.running_mean.double() * scale
 
 
-class _Scratch:
-    """Two buffers that the layers write into in turn: fresh memory for every product would cost more than some of them.
+def _masked_error(decoder: _Decoder, latent_N_T_Z: Tensor, gap_N_R: Tensor) -> Tensor:
+    """The part of the squared error within the last layer's column space: error_N_C, float64.
 
-    They hold `samples` samples and `classes` classes at once, with all their draws.
+    Summed over the inputs, its mean over the draws, with block n zeroed.
     """
-
-    def __init__(self, decoder: _Decoder, draws: int) -> None:
-        like = decoder.first_bias_H
-        rows = max(1, _TILE_ELEMENTS.get(like.device.type, _TILE_ELEMENTS["cpu"]) // decoder.width)
-        self.classes = min(len(decoder.blocks_C_K_H), max(1, rows // draws))
-        self.samples = max(1, rows // (draws * self.classes))
-        elements = self.samples * self.classes * draws * decoder.width
-        self._flat = [like.new_empty(elements), like.new_empty(elements)]
-
-    def next(self, rows: int, columns: int) -> Tensor:
-        """rows x columns of the buffer that was not handed out last; its content is of no meaning."""
-        self._flat.reverse()
-        return self._flat[0][: rows * columns].view(rows, columns)
+    samples, draws, _ = latent_N_T_Z.shape
+    error_N_C = gap_N_R.new_empty(samples, len(decoder.blocks_C_K_H))
+    size = max(1, _tile_rows(latent_N_T_Z) // draws)
+    for start in range(0, samples, size):
+        tile = slice(start, start + size)
+        gap_N_1_R = gap_N_R[tile, None].to(latent_N_T_Z.dtype)
+        for n, outputs_M_R in enumerate(_outputs(decoder, latent_N_T_Z[tile].flatten(0, 1))):
+            outputs_M_R.view(len(gap_N_1_R), draws, -1).add_(gap_N_1_R)
+            square_M = torch.linalg.vector_norm(outputs_M_R, dim=1).square_()
+            error_N_C[tile, n] = square_M.view(-1, draws).mean(dim=1, dtype=torch.float64)
+    return error_N_C
 
 
-def _masked_error(decoder: _Decoder, scratch: _Scratch, latent_N_T_Z: Tensor, inputs_N_I: Tensor) -> Tensor:
-    """error_N_C: the squared error summed over the inputs, its mean over the draws, with block n zeroed; float64."""
-    gap_N_I = decoder.bias_I - inputs_N_I
-    gap_N_R = gap_N_I @ decoder.basis_I_R
-    rest_N = (gap_N_I - gap_N_R @ decoder.basis_I_R.T).square().sum(dim=1)
-    gap_N_R = gap_N_R.to(latent_N_T_Z.dtype)
-    parts = [
-        _tile_error(decoder, scratch, latent_N_T_Z[start : start + scratch.samples], gap_N_R[start:])
-        for start in range(0, len(latent_N_T_Z), scratch.samples)
-    ]
-    return torch.cat(parts) + rest_N[:, None]
-
-
-def _tile_error(decoder: _Decoder, scratch: _Scratch, latent_N_T_Z: Tensor, gap_N_R: Tensor) -> Tensor:
-    """The part of error_N_C within the last layer's column space, of as many samples as the scratch holds.
+def _outputs(decoder: _Decoder, latent_M_Z: Tensor) -> Iterator[Tensor]:
+    """outputs_M_R of the decoder in its column space, without the last bias, with the block of each class zeroed in turn.
 
     Of the first layer, only the block's own contribution differs between the classes: it is taken off the whole.
     """
-    samples, draws, latents = latent_N_T_Z.shape
-    num_classes, rotated = len(decoder.blocks_C_K_H), decoder.rotated_H_R
-    flat_M_Z = latent_N_T_Z.view(samples * draws, latents)
-    whole_M_H = torch.addmm(decoder.first_bias_H, flat_M_Z, decoder.first_Z_H)
-    blocks_C_M_K = flat_M_Z.view(samples * draws, num_classes, -1).transpose(0, 1)
-    error_N_C = torch.empty(samples, num_classes, dtype=torch.float64, device=latent_N_T_Z.device)
-    for start in range(0, num_classes, scratch.classes):
-        blocks = slice(start, start + scratch.classes)
-        weight_C_K_H = decoder.blocks_C_K_H[blocks]
-        classes, _, width = weight_C_K_H.shape
-        rows = classes * samples * draws
-        hidden = scratch.next(rows, width)
-        out = hidden.view(classes, samples * draws, width)
-        torch.baddbmm(whole_M_H.expand_as(out), blocks_C_M_K[blocks], weight_C_K_H, alpha=-1, out=out).relu_()
-        for weight, bias in decoder.hidden:
-            hidden = torch.addmm(bias, hidden, weight, out=scratch.next(rows, len(bias))).relu_()
-        outputs = scratch.next(rows, rotated.shape[1])
-        outputs.view(classes, samples, draws, -1).copy_(gap_N_R[:samples, None].expand(-1, draws, -1))
-        distance = torch.linalg.vector_norm(torch.addmm(outputs, hidden, rotated, out=outputs), dim=1)
-        error_N_C[:, blocks] = distance.square_().view(classes, samples, draws).mean(dim=-1, dtype=torch.float64).T
-    return error_N_C
+    whole_M_H = decoder.first(latent_M_Z)
+    blocks_M_C_K = latent_M_Z.view(len(latent_M_Z), len(decoder.blocks_C_K_H), -1)
+    for n, weight_K_H in enumerate(decoder.blocks_C_K_H):
+        hidden_M_H = torch.addmm(whole_M_H, blocks_M_C_K[:, n], weight_K_H, alpha=-1).relu_()
+        for layer in decoder.hidden:
+            hidden_M_H = layer(hidden_M_H, relu=True)
+        yield decoder.rotated(hidden_M_H)
+
+
+def _tile_rows(like: Tensor) -> int:
+    return _TILE_ROWS.get(like.device.type, _TILE_ROWS["cpu"])
+
+
+# -- few draws that err alike ------------------------------------------------------------------------------------
+
+
+class _Anchors(NamedTuple):
+    """Control variates for the sampling `anchored`, float64.
+
+    An anchor is a typical posterior of the pool. The same draws, put through it and compared with a sample's own inputs
+    x, err much as the sample's own do; of the anchor a long run tells by how much, for any x at once: with its outputs
+    d, the mean of |d + gap|^2 is that of |d|^2, and 2 gap times that of d, and |gap|^2. Between the anchors, that error
+    is interpolated by kriging (with mean zero: far from all of them nothing is corrected). As the weights do not depend
+    on the draws, the estimate keeps its mean. Complexity: as much as LONG_RUN draws for each anchor, then a product of
+    A x C x R numbers a sample.
+    """
+
+    place_A_Y: Tensor  # mean and deviation
+    square_A_C: Tensor  # mean of |d|^2 over the long run less that over the draws
+    output_A_C_R: Tensor  # and of d
+    reach: float  # how far an anchor's error tells of another posterior's
+
+    def correction(self, mean_N_Z: Tensor, log_var_N_Z: Tensor, gap_N_R: Tensor) -> Tensor:
+        """correction_N_C: what is added to the samples' errors."""
+        anchors, classes, rotated = self.output_A_C_R.shape
+        covariance_N_A = _covariance(torch.cdist(_place(mean_N_Z, log_var_N_Z), self.place_A_Y), self.reach)
+        weight_N_A = torch.linalg.solve(_own_covariance(self.place_A_Y, self.reach), covariance_N_A.T).T
+        told_N_AC = gap_N_R @ self.output_A_C_R.view(anchors * classes, rotated).T
+        told_N_A_C = torch.add(self.square_A_C, told_N_AC.view(-1, anchors, classes), alpha=2)
+        return torch.bmm(weight_N_A[:, None], told_N_A_C)[:, 0]
+
+
+def _covariance(distance: Tensor, reach: float) -> Tensor:
+    return (-0.5 * (distance / reach).square()).exp()
+
+
+def _own_covariance(place_A_Y: Tensor, reach: float) -> Tensor:
+    """covariance_A_A of the anchors, with a little on the diagonal: what no distance explains."""
+    covariance_A_A = _covariance(torch.cdist(place_A_Y, place_A_Y), reach)
+    return covariance_A_A + _UNEXPLAINED * torch.eye(len(place_A_Y)).to(covariance_A_A)
+
+
+@torch.inference_mode()
+def _anchored(encoder: FeatureVAE, decoder: _Decoder, noise_L_Z: Tensor, draws: int) -> _Anchors:
+    inputs_A_I = encoder.inputs(encoder.anchors_A_D.unique(dim=0))
+    mean_A_Z, log_var_A_Z = encoder.encode(inputs_A_I)
+    weight_G_L = _run_less_draws(len(noise_L_Z), draws).to(mean_A_Z.device)
+    means = [
+        _weighted_moments(decoder, _latents(mean_1_Z, log_var_1_Z, noise_L_Z)[0], weight_G_L)
+        for mean_1_Z, log_var_1_Z in zip(mean_A_Z.split(1), log_var_A_Z.split(1), strict=True)
+    ]
+    square_A_G_C = torch.stack([square for square, _ in means])
+    output_A_G_C_R = torch.stack([output for _, output in means])
+    place_A_Y = _place(mean_A_Z, log_var_A_Z)
+    gap_A_R = (decoder.bias_I - inputs_A_I) @ decoder.basis_I_R
+    reach = _reach(place_A_Y, gap_A_R, square_A_G_C[:, 1:], output_A_G_C_R[:, 1:])
+    return _Anchors(place_A_Y, square_A_G_C[:, 0], output_A_G_C_R[:, 0].contiguous(), reach)
+
+
+def _run_less_draws(run: int, draws: int) -> Tensor:
+    """Weights of the long run's rows that give their mean less that of a group of `draws`, for several groups G.
+
+    The first group are the samples' own draws; the others, of which there may be none, tell how such errors behave.
+    """
+    groups = 1 + min(_TRIALS, max(0, run // draws - 1))
+    weight_G_L = torch.full((groups, run), 1 / run, dtype=torch.float64)
+    for group in range(groups):
+        weight_G_L[group, group * draws : (group + 1) * draws] -= 1 / draws
+    return weight_G_L
+
+
+def _weighted_moments(decoder: _Decoder, latent_L_Z: Tensor, weight_G_L: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the outputs d at these latents: square_G_C of |d|^2, and output_G_C_R of d."""
+    classes, tile = len(decoder.blocks_C_K_H), _tile_rows(latent_L_Z)
+    squares, outputs = [torch.zeros(()).to(weight_G_L)] * classes, [torch.zeros(()).to(weight_G_L)] * classes
+    for latent_M_Z, weight_G_M in zip(latent_L_Z.split(tile), weight_G_L.split(tile, dim=1), strict=True):
+        for n, outputs_M_R in enumerate(_outputs(decoder, latent_M_Z)):
+            squares[n] = squares[n] + weight_G_M @ torch.linalg.vector_norm(outputs_M_R, dim=1).double().square()
+            outputs[n] = outputs[n] + weight_G_M @ outputs_M_R.double()
+    return torch.stack(squares, dim=1), torch.stack(outputs, dim=1)
+
+
+def _reach(place_A_Y: Tensor, gap_A_R: Tensor, square_A_G_C: Tensor, output_A_G_C_R: Tensor) -> float:
+    """The reach with which the other anchors tell best how an anchor errs, each left out in turn.
+
+    Tried with draws that are not the samples' own, so that the estimate keeps its mean. 1 where there is nothing to try.
+    """
+    apart_A_A = torch.cdist(place_A_Y, place_A_Y)
+    if not bool(apart_A_A.any()) or not square_A_G_C.shape[1]:
+        return 1.0
+    told_A_B_G_C = square_A_G_C + 2 * torch.einsum("ar,bgcr->abgc", gap_A_R, output_A_G_C_R)
+    own_A_G_C = told_A_B_G_C.diagonal(dim1=0, dim2=1).movedim(-1, 0)
+    typical = float(apart_A_A[apart_A_A > 0].median())
+    tried = [typical * 2.0 ** (step / 2) for step in range(-8, 9)]
+    left = []
+    for reach in tried:
+        inverse_A_A = torch.linalg.inv(_own_covariance(place_A_Y, reach))
+        weight_A_B = -inverse_A_A / inverse_A_A.diagonal()[:, None]  # of the others, in the place of an anchor's own
+        weight_A_B.fill_diagonal_(0)
+        left.append((own_A_G_C - torch.einsum("ab,abgc->agc", weight_A_B, told_A_B_G_C)).square().sum())
+    return tried[int(torch.stack(left).argmin())]
+
+
+def _place(mean_N_Z: Tensor, log_var_N_Z: Tensor) -> Tensor:
+    """Mean and deviation side by side: two posteriors are as far apart as their latents of the same draw."""
+    return torch.cat([mean_N_Z, (0.5 * log_var_N_Z).exp()], dim=1)
 
 
 # -- Eq. 6 ------------------------------------------------------------------------------------------------------
@@ -491,13 +644,16 @@ def mistake_score(
     vae_class_N: Any = None,
     predicted_class_N: Any = None,
     margin_N: Any = None,
+    posterior_N_C: Any = None,
     sample_ids: Sequence[Any] | NDArray[Any] | None = None,
 ) -> Values:
     """score_N (float64): p(mistake) of Eq. 6 up to a monotone function; the highest are asked about first.
 
     Takes log likelihoods as `estimate_likelihood` yields them. `classes: predicted` needs vae_class_N, `classifier`
-    needs predicted_class_N (the classifier's), `margin_weight` needs margin_N (the classifier's best probability less
-    its second). Each sample's score depends on its own row alone, bit for bit.
+    needs predicted_class_N (the classifier's), `posterior` needs posterior_N_C, `margin_weight` needs margin_N (the
+    classifier's best probability less its second). With `posterior` the score is log sum_n p(n|x) / (term of class n),
+    Eq. 6's inverse expected under the classifier's posterior: a sample counts that may be of a class which the labelled
+    pool lacks. Each sample's score depends on its own row alone, bit for bit.
 
     Raises ValueError for something missing, UserError naming the samples whose numbers are not finite.
     """
@@ -510,9 +666,13 @@ def mistake_score(
         log_terms_C = log_terms_C + _float64(class_terms.log_prior_C)
     if chosen.use_precision:
         log_terms_C = log_terms_C + _float64(class_terms.log_precision_C)
+    log_terms_C = chosen.exponent * log_terms_C
     own_N = _own_class(chosen.classes, vae_class_N, predicted_class_N, len(values_N_C))
     if chosen.score == "published_code":  # the loss in the likelihood's place, as the authors' code has it
         score_N = 1 + _sum_over_classes(values_N_C * np.exp(log_terms_C), own_N)
+    elif chosen.classes == "posterior":
+        log_posterior_N_C = _log_posterior(posterior_N_C, values_N_C.shape)
+        score_N = _log_sum_exp(log_posterior_N_C - values_N_C - log_terms_C, None)
     else:
         score_N = -_log_sum_exp(values_N_C + log_terms_C, own_N)  # Eq. 6
     if chosen.margin_weight:
@@ -520,7 +680,7 @@ def mistake_score(
             raise ValueError("margin_weight is set: pass margin_N")
         margins_N = _float64(margin_N)
         _all_finite(margins_N[:, None], "the classifier's margin", sample_ids)
-        score_N = score_N - chosen.margin_weight * np.log(np.maximum(margins_N, SMALLEST_MARGIN))
+        score_N = score_N + chosen.margin_weight * np.log(np.maximum(1 - margins_N, SMALLEST_DOUBT))
     _all_finite(score_N[:, None], "the score", sample_ids)
     if isinstance(log_likelihood_N_C, Tensor):
         return torch.from_numpy(score_N)
@@ -545,12 +705,18 @@ def _scaled(values_N_C: NDArray[np.float64], class_terms: ClassTerms, reduction:
 
 def _own_class(classes: str, vae_class_N: Any, predicted_class_N: Any, samples: int) -> NDArray[np.int64] | None:
     """The one class whose term counts; None where all do."""
-    if classes == "all":
+    if classes in ("all", "posterior"):
         return None
     name, given = ("vae_class_N", vae_class_N) if classes == "predicted" else ("predicted_class_N", predicted_class_N)
     if given is None or len(given) != samples:
         raise ValueError(f"classes is {classes}: pass {name}, one class a sample")
     return np.asarray(given, dtype=np.int64)
+
+
+def _log_posterior(posterior_N_C: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    if posterior_N_C is None or np.shape(posterior_N_C) != shape:
+        raise ValueError("classes is posterior: pass posterior_N_C, a probability for each sample and class")
+    return np.log(np.maximum(_float64(posterior_N_C), np.finfo(np.float64).tiny))
 
 
 def _log_sum_exp(terms_N_C: NDArray[np.float64], own_N: NDArray[np.int64] | None) -> NDArray[np.float64]:

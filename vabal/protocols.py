@@ -221,21 +221,20 @@ def _cifar100(name: str, about: str, imbalance: str | None) -> Protocol:
     return Protocol(name, about, (f"cifar100:{ROOT}",), (imbalance,), _RIVALS, 3, 5, 1000, 1000, _RECIPE)
 
 
-def _terms(preset: str, prefix: str = "") -> tuple[str, ...]:
+def _terms(preset: str) -> tuple[str, ...]:
     """Table 1's four rows: prior and precision in and out."""
     rows = (("neither", False, False), ("prior", True, False), ("precision", False, True), ("both", True, True))
     return tuple(
-        f"{prefix}{label}=vabal[method.preset={preset};probabilities.use_prior={str(prior).lower()};"
+        f"{label}=vabal[method.preset={preset};probabilities.use_prior={str(prior).lower()};"
         f"probabilities.use_precision={str(precision).lower()}]"
         for label, prior, precision in rows
     )
 
 
-def _energies(preset: str, prefix: str = "") -> tuple[str, ...]:
+def _energies(preset: str) -> tuple[str, ...]:
     """Table 2's three rows."""
     return tuple(
-        f"{prefix}{energy}=vabal[method.preset={preset};vae.energy={energy}]"
-        for energy in ("sigmoid", "absolute", "square")
+        f"{energy}=vabal[method.preset={preset};vae.energy={energy}]" for energy in ("sigmoid", "absolute", "square")
     )
 
 
@@ -278,10 +277,9 @@ _OF_THE_PAPER = (
 _SMALL: Mapping[str, Any] = {
     "classifier.network": "resnet10",
     "classifier.width": 16,
-    "classifier.epochs": 40,
+    "classifier.epochs": 30,
     "classifier.batch_size": 16,
     "classifier.learning_rate": 0.05,
-    "vae.min_steps": 2000,  # of every preset: 20 epochs of so small a pool are some 200 steps
 }
 _EVERY_STRATEGY = (
     "random",
@@ -299,15 +297,29 @@ _EVERY_STRATEGY = (
     "direct",
     "balanced:margin",
     "stochastic:margin",
-    _PAPER,
-    _PUBLISHED_CODE,
     "vabal",
+)
+# Eq. 6 by itself: the presets, with as many steps as so small a pool needs, and readings on the default's VAE.
+_ALONE = "probabilities.exponent=1.0;probabilities.likelihood_weight=1.0;probabilities.margin_weight=0.0"
+_READINGS = (
+    "paper=vabal[method.preset=paper;vae.min_steps=2000]",
+    "published_code=vabal[method.preset=published_code;vae.min_steps=2000]",
+    f"all-summed=vabal[{_ALONE};probabilities.classes=all;probabilities.likelihood_reduction=sum;selection.batch=topk]",
+    f"all-contrast=vabal[{_ALONE};probabilities.classes=all;probabilities.likelihood_reduction=contrast;selection.batch=topk]",
+    f"own-topk=vabal[{_ALONE};probabilities.classes=predicted;selection.batch=topk]",
+    f"own-gumbel=vabal[{_ALONE};probabilities.classes=predicted;selection.batch=gumbel]",
+    f"own-spread=vabal[{_ALONE};probabilities.classes=predicted]",
+    "cross-fitted=vabal[probabilities.precision_from=cross_fitted]",
+    "no-class-terms=vabal[probabilities.use_prior=false;probabilities.use_precision=false]",
+    "no-likelihood=vabal[probabilities.likelihood_weight=0.0]",
+    "no-margin=vabal[probabilities.margin_weight=0.0]",
+    "topk=vabal[selection.batch=topk]",
 )
 
 
 def _digits(name: str, about: str, imbalances: tuple[str | None, ...], specs: tuple[str, ...]) -> Protocol:
     return Protocol(
-        name, about, ("digits",), imbalances, specs, seeds=10, rounds=5, budget=20, initial=20, settings=_SMALL
+        name, about, ("digits",), imbalances, specs, seeds=10, rounds=4, budget=25, initial=25, settings=_SMALL
     )
 
 
@@ -320,15 +332,21 @@ _FOR_TWO_CORES = (
     ),
     _digits(
         "digits-table1",
-        "Table 1 on digits, of the paper's preset and of the default",
+        "Table 1 on digits, of the default",
         (None, "dominant:0:0.1"),
-        ("random", *_terms("paper", "paper "), *_terms("vabal", "default ")),
+        ("random", *_terms("vabal")),
     ),
     _digits(
         "digits-table2",
-        "Table 2 on digits, of the paper's preset and of the default",
+        "Table 2 on digits, of the default",
         _DOMINANT,
-        ("random", *_energies("paper", "paper "), *_energies("vabal", "default ")),
+        ("random", *_energies("vabal")),
+    ),
+    _digits(
+        "digits-readings",
+        "readings of Eq. 6, and the default without one of its parts",
+        (None, "dominant:0:0.1", "rare:0:0.1"),
+        ("random", "vabal", *_READINGS),
     ),
     Protocol(
         "elpv",
@@ -337,10 +355,17 @@ _FOR_TWO_CORES = (
         (None, "dominant:4:0.1", "dominant:4:0.02", "rare:7:0.1", "rare:7:0.02"),
         _EVERY_STRATEGY,
         seeds=5,
-        rounds=5,
+        rounds=4,
         budget=50,
         initial=50,
-        settings={**_SMALL, "images.size": 32, "classifier.horizontal_flip": True},
+        settings={
+            **_SMALL,
+            "images.size": 64,
+            "classifier.stem": "imagenet",
+            "classifier.width": 8,
+            "classifier.epochs": 20,
+            "classifier.horizontal_flip": True,
+        },
     ),
 )
 

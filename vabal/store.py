@@ -19,7 +19,10 @@ from typing import Any, Protocol
 import vabal
 
 # Modules that no stage's output depends on.
-BOOKKEEPING = ("audit", "champion", "cli", "initial", "promotion", "reference", "tables", "verification")
+BOOKKEEPING = (
+    *("audit", "bench", "champion", "cli", "comparison", "initial", "promotion", "protocols", "reference", "report"),
+    *("simulation", "statistics", "tables", "verification"),
+)
 
 
 class Stages(Protocol):

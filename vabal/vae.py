@@ -25,6 +25,11 @@ from vabal.metrics import Metric
 from vabal.params import VaeSettings
 
 FORMAT = "vabal.FeatureVAE/1"
+ANCHORS = 64  # typical samples that a trained network remembers ...
+_ANCHOR_CLASSES = 6400  # ... fewer with many classes, of each of which the estimate keeps a vector an anchor ...
+_FEWEST_ANCHORS = 16  # ... but no fewer than these
+_CANDIDATES = 2048  # samples that the anchors are chosen from ...
+_PLACE_ELEMENTS = 2**22  # ... or fewer, if their posteriors have more numbers
 
 
 class Layer(NamedTuple):
@@ -51,7 +56,12 @@ class FeatureVAE(nn.Module):
     those of `params.yaml`'s section `vae`, what is left out has its default. Weights come from torch's global random
     numbers: `build` makes a network from a seed. Raises TypeError for an unknown setting, ValueError for a value out
     of range.
+
+    `anchors_A_D` are features of the pool that it was trained on, of samples with typical posteriors: the sampling
+    `anchored` of `vabal.probabilities` takes them. Before training they are zero.
     """
+
+    anchors_A_D: Tensor
 
     def __init__(self, feature_dims: Sequence[int], num_classes: int, **settings: Any) -> None:
         super().__init__()
@@ -69,6 +79,7 @@ class FeatureVAE(nn.Module):
         self.log_var = nn.Linear(hidden, self.num_latents)
         self.decoder = _body(self.num_latents, chosen)
         self.reconstruction = nn.Linear(hidden, self.num_inputs)
+        self.register_buffer("anchors_A_D", torch.zeros(ANCHORS, sum(self.feature_dims)))
 
     def inputs(self, features_N_D: Tensor) -> Tensor:
         """inputs_N_I: the per-stage heads, concatenated. Raises ValueError for features of another width."""
@@ -277,6 +288,38 @@ def _train(steps: "_Steps") -> Iterator[Metric]:
         for name, value in zip(Loss._fields, total / steps.samples, strict=True):
             yield Metric(f"vae/{'loss' if name == 'total' else name}", float(value), epoch)
     vae.eval()
+    vae.anchors_A_D.copy_(_typical(steps))
+
+
+@torch.no_grad()
+def _typical(steps: "_Steps") -> Tensor:
+    """features_A_D of samples with typical posteriors: nearest to the centres that k-means finds; some may be equal."""
+    vae = steps.vae
+    features_M_D = steps.sample(min(_CANDIDATES, _PLACE_ELEMENTS // (2 * vae.num_latents)))
+    mean_M_Z, log_var_M_Z = vae.encode(vae.inputs(features_M_D))
+    place_M_Y = torch.cat([mean_M_Z, (0.5 * log_var_M_Z).exp()], dim=1).double().cpu()
+    wanted = min(ANCHORS, max(_FEWEST_ANCHORS, _ANCHOR_CLASSES // vae.num_classes))
+    centre_A_Y = _centres(place_M_Y, wanted, steps.generator)
+    nearest_A = torch.cdist(centre_A_Y, place_M_Y).argmin(dim=1)
+    return features_M_D[nearest_A.repeat(-(-ANCHORS // wanted))[:ANCHORS].to(features_M_D.device)]
+
+
+def _centres(place_M_Y: Tensor, wanted: int, generator: torch.Generator, rounds: int = 10) -> Tensor:
+    """centre_A_Y by k-means, begun as k-means++ does; where there are fewer places than centres, some are equal."""
+    chosen = [int(torch.randint(len(place_M_Y), (1,), generator=generator))]
+    distance_M = torch.full((len(place_M_Y),), torch.inf, dtype=place_M_Y.dtype)
+    while len(chosen) < wanted:
+        distance_M = torch.minimum(distance_M, (place_M_Y - place_M_Y[chosen[-1]]).square().sum(dim=1))
+        if not bool(distance_M.any()):
+            chosen.append(chosen[-1])
+            continue
+        chosen.append(int(torch.multinomial(distance_M, 1, generator=generator)))
+    centre_A_Y = place_M_Y[chosen]
+    for _ in range(rounds):
+        nearest_M = torch.cdist(place_M_Y, centre_A_Y).argmin(dim=1)
+        for anchor in nearest_M.unique():
+            centre_A_Y[anchor] = place_M_Y[nearest_M == anchor].mean(dim=0)
+    return centre_A_Y
 
 
 class _Steps:
@@ -294,7 +337,7 @@ class _Steps:
     ) -> None:
         self.vae, self.settings, self.device = vae, settings, device
         self._features, self._classes_N = features, classes_N
-        self._generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(seed)
         self._dtype = vae.reconstruction.weight.dtype
         self.samples = len(classes_N)
         whole, rest = divmod(self.samples, settings.batch_size)
@@ -302,16 +345,24 @@ class _Steps:
 
     def epoch(self) -> Iterator[NDArray[np.int64]]:
         """Every position once, in random order, in batches of at least two."""
-        order = torch.randperm(self.samples, generator=self._generator).numpy()
+        order = torch.randperm(self.samples, generator=self.generator).numpy()
         size = self.settings.batch_size
         for step in range(self.per_epoch):
             yield order[step * size : (step + 1) * size if step + 1 < self.per_epoch else None]
+
+    def sample(self, most: int) -> Tensor:
+        """features_M_D of at most so many samples, drawn at random, read in batches."""
+        positions_M = torch.randperm(self.samples, generator=self.generator).numpy()[: max(1, most)]
+        parts = np.split(
+            np.sort(positions_M), range(self.settings.batch_size, len(positions_M), self.settings.batch_size)
+        )
+        return torch.cat([to_tensor(self._features[part], self.device, self._dtype) for part in parts])
 
     def loss(self, positions_B: NDArray[np.int64]) -> Loss:
         features_B_D = to_tensor(self._features[positions_B], self.device, self._dtype)
         classes_B = to_tensor(self._classes_N[positions_B], self.device, torch.int64)
         # Drawn on the CPU, so that a GPU sees the same numbers.
-        noise_B_Z = torch.randn(len(positions_B), self.vae.num_latents, generator=self._generator, dtype=torch.float32)
+        noise_B_Z = torch.randn(len(positions_B), self.vae.num_latents, generator=self.generator, dtype=torch.float32)
         return self.vae.loss(features_B_D, classes_B, noise_B_Z.to(self.device, self._dtype), self.settings)
 
 
@@ -353,7 +404,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> FeatureVAE:
     with torch.random.fork_rng(devices=[]):
         vae = FeatureVAE(config["feature_dims"], config["num_classes"], **config["settings"])
     vae.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
-    vae.load_state_dict(weights)
+    vae.load_state_dict({"anchors_A_D": vae.anchors_A_D} | weights)  # files of old have none
     return vae.to(device).eval()
 
 

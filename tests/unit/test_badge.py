@@ -7,7 +7,7 @@ from tests.unit.test_strategies import context
 from vabal import strategies
 from vabal.errors import UserError
 from vabal.strategies import Candidates, Shard
-from vabal.strategies.badge import seeds
+from vabal.strategies.badge import BadgeStrategy, seeds
 
 
 def embeddings(residual_N_C: Any, features_N_D: Any) -> Any:
@@ -66,10 +66,13 @@ def test_where_no_embedding_is_apart_the_rest_is_drawn_uniformly() -> None:
     first = [seeds(np.zeros((5, 1)), np.ones((5, 2)), 2, seed)[0].tolist() for seed in range(500)]
     assert all(len(set(picked)) == 2 for picked in first)
     assert [sum(row in picked for picked in first) for row in range(5)] == pytest.approx([200] * 5, abs=45)
-    copies_N_C = np.full((6, 2), [-0.4, 0.4], dtype=np.float32)
-    picked, distance_N = seeds(copies_N_C, np.full((6, 3), 0.7, dtype=np.float32), 6, seed=0)
-    assert sorted(picked.tolist()) == list(range(6))
-    assert not distance_N.any()
+    numbers = np.random.default_rng(0)
+    for dims in (3, 100, 512):
+        scale_N_1 = np.array([[1], [3], [7], [1.1], [0.3], [1]], dtype=np.float32)  # other roundings of one embedding
+        copies_N_C = scale_N_1 * numbers.standard_normal((1, 10), dtype=np.float32)
+        copies_N_D = numbers.standard_normal((1, dims), dtype=np.float32) / scale_N_1
+        assert not seeds(copies_N_C, copies_N_D, 1, seed=0)[1].any()
+        assert sorted(seeds(copies_N_C, copies_N_D, 6, seed=0)[0].tolist()) == list(range(6))
 
 
 def test_a_copy_of_a_seed_is_not_drawn_while_another_embedding_is_apart() -> None:
@@ -87,10 +90,12 @@ def test_the_strategy_takes_the_last_stage_s_features_and_the_posteriors() -> No
     features_N_D = np.array([[100.0, 1], [0, 1], [0, 3]])  # the first column is another stage's
     written: list[Candidates] = []
     given = Shard(ids, np.log(posteriors_N_C), features_N_D)
-    selection = strategies.get("badge").select(context(given, feature_dims=(1, 1), write=written.append), 1)
+    chosen = context(given, feature_dims=(1, 1), write=written.append)
+    selection = strategies.get("badge").select(chosen, 1)
     assert selection.sample_ids == ["c"]  # norms 0.5, 0.02 and 4.5
     # c to a: (3 - 1)^2 * 0.5 = 2 ; c to b: 4.5 + 0.02 - 2 * (0.5 * 0.1 * 2) * 3 = 3.92
     assert dict(zip(written[0].sample_ids, written[0].score_N, strict=True)) == {"c": 1, "b": -1, "a": -2}
+    np.testing.assert_allclose(BadgeStrategy().order(given, chosen, 1)[1], [2, 3.92, 0], atol=1e-9)
 
 
 def test_a_budget_beyond_the_samples_and_numbers_that_are_none_are_refused() -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.test_strategies import context
 from vabal import strategies
 from vabal.errors import UserError
-from vabal.strategies import Candidates, Labeled, Shard
+from vabal.strategies import Candidates, Labeled, Shard, coreset
 from vabal.strategies.coreset import k_centre_greedy
 
 
@@ -58,6 +58,21 @@ def test_the_picks_are_those_of_the_plain_loop(made: Any, labeled: int, kind: An
     expected, expected_N = plain(features_N_D, labeled_L_D, 120)
     assert picked.tolist() == expected
     np.testing.assert_allclose(distance_N, expected_N, atol=0.01)
+    assert not distance_N[picked].any()
+
+
+@pytest.mark.parametrize("labeled", [0, 30])
+def test_small_fronts_without_any_sweep_between_them_pick_the_same(
+    labeled: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coreset, "_FRONT_BEGINS", 8)
+    monkeypatch.setattr(coreset, "_FRONT_SHARE", 100)
+    monkeypatch.setattr(coreset, "_DEARER", 0)
+    monkeypatch.setattr(coreset, "_CENTRES", 16)
+    numbers = np.random.default_rng(0)
+    features_N_D, labeled_L_D = tight_clusters(numbers, 1000), tight_clusters(numbers, labeled)
+    picked, _ = k_centre_greedy(features_N_D, labeled_L_D, 120)
+    assert picked.tolist() == plain(features_N_D, labeled_L_D, 120)[0]
 
 
 def test_more_centres_than_one_product_takes_are_all_seen() -> None:

@@ -300,9 +300,15 @@ TERMS = terms([0.75, 0.25], [0.8, 0.4])
         ({"use_precision": False}, -math.log(0.2 * 0.75 + 0.5 * 0.25)),
         ({"classes": "predicted"}, -math.log(0.4 * 0.5 * 0.25)),
         ({"classes": "classifier"}, -math.log(0.8 * 0.2 * 0.75)),
+        ({"classes": "posterior"}, math.log(0.6 / (0.8 * 0.2 * 0.75) + 0.4 / (0.4 * 0.5 * 0.25))),
+        (
+            {"classes": "posterior", "likelihood_weight": 0.0, "exponent": 0.5},
+            math.log(0.6 / 0.6**0.5 + 0.4 / 0.1**0.5),
+        ),
+        ({"exponent": 0.5}, -math.log(0.2 * 0.6**0.5 + 0.5 * 0.1**0.5)),
         ({"likelihood_weight": 2.0}, -math.log(0.8 * 0.04 * 0.75 + 0.4 * 0.25 * 0.25)),
         ({"likelihood_weight": 0.0}, -math.log(0.8 * 0.75 + 0.4 * 0.25)),
-        ({"margin_weight": 3.0}, -math.log(0.8 * 0.2 * 0.75 + 0.4 * 0.5 * 0.25) - 3 * math.log(0.3)),
+        ({"margin_weight": 3.0}, -math.log(0.8 * 0.2 * 0.75 + 0.4 * 0.5 * 0.25) + 3 * math.log(0.7)),
         (
             {"score": "published_code", "use_precision": False},
             1 + math.log(0.2) * 0.75 + math.log(0.5) * 0.25,
@@ -312,7 +318,13 @@ TERMS = terms([0.75, 0.25], [0.8, 0.4])
 )
 def test_equation_6_by_hand(settings: dict[str, Any], expected: float) -> None:
     score_N = mistake_score(
-        LOGS, TERMS, {**SUM, **settings}, vae_class_N=[1], predicted_class_N=[0], margin_N=np.array([0.3])
+        LOGS,
+        TERMS,
+        {**SUM, **settings},
+        vae_class_N=[1],
+        predicted_class_N=[0],
+        margin_N=np.array([0.3]),
+        posterior_N_C=np.array([[0.6, 0.4]]),
     )
     assert score_N.tolist() == pytest.approx([expected])
 
@@ -368,6 +380,7 @@ def test_a_scale_that_needs_the_pool_s_moments_asks_for_them() -> None:
     [
         ({"classes": "predicted"}, "vae_class_N"),
         ({"classes": "classifier"}, "predicted_class_N"),
+        ({"classes": "posterior"}, "posterior_N_C"),
         ({"margin_weight": 1.0}, "margin_N"),
     ],
 )
@@ -376,9 +389,10 @@ def test_what_the_score_needs_and_nobody_passed_is_asked_for(settings: dict[str,
         mistake_score(LOGS, TERMS, {**SUM, **settings})
 
 
-def test_a_margin_of_zero_gives_a_finite_score() -> None:
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+def test_a_margin_of_nothing_or_of_all_gives_a_finite_score(margin: float) -> None:
     settings = {**SUM, "margin_weight": 1.0}
-    assert np.isfinite(mistake_score(LOGS, TERMS, settings, margin_N=np.zeros(1))).all()
+    assert np.isfinite(mistake_score(LOGS, TERMS, settings, margin_N=np.array([margin]))).all()
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

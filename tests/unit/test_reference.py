@@ -146,7 +146,7 @@ def test_class_terms_are_those_of_the_literal_loops(
 
 @PRESET
 @pytest.mark.parametrize("reduction", ["sum", "mean", "standardised", "contrast"])
-@pytest.mark.parametrize("classes", ["all", "predicted", "classifier"])
+@pytest.mark.parametrize("classes", ["all", "predicted", "classifier", "posterior"])
 @pytest.mark.parametrize("score", ["eq6", "published_code"])
 def test_scores_are_those_of_the_literal_sums(preset: str, reduction: str, classes: str, score: str) -> None:
     numbers = np.random.default_rng(8)
@@ -154,10 +154,11 @@ def test_scores_are_those_of_the_literal_sums(preset: str, reduction: str, class
     log_likelihood = numbers.normal(-30, 10, size=(12, CLASSES))
     own = {"vae_class": numbers.integers(0, 3, 12), "predicted_class": numbers.integers(0, 3, 12)}
     margin = numbers.uniform(size=12)
+    posterior = numbers.dirichlet(np.ones(CLASSES), size=12)
     terms = ClassTerms(torch.tensor(np.log(prior)), torch.tensor(np.log(precision)))
     terms = terms.with_moments(pool_moments([log_likelihood]))
-    for use_prior, use_precision, weight, margin_weight in product(
-        [True, False], [True, False], [1.0, 0.3], [0.0, 2.0]
+    for use_prior, use_precision, weight, margin_weight, exponent in product(
+        [True, False], [True, False], [1.0, 0.3], [0.0, 2.0], [1.0, 0.5]
     ):
         settings = ProbabilitySettings(**PRESETS[preset]["probabilities"]).model_copy(
             update={
@@ -168,9 +169,12 @@ def test_scores_are_those_of_the_literal_sums(preset: str, reduction: str, class
                 "use_precision": use_precision,
                 "likelihood_weight": weight,
                 "margin_weight": margin_weight,
+                "exponent": exponent,
             }
         )
-        expected = reference.scores(log_likelihood, np.log(prior), np.log(precision), settings, margin=margin, **own)
+        expected = reference.scores(
+            log_likelihood, np.log(prior), np.log(precision), settings, margin=margin, posterior=posterior, **own
+        )
         score_N = mistake_score(
             log_likelihood,
             terms,
@@ -178,6 +182,7 @@ def test_scores_are_those_of_the_literal_sums(preset: str, reduction: str, class
             vae_class_N=own["vae_class"],
             predicted_class_N=own["predicted_class"],
             margin_N=margin,
+            posterior_N_C=posterior,
         )
         assert np.abs(score_N - expected).max() < 1e-6
 

@@ -99,12 +99,15 @@ def test_each_group_that_has_no_label_is_picked_from_once(
     groups: int, fitted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(typiclust, "_FITTED_ROWS", fitted)
-    features_N_D, group_N = blobs(np.random.default_rng(0), 20 * groups, groups)
+    deep_N_D, group_N = blobs(np.random.default_rng(0), 20 * groups, groups)
+    features_N_D = np.concatenate(
+        [1e3 * np.random.default_rng(2).standard_normal((len(deep_N_D), 3)), deep_N_D], axis=1
+    )
     ids = np.array([f"{group}:{row}" for row, group in enumerate(group_N)], dtype=object)
     known = 3
     labeled = Labeled(features_N_D[:known], group_N[:known])
     given = Shard(ids, np.zeros((len(ids), 2)), features_N_D.astype(np.float32))
-    chosen = context(given, labeled=labeled)
+    chosen = context(given, labeled=labeled, feature_dims=(3, 64))  # the first stage's features must not count
     picked = strategies.get("typiclust").select(chosen, groups - known).sample_ids
     found = {int(sample_id.partition(":")[0]) for sample_id in picked}
     if groups <= 50:

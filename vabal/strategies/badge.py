@@ -48,21 +48,17 @@ def seeds(
     numbers = np.random.default_rng(seed)
     norm_N = (_squares(residual_N_C) * _squares(features_N_D)).astype(np.float64)
     rounding = (residual_N_C.shape[1] + features_N_D.shape[1] + 8) * float(np.finfo(features_N_D.dtype).eps)
-    distance_N = np.full(len(norm_N), np.inf)
-    picked = [int(norm_N.argmax())]
-    if not norm_N.any():  # then the first is no larger than the others
-        picked, distance_N = [], norm_N
+    picked, distance_N = [int(norm_N.argmax())], np.full(len(norm_N), np.inf)
     while True:
-        if picked:
-            _approach(distance_N, residual_N_C, features_N_D, norm_N, picked[-1], rounding)
-        if len(picked) == budget:
-            break
+        _approach(distance_N, residual_N_C, features_N_D, norm_N, picked[-1], rounding)
         mass_N = np.cumsum(distance_N)
-        if not mass_N[-1] > 0:
-            rest = np.setdiff1d(np.arange(len(norm_N)), picked)
-            picked.extend(numbers.permutation(rest)[: budget - len(picked)].tolist())
+        if len(picked) == budget or not mass_N[-1] > 0:
             break
         picked.append(_draw(mass_N, numbers.random()))
+    if not norm_N.any():  # then the first was no larger than the others
+        picked = []
+    rest = np.setdiff1d(np.arange(len(norm_N)), picked)
+    picked.extend(numbers.permutation(rest)[: budget - len(picked)].tolist())
     return np.array(picked, dtype=np.int64), distance_N
 
 

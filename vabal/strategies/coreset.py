@@ -101,7 +101,7 @@ class _Search:
     def start_from(self, row: int) -> None:
         self.picked.append(row)
         self._sweep_picks()
-        self.bound_N[row] = -np.inf
+        self.bound_N[row] = self.squared_N[row] = -np.inf
 
     def run(self, budget: int) -> None:
         """Picks until there are `budget`."""
@@ -118,7 +118,6 @@ class _Search:
 
     def distances(self) -> Exact:
         self._sweep_picks()
-        self.squared_N[self.picked] = 0
         return np.asarray(np.sqrt(np.maximum(self.squared_N, 0)))
 
     # -- the front: exact, few samples ------------------------------------------------------------------------------

@@ -240,7 +240,7 @@ class Gathered:
 def gather(context: Context, *columns: str) -> Gathered:
     """The named columns of every candidate, held once: two passes over the shards, the second one fills the arrays.
 
-    Memory: N rows of the columns asked for. Raises ValueError for a column that the shards do not carry, or an id
+    Of the features only the last stage's are kept. Memory: N rows of the columns asked for. Raises ValueError for a column that the shards do not carry, or an id
     that comes twice.
     """
     parts = [np.asarray(shard.sample_ids, dtype=object) for shard in context.shards()]
@@ -259,6 +259,8 @@ def gather(context: Context, *columns: str) -> Gathered:
             values = getattr(shard, column)
             if values is None:
                 raise ValueError(f"the shards came without {column}: the strategy's needs must declare it")
+            if column == "features_N_D":
+                values = context.deep(values)
             if column not in gathered:
                 gathered[column] = np.empty((len(ids_N), *values.shape[1:]), dtype=values.dtype)
             gathered[column][rows] = values
@@ -305,6 +307,10 @@ class SequentialStrategy:
             return no_picks(self.name, budget, context.seed)
         for column in self.columns:
             check_finite(column, getattr(pool, column), pool.sample_ids)
+        if context.labeled is not None and "features_N_D" in self.columns:
+            labeled = context.labeled
+            ids = np.arange(len(labeled.labels_N)) if labeled.sample_ids is None else labeled.sample_ids
+            check_finite("features_N_D of the labelled pool", labeled.features_N_D, ids)
         picked, key_N = self.order(pool, context, min(budget, count))
         if len(np.unique(picked)) != min(budget, count):
             raise ValueError(f"strategy {self.name} picked {len(np.unique(picked))} of {min(budget, count)} samples")

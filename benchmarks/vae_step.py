@@ -1,0 +1,84 @@
+"""A training step of the VAE against its bare matrix products: `python -m benchmarks.vae_step`.
+
+The step is `vabal.vae.fit`'s, reading its batch from features in memory. The bare products are those of every linear
+layer: forward, and backward towards weights and inputs, on tensors made beforehand.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from vabal import vae as vaes
+from vabal.params import VaeSettings
+
+WIDTHS = {"ResNet-18": (64, 128, 256, 512), "ResNet-10, width 8": (8, 16, 32, 64)}
+CLASSES, SAMPLES, STEPS = 10, 4096, 192
+MOST = 3.0
+
+
+def run(repeats: int = 5, steps: int = STEPS) -> dict[str, Any]:
+    """Milliseconds a step, and the median of the repeats' ratios; `ratio` is the larger of the two networks'."""
+    results: dict[str, Any] = {"threads": torch.get_num_threads(), "batch": VaeSettings().batch_size}
+    for name, widths in WIDTHS.items():
+        results[name] = _compare(widths, repeats, steps)
+    results["ratio"] = max(results[name]["ratio"] for name in WIDTHS)
+    return results
+
+
+def _compare(widths: tuple[int, ...], repeats: int, steps: int) -> dict[str, float]:
+    numbers = np.random.default_rng(0)
+    features_N_D = np.maximum(numbers.normal(size=(SAMPLES, sum(widths))), 0).astype(np.float32)
+    classes_N = numbers.integers(0, CLASSES, SAMPLES)
+    per_epoch = SAMPLES // VaeSettings().batch_size
+    settings = {"epochs": max(1, steps // per_epoch), "min_steps": 0}
+
+    def train() -> None:
+        network = vaes.build(widths, CLASSES, settings, seed=0)
+        for _ in vaes.fit(network, features_N_D, classes_N, seed=0):
+            pass
+
+    products = bare_products(widths)
+    taken: dict[str, list[float]] = {"step": [], "products": []}
+    for _ in range(repeats + 1):  # the first warms up
+        taken["step"].append(_milliseconds(train) / (settings["epochs"] * per_epoch))
+        taken["products"].append(_milliseconds(lambda: [products() for _ in range(steps)]) / steps)
+    step, bare = taken["step"][1:], taken["products"][1:]
+    return {
+        "step_ms": statistics.median(step),
+        "products_ms": statistics.median(bare),
+        "ratio": statistics.median(mine / theirs for mine, theirs in zip(step, bare, strict=True)),
+    }
+
+
+def bare_products(widths: tuple[int, ...]) -> Callable[[], None]:
+    """A call multiplies as a step must: three products for each linear layer, each into memory of its own."""
+    network = vaes.build(widths, CLASSES, seed=0)
+    batch = VaeSettings().batch_size
+    operands = []
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Linear):
+            inputs, outputs = torch.randn(batch, layer.in_features), torch.randn(batch, layer.out_features)
+            operands.append((inputs, outputs, layer.weight.detach()))
+
+    def products() -> None:
+        for inputs_B_I, outputs_B_O, weight_O_I in operands:
+            torch.mm(inputs_B_I, weight_O_I.T)
+            torch.mm(outputs_B_O.T, inputs_B_I)
+            torch.mm(outputs_B_O, weight_O_I)
+
+    return products
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(), indent=2))

@@ -1,0 +1,46 @@
+"""A batch of high scores that lie far from one another: the batch rule `spread`.
+
+Top-k takes near copies of one hard sample, for their scores are near as well. Here each pick is the candidate with the
+highest beta * score + log(squared distance to the nearest sample picked before), on features of unit length: margin
+sampling made diverse as BADGE (Ash et al. 2020) and k-centre greedy are, without a distance to the labelled pool, which
+the score knows of through its class terms. Axes: N candidates, D features.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+NEAREST = 1e-9  # squared distance of two equal samples, where log would be minus infinity
+FARTHEST = 4.0  # of two samples of unit length
+
+
+def spread(
+    score_N: NDArray[np.float64], features_N_D: NDArray[np.floating], budget: int, beta: float = 1.0
+) -> NDArray[np.int64]:
+    """Rows in the order picked; a tie goes to the lower row.
+
+    The first pick has the highest score. Complexity: O(N D) a pick; memory: the features in float32 and one number a
+    candidate. Raises ValueError for a budget above N.
+    """
+    count = len(score_N)
+    if budget > count:
+        raise ValueError(f"{budget} asked for of {count} candidates")
+    unit_N_D = _unit(features_N_D)
+    distance_N = np.full(count, FARTHEST)
+    weighted_N = beta * np.asarray(score_N, dtype=np.float64)
+    left_N = np.ones(count, dtype=bool)
+    picked = np.empty(budget, dtype=np.int64)
+    for place in range(budget):
+        value_N = np.where(left_N, weighted_N + np.log(np.maximum(distance_N, NEAREST)), -np.inf)
+        row = int(value_N.argmax())
+        picked[place] = row
+        left_N[row] = False
+        similarity_N = unit_N_D @ unit_N_D[row]
+        np.minimum(distance_N, 2 - 2 * similarity_N.astype(np.float64), out=distance_N)
+    return picked
+
+
+def _unit(features_N_D: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Features of length one; of length zero where they are all zero."""
+    features = np.asarray(features_N_D, dtype=np.float32)
+    lengths_N_1 = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.maximum(lengths_N_1, np.finfo(np.float32).tiny), dtype=np.float32)
