@@ -12,7 +12,6 @@ do with is in docs/decisions/draws.md.
 """
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeVar

@@ -240,8 +240,8 @@ class Gathered:
 def gather(context: Context, *columns: str) -> Gathered:
     """The named columns of every candidate, held once: two passes over the shards, the second one fills the arrays.
 
-    Of the features only the last stage's are kept. Memory: N rows of the columns asked for. Raises ValueError for a column that the shards do not carry, or an id
-    that comes twice.
+    Of the features only the last stage's are kept. Memory: N rows of the columns asked for. Raises ValueError for a
+    column that the shards do not carry, or an id that comes twice.
     """
     parts = [np.asarray(shard.sample_ids, dtype=object) for shard in context.shards()]
     ids_N = np.concatenate(parts) if parts else np.zeros(0, dtype=object)

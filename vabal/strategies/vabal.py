@@ -137,7 +137,7 @@ def _features_of(sample_ids: NDArray[Any], context: Context) -> NDArray[np.float
             gathered = np.empty((len(sample_ids), values_N_D.shape[1]), dtype=np.float32)
         gathered[rows[here]] = values_N_D
     assert gathered is not None  # noqa: S101 -- the candidates came from these shards
-    check_finite("the features", gathered, sample_ids)
+    check_finite("features_N_D", gathered, sample_ids)
     return gathered
 
 
