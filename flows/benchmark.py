@@ -24,14 +24,14 @@ AT_ONCE = 64  # tasks that Ray is given; a grid may have thousands
 
 
 @task(name="bench-cell", task_run_name="{cell[source]} {cell[imbalance]} {cell[label]} seed {cell[seed]}")
-def bench_cell(cell: dict[str, Any], prepared: dict[str, Any], folder: str) -> str:
+def bench_cell(cell: dict[str, Any], prepared: dict[str, Any], folder: str) -> bench.Ended:
     return bench.run_cell(bench.Cell(**cell), bench.Prepared(**prepared), Path(folder))
 
 
 def on_task_runner(gpus_per_task: float) -> bench.Execute:
     """Runs cells as tasks of the flow around it, wherever its task runner puts them."""
 
-    def execute(work: Sequence[bench.Work]) -> Iterator[str]:
+    def execute(work: Sequence[bench.Work]) -> Iterator[bench.Ended]:
         for first in range(0, len(work), AT_ONCE):
             with remote_options(num_cpus=1, num_gpus=gpus_per_task):
                 futures = [

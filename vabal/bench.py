@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -259,10 +259,17 @@ def arena(source: str, prepared: Prepared, imbalance: str, seed: int, initial: i
 _shared = simulation.Shared()  # of this process
 
 
-def run_cell(cell: Cell, prepared: Prepared, folder: Path) -> str:
-    """Runs one cell and writes its document below `folder`, whole or not at all; the file's name.
+class Ended(NamedTuple):
+    """A cell that ended: its file's name, or why there is none."""
 
-    Raises UserError, which names the cell, for what cannot be run.
+    file: str | None
+    failure: str | None = None
+
+
+def run_cell(cell: Cell, prepared: Prepared, folder: Path) -> Ended:
+    """Runs one cell and writes its document below `folder`, whole or not at all.
+
+    What a user can mend (a training that diverges, a score that is not finite) is told, so that other cells go on.
     """
     common = cell.common
     shape = np.load(Path(prepared.folder) / "images.npy", mmap_mode="r").shape
@@ -274,9 +281,9 @@ def run_cell(cell: Cell, prepared: Prepared, folder: Path) -> str:
         with one_thread(device_of(chosen)):  # so that the number of jobs cannot change a result
             rounds = list(simulation.run(place, chosen, rounds=common["rounds"], shared=_shared, shared_key=key))
     except UserError as error:
-        raise UserError(f"{cell.source}, {cell.imbalance}, {cell.label}, seed {cell.seed}: {error}") from None
+        return Ended(None, f"{cell.source}, {cell.imbalance}, {cell.label}, seed {cell.seed}: {error}")
     write_bytes(folder / cell.file_name, canonical_json(_document(cell, place, rounds)))
-    return cell.file_name
+    return Ended(cell.file_name)
 
 
 def _document(cell: Cell, place: simulation.Arena, rounds: Sequence[simulation.Round]) -> dict[str, Any]:
@@ -324,13 +331,13 @@ def _picture(place: simulation.Arena, pick: simulation.Pick) -> dict[str, str]:
 # -- running them ---------------------------------------------------------------------------------------------------
 
 Work = tuple[Cell, Prepared, Path]
-Execute = Callable[[Sequence[Work]], Iterator[str]]  # yields the names of the files, as cells end
+Execute = Callable[[Sequence[Work]], Iterator[Ended]]  # yields cells as they end
 
 
 def on_processes(jobs: int) -> Execute:
     """Runs cells in `jobs` processes of one thread each; one job stays in this process."""
 
-    def execute(work: Sequence[Work]) -> Iterator[str]:
+    def execute(work: Sequence[Work]) -> Iterator[Ended]:
         if jobs == 1:
             yield from (run_cell(*item) for item in work)
             return
@@ -364,7 +371,7 @@ def run(
     `execute` runs cells (`on_processes`, or a Prefect flow's task runner); `record` is given each finished cell's
     document (MLflow); `tell` a line for people. Seeds, strategies, sources and imbalances may be added to a folder;
     other budgets, rounds or common settings are refused. Raises UserError for arguments that do not fit, before any
-    cell runs.
+    cell runs, and for cells that failed, after the others' results were written.
     """
     cells = grid.cells()
     for variant in grid.variants:
@@ -382,11 +389,22 @@ def run(
         _check(missing, ready)
         tell(f"{len(missing)} cells to run")
         clock = _Clock(len(missing))
-        for name in execute([(cell, ready[cell.source], out / "cells") for cell in missing]):
-            document = json.loads((out / "cells" / name).read_text(encoding="utf-8"))
+        failures = []
+        for ended in execute([(cell, ready[cell.source], out / "cells") for cell in missing]):
+            if ended.file is None:
+                failures.append(ended.failure)
+                tell(f"{clock.count()} FAILED: {ended.failure}")
+                continue
+            document = json.loads((out / "cells" / ended.file).read_text(encoding="utf-8"))
             record(document)
             tell(clock.line(document))
-        return write_results(out, title=title, command=command)
+        summary = write_results(out, title=title, command=command) if len(failures) < len(cells) else {}
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(cells)} cells failed; the results of the others are in {out}. The first: "
+            f"{failures[0]}"
+        )
+    return summary
 
 
 def _check(missing: Sequence[Cell], ready: Mapping[str, Prepared]) -> None:
@@ -414,13 +432,17 @@ class _Clock:
     def __init__(self, total: int) -> None:
         self._total, self._done, self._start = total, 0, time.monotonic()
 
-    def line(self, cell: Mapping[str, Any]) -> str:
+    def count(self) -> str:
         self._done += 1
+        return f"[{self._done}/{self._total}]"
+
+    def line(self, cell: Mapping[str, Any]) -> str:
+        count = self.count()
         left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
         accuracies = [item["accuracy"] for item in cell["rounds"]]
         named = f"{cell['source']} {cell['imbalance']} {cell['strategy']} seed {cell['seed']}"
         return (
-            f"[{self._done}/{self._total}] {named}: accuracy "
+            f"{count} {named}: accuracy "
             f"{accuracies[0]:.3f} -> {accuracies[-1]:.3f}, average {np.mean(accuracies):.3f}; {_duration(left)} left"
         )
 

@@ -96,12 +96,13 @@ def fit(
     seed: int,
     device: torch.device | str = "cpu",
     objective: Objective = cross_entropy,
+    largest_gradient: float | None = None,
 ) -> Iterator[Metric]:
     """Trains `network` in place by SGD and yields loss, accuracy and learning rate of each epoch, counted from 1.
 
-    What is minimised is `objective`. Batches, crops, flips and dropout derive from `seed`: on a CPU the same inputs and
-    thread count give the same bits.
-    The network is left on `device`, in evaluation mode, once the iterator is exhausted.
+    What is minimised is `objective`; a gradient longer than `largest_gradient` (2-norm) is cut to that. Batches, crops,
+    flips and dropout derive from `seed`: on a CPU the same inputs and thread count give the same bits. The network is
+    left on `device`, in evaluation mode, once the iterator is exhausted.
 
     Raises ValueError for arrays that do not fit the network, UserError if there are no samples or training diverges.
     """
@@ -124,7 +125,16 @@ def fit(
             group["lr"] = rate
         over = (epoch - 1) / settings.epochs
         loss, accuracy = _epoch(
-            network, optimizer, images, labels, settings, objective, over, generator=generator, device=device
+            network,
+            optimizer,
+            images,
+            labels,
+            settings,
+            objective,
+            over,
+            largest_gradient=largest_gradient,
+            generator=generator,
+            device=device,
         )
         if not np.isfinite(loss) or (epoch == settings.epochs and not _is_finite(network)):
             raise UserError(
@@ -308,6 +318,7 @@ def _epoch(
     objective: Objective,
     over: float,
     *,
+    largest_gradient: float | None,
     generator: torch.Generator,
     device: torch.device,
 ) -> tuple[float, float]:
@@ -330,6 +341,8 @@ def _epoch(
                 loss, logits_N_C = objective(network, inputs, targets, over)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            if largest_gradient is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), largest_gradient)
             optimizer.step()
             loss_sum += loss.detach() * len(rows)
             right += (logits_N_C.argmax(dim=1) == targets).sum()

@@ -62,6 +62,7 @@ class Training(NamedTuple):
     network: ResNetClassifier
     seed: int
     objective: Objective = cross_entropy
+    largest_gradient: float | None = None
 
 
 def build(needs: Needs, config: dict[str, Any], *, first: ResNetClassifier, seed: int) -> "Committee":
@@ -81,7 +82,9 @@ def build(needs: Needs, config: dict[str, Any], *, first: ResNetClassifier, seed
         trainings[f"member{member}"] = Training(ResNetClassifier.from_config(config, seed=own), own)
     if needs.auxiliary_loss is not None:
         predictor = loss_prediction.LossPredictor.from_config(config, seed=seed)
-        trainings[needs.auxiliary_loss] = Training(predictor, seed, loss_prediction.objective)
+        trainings[needs.auxiliary_loss] = Training(
+            predictor, seed, loss_prediction.objective, loss_prediction.LARGEST_GRADIENT
+        )
     return Committee(needs, first, seed, trainings)
 
 
@@ -124,9 +127,16 @@ class Committee:
         Raises what `classifier.fit` raises.
         """
         self._passes = None
-        for name, (network, seed, objective) in self.trainings.items():
+        for name, training in self.trainings.items():
             for metric in classifier.fit(
-                network, images_N_H_W_K, labels_N, settings, seed=seed, device=device, objective=objective
+                training.network,
+                images_N_H_W_K,
+                labels_N,
+                settings,
+                seed=training.seed,
+                device=device,
+                objective=training.objective,
+                largest_gradient=training.largest_gradient,
             ):
                 yield metric._replace(name=f"committee/{name}/{metric.name}")
 

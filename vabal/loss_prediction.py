@@ -17,6 +17,7 @@ from vabal.network import ResNetClassifier
 HIDDEN = 128
 MARGIN = 1.0
 WEIGHT = 1.0
+LARGEST_GRADIENT = 5.0  # not in the paper: on small batches the module's output runs away, and training diverges
 APART_AFTER = 0.6  # share of the epochs after which the module's gradient stops at the features
 
 
