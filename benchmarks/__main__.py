@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import bookkeeping, estimate, features, memory
+from benchmarks import bald, bookkeeping, coreset, draws, estimate, features, growth, memory, vae_step
 
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "prefect", "mlflow", "dvc")
@@ -45,7 +45,43 @@ class Benchmark:
 
 
 def _estimate(result: dict[str, Any]) -> list[Check]:
-    return [Check("estimate: speed / the loop over draws and classes, C = 10", result["C=10"]["ratio"], ">=", 3.0)]
+    checks = []
+    for classes, least in estimate.LEAST.items():
+        at = result[f"C={classes}"]
+        what = f"estimate, C = {classes}: "
+        checks.append(Check(f"{what}speed / the loop over draws and classes", at["ratio"], ">=", least))
+        share = at["share_of_matmul_rate"]
+        checks.append(Check(f"{what}rate / a plain product's", share, ">=", estimate.LEAST_SHARE))
+    return checks
+
+
+def _draws(result: dict[str, Any]) -> list[Check]:
+    error = "draws: error of 10 anchored ones / of 100 independent ones"
+    return [
+        Check("draws: independent ones that an anchored one is worth", result["least_worth"], ">=", draws.LEAST),
+        Check(error, result["largest_error"], "<=", 1.0),
+    ]
+
+
+def _vae_step(result: dict[str, Any]) -> list[Check]:
+    return [Check("vae_step: a training step / its bare products", result["ratio"], "<=", vae_step.MOST)]
+
+
+def _growth(result: dict[str, Any]) -> list[Check]:
+    return [Check("growth: the largest exponent in N", result["largest_exponent"], "<=", growth.MOST)]
+
+
+def _coreset(result: dict[str, Any]) -> list[Check]:
+    what = "coreset: memory / the features"
+    return [
+        Check("coreset: speed / plain loop of full distances", result["ratio"], ">=", coreset.TARGET_RATIO),
+        Check(what, result["memory_ratio"], "<=", coreset.TARGET_MEMORY),
+        Check("coreset: picks are the plain loop's", float(result["same_picks"]), ">=", 1.0),
+    ]
+
+
+def _bald(result: dict[str, Any]) -> list[Check]:
+    return [Check("bald: runs of the layers before the first dropout", result["stem_calls_a_piece"], "<=", 1.0)]
 
 
 def _features(result: dict[str, Any]) -> list[Check]:
@@ -68,6 +104,11 @@ def _bookkeeping(result: dict[str, Any]) -> list[Check]:
 
 BENCHMARKS = {
     "estimate": Benchmark(estimate.run, _estimate),
+    "draws": Benchmark(draws.run, _draws),
+    "vae_step": Benchmark(vae_step.run, _vae_step),
+    "coreset": Benchmark(coreset.run, _coreset),
+    "bald": Benchmark(bald.run, _bald),
+    "growth": Benchmark(growth.run, _growth),
     "features": Benchmark(features.run, _features),
     "memory": Benchmark(memory.run, _memory),
     "bookkeeping": Benchmark(bookkeeping.run, _bookkeeping),

@@ -117,9 +117,7 @@ def _multiplications(network: FeatureVAE) -> int:
     return 2 * network.num_latents * hidden + network.num_classes * square * hidden**2
 
 
-def _in_turn(
-    ways: dict[str, Callable[[], Any]], repeats: int
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
+def _in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
     """Seconds of each way at each repeat, and its last result."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results = {}

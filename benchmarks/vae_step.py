@@ -53,9 +53,7 @@ def _compare(widths: tuple[int, ...], samples: int, epochs: int) -> dict[str, fl
     return {
         "step_ms": statistics.median(taken["step"]),
         "products_ms": statistics.median(taken["products"]),
-        "ratio": statistics.median(
-            step / bare for step, bare in zip(taken["step"], taken["products"], strict=True)
-        ),
+        "ratio": statistics.median(step / bare for step, bare in zip(taken["step"], taken["products"], strict=True)),
     }
 
 

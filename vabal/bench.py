@@ -341,13 +341,12 @@ def on_processes(jobs: int) -> Execute:
         if jobs == 1:
             yield from (run_cell(*item) for item in work)
             return
-        with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-            try:
-                for future in as_completed([pool.submit(run_cell, *item) for item in work]):
-                    yield future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        pool = ProcessPoolExecutor(jobs, get_context("spawn"))
+        try:
+            for future in as_completed([pool.submit(run_cell, *item) for item in work]):
+                yield future.result()
+        finally:  # not `with`, whose end would run the cells that are still waiting
+            pool.shutdown(wait=True, cancel_futures=True)
 
     return execute
 

@@ -416,12 +416,12 @@ class _Linear:
 
 
 def _can_pack(like: Tensor) -> bool:
-    return (
+    return bool(
         like.device.type == "cpu"
         and like.dtype == torch.float32
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-        and torch.backends.mkldnn.is_available()
-        and torch._C._get_mkldnn_enabled()
+        and torch.backends.mkldnn.enabled
+        and torch._C._has_mkldnn
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
@@ -479,7 +479,7 @@ def _masked_error(decoder: _Decoder, latent_N_T_Z: Tensor, gap_N_R: Tensor) -> T
 
 
 def _outputs(decoder: _Decoder, latent_M_Z: Tensor) -> Iterator[Tensor]:
-    """outputs_M_R of the decoder in its column space, without the last bias, with the block of each class zeroed in turn.
+    """outputs_M_R in the decoder's column space, without the last bias, with the block of each class zeroed in turn.
 
     Of the first layer, only the block's own contribution differs between the classes: it is taken off the whole.
     """
@@ -529,20 +529,25 @@ def _covariance(distance: Tensor, reach: float) -> Tensor:
     return (-0.5 * (distance / reach).square()).exp()
 
 
+def _apart(place_A_Y: Tensor) -> Tensor:
+    """distance_A_A; not by a matrix product, which rounds what is equal apart."""
+    return torch.cdist(place_A_Y, place_A_Y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def _own_covariance(place_A_Y: Tensor, reach: float) -> Tensor:
     """covariance_A_A of the anchors, with a little on the diagonal: what no distance explains."""
-    covariance_A_A = _covariance(torch.cdist(place_A_Y, place_A_Y), reach)
+    covariance_A_A = _covariance(_apart(place_A_Y), reach)
     return covariance_A_A + _UNEXPLAINED * torch.eye(len(place_A_Y)).to(covariance_A_A)
 
 
 @torch.inference_mode()
 def _anchored(encoder: FeatureVAE, decoder: _Decoder, noise_L_Z: Tensor, draws: int) -> _Anchors:
-    inputs_A_I = encoder.inputs(encoder.anchors_A_D.unique(dim=0))
+    inputs_A_I = encoder.inputs(torch.unique(encoder.anchors_A_D, dim=0))
     mean_A_Z, log_var_A_Z = encoder.encode(inputs_A_I)
     weight_G_L = _run_less_draws(len(noise_L_Z), draws).to(mean_A_Z.device)
     means = [
         _weighted_moments(decoder, _latents(mean_1_Z, log_var_1_Z, noise_L_Z)[0], weight_G_L)
-        for mean_1_Z, log_var_1_Z in zip(mean_A_Z.split(1), log_var_A_Z.split(1), strict=True)
+        for mean_1_Z, log_var_1_Z in zip(torch.split(mean_A_Z, 1), torch.split(log_var_A_Z, 1), strict=True)
     ]
     square_A_G_C = torch.stack([square for square, _ in means])
     output_A_G_C_R = torch.stack([output for _, output in means])
@@ -568,7 +573,7 @@ def _weighted_moments(decoder: _Decoder, latent_L_Z: Tensor, weight_G_L: Tensor)
     """Of the outputs d at these latents: square_G_C of |d|^2, and output_G_C_R of d."""
     classes, tile = len(decoder.blocks_C_K_H), _tile_rows(latent_L_Z)
     squares, outputs = [torch.zeros(()).to(weight_G_L)] * classes, [torch.zeros(()).to(weight_G_L)] * classes
-    for latent_M_Z, weight_G_M in zip(latent_L_Z.split(tile), weight_G_L.split(tile, dim=1), strict=True):
+    for latent_M_Z, weight_G_M in zip(torch.split(latent_L_Z, tile), torch.split(weight_G_L, tile, dim=1), strict=True):
         for n, outputs_M_R in enumerate(_outputs(decoder, latent_M_Z)):
             squares[n] = squares[n] + weight_G_M @ torch.linalg.vector_norm(outputs_M_R, dim=1).double().square()
             outputs[n] = outputs[n] + weight_G_M @ outputs_M_R.double()
@@ -578,9 +583,9 @@ def _weighted_moments(decoder: _Decoder, latent_L_Z: Tensor, weight_G_L: Tensor)
 def _reach(place_A_Y: Tensor, gap_A_R: Tensor, square_A_G_C: Tensor, output_A_G_C_R: Tensor) -> float:
     """The reach with which the other anchors tell best how an anchor errs, each left out in turn.
 
-    Tried with draws that are not the samples' own, so that the estimate keeps its mean. 1 where there is nothing to try.
+    Tried with draws that are not the samples' own, so that the estimate keeps its mean. 1 if there is nothing to try.
     """
-    apart_A_A = torch.cdist(place_A_Y, place_A_Y)
+    apart_A_A = _apart(place_A_Y)
     if not bool(apart_A_A.any()) or not square_A_G_C.shape[1]:
         return 1.0
     told_A_B_G_C = square_A_G_C + 2 * torch.einsum("ar,bgcr->abgc", gap_A_R, output_A_G_C_R)
@@ -593,7 +598,8 @@ def _reach(place_A_Y: Tensor, gap_A_R: Tensor, square_A_G_C: Tensor, output_A_G_
         weight_A_B = -inverse_A_A / inverse_A_A.diagonal()[:, None]  # of the others, in the place of an anchor's own
         weight_A_B.fill_diagonal_(0)
         left.append((own_A_G_C - torch.einsum("ab,abgc->agc", weight_A_B, told_A_B_G_C)).square().sum())
-    return tried[int(torch.stack(left).argmin())]
+    best: float = tried[int(torch.stack(left).argmin())]
+    return best
 
 
 def _place(mean_N_Z: Tensor, log_var_N_Z: Tensor) -> Tensor:

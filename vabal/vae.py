@@ -111,8 +111,8 @@ class FeatureVAE(nn.Module):
 
     def mask(self, latent_N_Z: Tensor, classes_N: Tensor) -> Tensor:
         """A copy with the block of each sample's class set to zero."""
-        kept = 1 - functional.one_hot(classes_N.long(), self.num_classes).to(latent_N_Z.dtype)
-        return (self._blocks(latent_N_Z) * kept.unsqueeze(-1)).flatten(-2)
+        kept_N_C = latent_N_Z.new_ones(len(latent_N_Z), self.num_classes).scatter_(1, classes_N.long()[:, None], 0)
+        return (self._blocks(latent_N_Z) * kept_N_C.unsqueeze(-1)).flatten(-2)
 
     def _blocks(self, latent_N_Z: Tensor) -> Tensor:
         """The latents as N x C x (dimensions of a class)."""
@@ -284,8 +284,8 @@ def _train(steps: "_Steps") -> Iterator[Metric]:
         wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(wrong):
             raise UserError(
-                f"the VAE's loss is no longer finite at step {epoch * steps.per_epoch + wrong[0]} (epoch {epoch}): lower "
-                f"vae.learning_rate (now {settings.learning_rate}), or look for extreme values in the features"
+                f"the VAE's loss is no longer finite at step {epoch * steps.per_epoch + wrong[0]} (epoch {epoch}): "
+                f"lower vae.learning_rate (now {settings.learning_rate}), or look for extreme values in the features"
             )
         total = np.array(sizes) @ values
         for name, value in zip(Loss._fields, total / steps.samples, strict=True):
@@ -320,7 +320,7 @@ def _centres(place_M_Y: Tensor, wanted: int, generator: torch.Generator, rounds:
     centre_A_Y = place_M_Y[chosen]
     for _ in range(rounds):
         nearest_M = torch.cdist(place_M_Y, centre_A_Y).argmin(dim=1)
-        for anchor in nearest_M.unique():
+        for anchor in torch.unique(nearest_M):
             centre_A_Y[anchor] = place_M_Y[nearest_M == anchor].mean(dim=0)
     return centre_A_Y
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,15 @@ def test_a_grid_killed_midway_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert timeless(tmp_path / "out") == timeless(tmp_path / "undisturbed")
 
 
+def test_who_stops_listening_stops_the_cells_that_are_waiting(tmp_path: Path) -> None:
+    wanted = grid("random", seeds=tuple(range(12)), rounds=1)
+    prepared = bench.prepare("digits", QUICK, tmp_path / "cache")
+    running = bench.on_processes(2)([(cell, prepared, tmp_path / "cells") for cell in wanted.cells()])
+    assert next(running).file is not None
+    running.close()  # type: ignore[attr-defined]
+    assert 1 <= len(list((tmp_path / "cells").glob("*.json"))) < 12
+
+
 def test_seeds_and_strategies_may_be_added_and_what_is_there_stays(tmp_path: Path) -> None:
     bench.run(grid("random"), tmp_path, bench.on_processes(1))
     summary = bench.run(grid("random", "entropy", seeds=(0, 1)), tmp_path, bench.on_processes(1))
@@ -266,10 +276,17 @@ class NotANumber(ScoringStrategy):
 def test_a_score_that_is_no_number_names_the_samples_and_the_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    known = dict(strategies._BUILT_IN)
     monkeypatch.setattr(strategies, "_BUILT_IN", {"not-a-number": f"{__name__}:NotANumber"})
     monkeypatch.setattr(strategies, "import_module", lambda _name: sys.modules[__name__])
-    refused(tmp_path, grid("not-a-number"), "digits, dominant:0:0.1, not-a-number, seed 0: the score is not finite for")
-    assert not list((tmp_path / "cells").glob("*"))
+    told = "digits, dominant:0:0.1, not-a-number, seed 0: the score is not finite for"
+    refused(tmp_path / "alone", grid("not-a-number"), f"1 of 1 cells failed.*{told}")
+    assert not list((tmp_path / "alone" / "cells").glob("*"))
+
+    monkeypatch.setattr(strategies, "_BUILT_IN", known | {"not-a-number": f"{__name__}:NotANumber"})
+    monkeypatch.setattr(strategies, "import_module", lambda name: sys.modules.get(name) or import_module(name))
+    refused(tmp_path / "both", grid("not-a-number", "random"), f"1 of 2 cells failed.*{told}")
+    assert {row["strategy"] for row in rows(tmp_path / "both")} == {"random"}  # the others' results are there
 
 
 def test_two_benchmarks_do_not_write_into_one_folder_at_once(tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import draws, estimate, growth, vae_step
 from benchmarks.__main__ import BENCHMARKS, Benchmark, Check, main
 from benchmarks.bookkeeping import Spent, _summary
 from benchmarks.memory import memory_mb
 from benchmarks.random_pool import _pools, encoded_images
 from vabal import images, pools
+from vabal.vae import build
 
 
 def benchmark(measured: float) -> Benchmark:
@@ -60,7 +63,102 @@ def test_results_name_the_machine_and_no_path(tmp_path: Path) -> None:
 
 
 def test_every_bound_of_the_issue_has_a_benchmark() -> None:
-    assert set(BENCHMARKS) == {"estimate", "features", "memory", "bookkeeping"}
+    names = {"estimate", "draws", "vae_step", "coreset", "bald", "growth", "features", "memory", "bookkeeping"}
+    assert set(BENCHMARKS) == names
+
+
+def test_the_bounds_of_the_issue_are_checked() -> None:
+    at = {"ratio": 4.0, "share_of_matmul_rate": 0.6}
+    measured: dict[str, dict[str, Any]] = {
+        "estimate": {"C=10": at, "C=100": at | {"ratio": 7.0}},
+        "draws": {"least_worth": 10.0, "largest_error": 1.0},
+        "vae_step": {"ratio": 3.0},
+        "coreset": {"ratio": 3.0, "memory_ratio": 1.3, "same_picks": True},
+        "bald": {"stem_calls_a_piece": 1.0},
+    }
+    for name, result in measured.items():
+        assert all(check.ok for check in BENCHMARKS[name].checks(result)), name
+    measured["estimate"]["C=100"] = at
+    measured["draws"]["least_worth"] = 9.9
+    measured["vae_step"]["ratio"] = 3.1
+    measured["coreset"]["same_picks"] = False
+    measured["bald"]["stem_calls_a_piece"] = 2.0
+    for name, result in measured.items():
+        assert [check.ok for check in BENCHMARKS[name].checks(result)].count(False) == 1, name
+
+
+def test_the_estimate_and_the_loop_of_the_published_code_are_compared_on_equal_numbers() -> None:
+    result = estimate.run({3: 4}, repeats=1)
+    assert result["C=3, threads=1"]["largest_difference"] < 1e-4
+    assert result["C=3"]["ratio"] <= result["C=3, threads=1"]["ratio"]
+
+
+def test_a_step_s_bare_products_are_three_for_each_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, int, int]] = []
+    multiply = torch.mm
+
+    def counted(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        shapes.append((*left.shape, right.shape[1]))
+        return multiply(left, right)
+
+    monkeypatch.setattr(torch, "mm", counted)
+    vae_step.bare_products((4, 4, 4, 4))()
+    layers = [m for m in build((4, 4, 4, 4), 10, seed=0).modules() if isinstance(m, torch.nn.Linear)]
+    assert len(shapes) == 3 * len(layers)
+    assert shapes[:3] == [(128, 4, 128), (128, 128, 4), (128, 128, 4)]  # a head of 4 inputs and 128 outputs
+
+
+def test_training_and_products_take_turns_epoch_by_epoch() -> None:
+    result = vae_step.run(samples=256, epochs=2)
+    assert result["ratio"] == max(result[name]["ratio"] for name in vae_step.WIDTHS) > 0
+
+
+def test_exponents_are_slopes_of_logarithms() -> None:
+    assert growth.exponents({10: 0.1, 100: 10.0}) == pytest.approx({"fitted": 2.0, "last": 2.0})
+    bent = growth.exponents({10: 1.0, 100: 1.0, 1000: 100.0})
+    assert bent == pytest.approx({"fitted": 1.0, "last": 2.0})
+    assert growth.exponents({10: 1.0, 100: None}) == {"fitted": None, "last": None}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [({}, 0.0), ({10: 3.0}, 3.0), ({10: 1.0, 100: 10.0}, 100.0), ({10: 5.0, 100: 5.0}, 5.0), ({10: None}, np.inf)],
+)
+def test_what_a_size_will_take_is_told_by_the_growth_before(row: Any, expected: float) -> None:
+    size = 10 * max(row, default=1)
+    assert growth._expected(row, size) == pytest.approx(expected)
+
+
+def test_the_growth_s_plot_names_every_row_and_has_no_date(tmp_path: Path) -> None:
+    rows = {
+        "quick": {"seconds": {10: 0.1, 100: 1.0}, "fitted": 1.0},
+        "left out": {"seconds": {10: None}, "fitted": None},
+    }
+    growth.draw(rows, rows, tmp_path / "growth.svg", 10, 1000)
+    text = (tmp_path / "growth.svg").read_text()
+    assert "quick  1.00" in text
+    assert "left out" not in text
+    growth.draw(rows, rows, tmp_path / "again.svg", 10, 1000)
+    assert (tmp_path / "again.svg").read_text() == text
+
+
+def test_errors_are_told_with_and_without_what_is_common() -> None:
+    error_N_C = np.array([[1.0, 2.0], [3.0, 6.0]])
+    squares = draws._squares(error_N_C)
+    assert squares["all"].tolist() == [[1, 4], [9, 36]]
+    assert squares["samples"].tolist() == [[1, 4], [1, 4]]
+    assert squares["classes"].tolist() == [[0.25, 0.25], [2.25, 2.25]]
+    assert squares["both"].tolist() == [[0.25, 0.25], [0.25, 0.25]]
+
+
+def test_other_noise_is_what_it_is_called() -> None:
+    numbers = torch.Generator().manual_seed(0)
+    matched, orthogonal = draws._matched(10, 20, numbers), draws._orthogonal(10, 20, numbers)
+    assert torch.allclose(matched.square().mean(dim=0), torch.ones(20).double())
+    assert torch.allclose(matched.sum(dim=0), torch.zeros(20).double())
+    between = orthogonal[:5] @ orthogonal[:5].T
+    assert torch.allclose(between, torch.diag(between.diagonal()))
+    assert draws._sobol(10, 20, numbers).shape == (10, 20)
 
 
 def test_the_random_images_are_distinct_and_decode_to_what_was_drawn() -> None:

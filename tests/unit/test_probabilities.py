@@ -1,4 +1,5 @@
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from vabal import probabilities
 from vabal.errors import UserError
+from vabal.params import VaeSettings
 from vabal.probabilities import (
     ClassTerms,
     counting_noise,
@@ -19,9 +21,10 @@ from vabal.probabilities import (
     pool_moments,
     shared_noise,
 )
-from vabal.vae import FeatureVAE, build
+from vabal.vae import FeatureVAE, build, fit
 
-SUM = {"likelihood_reduction": "sum"}
+SUM = {"likelihood_reduction": "sum", "sampling": "independent"}
+QUICK = {"epochs": 30, "min_steps": 0, "batch_size": 50, "learning_rate": 0.01}
 SMALL: dict[str, Any] = {"head_width": 5, "hidden_width": 6, "latent_per_class": 2, "hidden_layers": 2}
 
 
@@ -38,7 +41,7 @@ def by_hand() -> FeatureVAE:
     So x = 0 is of class 0 (Eq. 7), x = 1 of class 1. The decoder gives relu(z_1 + z_2).
     """
     vae = FeatureVAE(
-        [1], 2, heads="fc_relu_bn", head_width=1, hidden_width=1, hidden_layers=1, latent_per_class=1
+        [1], 2, heads="fc_relu_bn", body="relu", head_width=1, hidden_width=1, hidden_layers=1, latent_per_class=1
     ).double()
     norm = vae.heads[0][2]
     with torch.no_grad():
@@ -240,15 +243,31 @@ def test_a_sample_s_likelihood_does_not_depend_on_its_shard(cuts: list[int]) -> 
     assert np.array_equal(np.concatenate([part for _, part in parts]), classes[order])
 
 
-@pytest.mark.parametrize("elements", [1, 50, 10_000])
+@pytest.mark.parametrize("rows", [1, 50, 10_000])
 @pytest.mark.parametrize("body", ["relu", "relu_bn"])
-def test_the_size_of_a_tile_changes_nothing(elements: int, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sampling", ["independent", "anchored"])
+def test_the_size_of_a_tile_changes_nothing(
+    rows: int, body: str, sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vae, features_N_D = network(body=body)
     vae = vae.double()
-    [(expected, _)] = estimate_likelihood(vae, [features_N_D], draws=8, generator=5, settings=SUM)
-    monkeypatch.setattr(probabilities, "_TILE_ELEMENTS", {"cpu": elements})
-    [(tiled, _)] = estimate_likelihood(vae, [features_N_D], draws=8, generator=5, settings=SUM)
+    settings = {**SUM, "sampling": sampling}
+    monkeypatch.setattr(probabilities, "LONG_RUN", 70)
+    [(expected, _)] = estimate_likelihood(vae, [features_N_D], draws=8, generator=5, settings=settings)
+    monkeypatch.setattr(probabilities, "_TILE_ROWS", {"cpu": rows})
+    [(tiled, _)] = estimate_likelihood(vae, [features_N_D], draws=8, generator=5, settings=settings)
     assert np.allclose(tiled, expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("body", ["relu", "relu_bn"])
+def test_packed_and_plain_products_give_the_same(body: str) -> None:
+    vae, features_N_D = network(body=body)
+    [(packed, _)] = estimate_likelihood(vae, [features_N_D], draws=8, generator=5, settings=SUM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TF32, on leaving
+        with torch.backends.mkldnn.flags(enabled=False):
+            [(plain, _)] = estimate_likelihood(vae, [features_N_D], draws=8, generator=5, settings=SUM)
+    assert np.allclose(packed, plain, atol=1e-4, rtol=0)
 
 
 def test_tensors_give_tensors_and_arrays_give_arrays_and_neither_is_changed() -> None:
@@ -284,6 +303,97 @@ def test_one_array_in_the_place_of_shards_is_refused() -> None:
     vae, features_N_D = network()
     with pytest.raises(ValueError, match="N x D"):
         list(estimate_likelihood(vae, features_N_D, generator=0, settings=SUM))
+
+
+# -- few draws that err alike -------------------------------------------------------------------------------------
+
+FEW: dict[str, Any] = {**SUM, "likelihood_kl": "none", "sampling": "anchored"}
+
+
+def anchored_at(features_A_D: Any, **settings: Any) -> tuple[FeatureVAE, np.ndarray]:
+    """A network in float64 whose anchors have these features, in turn."""
+    vae, features_N_D = network(**settings)
+    rows_A_D = torch.tensor(np.asarray(features_A_D, dtype=np.float64))
+    vae = vae.double()
+    vae.anchors_A_D.copy_(rows_A_D.repeat(len(vae.anchors_A_D), 1)[: len(vae.anchors_A_D)])
+    return vae, features_N_D
+
+
+def likelihood_of(vae: FeatureVAE, features_N_D: np.ndarray, draws: int, seed: int, sampling: str) -> np.ndarray:
+    [(values, _)] = estimate_likelihood(
+        vae, [features_N_D], draws=draws, generator=seed, settings={**FEW, "sampling": sampling}
+    )
+    return values
+
+
+def test_a_sample_that_is_an_anchor_has_the_long_run_s_likelihood_but_for_the_unexplained() -> None:
+    _, features_N_D = network()
+    vae, _ = anchored_at(features_N_D[:1])
+    few, run, found = (
+        likelihood_of(vae, features_N_D[:1], draws, 3, sampling)
+        for draws, sampling in ((6, "independent"), (probabilities.LONG_RUN, "independent"), (6, "anchored"))
+    )
+    assert found == pytest.approx(few + (run - few) / 1.01, abs=1e-9)
+
+
+def test_a_sample_far_from_every_anchor_is_not_corrected() -> None:
+    _, features_N_D = network()
+    vae, _ = anchored_at(features_N_D[:1])
+    with torch.no_grad():
+        vae.mean.weight.mul_(1e4)
+    far = likelihood_of(vae, features_N_D[1:], 6, 3, "independent")
+    assert likelihood_of(vae, features_N_D[1:], 6, 3, "anchored") == pytest.approx(far, rel=1e-12)
+
+
+def test_ten_anchored_draws_err_less_than_a_hundred_independent_ones() -> None:
+    vae, features_N_D = network(classes=3)
+    list(fit(vae, np.repeat(features_N_D, 5, axis=0), np.arange(200) % 3, VaeSettings(**QUICK), seed=0))
+    truth = likelihood_of(vae, features_N_D, 20_000, 99, "independent")
+    squares = {
+        (draws, sampling): np.mean(
+            [(likelihood_of(vae, features_N_D, draws, seed, sampling) - truth) ** 2 for seed in range(8)]
+        )
+        for draws, sampling in ((10, "anchored"), (100, "independent"))
+    }
+    assert squares[10, "anchored"] < squares[100, "independent"]
+
+
+def test_anchoring_does_not_move_the_mean_over_the_seeds() -> None:
+    _, features_N_D = network()
+    vae, _ = anchored_at(features_N_D[:5])
+    truth = likelihood_of(vae, features_N_D, 100_000, 99, "independent")
+    found = np.stack([likelihood_of(vae, features_N_D, 2, seed, "anchored") for seed in range(60)])
+    apart = np.abs(found.mean(axis=0) - truth) / (found.std(axis=0) / 60**0.5)
+    assert apart.mean() < 1.5  # 0.8 of a standard error is to be expected
+
+
+def test_more_draws_than_the_long_run_has_are_drawn_and_leave_nothing_to_correct() -> None:
+    _, features_N_D = network()
+    vae, _ = anchored_at(features_N_D[:5])
+    draws = probabilities.LONG_RUN + 7
+    independent = likelihood_of(vae, features_N_D, draws, 3, "independent")
+    assert likelihood_of(vae, features_N_D, draws, 3, "anchored") == pytest.approx(independent, rel=1e-12)
+
+
+def test_an_anchored_estimate_tells_the_class_by_a_hundred_draws() -> None:
+    _, features_N_D = network()
+    vae, _ = anchored_at(features_N_D[:5])
+    [(_, anchored)] = estimate_likelihood(vae, [features_N_D], draws=2, generator=3, settings=FEW)
+    [(_, independent)] = estimate_likelihood(
+        vae, [features_N_D], draws=100, generator=3, settings={**FEW, "sampling": "independent"}
+    )
+    assert anchored.tolist() == independent.tolist()
+    assert counting_noise(vae, features_N_D, 2, 0, "anchored").shape == (40, 100, 8)
+
+
+@pytest.mark.parametrize(("alike", "expected"), [(True, 16.0), (False, 1 / 16)])
+def test_the_reach_is_long_where_anchors_err_alike_and_short_where_they_do_not(alike: bool, expected: float) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    place_A_Y = torch.eye(8, dtype=torch.float64)  # all at a distance of sqrt(2)
+    square_A_G_C = torch.randn(1 if alike else 8, 4, 3, generator=numbers, dtype=torch.float64).expand(8, 4, 3)
+    nothing = torch.zeros(8, 4, 3, 2, dtype=torch.float64)
+    reach = probabilities._reach(place_A_Y, nothing[:, 0, 0], square_A_G_C, nothing)
+    assert reach == pytest.approx(2**0.5 * expected)
 
 
 # -- Eq. 6 ------------------------------------------------------------------------------------------------------

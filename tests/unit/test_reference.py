@@ -11,6 +11,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from tests import reference
+from vabal import probabilities
 from vabal.params import PRESETS, ProbabilitySettings, VaeSettings
 from vabal.probabilities import (
     ClassTerms,
@@ -86,6 +87,62 @@ def test_log_likelihoods_are_those_of_the_literal_loops(
 
 @TYPES
 @PRESET
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_anchored_log_likelihoods_are_those_of_the_literal_loops(
+    preset: str, dtype: torch.dtype, half: bool, reduction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probabilities, "LONG_RUN", 25)
+    monkeypatch.setattr(probabilities, "CLASS_DRAWS", 7)
+    vae = of_type(network(preset, ("reconstruction_half", half)), dtype)
+    vae.anchors_A_D.copy_(torch.from_numpy(features(3, seed=9)).repeat(22, 1)[: len(vae.anchors_A_D)])
+    settings = ProbabilitySettings(draws=DRAWS, sampling="anchored", likelihood_reduction=reduction)
+    noise_L_Z = shared_noise(vae, DRAWS, 7, "anchored").double().numpy()
+    few, _ = reference.likelihood(vae, features().astype(float), noise_L_Z[:DRAWS], settings)
+    _, drawn = reference.likelihood(vae, features().astype(float), noise_L_Z[:7], settings)
+    correction = literal_correction(vae, features().astype(float), features(3, seed=9).astype(float), noise_L_Z)
+    factor = (0.5 if half else 1.0) / (4 * 128 if reduction == "mean" else 1)
+    [(log_likelihood_N_C, vae_class_N)] = estimate_likelihood(vae, [features()], generator=7, settings=settings)
+    assert len(noise_L_Z) == 25
+    assert np.abs(correction).max() > 1e-2  # there is something to tell
+    assert np.abs(log_likelihood_N_C - (few - factor * correction)).max() < TOLERANCE[dtype]
+    assert vae_class_N.tolist() == drawn.tolist()
+
+
+def literal_correction(vae: FeatureVAE, features: np.ndarray, anchors: np.ndarray, noise_L_Z: np.ndarray) -> np.ndarray:
+    """What kriging makes of the anchors' errors: mean over the long run less mean over the draws of |decoded - x|^2."""
+    net = reference.ReferenceVAE(vae)
+    encoder = probabilities._encoder(vae)
+    noise = torch.tensor(noise_L_Z).to(vae.reconstruction.weight)
+    reach = probabilities._anchored(encoder, probabilities._fold(vae), noise, DRAWS).reach
+
+    def place(features_D: np.ndarray) -> np.ndarray:
+        mean, log_var = net.encode(net.inputs(features_D))
+        return np.concatenate([mean, np.exp(0.5 * log_var)])
+
+    def told(anchor: np.ndarray, x: np.ndarray, n: int) -> float:
+        mean, log_var = net.encode(net.inputs(anchor))
+        errors = []
+        for noise_Z in noise_L_Z:
+            z = mean + np.exp(0.5 * log_var) * noise_Z
+            z[net.block(n)] = 0
+            errors.append(np.sum((net.decode(z) - x) ** 2))
+        return float(np.mean(errors) - np.mean(errors[:DRAWS]))
+
+    def covariance(one: np.ndarray, other: np.ndarray) -> float:
+        return float(np.exp(-0.5 * np.sum((place(one) - place(other)) ** 2) / reach**2))
+
+    between = np.array([[covariance(a, b) for b in anchors] for a in anchors]) + 0.01 * np.eye(len(anchors))
+    result = np.zeros((len(features), net.classes))
+    for i, features_D in enumerate(features):
+        weights = np.linalg.solve(between, [covariance(features_D, a) for a in anchors])
+        for n in range(net.classes):
+            result[i, n] = weights @ [told(a, net.inputs(features_D), n) for a in anchors]
+    return result
+
+
+@TYPES
+@PRESET
 @pytest.mark.parametrize("body", ["relu", "relu_bn"])
 @pytest.mark.parametrize("heads", ["bn_fc_sigmoid", "fc_relu_bn"])
 @pytest.mark.parametrize("layers", [1, 2, 4])
@@ -93,7 +150,7 @@ def test_every_decoder_is_folded_into_one_that_gives_the_same(
     preset: str, dtype: torch.dtype, body: str, heads: str, layers: int
 ) -> None:
     vae = of_type(network(preset, ("body", body), ("heads", heads), ("hidden_layers", layers)), dtype)
-    settings = ProbabilitySettings(draws=DRAWS, likelihood_reduction="sum")
+    settings = ProbabilitySettings(draws=DRAWS, sampling="independent", likelihood_reduction="sum")
     noise_T_Z = shared_noise(vae, DRAWS, 7, "independent").double().numpy()
     expected, _ = reference.likelihood(vae, features().astype(float), noise_T_Z, settings)
     [(log_likelihood_N_C, _)] = estimate_likelihood(vae, [features()], generator=7, settings=settings)
@@ -102,7 +159,7 @@ def test_every_decoder_is_folded_into_one_that_gives_the_same(
 
 def test_a_last_layer_narrower_than_the_hidden_ones_gives_the_same() -> None:
     vae = of_type(network("paper", ("head_width", 3)), torch.float64)  # 12 inputs, 128 hidden
-    settings = ProbabilitySettings(draws=DRAWS, likelihood_reduction="sum")
+    settings = ProbabilitySettings(draws=DRAWS, sampling="independent", likelihood_reduction="sum")
     noise_T_Z = shared_noise(vae, DRAWS, 7, "independent").numpy()
     expected, _ = reference.likelihood(vae, features().astype(float), noise_T_Z, settings)
     [(log_likelihood_N_C, _)] = estimate_likelihood(vae, [features()], generator=7, settings=settings)
@@ -113,11 +170,18 @@ def test_a_last_layer_narrower_than_the_hidden_ones_gives_the_same() -> None:
 @PRESET
 @pytest.mark.parametrize("prior_pool", ["labeled", "unlabeled"])
 @pytest.mark.parametrize("precision_from", ["vae", "cross_fitted"])
-@pytest.mark.parametrize("sampling", ["independent", "antithetic"])
+@pytest.mark.parametrize("sampling", ["independent", "antithetic", "anchored"])
 @pytest.mark.parametrize("smoothing", [1.0, 1e-9])
 def test_class_terms_are_those_of_the_literal_loops(
-    preset: str, dtype: torch.dtype, prior_pool: str, precision_from: str, sampling: str, smoothing: float
+    preset: str,
+    dtype: torch.dtype,
+    prior_pool: str,
+    precision_from: str,
+    sampling: str,
+    smoothing: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(probabilities, "CLASS_DRAWS", 7)
     vae = of_type(network(preset), dtype)
     settings = ProbabilitySettings(
         draws=DRAWS, sampling=sampling, prior_pool=prior_pool, precision_from=precision_from, smoothing=smoothing
@@ -190,7 +254,7 @@ def test_scores_are_those_of_the_literal_sums(preset: str, reduction: str, class
 def test_the_reference_notices_a_wrong_mask() -> None:
     """The comparison can fail: with the blocks of two classes exchanged, the likelihoods no longer agree."""
     vae = of_type(network("paper"), torch.float64)
-    settings = ProbabilitySettings(draws=DRAWS, likelihood_reduction="sum")
+    settings = ProbabilitySettings(draws=DRAWS, sampling="independent", likelihood_reduction="sum")
     noise_T_Z = shared_noise(vae, DRAWS, 7, "independent").numpy()
     expected, _ = reference.likelihood(vae, features().astype(float), noise_T_Z, settings)
     [(log_likelihood_N_C, _)] = estimate_likelihood(vae, [features()], generator=7, settings=settings)

@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
 from tests.reference import ReferenceVAE
+from vabal import vae as vaes
 from vabal.errors import UserError
 from vabal.vae import FeatureVAE, Loss, PoolFeatures, build, fit, kl_divergence, load, save
 
@@ -310,6 +313,35 @@ def test_read_only_features_are_taken_without_a_warning() -> None:
     assert len(list(fit(vae, features_N_D, classes_N, seed=0))) == len(Loss._fields)
 
 
+@pytest.mark.parametrize("device", ["cpu"])
+def test_a_trained_network_remembers_typical_samples_of_its_pool(device: str) -> None:
+    features_N_D, classes_N = pool(200)
+    vae = build(DIMS, CLASSES, {**SHORT, "epochs": 20, "learning_rate": 0.03, "class_weight": 5.0}, seed=1)
+    assert not vae.anchors_A_D.any()
+    list(fit(vae, features_N_D, classes_N, seed=0, device=device))
+    rows = {tuple(row) for row in features_N_D.tolist()}
+    anchors = {tuple(row) for row in vae.anchors_A_D.tolist()}
+    assert anchors <= rows
+    assert len(anchors) > 30
+    with torch.no_grad():
+        mean_N_Z, mean_A_Z = (vae.encode(vae.inputs(x))[0] for x in (torch.tensor(features_N_D), vae.anchors_A_D))
+    apart_N = torch.cdist(mean_N_Z, mean_A_Z).min(dim=1).values
+    assert float(apart_N.mean()) < 0.5 * float((mean_N_Z - mean_N_Z.mean(dim=0)).norm(dim=1).mean())
+
+
+def test_centres_are_where_the_places_are() -> None:
+    centre_Z = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], dtype=torch.float64)
+    noise = torch.randn(3, 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    places_M_Y = (centre_Z[:, None] + 0.1 * noise).flatten(0, 1)
+    found = vaes._centres(places_M_Y, 3, torch.Generator().manual_seed(1))
+    expected = places_M_Y.view(3, 50, 2).mean(dim=1)
+    assert torch.cdist(expected, found).min(dim=1).values.max() < 1e-12
+
+
+def test_equal_places_have_equal_centres() -> None:
+    assert vaes._centres(torch.ones(4, 2), 3, torch.Generator().manual_seed(0)).tolist() == [[1, 1]] * 3
+
+
 # -- files ------------------------------------------------------------------------------------------------------
 
 
@@ -324,14 +356,26 @@ def test_a_saved_network_comes_back_with_the_same_bits(tmp_path: Path) -> None:
     assert torch.equal(back.encode(back.inputs(features))[0], vae.encode(vae.inputs(features))[0])
 
 
+def test_a_file_without_anchors_is_read_and_has_none(tmp_path: Path) -> None:
+    vae, _ = trained(SHORT)
+    path = tmp_path / "vae.safetensors"
+    save(vae, path)
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+        weights = {name: file.get_tensor(name) for name in file.keys() if name != "anchors_A_D"}  # noqa: SIM118
+    save_file(weights, path, metadata=about)
+    back = load(path)
+    assert vae.anchors_A_D.any()
+    assert not back.anchors_A_D.any()
+    assert torch.equal(back.mean.weight, vae.mean.weight)
+
+
 def test_a_network_in_float64_comes_back_in_float64(tmp_path: Path) -> None:
     save(FeatureVAE(DIMS, CLASSES, **SMALL).double(), tmp_path / "vae.safetensors")
     assert load(tmp_path / "vae.safetensors").mean.weight.dtype == torch.float64
 
 
 def test_a_file_that_is_no_vae_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     (tmp_path / "text").write_text("nothing")
     save_file({"a": torch.zeros(1)}, tmp_path / "other")
     for name in ("missing", "text", "other"):
