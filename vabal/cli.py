@@ -384,7 +384,7 @@ def bench(
         list[str] | None, typer.Option(help="As with `vabal init`, or `natural`; may be repeated.")
     ] = None,
     strategies: Annotated[
-        str | None, typer.Option(help="By commas: random,coreset,'no-prior=vabal[probabilities.use_prior=false]'.")
+        str | None, typer.Option(help="Names by commas, settings of their own in brackets (docs/protocols.md).")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each strategy, with matched seeds.")] = None,
     first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,

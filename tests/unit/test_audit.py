@@ -126,7 +126,14 @@ class Books:
         state, _ = pools.apply_labels(state, frame, number)
         folder = self.data / f"rounds/{number:04d}"
         folder.mkdir(parents=True)
-        settings = params.parse({"seed": SEED, "selection": {"strategy": strategy, "budget": budget}})
+        # Scores that follow from the table, which those of a spread batch do not.
+        settings = params.parse(
+            {
+                "seed": SEED,
+                "probabilities": {"classes": "classifier"},
+                "selection": {"strategy": strategy, "budget": budget, "batch": "topk"},
+            }
+        )
         terms = ClassTerms.from_json({"log_prior": [-0.5, -1.5, -2.0], "log_precision": [-0.1, -0.2, -0.3]})
         drawn = None
         if number > 0:
