@@ -147,6 +147,8 @@ def _against_rivals(name: str, summary: Mapping[str, Any]) -> str:
         _, rival, gap = compared[0]
         return f"The best rival, {rival}, is {100 * gap.mean:.2f} points higher {_said_interval(gap)}."
     none = len(compared) - len(higher)
+    if not none:
+        return f"In each of the {len(compared)} settings some rival's mean is higher: {'; '.join(higher)}."
     return f"No rival's mean is higher in {none} of {len(compared)} settings; in the others, {'; '.join(higher)}."
 
 
