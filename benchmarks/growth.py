@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
+from benchmarks.threads import one_thread
 from vabal import strategies
 from vabal import vae as vaes
 from vabal.params import PRESETS, ProbabilitySettings, SelectionSettings
@@ -49,7 +49,7 @@ def run(
     plot: Path | None = PLOT,
 ) -> dict[str, Any]:
     """Seconds by name and size, exponents, and the largest exponent in N; the plot where one is wanted."""
-    with threadpool_limits(1):
+    with one_thread():
         by_samples = _table({n: _tasks(n, classes[0], n, draws=1) for n in sizes})
         by_classes = _table({c: _tasks(samples, c, few_samples, draws=10) for c in classes})
     if plot is not None:

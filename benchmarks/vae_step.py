@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
+from benchmarks.threads import one_thread
 from vabal import vae as vaes
 from vabal.params import VaeSettings
 from vabal.vae import Loss
@@ -29,7 +29,7 @@ def run(samples: int = SAMPLES, epochs: int = EPOCHS) -> dict[str, Any]:
     Training and products take turns, epoch by epoch, with one thread each, as a round trains the VAE.
     """
     results: dict[str, Any] = {"batch": VaeSettings().batch_size}
-    with threadpool_limits(1):
+    with one_thread():
         for name, widths in WIDTHS.items():
             results[name] = _compare(widths, samples, epochs)
     results["ratio"] = max(results[name]["ratio"] for name in WIDTHS)

@@ -12,8 +12,11 @@ do with is in docs/decisions/draws.md.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -35,6 +38,8 @@ _TILE_ROWS = {"cpu": 1024, "cuda": 2**19}  # latents decoded at once; on a CPU, 
 _LATENT_ELEMENTS = 2**22  # of the latents held at once ...
 _BLOCK_ROWS = 1024  # ... and samples: memory does not grow with a shard
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Values = TypeVar("Values", Tensor, NDArray[Any])
 
 
@@ -297,9 +302,9 @@ def estimate_likelihood(
     for number, features in enumerate(features_shards):
         log_likelihood_N_C = torch.empty(len(features), vae.num_classes, dtype=noise_L_Z.dtype)
         vae_class_N = torch.empty(len(features), dtype=torch.int64)
-        for rows, features_N_D in _blocks(features, encoder, voting, f"shard {number}"):
-            estimated, drawn = _estimate_block(estimator, features_N_D, settings=chosen)
-            log_likelihood_N_C[rows], vae_class_N[rows] = estimated.cpu(), drawn.cpu()
+        blocks = _blocks(features, encoder, voting, f"shard {number}")
+        for rows, estimated, drawn in _side_by_side(partial(_estimate_block, estimator, settings=chosen), blocks):
+            log_likelihood_N_C[rows], vae_class_N[rows] = estimated, drawn
         _all_finite(log_likelihood_N_C.numpy(), f"the log likelihood of shard {number}", None)
         if isinstance(features, Tensor):
             yield log_likelihood_N_C, vae_class_N
@@ -318,7 +323,11 @@ class _Estimator(NamedTuple):
 
 
 @torch.inference_mode()
-def _estimate_block(estimator: _Estimator, features_N_D: Tensor, *, settings: Any) -> tuple[Tensor, Tensor]:
+def _estimate_block(
+    estimator: _Estimator, block: tuple[slice, Tensor], *, settings: Any
+) -> tuple[slice, Tensor, Tensor]:
+    """The rows of the block, their log_likelihood_N_C and vae_class_N, on the CPU."""
+    rows, features_N_D = block
     encoder, decoder, anchors = estimator.encoder, estimator.decoder, estimator.anchors
     inputs_N_I = encoder.inputs(features_N_D)
     mean_N_Z, log_var_N_Z = encoder.encode(inputs_N_I)
@@ -336,7 +345,32 @@ def _estimate_block(estimator: _Estimator, features_N_D: Tensor, *, settings: An
         error_N_C, divergence_N_C = error_N_C / encoder.num_inputs, divergence_N_C / encoder.num_latents
     energy_C_N_V = _drawn_energy(encoder, mean_N_Z, log_var_N_Z, estimator.votes_V_Z)
     votes_C_N = (energy_C_N_V == energy_C_N_V.amin(dim=0)).sum(dim=-1)
-    return -(error_N_C + divergence_N_C).to(estimator.noise_T_Z.dtype), votes_C_N.argmax(dim=0)
+    log_likelihood_N_C = -(error_N_C + divergence_N_C).to(estimator.noise_T_Z.dtype)
+    return rows, log_likelihood_N_C.cpu(), votes_C_N.argmax(dim=0).cpu()
+
+
+def _side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Maps in order, on as many threads as torch has, each of which then does all of a product by itself.
+
+    Threads that share one product wait for each other at the end of each: where the cores are busy, for far longer
+    than it takes. A few items are in work at once, so that memory stays bounded.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield from map(work, items)
+        return
+    torch.set_num_threads(1)  # threads that begin now take this over
+    try:
+        with ThreadPoolExecutor(threads) as executor:
+            waiting: deque[Future[Result]] = deque()
+            for item in items:
+                waiting.append(executor.submit(work, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _drawn_energy(vae: FeatureVAE, mean_N_Z: Tensor, log_var_N_Z: Tensor, noise_V_Z: Tensor) -> Tensor:
@@ -545,10 +579,8 @@ def _anchored(encoder: FeatureVAE, decoder: _Decoder, noise_L_Z: Tensor, draws: 
     inputs_A_I = encoder.inputs(torch.unique(encoder.anchors_A_D, dim=0))
     mean_A_Z, log_var_A_Z = encoder.encode(inputs_A_I)
     weight_G_L = _run_less_draws(len(noise_L_Z), draws).to(mean_A_Z.device)
-    means = [
-        _weighted_moments(decoder, _latents(mean_1_Z, log_var_1_Z, noise_L_Z)[0], weight_G_L)
-        for mean_1_Z, log_var_1_Z in zip(torch.split(mean_A_Z, 1), torch.split(log_var_A_Z, 1), strict=True)
-    ]
+    posteriors = zip(torch.split(mean_A_Z, 1), torch.split(log_var_A_Z, 1), strict=True)
+    means = list(_side_by_side(partial(_weighted_moments, decoder, noise_L_Z, weight_G_L), posteriors))
     square_A_G_C = torch.stack([square for square, _ in means])
     output_A_G_C_R = torch.stack([output for _, output in means])
     place_A_Y = _place(mean_A_Z, log_var_A_Z)
@@ -569,8 +601,12 @@ def _run_less_draws(run: int, draws: int) -> Tensor:
     return weight_G_L
 
 
-def _weighted_moments(decoder: _Decoder, latent_L_Z: Tensor, weight_G_L: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the outputs d at these latents: square_G_C of |d|^2, and output_G_C_R of d."""
+@torch.inference_mode()
+def _weighted_moments(
+    decoder: _Decoder, noise_L_Z: Tensor, weight_G_L: Tensor, posterior: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Of the outputs d at one posterior's latents: square_G_C of |d|^2, and output_G_C_R of d."""
+    latent_L_Z = _latents(*posterior, noise_L_Z)[0]
     classes, tile = len(decoder.blocks_C_K_H), _tile_rows(latent_L_Z)
     squares, outputs = [torch.zeros(()).to(weight_G_L)] * classes, [torch.zeros(()).to(weight_G_L)] * classes
     for latent_M_Z, weight_G_M in zip(torch.split(latent_L_Z, tile), torch.split(weight_G_L, tile, dim=1), strict=True):

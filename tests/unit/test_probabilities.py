@@ -259,6 +259,40 @@ def test_the_size_of_a_tile_changes_nothing(
     assert np.allclose(tiled, expected, atol=1e-12, rtol=0)
 
 
+@pytest.fixture
+def threads_of_torch() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_of_torch")
+@pytest.mark.parametrize("sampling", ["independent", "anchored"])
+def test_the_number_of_threads_changes_no_bit(sampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, features_N_D = network()
+    monkeypatch.setattr(probabilities, "_BLOCK_ROWS", 3)  # so that there are more blocks than threads
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        [(values, classes)] = estimate_likelihood(
+            vae, [features_N_D], draws=8, generator=5, settings={**SUM, "sampling": sampling}
+        )
+        assert torch.get_num_threads() == threads
+        found.append((values.tobytes(), classes.tobytes()))
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.usefixtures("threads_of_torch")
+def test_an_error_leaves_the_number_of_threads_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, features_N_D = network()
+    features_N_D[39] = np.nan
+    monkeypatch.setattr(probabilities, "_BLOCK_ROWS", 3)
+    torch.set_num_threads(2)
+    with pytest.raises(UserError, match="rows 39"):
+        list(estimate_likelihood(vae, [features_N_D], generator=0, settings=SUM))
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.parametrize("body", ["relu", "relu_bn"])
 def test_packed_and_plain_products_give_the_same(body: str) -> None:
     vae, features_N_D = network(body=body)
