@@ -34,7 +34,7 @@ SAMPLES, FEW_SAMPLES = 10_000, 1_000
 WIDTHS, SIDE = (4, 4, 4, 4), 8  # features of four stages; images
 LABELED, BUDGET, SHARD_ROWS = 500, 100, 100_000
 WRAPPED = ("balanced:margin", "stochastic:margin")
-PATIENCE = 20.0
+PATIENCE = 45.0
 MOST = 1.2  # the largest fitted exponent in N: linear, with a sort's logarithm and caches that overflow
 PLOT = Path(__file__).parents[1] / "docs" / "growth.svg"
 
@@ -227,10 +227,10 @@ def _panel(axes: Any, table: dict[str, dict[str, Any]], label: str, title: str) 
         exponent = "" if row["fitted"] is None else f"  {row['fitted']:.2f}"
         dashes = ("-", "--", ":")[place // 10 % 3]
         axes.plot(*zip(*there, strict=True), dashes, marker="o", markersize=3, linewidth=1.2, label=name + exponent)
-    low, high = axes.get_xlim()
-    bottom = axes.get_ylim()[0] or 1e-3
-    sizes = np.array([max(low, 1.0), high])
-    axes.plot(sizes, bottom * sizes / sizes[0], color="0.8", linewidth=3, zorder=0, label="linear  1.00")
+    points = [(size, value) for row in table.values() for size, value in row["seconds"].items() if value]
+    ends = np.array([min(size for size, _ in points), max(size for size, _ in points)])
+    least = min(value for _, value in points) / 2
+    axes.plot(ends, least * ends / ends[0], color="0.8", linewidth=3, zorder=0, label="linear  1.00")
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="CPU seconds, one thread", title=title)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
