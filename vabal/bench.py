@@ -277,7 +277,7 @@ def run_cell(cell: Cell, prepared: Prepared, folder: Path) -> Ended:
     try:
         place = arena(cell.source, prepared, cell.imbalance, cell.seed, common["initial"], common["holdout"])
         simulation.check_budget(place, common["budget"], common["rounds"])
-        key = (cell.source, cell.imbalance, common["initial"], common["holdout"])
+        key = (prepared.folder, cell.imbalance, common["initial"], common["holdout"])
         with one_thread(device_of(chosen)):  # so that the number of jobs cannot change a result
             rounds = list(simulation.run(place, chosen, rounds=common["rounds"], shared=_shared, shared_key=key))
     except UserError as error:

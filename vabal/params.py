@@ -154,7 +154,7 @@ class ProbabilitySettings(Section):
 
 
 class SelectionSettings(Section):
-    strategy: str = Field("vabal", min_length=1, description="`vabal`, `random`, `entropy`, or an installed plug-in.")
+    strategy: str = Field("vabal", min_length=1, description="One of docs/strategies.md, or an installed plug-in.")
     budget: PositiveInt = Field(100, description="Samples a round asks labels for.")
     batch: Literal["topk", "gumbel", "quota", "spread"] = Field(
         "topk",

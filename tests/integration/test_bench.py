@@ -115,6 +115,16 @@ def test_a_simulated_first_batch_is_the_one_that_a_night_picks(stack: RunningSta
     assert first == picked_ids(tmp_path / "night", 1)[: len(first)]
 
 
+def test_a_grid_on_larger_images_knows_nothing_of_the_one_before_it_in_this_process(tmp_path: Path) -> None:
+    bench.run(grid("random", rounds=1), tmp_path / "small", bench.on_processes(1))
+    wanted = grid("random", rounds=1, settings=QUICK | {"images.size": 12})
+    bench.run(wanted, tmp_path / "large", bench.on_processes(1))
+    bench._shared._kept.clear()
+    bench.run(wanted, tmp_path / "alone", bench.on_processes(1))
+    assert timeless(tmp_path / "large") == timeless(tmp_path / "alone")
+    assert timeless(tmp_path / "large")[0]["rounds"] != timeless(tmp_path / "small")[0]["rounds"]
+
+
 # -- results ------------------------------------------------------------------------------------------------------
 
 

@@ -124,6 +124,7 @@ def test_the_candidates_table_gives_the_same_picks_and_keeps_the_terms_of_equati
     for label in (0, 1):
         of_class = below.margin_N[below.predicted_class_N == label]
         assert len(of_class) > 3
+        assert of_class.tolist() == sorted(of_class)
 
 
 def test_only_a_shortlist_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:

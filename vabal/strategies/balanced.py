@@ -1,20 +1,16 @@
 """A class balancer around any strategy: the fewest labels first, by predicted class."""
 
 import heapq
-from dataclasses import replace
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.probabilities import ClassTerms
-from vabal.strategies.batch import Picker
-from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import Context, Needs, Selection, Strategy, no_picks
-from vabal.strategies.wrapped import Ranked, ranked
+from vabal.strategies.seam import Context
+from vabal.strategies.wrapped import Ranked, Wrapper
 
 
-class Balanced:
+class Balanced(Wrapper):
     """Fills up the classes with the fewest labels, so that labelled pool and batch together come as near to even as
     the predicted classes of the candidates allow; within a class the inner strategy's ranking decides.
 
@@ -28,44 +24,19 @@ class Balanced:
     strategy's columns; 1 000 000 candidates are held whole, a few hundred bytes each.
     """
 
-    def __init__(self, inner: Strategy) -> None:
-        self.inner = inner
-        self.name = f"balanced:{inner.name}"
-        self.needs: Needs = replace(inner.needs, posteriors=True)
+    kind: ClassVar[str] = "balanced"
 
-    def select(self, context: Context, budget: int) -> Selection:
-        """Raises ValueError if the context carries no labelled pool, and what the inner strategy raises."""
+    def scores(self, inner: Ranked, context: Context, budget: int) -> NDArray[np.float64]:
+        """budget - place for the picks, -1, -2, ... for the others, as the inner strategy ranks them.
+
+        Raises ValueError if the context carries no labelled pool.
+        """
         if context.labeled is None:
             raise ValueError(f"strategy {self.name}: the context must carry the labelled pool")
-        inner = ranked(self.inner, context, budget)
-        score_N = _scores(inner, np.asarray(context.labeled.labels_N), budget)
-        picker = Picker(budget, "topk", seed=context.seed)
-        for part in inner.rescored(score_N):
-            picker.add(part)
-            if context.write is not None:
-                context.write(part)
-        return replace(
-            inner.selection,
-            strategy=self.name,
-            picks=picker.picks() if inner.parts else no_picks(self.name, budget, context.seed).picks,
-            rule="topk",
-            beta=1.0,
-            seed=context.seed,
-        )
-
-    def rescore(
-        self,
-        candidates: Candidates,  # noqa: ARG002 -- a place in the batch is not a function of a row
-        *,
-        class_terms: ClassTerms | None,  # noqa: ARG002
-        settings: Any,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> None:
-        return None
+        return _scores(inner, np.asarray(context.labeled.labels_N), budget)
 
 
 def _scores(inner: Ranked, labels_M: NDArray[np.integer], budget: int) -> NDArray[np.float64]:
-    """score_N: budget - place for the picks, -1, -2, ... for the others, as the inner strategy ranks them."""
     predicted_N = inner.predicted_class_N[inner.order_N]  # from here on in the inner strategy's order
     classes = int(max(labels_M.max(initial=-1), predicted_N.max(initial=-1))) + 1
     available_C = np.bincount(predicted_N, minlength=classes)

@@ -3,7 +3,7 @@
 `selection.batch: spread` turns scores into a batch of which the members lie far apart (vabal.strategies.spread). It is
 a search over features, which the candidates' table does not hold; so the table's score is then budget - place for the
 picks and the rank by Eq. 6 below them, and the terms of Eq. 6 stand beside it. Memory: the features of a shortlist of
-SHORTLIST x budget candidates, not of the pool.
+SHORTLIST x budget candidates, and of the pool an id and a number each; each candidate is scored twice.
 """
 
 from dataclasses import replace
@@ -98,10 +98,12 @@ class VabalStrategy(ScoringStrategy):
             return super().select(context, budget)
         context = self.prepare(context)
         shortlist = Picker(SHORTLIST * budget, "topk", seed=context.seed)
-        parts = []
+        ids, scores = [], []
         for shard in context.shards():
-            parts.append(self.score(shard, context))
-            shortlist.add(parts[-1])
+            scored = self.score(shard, context)
+            shortlist.add(scored)
+            ids.append(np.array([str(sample_id) for sample_id in scored.sample_ids], dtype=str))
+            scores.append(scored.score_N)
         if not shortlist.candidates:
             return no_picks(self.name, budget, context.seed)
         listed = shortlist.picks()
@@ -109,9 +111,10 @@ class VabalStrategy(ScoringStrategy):
         order = spread(listed.score_N, features_N_D, min(budget, len(listed)), float(context.settings.selection.beta))
         picks = replace(listed.take(order), score_N=budget - np.arange(len(order), dtype=np.float64))
         if context.write is not None:
-            place_of = {str(sample_id): place for place, sample_id in enumerate(picks.sample_ids)}
-            for part in _ranked(parts, place_of, budget, context.seed):
-                context.write(part)
+            encoded = _encoded(np.concatenate(ids), np.concatenate(scores), picks, context.seed)
+            ends = np.cumsum([len(part) for part in ids])
+            for shard, end, part in zip(context.shards(), ends, ids, strict=True):
+                context.write(replace(self.score(shard, context), score_N=encoded[end - len(part) : end]))
         return Selection(
             strategy=self.name,
             picks=picks,
@@ -141,17 +144,17 @@ def _features_of(sample_ids: NDArray[Any], context: Context) -> NDArray[np.float
     return gathered
 
 
-def _ranked(parts: list[Candidates], place_of: dict[str, int], budget: int, seed: int) -> list[Candidates]:
-    """The parts with the picks' places at the head of the score, the others ranked by Eq. 6 below zero."""
-    ids = np.array([str(sample_id) for part in parts for sample_id in part.sample_ids])
-    score_N = np.concatenate([part.score_N for part in parts])
-    order = np.lexsort((ids, hash_ids(ids, seed), -score_N))
-    encoded_N = np.empty(len(ids))
-    encoded_N[order] = -np.arange(1, len(ids) + 1, dtype=np.float64)
-    for row in np.flatnonzero(np.isin(ids, list(place_of))):
-        encoded_N[row] = budget - place_of[ids[row]]
-    ends = np.cumsum([len(part) for part in parts])
-    return [replace(part, score_N=encoded_N[end - len(part) : end]) for part, end in zip(parts, ends, strict=True)]
+def _encoded(
+    ids_N: NDArray[np.str_], score_N: NDArray[np.float64], picks: Candidates, seed: int
+) -> NDArray[np.float64]:
+    """The picks' own scores at the head, the others' ranks by Eq. 6 below zero."""
+    encoded_N = np.empty(len(ids_N))
+    order = np.lexsort((ids_N, hash_ids(ids_N, seed), -score_N))
+    encoded_N[order] = -np.arange(1, len(ids_N) + 1, dtype=np.float64)
+    score_of = dict(zip(map(str, picks.sample_ids), picks.score_N, strict=True))
+    for row in np.flatnonzero(np.isin(ids_N, list(score_of))):
+        encoded_N[row] = score_of[str(ids_N[row])]
+    return encoded_N
 
 
 def _score(

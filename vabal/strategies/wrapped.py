@@ -1,15 +1,16 @@
-"""What an inner strategy makes of every candidate: its columns, and one ranking, whatever its rule."""
+"""Strategies around others: one ranking of every candidate by the inner strategy, whatever its rule, scored anew."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.strategies.batch import gumbel_noise, hash_ids
+from vabal.probabilities import ClassTerms
+from vabal.strategies.batch import Picker, Rule, gumbel_noise, hash_ids
 from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import Context, Selection, Shard, Strategy, posteriors
+from vabal.strategies.seam import Context, Needs, Selection, Shard, Strategy, no_picks, posteriors
 
 _INNER_SEED = 2  # a purpose of its own, beside those of batch.py
 
@@ -40,6 +41,50 @@ class Ranked:
         for part in self.parts:
             yield replace(part, score_N=score_N[start : start + len(part)])
             start += len(part)
+
+
+class Wrapper:
+    """A strategy that scores what another one ranks: it defines `scores`, and the rule that turns them into a batch."""
+
+    kind: ClassVar[str]
+    rule: ClassVar[Rule] = "topk"
+    beta: ClassVar[float] = 1.0
+
+    def __init__(self, inner: Strategy) -> None:
+        self.inner = inner
+        self.name = f"{self.kind}:{inner.name}"
+        self.needs: Needs = replace(inner.needs, posteriors=True)
+
+    def scores(self, inner: Ranked, context: Context, budget: int) -> NDArray[np.float64]:
+        """score_N of the candidates, counted through the shards."""
+        raise NotImplementedError(f"{type(self).__name__} does not define scores")
+
+    def select(self, context: Context, budget: int) -> Selection:
+        """Raises what the inner strategy raises."""
+        inner = ranked(self.inner, context, budget)
+        picker = Picker(budget, self.rule, self.beta, context.seed)
+        for part in inner.rescored(self.scores(inner, context, budget)):
+            picker.add(part)
+            if context.write is not None:
+                context.write(part)
+        return replace(
+            inner.selection,
+            strategy=self.name,
+            picks=picker.picks() if inner.parts else no_picks(self.name, budget, context.seed).picks,
+            rule=self.rule,
+            beta=self.beta,
+            seed=context.seed,
+        )
+
+    def rescore(
+        self,
+        candidates: Candidates,  # noqa: ARG002 -- a rank is not a function of a row
+        *,
+        class_terms: ClassTerms | None,  # noqa: ARG002
+        settings: Any,  # noqa: ARG002
+        seed: int,  # noqa: ARG002
+    ) -> None:
+        return None
 
 
 def ranked(inner: Strategy, context: Context, budget: int) -> Ranked:
