@@ -149,7 +149,7 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     """Take in labels and images that came; open the round in MLflow."""
     place, params, log = Workspace(Path(workspace)), Params.model_validate(settings), get_run_logger()
     requests.refuse_hand_edits(Versioning(place.root))
-    stages.refuse_unserved(strategies.get(params.selection.strategy))
+    stages.refuse_unserved(strategies.get(params.selection.strategy), params)
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
     key = stages.intake(place, begun)
     ticket: Ticket = {
@@ -180,7 +180,7 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
         "mlflow_run": run_id,
         "shards": stages.shard_names(night),
         # What came in last is learned from and published, though there is nothing left to pick.
-        "needs_vae": night.strategy.needs.vae and night.report["candidates"] > 0,
+        "needs_vae": night.needs.vae and night.report["candidates"] > 0,
         "nothing_to_label": False,
     }
 

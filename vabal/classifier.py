@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vabal.batches import batches_of
 from vabal.errors import UserError
 from vabal.metrics import Metric
 from vabal.network import METADATA_KEY, ResNetClassifier, read_weights
@@ -286,11 +287,8 @@ def sha256(path: Path) -> str:
 
 
 def batch_rows(order: Tensor, batch_size: int) -> list[Tensor]:
-    """The samples of each step. A single one left over joins the step before it: batch norm has no variance of one."""
-    batches = list(torch.split(order, batch_size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+    """The samples of each step of an epoch, in batches that differ by one sample at most."""
+    return list(torch.tensor_split(order, batches_of(len(order), batch_size)))
 
 
 def augment(images_N_H_W_K: Tensor, settings: ClassifierSettings, generator: torch.Generator) -> Tensor:

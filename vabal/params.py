@@ -151,6 +151,11 @@ class ProbabilitySettings(Section):
     exponent: NonNegativeFloat = Field(1.0, description="Prior and precision to this power: below 1, less extreme.")
     score: Literal["eq6", "published_code"] = Field("eq6", description="Eq. 6, or the published code's 1 - sum(loss).")
     margin_weight: NonNegativeFloat = Field(0.0, description="Adds this times log(1 - classifier's margin).")
+    members: PositiveInt = Field(
+        1,
+        description="Networks, the classifier among them, whose mean posterior stands for the classifier's in margin, "
+        "`classifier` and `posterior`; each but the first is one more training.",
+    )
 
 
 class SelectionSettings(Section):
@@ -211,17 +216,18 @@ class ComputeSettings(Section):
 
 # The defaults are preset `vabal`. The other two name every setting, so that a better default never changes them.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # Class precision and class abundance, expected under the classifier's posterior and tempered, times the doubt that
-    # the margin tells, in a batch that is spread out (docs/evidence.md tells how it was chosen, and what it came to).
+    # Class precision and class abundance, expected under the mean posterior of five networks and tempered, times the
+    # doubt that its margin tells, in a batch that is spread out (docs/evidence.md: how it was chosen, what it came to).
     "vabal": {
         "vae": {},
         "probabilities": {
             "draws": 10,
-            "sampling": "antithetic",
+            "sampling": "anchored",
             "classes": "posterior",
             "exponent": 0.33,
             "likelihood_weight": 0.1,
             "margin_weight": 1.0,
+            "members": 5,
         },
         "selection": {"batch": "spread"},
     },
@@ -265,6 +271,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "exponent": 1.0,
             "score": "eq6",
             "margin_weight": 0.0,
+            "members": 1,
         },
         "selection": {"batch": "topk"},
     },
@@ -308,6 +315,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "exponent": 1.0,
             "score": "published_code",
             "margin_weight": 0.0,
+            "members": 1,
         },
         "selection": {"batch": "topk"},
     },

@@ -300,7 +300,10 @@ _EVERY_STRATEGY = (
     "vabal",
 )
 # Eq. 6 by itself: the presets, with as many steps as so small a pool needs, and readings on the default's VAE.
-_ALONE = "probabilities.exponent=1.0;probabilities.likelihood_weight=1.0;probabilities.margin_weight=0.0"
+_ALONE = (
+    "probabilities.members=1;probabilities.exponent=1.0;probabilities.likelihood_weight=1.0;"
+    "probabilities.margin_weight=0.0"
+)
 _READINGS = (
     "paper=vabal[method.preset=paper;vae.min_steps=2000]",
     "published_code=vabal[method.preset=published_code;vae.min_steps=2000]",
@@ -313,6 +316,7 @@ _READINGS = (
     "no-class-terms=vabal[probabilities.use_prior=false;probabilities.use_precision=false]",
     "no-likelihood=vabal[probabilities.likelihood_weight=0.0]",
     "no-margin=vabal[probabilities.margin_weight=0.0]",
+    "one-network=vabal[probabilities.members=1]",
     "topk=vabal[selection.batch=topk]",
 )
 

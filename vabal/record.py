@@ -106,11 +106,13 @@ def _pools_after(night: Night, selected: dict[str, str], staging: Path) -> tuple
 def _round_files(night: Night, refs: Mapping[str, Any]) -> dict[str, Path]:
     selected = stages.selection_folder(night, refs["selected"])
     evaluated = stages.evaluation_folder(night, refs["evaluated"])
-    return {
+    files = {
         "selection.parquet": selected / "selection.parquet",
         "candidates.parquet": selected / "candidates.parquet",
         "holdout_predictions.parquet": evaluated / "holdout_predictions.parquet",
     }
+    shortlist = selected / "shortlist.parquet"  # of a batch that was searched over features
+    return files | {shortlist.name: shortlist} if shortlist.exists() else files
 
 
 def _published_tables(night: Night, contents: Mapping[str, Path]) -> dict[str, str]:

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from vabal import pools
 from vabal.errors import UserError
@@ -32,6 +35,14 @@ CANDIDATES = pa.schema(
         *_SCORED,
         pa.field("margin", pa.float64()),
         pa.field("log_likelihoods", pa.list_(pa.float32())),  # not of fixed size: parquet cannot read their nulls back
+        pa.field("posteriors", pa.list_(pa.float32())),
+    ]
+)
+# Among whom a batch was searched, the highest scores first, and by which features.
+SHORTLIST = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("features", pa.list_(pa.float32()), nullable=False),
     ]
 )
 PREDICTIONS = pa.schema(
@@ -57,6 +68,28 @@ def write_selection(table: pd.DataFrame, path: Path) -> None:
 def read_selection(path: Path) -> pd.DataFrame:
     """Picks in rank order, from 1. Raises UserError if the file is missing or damaged."""
     return pools.read_table(path, SELECTION)
+
+
+def write_shortlist(sample_ids: NDArray[Any], features_N_D: NDArray[np.float32], path: Path) -> None:
+    """features_N_D bit for bit; uncompressed, for there is next to nothing to gain."""
+    count, width = features_N_D.shape
+    flat = pa.array(np.ascontiguousarray(features_N_D).ravel(), pa.float32())
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * width, pa.int32()), flat)
+    table = pa.table([pa.array([str(sample_id) for sample_id in sample_ids], pa.string()), lists], schema=SHORTLIST)
+    pq.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
+
+
+def read_shortlist(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """What `write_shortlist` wrote. Raises ValueError for another table, and what pyarrow raises."""
+    table = pq.ParquetFile(path).read()
+    if table.schema.names != SHORTLIST.names:
+        raise ValueError(f"expected the columns {', '.join(SHORTLIST.names)}, found {', '.join(table.schema.names)}")
+    table.validate(full=True)
+    lists = table.column("features").combine_chunks()
+    flat: NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False)
+    if lists.null_count or len(flat) % max(1, len(lists)):
+        raise ValueError("its features are not of one length")
+    return table.column("sample_id").to_pylist(), flat.reshape(len(lists), -1)
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,8 +208,12 @@ class _Selecting:
     left_P: NDArray[np.int64]
     device: torch.device
 
+    @cached_property
+    def needs(self) -> strategies.Needs:
+        return strategies.needs_of(self.strategy, self.params)
+
     def select(self) -> strategies.Selection:
-        needs, arena, trained = self.strategy.needs, self.arena, self.trained
+        needs, arena, trained = self.needs, self.arena, self.trained
         columns = {"logits_N_C": trained.logits_N_C[self.left_P], "features_N_D": trained.features_N_D[self.left_P]}
         terms = None
         if committee.is_needed(needs):
@@ -240,13 +245,13 @@ class _Selecting:
         for start in range(0, len(self.left_P), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             values = {name: column[rows] for name, column in columns.items()}
-            if self.strategy.needs.images:
+            if self.needs.images:
                 values["images_N_H_W_K"] = self.arena.images_N_H_W_K[self.left_P[rows]]
             yield strategies.Shard(self.arena.sample_ids[self.left_P[rows]], **values)
 
     def _committee_columns(self) -> dict[str, NDArray[Any]]:
         built = committee.build(
-            self.strategy.needs,
+            self.needs,
             self.trained.network.config,
             first=self.trained.network,
             seed=self._seed("classifier"),
@@ -292,7 +297,7 @@ class _Selecting:
 
     def _cross_fitted(self) -> tuple[NDArray[Any], NDArray[Any]] | None:
         chosen = self.params.probabilities
-        if not (self.strategy.needs.cross_fit or chosen.precision_from == "cross_fitted"):
+        if not (self.needs.cross_fit or chosen.precision_from == "cross_fitted"):
             return None
         labels = self.arena.labels_N[self.labeled_L]
         fitted = classifier.cross_fit(

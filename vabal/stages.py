@@ -84,6 +84,10 @@ class Night:
         return strategies.get(self.params.selection.strategy)
 
     @cached_property
+    def needs(self) -> strategies.Needs:
+        return strategies.needs_of(self.strategy, self.params)
+
+    @cached_property
     def device(self) -> torch.device:
         return device_of(self.params)
 
@@ -243,10 +247,10 @@ def _write_roles(after: pools.Pools, folder: Path) -> int:
     return int((role_N == CANDIDATE).sum())
 
 
-def refuse_unserved(strategy: strategies.Strategy) -> None:
+def refuse_unserved(strategy: strategies.Strategy, settings: Params) -> None:
     """Raises UserError for a strategy that asks of training what no stage gives, before anything is trained."""
     try:
-        committee.check(strategy.needs)
+        committee.check(strategies.needs_of(strategy, settings))
     except UserError as error:
         raise UserError(f"strategy {strategy.name!r}: {error}") from None
 
@@ -274,14 +278,12 @@ def train_classifier(night: Night) -> Ref:
         with night.stages.produce("train-classifier", key) as folder:
             _train_classifier(night, labeled, folder, seed=seed)
     ref = {"stage": "train-classifier", "key": key}
-    return ref | {"committee": _committee(night, ref, labeled)} if committee.is_needed(night.strategy.needs) else ref
+    return ref | {"committee": _committee(night, ref, labeled)} if committee.is_needed(night.needs) else ref
 
 
 def _cross_fit_folds(night: Night) -> int:
     probabilities = night.params.probabilities
-    wanted = night.strategy.needs.cross_fit or (
-        night.strategy.needs.vae and probabilities.precision_from == "cross_fitted"
-    )
+    wanted = night.needs.cross_fit or (night.needs.vae and probabilities.precision_from == "cross_fitted")
     return probabilities.folds if wanted else 0
 
 
@@ -324,7 +326,7 @@ def _training_set(night: Night, labeled: pd.DataFrame) -> tuple[np.ndarray, np.n
 
 def _committee(night: Night, trained: Ref, labeled: pd.DataFrame) -> str:
     """Trains the scoring networks that stand beside the classifier; their key."""
-    needs = night.strategy.needs
+    needs = night.needs
     seed = night.seed("classifier")
     settings = {name: getattr(needs, name) for name in ("dropout", "passes", "members", "auxiliary_loss")}
     key = stage_key("train-committee", settings, {"classifier": trained["key"], "seed": seed})
@@ -428,7 +430,7 @@ def _committee_columns(night: Night, trained: Ref, shard: str) -> str:
                 name: files.enter_context(
                     features.RowWriter(folder / f"{name}.npy", rows, classes if name.endswith("_C") else None, kind)
                 )
-                for name, kind in committee.column_types(night.strategy.needs).items()
+                for name, kind in committee.column_types(night.needs).items()
             }
             for start, batch in _reported(batches, rows, "extract-committee"):
                 said = networks.columns(batch, device=night.device, sample_ids=ids[start : start + len(batch)])
@@ -634,7 +636,7 @@ def select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str,
         "selection": chosen.model_dump(),
         "probabilities": night.params.probabilities.model_dump(),
         "classes": list(night.classes),
-        "needs": asdict(night.strategy.needs),
+        "needs": asdict(night.needs),
         "device": night.device.type,
         "threads": night.params.compute.threads,
     }
@@ -676,6 +678,9 @@ def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str
     ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
     round_tables.write_candidates(scored, folder / "candidates.parquet", ranks, name)
     scored.unlink()
+    if selection.shortlist is not None:
+        listed = selection.shortlist
+        round_tables.write_shortlist(listed.sample_ids, listed.features_N_D, folder / "shortlist.parquet")
     terms = selection.class_terms
     document = {
         "rule": selection.rule,
@@ -690,7 +695,7 @@ def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str
 
 def _labeled(night: Night, extracted: Sequence[Ref]) -> strategies.Labeled | None:
     """The labelled pool as the strategy's needs have it; None where it needs nothing of the pool."""
-    needs = night.strategy.needs
+    needs = night.needs
     if not (needs.features or needs.posteriors or needs.images):
         return None
     features_N_D, labels_N = _labeled_rows(night, extracted, features.FEATURES)
@@ -712,7 +717,7 @@ def _candidates(
     night: Night, extracted: Sequence[Ref], estimated: Mapping[str, Any] | None
 ) -> Iterator[strategies.Shard]:
     """The candidates, in chunks of the shards' rows."""
-    needs = night.strategy.needs
+    needs = night.needs
     chunk = night.params.features.batch_size if needs.images else CHUNK_ROWS
     likelihoods = estimated["shards"] if estimated else [None] * len(extracted)
     for ref, likelihood in zip(extracted, likelihoods, strict=True):

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vabal.batches import batches_of
 from vabal.errors import UserError
 from vabal.metrics import Metric
 from vabal.params import VaeSettings
@@ -343,15 +344,12 @@ class _Steps:
         self.generator = torch.Generator().manual_seed(seed)
         self._dtype = vae.reconstruction.weight.dtype
         self.samples = len(classes_N)
-        whole, rest = divmod(self.samples, settings.batch_size)
-        self.per_epoch = whole + (1 if rest > 1 or not whole else 0)  # a single sample left over joins the last batch
+        self.per_epoch = batches_of(self.samples, settings.batch_size)
 
     def epoch(self) -> Iterator[NDArray[np.int64]]:
-        """Every position once, in random order, in batches of at least two."""
+        """Every position once, in random order, in batches of nearly equal size, at least two."""
         order = torch.randperm(self.samples, generator=self.generator).numpy()
-        size = self.settings.batch_size
-        for step in range(self.per_epoch):
-            yield order[step * size : (step + 1) * size if step + 1 < self.per_epoch else None]
+        yield from np.array_split(order, self.per_epoch)
 
     def sample(self, most: int) -> Tensor:
         """features_M_D of at most so many samples, drawn at random, read in batches."""

@@ -505,7 +505,7 @@ def check_picks(
             yield Finding(record.round, f"{record.folder}/manifest.json", "names no candidates.parquet")
         elif (data / file).is_file():  # else `check_files` names it
             try:
-                odd, picks = _derive(data / file, record, classes)
+                odd, best = _derive(data / file, record, classes)
             except UNREADABLE as error:
                 yield Finding(record.round, file, f"the picks cannot be derived from it: {_one_line(error)}")
                 continue
@@ -514,25 +514,43 @@ def check_picks(
                     f"the score of {_few(pd.Series(odd))} does not follow from its other columns{_other_code(record)}"
                 )
                 yield Finding(record.round, file, what)
-            if record.round in selections and picks != list(selections[record.round]["sample_id"]):
-                changed = sorted(set(picks).symmetric_difference(selections[record.round]["sample_id"]))
-                which = f"differ in {_few(pd.Series(changed))}" if changed else "stand in another order"
-                what = f"its picks are not those that follow from the candidates: they {which}"
-                yield Finding(record.round, f"{record.folder}/selection.parquet", what)
+            if record.round in selections:
+                yield from _check_order(data, record, best, list(selections[record.round]["sample_id"]))
 
 
-def _derive(path: Path, record: Record, classes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Candidates whose score does not follow from what it was computed from; and the picks that the scores lead to."""
+def _check_order(data: Path, record: Record, best: Any, recorded: Sequence[str]) -> Iterator[Finding]:
+    """The recorded picks are those that follow from the best candidates, in their order."""
+    try:
+        picks = _follow(data / record.folder, record, best, recorded)
+    except UNREADABLE as error:
+        yield Finding(record.round, f"{record.folder}/shortlist.parquet", _one_line(error))
+        return
+    if picks != recorded:
+        changed = sorted(set(picks).symmetric_difference(recorded))
+        which = f"differ in {_few(pd.Series(changed))}" if changed else "stand in another order"
+        what = f"its picks are not those that follow from the candidates: they {which}"
+        yield Finding(record.round, f"{record.folder}/selection.parquet", what)
+
+
+def _derive(path: Path, record: Record, classes: Sequence[str]) -> tuple[list[str], Any]:
+    """Candidates whose score does not follow from what it was computed from; and the best by score, in order.
+
+    Those are the picks, or with the rule `spread` the candidates among which the picks were searched.
+    """
     from vabal import strategies  # noqa: PLC0415 -- loads torch, which the other checks do without
     from vabal.probabilities import ClassTerms  # noqa: PLC0415
+    from vabal.strategies.spread import SHORTLIST  # noqa: PLC0415
 
     if record.selection is None:
         raise ValueError("the manifest does not say by which rule")
     settings = parse(record.settings, where="settings of the manifest")
     terms = None if record.class_terms is None else ClassTerms.from_json(record.class_terms)
     strategy = strategies.get(record.strategy)
-    seed = record.selection["seed"]
-    picker = strategies.Picker(record.selection["budget"], record.selection["rule"], record.selection["beta"], seed)
+    seed, budget, rule = (record.selection[name] for name in ("seed", "budget", "rule"))
+    if rule == "spread":
+        picker = strategies.Picker(SHORTLIST * budget, "topk", seed=seed)
+    else:
+        picker = strategies.Picker(budget, rule, record.selection["beta"], seed)
     odd: list[str] = []
     for batch in pq.ParquetFile(path).iter_batches(batch_size=_ROWS_AT_ONCE):
         batch.validate(full=True)
@@ -543,7 +561,30 @@ def _derive(path: Path, record: Record, classes: Sequence[str]) -> tuple[list[st
             wrong_N = ~np.isclose(part.score_N, score_N, rtol=1e-9, atol=1e-9)
             odd += [str(sample_id) for sample_id in part.sample_ids[wrong_N]]
         picker.add(part)
-    return odd, [str(sample_id) for sample_id in picker.picks().sample_ids] if picker.candidates else []
+    return odd, picker.picks() if picker.candidates else None
+
+
+def _follow(folder: Path, record: Record, best: Any, recorded: Sequence[str]) -> Sequence[str]:
+    """The picks that follow from the best candidates; the recorded ones, where only rounding could lead to others.
+
+    Raises ValueError if the shortlist of a spread batch does not hold the best candidates.
+    """
+    from vabal.strategies.spread import departures, spread  # noqa: PLC0415
+
+    if best is None or record.selection is None:
+        return []
+    best_ids = [str(sample_id) for sample_id in best.sample_ids]
+    if record.selection["rule"] != "spread":
+        return best_ids
+    ids, features_N_D = round_tables.read_shortlist(folder / "shortlist.parquet")
+    if ids != best_ids:
+        raise ValueError("does not hold the candidates with the highest scores, the highest first")
+    beta, count = record.selection["beta"], min(record.selection["budget"], len(ids))
+    row_of = {sample_id: row for row, sample_id in enumerate(ids)}
+    rows = np.array([row_of.get(sample_id, -1) for sample_id in recorded], dtype=np.int64)
+    if len(rows) == count and (rows >= 0).all() and not departures(best.score_N, features_N_D, rows, beta):
+        return recorded
+    return [ids[row] for row in spread(best.score_N, features_N_D, count, beta)]
 
 
 def _other_code(record: Record) -> str:

@@ -1,6 +1,7 @@
 """The real local stack, started once for all integration tests that ask for it."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,9 @@ from running import RunningStack
 from workspaces import TwoNights, two_nights
 
 from vabal.adapters import stack as local_stack
+
+# What nohup or a shell's & starts ignores Ctrl-C, and so would every command that the tests start, and stop by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -126,14 +126,7 @@ class Books:
         state, _ = pools.apply_labels(state, frame, number)
         folder = self.data / f"rounds/{number:04d}"
         folder.mkdir(parents=True)
-        # Scores that follow from the table, which those of a spread batch do not.
-        settings = params.parse(
-            {
-                "seed": SEED,
-                "probabilities": {"classes": "classifier"},
-                "selection": {"strategy": strategy, "budget": budget, "batch": "topk"},
-            }
-        )
+        settings = params.parse({"seed": SEED, "selection": {"strategy": strategy, "budget": budget}})
         terms = ClassTerms.from_json({"log_prior": [-0.5, -1.5, -2.0], "log_precision": [-0.1, -0.2, -0.3]})
         drawn = None
         if number > 0:
@@ -187,6 +180,8 @@ class Books:
         shard = strategies.Shard(
             waiting,
             logits_N_C=self.random.normal(size=likelihood_N_C.shape),
+            features_N_D=self.random.normal(size=(len(waiting), 4)).astype(np.float32),
+            predictive_N_C=self.random.dirichlet([1, 1, 1], len(waiting)),
             log_likelihood_N_C=likelihood_N_C,
             vae_class_N=likelihood_N_C.argmax(axis=1).astype(np.int32),
         )
@@ -200,6 +195,9 @@ class Books:
         round_tables.write_candidates(scored, folder / "candidates.parquet", ranks, strategy.name)
         table = strategies.selection_table(selection.picks, CLASSES, selection.strategy).to_pandas()
         round_tables.write_selection(table, folder / "selection.parquet")
+        if selection.shortlist is not None:
+            listed = selection.shortlist
+            round_tables.write_shortlist(listed.sample_ids, listed.features_N_D, folder / "shortlist.parquet")
         return selection
 
     def _predict(self, folder: Path, state: pools.Pools) -> None:
@@ -406,8 +404,8 @@ def found(report: verification.Report) -> list[tuple[int | None, str]]:
 def test_an_untouched_record_is_intact(kept: Books) -> None:
     report = kept.verify()
     assert report.findings == ()
-    # selection, candidates and predictions of three rounds; three shards; six tables
-    assert (report.rounds, report.files, report.images) == (4, 9 + 3 + 6, 45)
+    # selection, candidates and predictions of three rounds, one shortlist; three shards; six tables
+    assert (report.rounds, report.files, report.images) == (4, 9 + 1 + 3 + 6, 45)
 
 
 FILES = [
@@ -629,6 +627,73 @@ def test_a_raised_score_is_found_because_it_no_longer_follows_from_its_likelihoo
     assert whats[0].startswith("the score of sample s022 does not follow from its other columns")
 
 
+def test_a_raised_posterior_is_found_because_the_score_does_not_follow_from_it(books: Books) -> None:
+    def raised(table: pd.DataFrame) -> pd.DataFrame:
+        other = [[0.1, 0.1, 0.8] if name == "s022" else row for name, row in zip(table["sample_id"], table["posteriors"], strict=True)]  # fmt: skip  # noqa: E501
+        return table.assign(posteriors=other)
+
+    rewrite(books.data / "rounds/0002/candidates.parquet", raised)
+    forge(books, 2)
+    (finding,) = books.verify().findings
+    assert finding.what.startswith("the score of sample s022 does not follow from its other columns")
+
+
+def test_a_pick_of_a_spread_batch_that_was_exchanged_everywhere_is_found(books: Books) -> None:
+    """In selection and candidates alike: only the search among the shortlist tells."""
+    folder = books.data / "rounds/0002"
+    candidates = pq.ParquetFile(folder / "candidates.parquet").read().to_pandas().set_index("sample_id")
+    genuine = books.picked(2)[2]
+    other = candidates.index[candidates["rank"].isna()][0]
+
+    def swap(table: pd.DataFrame) -> pd.DataFrame:
+        ranks = table.set_index("sample_id")["rank"]
+        ranks[other], ranks[genuine] = ranks[genuine], ranks[other]
+        return table.assign(rank=ranks.to_numpy())
+
+    def exchange(table: pd.DataFrame) -> pd.DataFrame:
+        row = {name: candidates.loc[other, name] for name in table.columns if name in candidates.columns}
+        table = table.copy()
+        for name, value in (row | {"sample_id": other, "rank": 3}).items():
+            table.loc[2, name] = value
+        return table
+
+    rewrite(folder / "candidates.parquet", swap)
+    rewrite(folder / "selection.parquet", exchange)
+    forge(books, 2)
+    whats = [finding.what for finding in books.verify().findings if finding.file == "rounds/0002/selection.parquet"]
+    assert any("not those that follow from the candidates: they differ in" in what for what in whats)
+
+
+def test_another_shortlist_than_the_best_candidates_is_found(books: Books) -> None:
+    """A shorter one, in which exchanged picks would be the best, is none."""
+    path = books.data / "rounds/0002/shortlist.parquet"
+    ids, features_N_D = round_tables.read_shortlist(path)
+    assert len(ids) > 6
+    round_tables.write_shortlist(np.array(ids[:6]), features_N_D[:6], path)
+    forge(books, 2)
+    (finding,) = books.verify().findings
+    assert finding.file == "rounds/0002/shortlist.parquet"
+    assert finding.what == "does not hold the candidates with the highest scores, the highest first"
+
+
+def test_other_features_than_the_batch_was_searched_by_are_found(books: Books) -> None:
+    path = books.data / "rounds/0002/shortlist.parquet"
+    ids, features_N_D = round_tables.read_shortlist(path)
+    round_tables.write_shortlist(np.array(ids), np.random.default_rng(1).normal(size=features_N_D.shape), path)
+    forge(books, 2)
+    whats = [finding.what for finding in books.verify().findings]
+    assert len(whats) == 1
+    assert "not those that follow from the candidates" in whats[0]
+
+
+def test_a_shortlist_that_is_gone_or_damaged_is_a_finding(books: Books) -> None:
+    path = books.data / "rounds/0002/shortlist.parquet"
+    path.write_bytes(b"no table")
+    assert {"rounds/0002/shortlist.parquet"} == {name for _, name in found(books.verify())}
+    path.unlink()
+    assert {"rounds/0002/shortlist.parquet"} == {name for _, name in found(books.verify())}
+
+
 def test_other_class_terms_than_the_scores_were_made_with_are_found(books: Books) -> None:
     terms = rounds.read_manifest(books.data, 2).manifest["class_terms"]
     forge(books, 2, class_terms=terms | {"log_prior": [-1.0, -1.0, -1.0]})
@@ -715,7 +780,7 @@ def test_progress_is_told_for_every_long_check(kept: Books) -> None:
     with progress.listening(lambda stage, done, total: heard.update({stage: (done, total)})):
         kept.verify()
     assert heard == {
-        "verify files": (18, 18),
+        "verify files": (19, 19),
         "verify pools": (4, 4),
         "verify picks": (4, 4),
         "verify images": (3, 3),
@@ -745,7 +810,7 @@ def test_every_reading_command_prints_json_that_parses(kept: Books, capsys: pyte
     tables.show_history(audit.history(kept.data, "s006"), as_json=True)
     assert json.loads(capsys.readouterr().out)["events"][2]["when"] == "2026-03-03T06:30:00+00:00"
     tables.show_report(kept.verify(), as_json=True)
-    assert json.loads(capsys.readouterr().out) == {"ok": True, "findings": [], "rounds": 4, "files": 18, "images": 45}
+    assert json.loads(capsys.readouterr().out) == {"ok": True, "findings": [], "rounds": 4, "files": 19, "images": 45}
 
 
 def test_tables_fit_80_columns_and_fold_what_is_long(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:
@@ -794,7 +859,7 @@ def test_status_outside_a_workspace_tells_of_the_services_alone(
 
 def test_a_report_says_in_words_whether_the_record_is_intact(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:
     tables.show_report(kept.verify())
-    assert capsys.readouterr().out.startswith("intact: 4 rounds, 18 files, 45 images")
+    assert capsys.readouterr().out.startswith("intact: 4 rounds, 19 files, 45 images")
     tables.show_report(verification.Report((Finding(1, "rounds/0001/selection.parquet", "missing"),), 4, 18, 45))
     printed = capsys.readouterr().out
     assert "rounds/0001/selection.parquet" in printed

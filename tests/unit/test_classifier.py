@@ -141,11 +141,13 @@ def test_any_number_of_samples_can_be_trained_on(count: int) -> None:
     assert np.isfinite(predict(network, [random_images(5)])).all()
 
 
-def test_a_single_leftover_sample_joins_the_batch_before_and_no_sample_is_lost() -> None:
-    assert [len(rows) for rows in batch_rows(torch.arange(33), 16)] == [16, 17]
-    assert [len(rows) for rows in batch_rows(torch.arange(34), 16)] == [16, 16, 2]
+def test_the_batches_of_an_epoch_are_of_nearly_equal_size_and_no_sample_is_lost() -> None:
+    assert [len(rows) for rows in batch_rows(torch.arange(32), 16)] == [16, 16]
+    assert [len(rows) for rows in batch_rows(torch.arange(33), 16)] == [11, 11, 11]
+    assert [len(rows) for rows in batch_rows(torch.arange(50), 16)] == [13, 13, 12, 12]  # not 16, 16, 16, 2
+    assert [len(rows) for rows in batch_rows(torch.arange(3), 2)] == [3]
     assert [len(rows) for rows in batch_rows(torch.arange(1), 16)] == [1]
-    assert [len(rows) for rows in batch_rows(torch.arange(5), 1)] == [1, 1, 1, 2]
+    assert [len(rows) for rows in batch_rows(torch.arange(3), 1)] == [1, 1, 1]
     assert torch.equal(torch.cat(batch_rows(torch.arange(33), 16)), torch.arange(33))
 
 

@@ -13,7 +13,8 @@ from vabal import params, strategies
 from vabal.errors import UserError
 from vabal.probabilities import ClassTerms
 from vabal.strategies import Candidates, Context, Shard, pick, vabal
-from vabal.strategies.spread import spread
+from vabal.strategies import spread as spreads
+from vabal.strategies.spread import departures, spread
 
 
 def test_picks_by_hand() -> None:
@@ -109,22 +110,49 @@ def test_of_equally_doubtful_samples_that_of_the_rare_and_hard_class_comes_first
     assert selected(pool(posteriors, features), settings(), 2, hard)[0] == ["s0", "s1"]
 
 
-def test_the_candidates_table_gives_the_same_picks_and_keeps_the_terms_of_equation_6() -> None:
+def test_the_table_s_scores_and_the_shortlist_give_the_same_picks() -> None:
     numbers = np.random.default_rng(0)
-    shard = pool(numbers.dirichlet([1, 1], size=40), numbers.normal(size=(40, 3)))
-    picked, written = selected(shard, settings(), 7)
-    assert list(pick(written, 7).sample_ids) == picked
+    shard = pool(numbers.dirichlet([1, 1], size=40), numbers.normal(size=(40, 3)).astype(np.float32))
+    written: list[Candidates] = []
+    context = Context(lambda: [shard], settings(), seed=1, class_terms=TERMS, write=written.append)
+    selection = strategies.get("vabal").select(context, 7)
+    assert (selection.rule, selection.beta) == ("spread", 1.0)
     (table,) = written
     assert table.prior_N is not None
     assert set(np.round(table.prior_N, 6)) == {0.9, 0.1}
-    assert table.margin_N is not None
-    assert (table.score_N <= 0).sum() == 33
-    below = table.take(np.argsort(-table.score_N)[7:])  # ranked by Eq. 6: more doubt at equal class, higher
-    assert below.margin_N is not None and below.predicted_class_N is not None
-    for label in (0, 1):
-        of_class = below.margin_N[below.predicted_class_N == label]
-        assert len(of_class) > 3
-        assert of_class.tolist() == sorted(of_class)
+    again = strategies.get("vabal").rescore(table, class_terms=TERMS, settings=settings(), seed=1)
+    assert again is not None
+    assert again.tolist() == table.score_N.tolist()
+    listed = selection.shortlist
+    assert listed is not None
+    best = pick(table, spreads.SHORTLIST * 7, seed=1)
+    assert list(listed.sample_ids) == list(best.sample_ids)
+    rows = spread(best.score_N, listed.features_N_D, 7)
+    assert [str(sample_id) for sample_id in best.sample_ids[rows]] == selection.sample_ids
+    assert selection.picks.score_N.tolist() == best.score_N[rows].tolist()
+
+
+def test_departures_from_the_search_are_told_by_their_place() -> None:
+    numbers = np.random.default_rng(5)
+    score_N, features_N_D = numbers.normal(size=60), numbers.normal(size=(60, 5)).astype(np.float32)
+    picked = spread(score_N, features_N_D, 20)
+    assert departures(score_N, features_N_D, picked) == []
+    assert departures(score_N, features_N_D * 2, picked) == []  # angles alone count
+    exchanged = picked.copy()
+    exchanged[[4, 11]] = exchanged[[11, 4]]
+    assert departures(score_N, features_N_D, exchanged) == list(range(4, 11))  # until the fifth comes, in the end
+    worse = np.append(picked[:-1], np.setdiff1d(np.arange(60), picked)[0])
+    assert departures(score_N, features_N_D, worse) == [19]
+    assert departures(score_N, features_N_D, np.append(picked[:-1], picked[0])) == [19]  # the same one twice
+    assert departures(score_N, features_N_D, picked, beta=3.0) != []
+
+
+def test_rounding_alone_is_no_departure() -> None:
+    """Two candidates that differ by less than float32 sums do."""
+    features = np.array([[1.0, 0.0], [0.0, 1.0], [1e-6, 1.0]], dtype=np.float32)
+    score = np.array([1.0, 0.0, 0.0])
+    assert departures(score, features, np.array([0, 1])) == departures(score, features, np.array([0, 2])) == []
+    assert departures(np.array([1.0, 0.0, -0.001]), features, np.array([0, 2])) == [1]
 
 
 def test_only_a_shortlist_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_there_are_several_shards_and_candidates_in_them(night: Night) -> None:
 @pytest.mark.parametrize("name", NEEDY)
 def test_a_round_trains_extracts_and_picks_by_what_the_strategy_needs(night: Night, name: str) -> None:
     tonight = with_strategy(night, name)
-    stages.refuse_unserved(tonight.strategy)
+    stages.refuse_unserved(tonight.strategy, tonight.params)
     trained, extracted = extract(tonight)
     selected = stages.select_batch(tonight, extracted, None)
     table = pd.read_parquet(stages.selection_folder(tonight, selected) / "candidates.parquet")
@@ -225,7 +225,20 @@ def test_what_is_not_needed_is_not_handed_over(night: Night) -> None:
     assert shard.images_N_H_W_K is shard.features_N_D is shard.votes_N_C is shard.predicted_loss_N is None
 
 
-def test_only_needs_that_nothing_can_serve_are_refused() -> None:
-    stages.refuse_unserved(Recording(Needs(images=True, members=5, auxiliary_loss="loss_prediction", cross_fit=True)))
+def test_the_default_strategy_s_ensemble_is_the_one_of_strategy_ensemble(night: Night) -> None:
+    alone = replace(night, params=night.workspace.params({"selection.strategy": "vabal", "probabilities.members": 1}))
+    assert "committee" not in stages.train_classifier(alone)
+    of_five = replace(night, params=night.workspace.params({"selection.strategy": "vabal", "probabilities.members": 5}))
+    trained, extracted = extract(of_five)
+    assert trained == stages.train_classifier(with_strategy(night, "ensemble"))
+    assert trained["key"] == stages.train_classifier(alone)["key"]
+    there = of_five.stages.get("extract-committee", extracted[0]["committee"])
+    assert there is not None
+    assert np.load(there / "predictive_N_C.npy").sum(axis=1) == pytest.approx(1.0)
+
+
+def test_only_needs_that_nothing_can_serve_are_refused(night: Night) -> None:
+    served = Needs(images=True, members=5, auxiliary_loss="loss_prediction", cross_fit=True)
+    stages.refuse_unserved(Recording(served), night.params)
     with pytest.raises(UserError, match=r"'recording': .* 'rotation'; known are: loss_prediction"):
-        stages.refuse_unserved(Recording(Needs(auxiliary_loss="rotation")))
+        stages.refuse_unserved(Recording(Needs(auxiliary_loss="rotation")), night.params)

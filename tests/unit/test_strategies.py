@@ -139,6 +139,40 @@ def test_the_paper_s_strategy_ranks_by_equation_6() -> None:
     assert written[0].log_likelihood_N.tolist() == pytest.approx(np.log([0.5, 0.5]), abs=1e-6)
 
 
+def test_an_ensemble_s_mean_posterior_stands_for_the_classifier_s() -> None:
+    given = Shard(
+        np.array(["a", "b"]),
+        logits_N_C=np.log([[0.5, 0.5, 1e-9], [1, 1e-9, 1e-9]]),
+        log_likelihood_N_C=np.zeros((2, 3)),
+        vae_class_N=np.array([0, 2]),
+        predictive_N_C=np.array([[0.9, 0.1, 0.0], [0.2, 0.5, 0.3]]),
+    )
+    chosen = {"members": 5, "classes": "posterior", "margin_weight": 1.0}
+    written: list[Candidates] = []
+    strategies.get("vabal").select(context(given, probabilities=chosen, write=written.append), 1)
+    term = np.array([0.63, 0.1, 0.04])  # prior times precision
+    inverse = [0.9 / term[0] + 0.1 / term[1], 0.2 / term[0] + 0.5 / term[1] + 0.3 / term[2]]
+    assert written[0].score_N.tolist() == pytest.approx(np.log(inverse) + np.log([0.2, 0.8]), abs=1e-6)
+    assert written[0].predicted_class_N is not None
+    assert written[0].predicted_class_N.tolist() == [0, 1]
+    assert written[0].margin_N is not None
+    assert written[0].margin_N.tolist() == pytest.approx([0.8, 0.2])
+
+
+@pytest.mark.parametrize("name", ["vabal", "balanced:vabal"])
+def test_an_ensemble_is_needed_where_the_settings_ask_for_one(name: str) -> None:
+    strategy = strategies.get(name)
+    assert strategies.needs_of(strategy, context(probabilities={"members": 1}).settings) == strategy.needs
+    needs = strategies.needs_of(strategy, context(probabilities={"members": 5}).settings)
+    assert needs == replace(strategy.needs, members=5)
+    assert strategies.needs_of(strategies.get("margin"), context().settings) == strategies.get("margin").needs
+
+
+def test_an_ensemble_that_was_not_asked_is_missed() -> None:
+    with pytest.raises(ValueError, match="the ensemble's posteriors are missing"):
+        strategies.get("vabal").select(context(shard(), probabilities={"members": 2}), 1)
+
+
 @pytest.mark.parametrize("reduction", ["standardised", "contrast"])
 def test_moments_of_the_candidates_are_completed_and_handed_back(reduction: str) -> None:
     shards = [shard(30, 1), shard(0, 2), shard(20, 3)]

@@ -20,7 +20,9 @@ from vabal.strategies.seam import (
     Selection,
     SequentialStrategy,
     Shard,
+    Shortlist,
     Strategy,
+    needs_of,
     no_picks,
 )
 
@@ -35,9 +37,11 @@ __all__ = [
     "Selection",
     "SequentialStrategy",
     "Shard",
+    "Shortlist",
     "Strategy",
     "get",
     "names",
+    "needs_of",
     "no_picks",
     "pick",
     "schema",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vabal.errors import UserError
 from vabal.strategies.candidates import Candidates, as_parts, concatenate
 
-Rule = Literal["topk", "gumbel", "quota"]
+Rule = Literal["topk", "gumbel", "quota", "spread"]
 
 _TIES, _NOISE = 0, 1  # what a hash is drawn for
 _HASH_ROWS = 2**16  # ids hashed at once
@@ -29,7 +29,8 @@ class Picker:
     without replacement with probabilities proportional to exp(beta * score) (arXiv:2106.12059). `quota` gives each
     class (Eq. 7's; the classifier's where a strategy has no VAE) a share of the budget proportional to
     (prior * precision)^-beta, equal shares where there are no class terms, and takes each class's highest scores;
-    what a small class leaves over goes to the others.
+    what a small class leaves over goes to the others. The rule `spread` is a search over features, which
+    `vabal.strategies.spread` does.
 
     Raises ValueError for a budget below one or an unknown rule, UserError naming the samples whose score is not finite.
     """

@@ -26,8 +26,8 @@ class Candidates:
 
     Classes are indices. `predicted_class_N` is the classifier's, `vae_class_N` Eq. 7's; `prior_N` and `precision_N` are
     those of `own_class_N`, the class whose term the score takes (left out: `vae_class_N`); `margin_N` is the
-    classifier's best probability less its second. log_likelihood_N_C is what the score was computed from: with it and
-    the class terms the score can be derived again.
+    classifier's best probability less its second. log_likelihood_N_C and posterior_N_C are what the score was computed
+    from: with them and the class terms it can be derived again.
     """
 
     sample_ids: NDArray[Any]
@@ -39,6 +39,7 @@ class Candidates:
     precision_N: NDArray[np.float64] | None = None
     margin_N: NDArray[np.float64] | None = None
     own_class_N: NDArray[np.int32] | None = None
+    posterior_N_C: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -65,11 +66,10 @@ class Candidates:
         return Candidates(**taken)
 
     def to_table(self, classes: Sequence[str]) -> pa.Table:
-        """As `candidates.parquet` has them: class names, and the log likelihood of each class as a list."""
-        return pa.Table.from_arrays(
-            [*self._columns(classes), _column(self.margin_N, pa.float64(), len(self)), self._lists(len(classes))],
-            schema=schema(len(classes)),
-        )
+        """As `candidates.parquet` has them: class names; log likelihood and posterior of each class as lists."""
+        margins = _column(self.margin_N, pa.float64(), len(self))
+        lists = [_lists(values, len(self), len(classes)) for values in (self.log_likelihood_N_C, self.posterior_N_C)]
+        return pa.Table.from_arrays([*self._columns(classes), margins, *lists], schema=schema(len(classes)))
 
     def _columns(self, classes: Sequence[str]) -> list[pa.Array]:
         values = {
@@ -83,39 +83,31 @@ class Candidates:
         ids = pa.array([str(sample_id) for sample_id in self.sample_ids], pa.string())
         return [ids, *(_column(values[name], kind, len(self)) for name, kind in _TERMS)]
 
-    def _lists(self, num_classes: int) -> pa.Array:
-        kind = pa.list_(pa.float32(), num_classes)
-        if self.log_likelihood_N_C is None:
-            return pa.nulls(len(self), kind)
-        flat = np.ascontiguousarray(self.log_likelihood_N_C, dtype=np.float32).ravel()
-        return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
-
     @classmethod
     def from_table(cls, table: pa.Table | pa.RecordBatch, classes: Sequence[str]) -> "Candidates":
         """What `to_table` wrote, bit for bit. Raises ValueError for a class that is not in the list."""
-        lists = table.column("log_likelihoods")
-        lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
-        has_lists = len(lists) and not lists.null_count
         return cls(
             np.array(table.column("sample_id").to_pylist(), dtype=object),
             _numbers(table, "score"),
             _indices(table, "predicted_class", classes),
             _indices(table, "vae_class", classes),
-            lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1) if has_lists else None,
+            _rows_of_lists(table, "log_likelihoods"),
             _numbers(table, "prior"),
             _numbers(table, "precision"),
             _numbers(table, "margin"),
+            posterior_N_C=_rows_of_lists(table, "posteriors"),
         )
 
 
 def schema(num_classes: int) -> pa.Schema:
-    """Of what `to_table` gives, one log likelihood a class in each list.
+    """Of what `to_table` gives, one log likelihood, or probability, a class in each list.
 
     Write it with `store_schema=False`: reading lists of a fixed size, pyarrow stumbles over nulls; as plain lists,
     which `from_table` takes as well, they come back.
     """
     lists = pa.list_(pa.float32(), num_classes)
-    return pa.schema([("sample_id", pa.string()), *_TERMS, ("margin", pa.float64()), ("log_likelihoods", lists)])
+    more = [("margin", pa.float64()), ("log_likelihoods", lists), ("posteriors", lists)]
+    return pa.schema([("sample_id", pa.string()), *_TERMS, *more])
 
 
 def selection_table(picked: Candidates, classes: Sequence[str], strategy: str) -> pa.Table:
@@ -168,6 +160,26 @@ def _indices(table: Any, name: str, classes: Sequence[str]) -> NDArray[np.int32]
 
 def _column(values: Any, kind: pa.DataType, length: int) -> pa.Array:
     return pa.nulls(length, kind) if values is None else pa.array(values, kind)
+
+
+def _lists(values_N_C: NDArray[np.float32] | None, length: int, num_classes: int) -> pa.Array:
+    kind = pa.list_(pa.float32(), num_classes)
+    if values_N_C is None:
+        return pa.nulls(length, kind)
+    flat = np.ascontiguousarray(values_N_C, dtype=np.float32).ravel()
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
+
+
+def _rows_of_lists(table: pa.Table | pa.RecordBatch, name: str) -> NDArray[np.float32] | None:
+    """None where the column is null, or not there: rounds of earlier versions have no posteriors."""
+    if name not in table.schema.names:
+        return None
+    lists = table.column(name)
+    lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+    if not len(lists) or lists.null_count:
+        return None
+    flat: NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(lists), -1)
 
 
 def _numbers(table: Any, name: str) -> Any:

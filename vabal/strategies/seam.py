@@ -96,8 +96,9 @@ class Context:
 class Selection:
     """The picks in rank order, and what derives them from the candidates' table again.
 
-    That is `strategies.pick(candidates, budget, rule, beta, seed)`. `class_terms` are those of the context, completed
-    with the pool's moments where the score needs them. `notes` are for people: what did not go as asked.
+    That is `strategies.pick(candidates, budget, rule, beta, seed)`; with the rule `spread`, a search among the
+    `shortlist`. `class_terms` are those of the context, completed with the pool's moments where the score needs them.
+    `notes` are for people: what did not go as asked.
     """
 
     strategy: str
@@ -109,10 +110,19 @@ class Selection:
     candidates: int
     class_terms: ClassTerms | None = None
     notes: tuple[str, ...] = ()
+    shortlist: "Shortlist | None" = None
 
     @property
     def sample_ids(self) -> list[str]:
         return [str(sample_id) for sample_id in self.picks.sample_ids]
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The candidates among which a batch was searched, the highest score first, and their features_N_D."""
+
+    sample_ids: NDArray[Any]
+    features_N_D: NDArray[np.float32]
 
 
 def no_picks(strategy: str, budget: int, seed: int) -> Selection:
@@ -135,6 +145,13 @@ class Strategy(Protocol):
         self, candidates: Candidates, *, class_terms: ClassTerms | None, settings: Any, seed: int
     ) -> NDArray[np.float64] | None:
         """score_N from the columns of the candidates' table, bit for bit; None if they do not hold what it takes."""
+
+
+def needs_of(strategy: Strategy, settings: Any) -> Needs:
+    """What the strategy needs under these settings: its `needs`, or what its method `needs_under(settings)` says."""
+    depending = getattr(strategy, "needs_under", None)
+    needs: Needs = strategy.needs if depending is None else depending(settings)
+    return needs
 
 
 class ScoringStrategy:

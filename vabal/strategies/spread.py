@@ -9,8 +9,10 @@ the score knows of through its class terms. Axes: N candidates, D features.
 import numpy as np
 from numpy.typing import NDArray
 
+SHORTLIST = 50  # candidates a pick among which a spread batch is searched, those with the highest scores
 NEAREST = 1e-9  # squared distance of two equal samples, where log would be minus infinity
 FARTHEST = 4.0  # of two samples of unit length
+ROUNDING = 1e-5  # of a squared distance, summed in float32
 
 
 def spread(
@@ -37,6 +39,28 @@ def spread(
         similarity_N = unit_N_D @ unit_N_D[row]
         np.minimum(distance_N, 2 - 2 * similarity_N.astype(np.float64), out=distance_N)
     return picked
+
+
+def departures(
+    score_N: NDArray[np.float64], features_N_D: NDArray[np.floating], picked: NDArray[np.integer], beta: float = 1.0
+) -> list[int]:
+    """The places at which these picks leave the search: another candidate was better there, by more than rounding.
+
+    Distances are taken to be right to ROUNDING only, so that another processor's sums give no departure.
+    """
+    unit_N_D = _unit(features_N_D).astype(np.float64)
+    distance_N = np.full(len(score_N), FARTHEST)
+    weighted_N = beta * np.asarray(score_N, dtype=np.float64)
+    left_N = np.ones(len(score_N), dtype=bool)
+    found = []
+    for place, row in enumerate(picked):
+        least_N = weighted_N + np.log(np.maximum(distance_N - ROUNDING, NEAREST))
+        most = weighted_N[row] + np.log(max(distance_N[row] + ROUNDING, NEAREST))
+        if not left_N[row] or most < least_N[left_N].max():
+            found.append(place)
+        left_N[row] = False
+        np.minimum(distance_N, 2 - 2 * (unit_N_D @ unit_N_D[row]), out=distance_N)
+    return found
 
 
 def _unit(features_N_D: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -1,9 +1,8 @@
 """The paper's strategy: the samples with the highest p(mistake) (Eq. 6).
 
-`selection.batch: spread` turns scores into a batch of which the members lie far apart (vabal.strategies.spread). It is
-a search over features, which the candidates' table does not hold; so the table's score is then budget - place for the
-picks and the rank by Eq. 6 below them, and the terms of Eq. 6 stand beside it. Memory: the features of a shortlist of
-SHORTLIST x budget candidates, and of the pool an id and a number each; each candidate is scored twice.
+`selection.batch: spread` turns scores into a batch of which the members lie far apart (vabal.strategies.spread): a
+search over features among the SHORTLIST x budget candidates with the highest scores, which the selection hands back so
+that the picks can be derived again. Memory: the features of that shortlist, and the picks.
 """
 
 from dataclasses import replace
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vabal.probabilities import ClassTerms, mistake_score, pool_moments
-from vabal.strategies.batch import Picker, Rule, hash_ids
+from vabal.strategies.batch import Picker, Rule
 from vabal.strategies.candidates import Candidates, class_columns
 from vabal.strategies.seam import (
     Context,
@@ -21,15 +20,15 @@ from vabal.strategies.seam import (
     ScoringStrategy,
     Selection,
     Shard,
+    Shortlist,
     check_finite,
     margin,
     no_picks,
     posteriors,
     shortfall,
 )
-from vabal.strategies.spread import spread
+from vabal.strategies.spread import SHORTLIST, spread
 
-SHORTLIST = 100  # candidates a pick among which a spread batch is searched, those with the highest scores
 _FROM_THE_POOL = ("standardised", "contrast")  # reductions of the likelihood that need the candidates' moments
 
 
@@ -38,6 +37,10 @@ class VabalStrategy(ScoringStrategy):
 
     name: ClassVar[str] = "vabal"
     needs: ClassVar[Needs] = Needs(features=True, posteriors=True, vae=True)
+
+    def needs_under(self, settings: Any) -> Needs:
+        """The networks beside the classifier whose mean posterior the settings ask for."""
+        return replace(self.needs, members=settings.probabilities.members)
 
     def prepare(self, context: Context) -> Context:
         """Completes the class terms with the candidates' moments, where the likelihood's scale needs them."""
@@ -53,13 +56,13 @@ class VabalStrategy(ScoringStrategy):
 
     def score(self, shard: Shard, context: Context) -> Candidates:
         terms = _required(context.class_terms, "class terms")
-        probabilities_N_C = posteriors(shard)
+        probabilities_N_C = _posteriors(shard, context.settings.probabilities.members)
         if not len(probabilities_N_C):
             return Candidates(shard.sample_ids, np.zeros(0))
         vae_class_N = np.asarray(_required(shard.vae_class_N, "the VAE's classes"), dtype=np.int32)
         predicted_N = probabilities_N_C.argmax(axis=1).astype(np.int32)
-        by_classifier = context.settings.probabilities.classes in ("classifier", "posterior")
-        own_class_N = predicted_N if by_classifier else vae_class_N
+        chosen = context.settings.probabilities.classes
+        own_class_N = predicted_N if chosen in ("classifier", "posterior") else vae_class_N
         prior_N, precision_N = class_columns(own_class_N, terms)
         unscored = Candidates(
             sample_ids=shard.sample_ids,
@@ -71,8 +74,9 @@ class VabalStrategy(ScoringStrategy):
             prior_N=prior_N,
             precision_N=precision_N,
             margin_N=margin(probabilities_N_C),
+            posterior_N_C=probabilities_N_C.astype(np.float32) if chosen == "posterior" else None,
         )
-        return replace(unscored, score_N=_score(unscored, terms, context.settings, probabilities_N_C))
+        return replace(unscored, score_N=_score(unscored, terms, context.settings))
 
     def rescore(
         self,
@@ -84,48 +88,50 @@ class VabalStrategy(ScoringStrategy):
     ) -> NDArray[np.float64] | None:
         if not len(candidates):
             return np.zeros(0)
-        if settings.selection.batch == "spread" or settings.probabilities.classes == "posterior":
-            return None  # the table holds neither features nor posteriors
+        if settings.probabilities.classes == "posterior" and candidates.posterior_N_C is None:
+            return None  # a table of an earlier version, which held none
         return _score(candidates, _required(class_terms, "class terms"), settings)
 
     def rule(self, settings: Any) -> Rule:
-        """The setting `selection.batch`; the picks of a spread batch stand at the head of the table's scores."""
-        chosen: Rule = "topk" if settings.selection.batch == "spread" else settings.selection.batch
+        """The setting `selection.batch`."""
+        chosen: Rule = settings.selection.batch
         return chosen
 
     def select(self, context: Context, budget: int) -> Selection:
         if context.settings.selection.batch != "spread":
             return super().select(context, budget)
         context = self.prepare(context)
-        shortlist = Picker(SHORTLIST * budget, "topk", seed=context.seed)
-        ids, scores = [], []
+        picker = Picker(SHORTLIST * budget, "topk", seed=context.seed)
         for shard in context.shards():
             scored = self.score(shard, context)
-            shortlist.add(scored)
-            ids.append(np.array([str(sample_id) for sample_id in scored.sample_ids], dtype=str))
-            scores.append(scored.score_N)
-        if not shortlist.candidates:
+            picker.add(scored)
+            if context.write is not None:
+                context.write(scored)
+        if not picker.candidates:
             return no_picks(self.name, budget, context.seed)
-        listed = shortlist.picks()
+        listed = picker.picks()
+        beta = float(context.settings.selection.beta)
         features_N_D = _features_of(listed.sample_ids, context)
-        order = spread(listed.score_N, features_N_D, min(budget, len(listed)), float(context.settings.selection.beta))
-        picks = replace(listed.take(order), score_N=budget - np.arange(len(order), dtype=np.float64))
-        if context.write is not None:
-            encoded = _encoded(np.concatenate(ids), np.concatenate(scores), picks, context.seed)
-            ends = np.cumsum([len(part) for part in ids])
-            for shard, end, part in zip(context.shards(), ends, ids, strict=True):
-                context.write(replace(self.score(shard, context), score_N=encoded[end - len(part) : end]))
+        order = spread(listed.score_N, features_N_D, min(budget, len(listed)), beta)
         return Selection(
             strategy=self.name,
-            picks=picks,
+            picks=listed.take(order),
             budget=budget,
-            rule="topk",
-            beta=1.0,
+            rule="spread",
+            beta=beta,
             seed=context.seed,
-            candidates=shortlist.candidates,
+            candidates=picker.candidates,
             class_terms=context.class_terms,
-            notes=shortfall(budget, shortlist.candidates),
+            notes=shortfall(budget, picker.candidates),
+            shortlist=Shortlist(listed.sample_ids, features_N_D),
         )
+
+
+def _posteriors(shard: Shard, members: int) -> NDArray[np.float64]:
+    """The classifier's posterior of each candidate, or the mean posterior of an ensemble of so many."""
+    if members == 1:
+        return posteriors(shard)
+    return np.asarray(_required(shard.predictive_N_C, "the ensemble's posteriors"), dtype=np.float64)
 
 
 def _features_of(sample_ids: NDArray[Any], context: Context) -> NDArray[np.float32]:
@@ -144,22 +150,7 @@ def _features_of(sample_ids: NDArray[Any], context: Context) -> NDArray[np.float
     return gathered
 
 
-def _encoded(
-    ids_N: NDArray[np.str_], score_N: NDArray[np.float64], picks: Candidates, seed: int
-) -> NDArray[np.float64]:
-    """The picks' own scores at the head, the others' ranks by Eq. 6 below zero."""
-    encoded_N = np.empty(len(ids_N))
-    order = np.lexsort((ids_N, hash_ids(ids_N, seed), -score_N))
-    encoded_N[order] = -np.arange(1, len(ids_N) + 1, dtype=np.float64)
-    score_of = dict(zip(map(str, picks.sample_ids), picks.score_N, strict=True))
-    for row in np.flatnonzero(np.isin(ids_N, list(score_of))):
-        encoded_N[row] = score_of[str(ids_N[row])]
-    return encoded_N
-
-
-def _score(
-    candidates: Candidates, class_terms: ClassTerms, settings: Any, posterior_N_C: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
+def _score(candidates: Candidates, class_terms: ClassTerms, settings: Any) -> NDArray[np.float64]:
     return mistake_score(
         _required(candidates.log_likelihood_N_C, "log likelihoods"),
         class_terms,
@@ -167,7 +158,7 @@ def _score(
         vae_class_N=candidates.vae_class_N,
         predicted_class_N=candidates.predicted_class_N,
         margin_N=candidates.margin_N,
-        posterior_N_C=posterior_N_C,
+        posterior_N_C=candidates.posterior_N_C,
         sample_ids=candidates.sample_ids,
     )
 

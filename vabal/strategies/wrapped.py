@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vabal.probabilities import ClassTerms
 from vabal.strategies.batch import Picker, Rule, gumbel_noise, hash_ids
 from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import Context, Needs, Selection, Shard, Strategy, no_picks, posteriors
+from vabal.strategies.seam import Context, Needs, Selection, Shard, Strategy, needs_of, no_picks, posteriors
 
 _INNER_SEED = 2  # a purpose of its own, beside those of batch.py
 
@@ -54,6 +54,9 @@ class Wrapper:
         self.inner = inner
         self.name = f"{self.kind}:{inner.name}"
         self.needs: Needs = replace(inner.needs, posteriors=True)
+
+    def needs_under(self, settings: Any) -> Needs:
+        return replace(needs_of(self.inner, settings), posteriors=True)
 
     def scores(self, inner: Ranked, context: Context, budget: int) -> NDArray[np.float64]:
         """score_N of the candidates, counted through the shards."""

@@ -1,0 +1,133 @@
+"""The table and the figure of docs/evidence.md from a benchmark's results: `python -m benchmarks.evidence OUT`.
+
+OUT is a folder that `vabal bench` wrote. Prints Markdown; `--figure FILE.svg` draws learning curves, a panel a setting.
+Points are of accuracy averaged over the rounds, less the baseline's with the same seed.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vabal import statistics
+from vabal.comparison import MAIN
+
+DRAWN = 5  # rivals in a panel, those with the highest means over all settings
+MEASURES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
+
+
+def table(summary: Mapping[str, Any], own: str = "vabal") -> Iterator[str]:
+    """One row a strategy: points above the baseline by setting and over all, and how far `own` is from it."""
+    settings = summary["settings"]
+    names = [f"{item['imbalance']}" for item in settings]
+    yield "| strategy | " + " | ".join(names) + f" | all pairs | seeds' means | `{own}` less it | rank | s a round |"
+    yield "|---|" + "--:|" * len(names) + "---|---|---|--:|--:|"
+    gaps = {found["strategy"]: found for found in summary["pooled"]["strategies"]}
+    for name in sorted(gaps, key=lambda name: (-_mean(gaps[name]["difference"], summary, name), name)):
+        found, cells = gaps[name], []
+        for setting in settings:
+            difference = _of(setting, name)["metrics"][MAIN]["difference"]
+            cells.append(f"{100 * difference['average']['mean']:+.1f}" if difference else "0")
+        pooled, by_seed = found["difference"], found["by_seed"]
+        shown = f"**`{name}`**" if name == own else f"`{name}`"
+        over_all = _interval(pooled[MAIN], mean=True) if pooled else "0"
+        over_seeds = _interval(by_seed[MAIN]) if by_seed else ""
+        seconds = np.mean([sum(_of(setting, name)["seconds"]["mean"].values()) for setting in settings])
+        rank = "" if found["mean_rank"] is None else f"{found['mean_rank']:.1f}"
+        cells += [over_all, over_seeds, _against(settings, own, name), rank, f"{seconds:.1f}"]
+        yield f"| {shown} | " + " | ".join(cells) + " |"
+
+
+def measures(summary: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    """The same over all settings by each measure."""
+    yield "| measure | " + " | ".join(f"`{name}`" for name in names) + " |"
+    yield "|---|" + "--:|" * len(names)
+    gaps = {found["strategy"]: found["difference"] for found in summary["pooled"]["strategies"]}
+    for key, said in MEASURES.items():
+        yield f"| {said} | " + " | ".join(_interval(gaps[name][key], mean=True) for name in names) + " |"
+
+
+def _mean(difference: Any, summary: Mapping[str, Any], name: str) -> float:
+    return 0.0 if name == summary["baseline"] else float(difference[MAIN]["mean"])
+
+
+def _interval(found: Mapping[str, Any], *, mean: bool = False) -> str:
+    low = "" if found["low"] is None else f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}"
+    return f"{100 * found['mean']:+.1f} ({low})" if mean else low
+
+
+def _of(setting: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = next(item for item in setting["strategies"] if item["strategy"] == name)
+    return found
+
+
+def _against(settings: Sequence[Mapping[str, Any]], own: str, rival: str) -> str:
+    """Mean and standard error, over seeds, of the matched differences averaged over the settings."""
+    if own == rival or not all(own in [item["strategy"] for item in setting["strategies"]] for setting in settings):
+        return ""
+    by_seed: dict[int, list[float]] = {}
+    for setting in settings:
+        mine, theirs = (
+            dict(zip(found["seeds"], found["metrics"][MAIN]["average"]["per_seed"], strict=True))
+            for found in (_of(setting, own), _of(setting, rival))
+        )
+        for seed in mine.keys() & theirs.keys():
+            by_seed.setdefault(seed, []).append(mine[seed] - theirs[seed])
+    gap = statistics.estimate([np.mean(values) for values in by_seed.values()])
+    error = "" if gap.n < 2 else f" ± {100 * gap.sd / np.sqrt(gap.n):.1f}"
+    return f"{100 * gap.mean:+.1f}{error}"
+
+
+def draw(summary: Mapping[str, Any], path: Path, own: str = "vabal") -> None:
+    """Mean accuracy against labels, a panel a setting: `own`, the baseline and the best rivals."""
+    import matplotlib as mpl  # noqa: PLC0415 -- only where a figure is wanted
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    baseline = summary["baseline"]
+    ranked = [found["strategy"] for found in summary["pooled"]["strategies"]]
+    rivals = [name for name in ranked if name not in (own, baseline)][:DRAWN]
+    colours = dict(zip(rivals, mpl.color_sequences["tab10"][1:], strict=False))
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vabal", "font.size": 9}):
+        count = len(summary["settings"])
+        figure = Figure(figsize=(3.1 * count, 3.2), layout="constrained")
+        panels = figure.subplots(1, count, squeeze=False)[0]
+        for axes, setting in zip(panels, summary["settings"], strict=True):
+            for name in (*rivals, baseline, own):
+                rounds = _of(setting, name)["metrics"][MAIN]["per_round"]
+                labeled = [item["labeled"] for item in rounds]
+                mean = np.array([item["mean"] for item in rounds]) * 100
+                bold = {own: ("tab:blue", "-", 2.4), baseline: ("black", "--", 1.8)}
+                colour, dashes, width = bold.get(name, (colours.get(name), "-", 1.0))
+                axes.plot(labeled, mean, dashes, color=colour, linewidth=width, marker="o", markersize=3, label=name)
+                if name == own and rounds[0]["low"] is not None:
+                    low, high = (np.array([item[end] for item in rounds]) * 100 for end in ("low", "high"))
+                    axes.fill_between(labeled, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.set(title=f"{setting['source']}, {setting['imbalance']}", xlabel="labels", xticks=labeled)
+            axes.grid(axis="y", color="0.9")
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel("accuracy, %")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="svg", metadata={"Date": None}, facecolor="white")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the folder that vabal bench wrote")
+    parser.add_argument("--own", default="vabal", help="the strategy that the others are compared with")
+    parser.add_argument("--figure", type=Path, help="where to draw the learning curves, as SVG")
+    given = parser.parse_args()
+    summary = json.loads((given.out / "summary.json").read_text(encoding="utf-8"))
+    print("\n".join(table(summary, given.own)))
+    print()
+    best = [item["strategy"] for item in summary["pooled"]["strategies"] if item["strategy"] != summary["baseline"]]
+    print("\n".join(measures(summary, best[:6])))
+    if given.figure:
+        draw(summary, given.figure, given.own)
+
+
+if __name__ == "__main__":
+    main()
