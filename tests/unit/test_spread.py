@@ -75,7 +75,7 @@ class Settings:
 
 
 def settings(**probabilities: Any) -> Settings:
-    raw = {"probabilities": {"likelihood_reduction": "sum", "likelihood_weight": 0.0, **probabilities}}
+    raw = {"probabilities": {"likelihood_reduction": "sum", "likelihood_weight": 0.0, "members": 1, **probabilities}}
     chosen = params.parse(raw)
     return Settings(chosen.probabilities, chosen.selection)
 
