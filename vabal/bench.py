@@ -191,31 +191,36 @@ class Cell:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source whose images are decoded: a folder with `images.npy` and `items.parquet`, and the class names."""
+    """A source whose images are decoded: a folder with `images.npy` and `items.parquet`, and the class names.
+
+    `data` is a digest of what the source held: ids, images, labels.
+    """
 
     folder: str
     classes: tuple[str, ...]
     brings_holdout: bool
+    data: str
 
 
 def prepare(source: str, settings: Mapping[str, Any], folder: Path) -> Prepared:
-    """Decodes a source's images once for all cells. Raises UserError for one that cannot be used."""
+    """Decodes a source's images once for all cells, and again if they changed. Raises UserError for an unusable one."""
     opened = sources.open_source(source)
     classes = sources.class_names(opened)
     size, channels = opened.size_hint
     chosen = params.parse(
         params.override({"images": {"size": size, "channels": channels}}, dict(settings)), where="--set"
     )
-    about = [source, chosen.images.model_dump(), code_version()]
+    items = sources.survey(opened, chosen.images).items
+    if items["label"].isna().all():
+        raise UserError(f"--source {source}: it has no labels, and the benchmark's oracle needs them")
+    # in the order of their ids, in which a night trains as well
+    items = items[items["label"].notna()].sort_values("sample_id", ignore_index=True)
+    data = hashlib.sha256(items.to_csv(index=False).encode()).hexdigest()
+    about = [data, chosen.images.model_dump(), code_version()]
     place = folder / hashlib.sha256(canonical_json(about)).hexdigest()[:16]
     if not (place / "items.parquet").exists():
-        items = sources.survey(opened, chosen.images).items
-        if items["label"].isna().all():
-            raise UserError(f"--source {source}: it has no labels, and the benchmark's oracle needs them")
-        # in the order of their ids, in which a night trains as well
-        items = items[items["label"].notna()].sort_values("sample_id", ignore_index=True)
         _decode(opened, items, chosen, place)
-    return Prepared(str(place), classes, bool(pd.read_parquet(place / "items.parquet")["split"].notna().any()))
+    return Prepared(str(place), classes, bool(items["split"].notna().any()), data)
 
 
 def _decode(opened: Any, items: pd.DataFrame, chosen: Params, place: Path) -> None:
@@ -385,6 +390,7 @@ def run(
         if len(missing) < len(cells):
             tell(f"{len(cells) - len(missing)} of {len(cells)} cells are there already")
         ready = {source: prepare(source, grid.settings, out / "cache") for source in grid.sources} if missing else {}
+        _same_data(ready, out)
         _check(missing, ready)
         tell(f"{len(missing)} cells to run")
         clock = _Clock(len(missing))
@@ -472,6 +478,18 @@ def _same_common(grid: Grid, out: Path) -> None:
             raise UserError(f"{out} holds results of another set-up ({said}): name another --out")
     else:
         write_bytes(path, canonical_json(grid.common()))
+
+
+def _same_data(ready: Mapping[str, Prepared], out: Path) -> None:
+    path = out / "data.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    now = {source: prepared.data for source, prepared in ready.items()}
+    changed = [source for source in now if before.get(source, now[source]) != now[source]]
+    if changed:
+        raise UserError(
+            f"--source {changed[0]}: its images or labels changed since {out} was begun: name another --out"
+        )
+    write_bytes(path, canonical_json(before | now))
 
 
 def read_cells(out: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from running import RunningStack
 from workspaces import DIGITS, SETTINGS, call, done, make_workspace, picked_ids, run, until
 
-from vabal import bench, protocols, sources, strategies
+from vabal import bench, images, protocols, sources, strategies
 from vabal.errors import UserError
 from vabal.params import Params, parse
 from vabal.strategies import Candidates, Context, Needs, ScoringStrategy, Shard
@@ -242,6 +242,22 @@ def test_other_budgets_and_other_settings_are_not_mixed_into_one_folder(tmp_path
     refused(tmp_path, grid("random", rounds=1, budget=6), "budget 5 and now 6")
     refused(tmp_path, grid("random=margin", rounds=1), "'random' had other settings")
     assert len(bench.read_cells(tmp_path)) == 1
+
+
+def test_results_of_other_images_are_not_mixed_into_one_folder(tmp_path: Path) -> None:
+    """A folder of which an image was exchanged is another source, under the same name."""
+    numbers, out = np.random.default_rng(0), tmp_path / "out"
+    for place in range(24):
+        folder = tmp_path / "photos" / ("cat", "dog")[place % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{place}.png").write_bytes(images.png(numbers.integers(0, 256, (8, 8), dtype=np.uint8)))
+    wanted = grid("random", rounds=1, sources=(f"folder:{tmp_path / 'photos'}",), imbalances=(None,), initial=6)
+    bench.run(wanted, out, bench.on_processes(1))
+    bench.run(replace(wanted, seeds=(0, 1)), out, bench.on_processes(1))
+    assert len(bench.read_cells(out)) == 2
+    (tmp_path / "photos/cat/0.png").write_bytes(images.png(numbers.integers(0, 256, (8, 8), dtype=np.uint8)))
+    refused(out, replace(wanted, seeds=(0, 1, 2)), "its images or labels changed since")
+    assert len(bench.read_cells(out)) == 2
 
 
 def test_a_pool_that_cannot_answer_all_requests_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
