@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_cells import cell
 
-from benchmarks import draws, estimate, growth, vae_step
+from benchmarks import draws, estimate, evidence, growth, vae_step
 from benchmarks.__main__ import BENCHMARKS, Benchmark, Check, main
 from benchmarks.bookkeeping import Spent, _summary
 from benchmarks.memory import memory_mb
 from benchmarks.random_pool import _pools, encoded_images
-from vabal import images, pools
+from vabal import comparison, images, pools
 from vabal.vae import build
 
 
@@ -205,3 +206,36 @@ def test_the_peak_of_memory_is_not_below_what_is_resident_now() -> None:
     now = memory_mb("VmRSS")
     assert 30 < now <= memory_mb("VmHWM")
     assert held[0] == 1
+
+
+def _summary_of_two_seeds() -> dict[str, Any]:
+    """Averages of the curves, seed 0 and 1: random .5 and .6, margin .6 and .7, vabal .7 and .9."""
+    curves = {"random": (0.5, 0.6), "margin": (0.6, 0.7), "vabal": (0.7, 0.9)}
+    return comparison.summarise(
+        cell((value - 0.1, value + 0.1), strategy=name, seed=seed, imbalance=imbalance)
+        for name, values in curves.items()
+        for seed, value in enumerate(values)
+        for imbalance in ("natural", "rare:0:0.1")
+    )
+
+
+def test_the_table_of_the_evidence_has_points_above_random_and_what_the_own_strategy_is_above_each() -> None:
+    head, _, *rows = evidence.table(_summary_of_two_seeds())
+    assert head.startswith("| strategy | natural | rare:0:0.1 |")
+    cells = {row.split("|")[1].strip(" *`"): [value.strip() for value in row.split("|")[2:-1]] for row in rows}
+    assert list(cells) == ["vabal", "margin", "random"]
+    assert cells["vabal"][:2] == ["+25.0", "+25.0"]
+    assert cells["margin"][2] == "+10.0 (+10.0 to +10.0)"
+    assert cells["margin"][4] == "+15.0 ± 5.0"  # 10 and 20 points: a deviation of 7.1 over the root of two seeds
+    assert (cells["vabal"][4], cells["random"][2]) == ("", "0")
+    assert cells["random"][4] == "+25.0 ± 5.0"
+    assert cells["random"][6] == "2.5"  # training, and choosing where there is something to choose
+
+
+def test_the_figure_of_the_evidence_has_a_panel_a_setting_and_no_date(tmp_path: Path) -> None:
+    evidence.draw(_summary_of_two_seeds(), tmp_path / "curves.svg")
+    drawn = (tmp_path / "curves.svg").read_text()
+    assert "digits, natural" in drawn and "digits, rare:0:0.1" in drawn and "margin" in drawn
+    assert "<dc:date>" not in drawn
+    evidence.draw(_summary_of_two_seeds(), tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == drawn
