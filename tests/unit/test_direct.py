@@ -104,6 +104,21 @@ def test_the_nearest_are_taken_in_turn_above_and_below() -> None:
     assert nearest(confidence, -INFINITY, 2).tolist() == [5, 4]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_nearest_are_those_of_one_sorted_list(seed: int) -> None:
+    """With many equal values, on both sides of the threshold and at it."""
+    numbers = np.random.default_rng(seed)
+    confidence, count = numbers.integers(0, 8, 40) / 10, int(numbers.integers(1, 45))
+    threshold = float(numbers.choice([-1.0, 0.0, 0.3, 0.35, 0.7, 2.0]))
+    falling = np.argsort(-confidence, kind="stable")
+    split = int((confidence >= threshold).sum())
+    above, below = list(falling[:split][::-1]), list(falling[split:])
+    expected = []
+    while above or below:
+        expected += [side.pop(0) for side in (above, below) if side]
+    assert nearest(confidence, threshold, count).tolist() == expected[:count]
+
+
 def test_two_classes_take_turns_at_their_thresholds_as_by_hand() -> None:
     # Confidence of class 0, its probability where that is larger, else p - (1 - p): labels 1 and -0.8, so the
     # threshold is half way between 0.95 and -0.9, at 0.025: c0 and c1 lie above it, c2 and c3 below. Class 1 likewise.

@@ -26,7 +26,7 @@ class DirectStrategy(SequentialStrategy):
     A class without a labelled sample has the threshold above everything: its most likely candidates are picked. With
     labelled samples of that class alone it is below everything: the least likely ones.
 
-    Cost: a sort for each class, O(C N log N), then O(C B) for a budget B. Memory O(N C + C B), the posteriors and a
+    Cost: a pass over the pool for each class, O(C N), then O(C B log B) for a budget B. Memory O(N C + C B), the posteriors and a
     queue per class. 1 000 000 candidates of 10 classes are searched whole: 1 000 picks took 4.9 s on one core and
     1.1 GB, everything included.
     """
@@ -40,10 +40,11 @@ class DirectStrategy(SequentialStrategy):
         known_M_C, labels_M = labeled_posteriors(self.name, context)
         probabilities_N_C = posteriors(pool)
         classes = probabilities_N_C.shape[1]
+        largest_M, largest_N = known_M_C.max(axis=1), probabilities_N_C.max(axis=1)
         queues = []
         for k in range(classes):
-            threshold = separation(confidence(known_M_C, k), labels_M == k)
-            queues.append(iter(nearest(confidence(probabilities_N_C, k), threshold, budget)))
+            threshold = separation(confidence(known_M_C, k, largest_M), labels_M == k)
+            queues.append(iter(nearest(confidence(probabilities_N_C, k, largest_N), threshold, budget)))
         turns = np.random.default_rng([context.seed % 2**64, classes]).permutation(classes)
         picked: dict[int, None] = {}  # in order
         while len(picked) < budget:
@@ -75,10 +76,22 @@ def separation(confidence_M: NDArray[np.float64], positive_M: NDArray[np.bool_])
 
 
 def nearest(confidence_N: NDArray[np.float64], threshold: float, count: int) -> NDArray[np.int64]:
-    """The `count` candidates next to the threshold, by index: in turn the next above and the next below."""
-    falling = np.argsort(-confidence_N, kind="stable")
-    split = int((confidence_N >= threshold).sum())
-    above, below = falling[:split][::-1][:count], falling[split:][:count]
+    """The `count` candidates next to the threshold, by index: in turn the next above and the next below.
+
+    Of equal ones above the higher row comes first, of those below the lower: the order of one list by falling
+    confidence, read from the threshold outwards. O(N + count log count)."""
+    is_above_N = confidence_N >= threshold
+    above = _lowest(confidence_N, np.flatnonzero(is_above_N)[::-1], count)
+    below = _lowest(-confidence_N, np.flatnonzero(~is_above_N), count)
     sides = np.concatenate([above, below])
     turn = np.concatenate([2 * np.arange(len(above)), 2 * np.arange(len(below)) + 1])
     return np.asarray(sides[np.argsort(turn)][:count])
+
+
+def _lowest(value_N: NDArray[np.float64], rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Of the rows the `count` with the lowest values, ascending; a tie goes to the row that is given first."""
+    value_R = value_N[rows]
+    if len(rows) > count:
+        kept = value_R <= np.partition(value_R, count - 1)[count - 1]
+        rows, value_R = rows[kept], value_R[kept]
+    return np.asarray(rows[np.argsort(value_R, kind="stable")][:count])

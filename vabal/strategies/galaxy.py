@@ -36,7 +36,7 @@ class GalaxyStrategy(SequentialStrategy):
         """Raises ValueError if the context carries no logits of the labelled pool."""
         known_M_C, labels_M = labeled_posteriors(self.name, context)
         probabilities_N_C = posteriors(pool)
-        predicted_N = probabilities_N_C.argmax(axis=1)
+        predicted_N, largest_N = probabilities_N_C.argmax(axis=1), probabilities_N_C.max(axis=1)
         classes = probabilities_N_C.shape[1]
         numbers = np.random.default_rng([context.seed % 2**64, classes])
         graphs: dict[int, LinearGraph] = {}
@@ -46,7 +46,7 @@ class GalaxyStrategy(SequentialStrategy):
             drawn = int(numbers.integers(classes)) if classes > 2 else 0
             if drawn not in graphs:
                 graphs[drawn] = LinearGraph(
-                    confidence(known_M_C, drawn), labels_M == drawn, confidence(probabilities_N_C, drawn)
+                    confidence(known_M_C, drawn), labels_M == drawn, confidence(probabilities_N_C, drawn, largest_N)
                 )
             fresh = np.array(picked[seen.get(drawn, 0) :], dtype=np.int64)
             graphs[drawn].learn(fresh, predicted_N[fresh] == drawn)
@@ -127,10 +127,16 @@ class LinearGraph:
         return int(moved[0]) if len(moved) else known
 
 
-def confidence(probabilities_N_C: NDArray[np.float64], of: int) -> NDArray[np.float64]:
+def confidence(
+    probabilities_N_C: NDArray[np.float64], of: int, largest_N: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """confidence_N that a sample is of a class: its probability where that is the largest, else the (negative) margin
-    by which it falls short of the largest. This is the paper's order: by margin, ties by probability."""
-    own_N, largest_N = probabilities_N_C[:, of], probabilities_N_C.max(axis=1)
+    by which it falls short of the largest. This is the paper's order: by margin, ties by probability.
+
+    largest_N is `probabilities_N_C.max(axis=1)`, for who asks class after class."""
+    own_N = probabilities_N_C[:, of]
+    if largest_N is None:
+        largest_N = probabilities_N_C.max(axis=1)
     return np.asarray(np.where(own_N == largest_N, own_N, own_N - largest_N))
 
 
