@@ -112,7 +112,7 @@ def test_the_audit_lists_both_rounds_with_model_run_and_tag(nights: TwoNights) -
 def test_a_rounds_picks_come_with_score_likelihood_prior_and_precision(nights: TwoNights) -> None:
     picks = ask(nights.root, "audit", "1")
     assert [pick["rank"] for pick in picks] == list(range(1, 9))
-    assert [pick["score"] for pick in picks] == sorted((pick["score"] for pick in picks), reverse=True)
+    assert picks[0]["score"] == max(pick["score"] for pick in picks)  # those behind it must lie far from it, too
     for pick in picks:
         assert all(isinstance(pick[name], float) for name in ("score", "log_likelihood", "prior", "precision"))
     assert ask(nights.root, "audit", "2")[0]["log_likelihood"] is None  # entropy has none
