@@ -121,6 +121,10 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="where to draw the learning curves, as SVG")
     given = parser.parse_args()
     summary = json.loads((given.out / "summary.json").read_text(encoding="utf-8"))
+    for setting in summary["settings"]:
+        lacking = set(summary["strategies"]) - {item["strategy"] for item in setting["strategies"]}
+        if lacking:
+            parser.error(f"{given.out}: {', '.join(sorted(lacking))} did not run in {setting['imbalance']}: finish it")
     print("\n".join(table(summary, given.own)))
     print()
     best = [item["strategy"] for item in summary["pooled"]["strategies"] if item["strategy"] != summary["baseline"]]

@@ -8,7 +8,7 @@ averages with them.
 def batches_of(samples: int, batch_size: int) -> int:
     """How many batches an epoch has: as many as `batch_size` needs, but none of a single sample unless that is 1.
 
-    Batch norm has no variance of one sample, so that a batch may come out one or two above `batch_size`.
+    Batch norm has no variance of one sample, so that a batch may come out one above a `batch_size` of two.
     """
     count = -(-samples // batch_size)
     return count if batch_size == 1 else max(1, min(count, samples // 2))

@@ -172,7 +172,9 @@ class Cell:
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(canonical_json(asdict(self))).hexdigest()[:16]
+        """Of all settings, those left out as they are by default: another default is another run."""
+        about = asdict(self) | {"resolved": self.params(8, 1).model_dump(mode="json")}
+        return hashlib.sha256(canonical_json(about)).hexdigest()[:16]
 
     @property
     def file_name(self) -> str:
@@ -215,7 +217,7 @@ def prepare(source: str, settings: Mapping[str, Any], folder: Path) -> Prepared:
         raise UserError(f"--source {source}: it has no labels, and the benchmark's oracle needs them")
     # in the order of their ids, in which a night trains as well
     items = items[items["label"].notna()].sort_values("sample_id", ignore_index=True)
-    data = hashlib.sha256(items.to_csv(index=False).encode()).hexdigest()
+    data = hashlib.sha256(canonical_json(classes) + items.to_csv(index=False).encode()).hexdigest()
     about = [data, chosen.images.model_dump(), code_version()]
     place = folder / hashlib.sha256(canonical_json(about)).hexdigest()[:16]
     if not (place / "items.parquet").exists():
@@ -388,10 +390,10 @@ def run(
         _no_other_meaning(cells, known)
         missing = [cell for cell in cells if cell.identity not in known]
         if len(missing) < len(cells):
-            tell(f"{len(cells) - len(missing)} of {len(cells)} cells are there already")
+            tell(f"{len(cells) - len(missing)} of {len(cells)} cells are there already{_other_code(out)}")
         ready = {source: prepare(source, grid.settings, out / "cache") for source in grid.sources} if missing else {}
-        _same_data(ready, out)
         _check(missing, ready)
+        _same_data(ready, out, {source for source, *_ in known})
         tell(f"{len(missing)} cells to run")
         clock = _Clock(len(missing))
         failures = []
@@ -480,11 +482,17 @@ def _same_common(grid: Grid, out: Path) -> None:
         write_bytes(path, canonical_json(grid.common()))
 
 
-def _same_data(ready: Mapping[str, Prepared], out: Path) -> None:
+def _other_code(out: Path) -> str:
+    """What to say if some of the finished cells were run by other code than this."""
+    others = sorted({str(cell["code"]) for cell in read_cells(out)} - {code_version()})
+    return f", some of them run by other code ({', '.join(others)})" if others else ""
+
+
+def _same_data(ready: Mapping[str, Prepared], out: Path, with_cells: set[str]) -> None:
     path = out / "data.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     now = {source: prepared.data for source, prepared in ready.items()}
-    changed = [source for source in now if before.get(source, now[source]) != now[source]]
+    changed = [source for source in now if source in with_cells and before.get(source, now[source]) != now[source]]
     if changed:
         raise UserError(
             f"--source {changed[0]}: its images or labels changed since {out} was begun: name another --out"

@@ -50,7 +50,7 @@ def assemble(
         "settings": night.params.model_dump(mode="json"),
         "code": code_version(),
         "class_terms": selection["class_terms"],
-        "selection": {name: selection[name] for name in ("rule", "beta", "budget", "seed")},
+        "selection": {name: selection[name] for name in ("rule", "beta", "budget", "seed", "shortlist")},
         "pools_before": parent.manifest["pools_after"],
         "pools_after": pools.digests(after),
         "tables": _published_tables(night, contents),

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vabal import pools
+from vabal.columns import rows_of_lists
 from vabal.errors import UserError
 
 _SCORED = [
@@ -80,16 +81,16 @@ def write_shortlist(sample_ids: NDArray[Any], features_N_D: NDArray[np.float32],
 
 
 def read_shortlist(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    """What `write_shortlist` wrote. Raises ValueError for another table, and what pyarrow raises."""
+    """What `write_shortlist` wrote. Raises ValueError for another table or features that are no finite numbers, and
+    what pyarrow raises."""
     table = pq.ParquetFile(path).read()
     if table.schema.names != SHORTLIST.names:
         raise ValueError(f"expected the columns {', '.join(SHORTLIST.names)}, found {', '.join(table.schema.names)}")
     table.validate(full=True)
-    lists = table.column("features").combine_chunks()
-    flat: NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False)
-    if lists.null_count or len(flat) % max(1, len(lists)):
-        raise ValueError("its features are not of one length")
-    return table.column("sample_id").to_pylist(), flat.reshape(len(lists), -1)
+    features_N_D = rows_of_lists(table.column("features").combine_chunks(), "features")
+    if not np.isfinite(features_N_D).all():
+        raise ValueError("features: not all of them are finite")
+    return [str(sample_id) for sample_id in table.column("sample_id").to_pylist()], features_N_D
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:

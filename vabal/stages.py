@@ -687,6 +687,7 @@ def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str
         "beta": selection.beta,
         "budget": selection.budget,
         "seed": selection.seed,
+        "shortlist": None if selection.shortlist is None else selection.shortlist.per_pick,
         "notes": list(selection.notes),
         "class_terms": None if terms is None else terms.to_json(),
     }

@@ -68,7 +68,7 @@ class Record:
     parent: str | None
     strategy: str
     settings: dict[str, Any]
-    selection: dict[str, Any] | None  # rule, beta, budget and seed; round 0 has none
+    selection: dict[str, Any] | None  # rule, beta, budget, seed, shortlist; round 0 has none
     code: str | None
     class_terms: dict[str, Any] | None
     pools_before: dict[str, str] | None
@@ -520,6 +520,8 @@ def check_picks(
 
 def _check_order(data: Path, record: Record, best: Any, recorded: Sequence[str]) -> Iterator[Finding]:
     """The recorded picks are those that follow from the best candidates, in their order."""
+    if "shortlist.parquet" in record.files and not (data / record.folder / "shortlist.parquet").is_file():
+        return  # `check_files` names it
     try:
         picks = _follow(data / record.folder, record, best, recorded)
     except UNREADABLE as error:
@@ -539,7 +541,6 @@ def _derive(path: Path, record: Record, classes: Sequence[str]) -> tuple[list[st
     """
     from vabal import strategies  # noqa: PLC0415 -- loads torch, which the other checks do without
     from vabal.probabilities import ClassTerms  # noqa: PLC0415
-    from vabal.strategies.spread import SHORTLIST  # noqa: PLC0415
 
     if record.selection is None:
         raise ValueError("the manifest does not say by which rule")
@@ -548,20 +549,38 @@ def _derive(path: Path, record: Record, classes: Sequence[str]) -> tuple[list[st
     strategy = strategies.get(record.strategy)
     seed, budget, rule = (record.selection[name] for name in ("seed", "budget", "rule"))
     if rule == "spread":
-        picker = strategies.Picker(SHORTLIST * budget, "topk", seed=seed)
+        picker = strategies.Picker(record.selection["shortlist"] * budget, "topk", seed=seed)
     else:
         picker = strategies.Picker(budget, rule, record.selection["beta"], seed)
+    file = pq.ParquetFile(path)
+    # Tables without posteriors are of versions whose spread batches had places for scores.
+    earlier = "posteriors" not in file.schema_arrow.names and record.strategy == "vabal"
+    earlier = earlier and (settings.selection.batch == "spread" or settings.probabilities.classes == "posterior")
     odd: list[str] = []
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=_ROWS_AT_ONCE):
+    for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
         batch.validate(full=True)
         part = strategies.Candidates.from_table(batch, classes)
-        score_N = strategy.rescore(part, class_terms=terms, settings=settings, seed=seed)
+        score_N = None if earlier else strategy.rescore(part, class_terms=terms, settings=settings, seed=seed)
         if score_N is not None:
             # Another processor may round the last bit of an exponential otherwise.
             wrong_N = ~np.isclose(part.score_N, score_N, rtol=1e-9, atol=1e-9)
             odd += [str(sample_id) for sample_id in part.sample_ids[wrong_N]]
         picker.add(part)
-    return odd, picker.picks() if picker.candidates else None
+    if not picker.candidates:
+        return odd, None
+    if not earlier:
+        _same_rule(record.selection, strategy, settings)
+    return odd, picker.picks()
+
+
+def _same_rule(selection: Mapping[str, Any], strategy: Any, settings: Any) -> None:
+    """Raises ValueError for picks by another rule, or of another number, than the settings ask for."""
+    asked: dict[str, Any] = {"budget": settings.selection.budget}
+    if callable(getattr(strategy, "rule", None)) and callable(getattr(strategy, "beta", None)):
+        asked |= {"rule": strategy.rule(settings), "beta": strategy.beta(settings)}
+    for name, value in asked.items():
+        if selection[name] != value:
+            raise ValueError(f"the manifest's selection has {name} {selection[name]}, its settings ask for {value}")
 
 
 def _follow(folder: Path, record: Record, best: Any, recorded: Sequence[str]) -> Sequence[str]:

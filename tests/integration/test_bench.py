@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from running import RunningStack
 from workspaces import DIGITS, SETTINGS, call, done, make_workspace, picked_ids, run, until
 
-from vabal import bench, images, protocols, sources, strategies
+from vabal import bench, images, params, protocols, sources, strategies
 from vabal.errors import UserError
 from vabal.params import Params, parse
 from vabal.strategies import Candidates, Context, Needs, ScoringStrategy, Shard
@@ -242,6 +242,25 @@ def test_other_budgets_and_other_settings_are_not_mixed_into_one_folder(tmp_path
     refused(tmp_path, grid("random", rounds=1, budget=6), "budget 5 and now 6")
     refused(tmp_path, grid("random=margin", rounds=1), "'random' had other settings")
     assert len(bench.read_cells(tmp_path)) == 1
+
+
+def test_another_default_is_another_run_though_nothing_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strategy's label stands for all settings that its run came to, not for those alone that were named."""
+    wanted = grid("vabal", rounds=1)
+    bench.run(wanted, tmp_path, bench.on_processes(1))
+    monkeypatch.setitem(params.PRESETS["vabal"]["probabilities"], "members", 2)
+    refused(tmp_path, replace(wanted, seeds=(0, 1)), "'vabal' had other settings")
+
+
+def test_cells_run_by_other_code_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(bench, "code_version", lambda: "0.0.1+old")
+        bench.run(grid("random", rounds=1), tmp_path, bench.on_processes(1))
+    bench.run(grid("random", rounds=1, seeds=(0, 1)), tmp_path, bench.on_processes(1), tell=said.append)
+    assert "1 of 2 cells are there already, some of them run by other code (0.0.1+old)" in said
 
 
 def test_results_of_other_images_are_not_mixed_into_one_folder(tmp_path: Path) -> None:

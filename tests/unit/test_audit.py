@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ class Books:
             "settings": settings.model_dump(mode="json") if number else {"source": "made", "seed": SEED},
             "code": "0.1.0+test" if number else None,
             "class_terms": drawn.class_terms.to_json() if drawn and drawn.class_terms else None,
-            "selection": {name: getattr(drawn, name) for name in ("budget", "rule", "beta", "seed")} if drawn else None,
+            "selection": _said(drawn) if drawn else None,
             "pools_before": before.manifest["pools_after"] if before else None,
             "pools_after": pools.digests(state),
             "tables": {name: store.file_sha256(self.data / name) for name in verification.TABLE_FILES.values()},
@@ -205,6 +206,11 @@ class Books:
         probabilities = [np.full(len(CLASSES), 1 / 3, dtype=np.float32)] * len(known)
         table = known.assign(predicted_class=CLASSES[0], probabilities=probabilities)
         round_tables.write_predictions(table, folder / "holdout_predictions.parquet")
+
+
+def _said(drawn: strategies.Selection) -> dict[str, Any]:
+    said = {name: getattr(drawn, name) for name in ("budget", "rule", "beta", "seed")}
+    return said | {"shortlist": drawn.shortlist.per_pick if drawn.shortlist else None}
 
 
 def build(root: Path) -> Books:
@@ -413,6 +419,7 @@ FILES = [
     *(f"rounds/000{number}/manifest.json" for number in range(4)),
     *(f"rounds/000{number}/{name}.parquet" for number in (1, 3) for name in ("selection", "candidates")),
     "rounds/0002/holdout_predictions.parquet",
+    "rounds/0002/shortlist.parquet",
     "images/r0-0001.parquet",
     *verification.TABLE_FILES.values(),
 ]
@@ -665,6 +672,21 @@ def test_a_pick_of_a_spread_batch_that_was_exchanged_everywhere_is_found(books: 
     assert any("not those that follow from the candidates: they differ in" in what for what in whats)
 
 
+def test_a_shortlist_is_verified_by_the_length_that_its_round_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shorter than the pool, and of a version with another constant."""
+    with monkeypatch.context() as patched:
+        patched.setattr(import_module("vabal.strategies.vabal"), "SHORTLIST", 2)
+        books = Books(tmp_path).begin().round("vabal", budget=3)
+    ids, _ = round_tables.read_shortlist(books.data / "rounds/0001/shortlist.parquet")
+    assert len(ids) == 6
+    assert books.verify().findings == ()
+    selection = rounds.read_manifest(books.data, 1).manifest["selection"]
+    forge(books, 1, selection=selection | {"shortlist": 3})
+    assert found(books.verify()) == [(1, "rounds/0001/shortlist.parquet")]
+
+
 def test_another_shortlist_than_the_best_candidates_is_found(books: Books) -> None:
     """A shorter one, in which exchanged picks would be the best, is none."""
     path = books.data / "rounds/0002/shortlist.parquet"
@@ -687,12 +709,73 @@ def test_other_features_than_the_batch_was_searched_by_are_found(books: Books) -
     assert "not those that follow from the candidates" in whats[0]
 
 
-def test_a_shortlist_that_is_gone_or_damaged_is_a_finding(books: Books) -> None:
+def test_a_shortlist_that_is_gone_is_named_once(books: Books) -> None:
+    (books.data / "rounds/0002/shortlist.parquet").unlink()
+    (finding,) = books.verify().findings
+    assert (finding.file, finding.what) == ("rounds/0002/shortlist.parquet", "missing")
+    forge(books, 2)  # the manifest does not name it either
+    assert found(books.verify()) == [(2, "rounds/0002/shortlist.parquet")]
+
+
+@pytest.mark.parametrize("damage", ["no table", "no number", "null", "lengths", "no list"])
+def test_a_shortlist_that_cannot_be_searched_is_a_finding_though_its_digest_was_forged(
+    books: Books, damage: str
+) -> None:
+    """One number that is none would make every comparison of the search false."""
     path = books.data / "rounds/0002/shortlist.parquet"
-    path.write_bytes(b"no table")
-    assert {"rounds/0002/shortlist.parquet"} == {name for _, name in found(books.verify())}
-    path.unlink()
-    assert {"rounds/0002/shortlist.parquet"} == {name for _, name in found(books.verify())}
+    if damage == "no table":
+        path.write_bytes(b"no table")
+    else:
+        ids, features_N_D = round_tables.read_shortlist(path)
+        lists: list[Any] = features_N_D.tolist()
+        lists[-1] = {"no number": [np.nan] * 4, "null": [None] * 4, "lengths": [1.0], "no list": [0.0] * 4}[damage]
+        column = pa.array(range(len(ids))) if damage == "no list" else pa.array(lists, pa.list_(pa.float32()))
+        pq.write_table(pa.table({"sample_id": ids, "features": column}), path, store_schema=False)
+    forge(books, 2)
+    assert found(books.verify()) == [(2, "rounds/0002/shortlist.parquet")]
+
+
+def test_one_posterior_left_out_does_not_switch_the_check_of_scores_off(books: Books) -> None:
+    def doctored(table: pd.DataFrame) -> pd.DataFrame:
+        table = table.copy()
+        table.at[0, "posteriors"] = None
+        return table.assign(score=table["score"].where(table["sample_id"] != "s022", 1e3))
+
+    rewrite(books.data / "rounds/0002/candidates.parquet", doctored)
+    forge(books, 2)
+    whats = [finding.what for finding in books.verify().findings if finding.file.endswith("candidates.parquet")]
+    assert any("posteriors: its lists are not all there" in what for what in whats)
+
+
+def test_another_rule_than_the_settings_ask_for_is_found(books: Books) -> None:
+    """Under `topk` no shortlist would be searched."""
+    selection = rounds.read_manifest(books.data, 2).manifest["selection"]
+    forge(books, 2, selection=selection | {"rule": "topk"})
+    whats = [finding.what for finding in books.verify().findings]
+    assert any("has rule topk, its settings ask for spread" in what for what in whats)
+
+
+@pytest.mark.parametrize("classes", ["posterior", "predicted"])
+def test_a_spread_batch_of_a_version_that_recorded_places_for_scores_verifies_as_it_did(
+    books: Books, classes: str
+) -> None:
+    folder, picked = books.data / "rounds/0002", books.picked(2)
+    place_of = {sample_id: float(len(picked) - place) for place, sample_id in enumerate(picked)}
+    for name in ("candidates.parquet", "selection.parquet"):
+        rewrite(folder / name, lambda table: table.assign(score=table["sample_id"].map(place_of).fillna(-1.0)))
+    table = pq.ParquetFile(folder / "candidates.parquet").read().drop_columns(["posteriors"])
+    pq.write_table(table, folder / "candidates.parquet", store_schema=False)
+    (folder / "shortlist.parquet").unlink()
+    manifest = rounds.read_manifest(books.data, 2).manifest
+    settings = manifest["settings"]
+    settings["probabilities"]["classes"] = classes
+    said = {name: manifest["selection"][name] for name in ("budget", "beta", "seed")} | {"rule": "topk"}
+    forge(books, 2, selection=said, settings=settings)
+    forge(books, 3, parent=rounds.read_manifest(books.data, 2).digest)
+    assert books.verify().findings == ()
+    rewrite(folder / "selection.parquet", lambda table: table.iloc[::-1].assign(rank=table["rank"].to_numpy()))
+    forge(books, 2, selection=said, settings=settings)
+    assert books.verify().findings
 
 
 def test_other_class_terms_than_the_scores_were_made_with_are_found(books: Books) -> None:

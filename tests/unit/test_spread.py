@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vabal import params, strategies
 from vabal.errors import UserError
 from vabal.probabilities import ClassTerms
-from vabal.strategies import Candidates, Context, Shard, pick, vabal
+from vabal.strategies import Candidates, Context, Labeled, Shard, pick, vabal
 from vabal.strategies import spread as spreads
 from vabal.strategies.spread import departures, spread
 
@@ -164,6 +164,18 @@ def test_only_a_shortlist_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     picked, written = selected(pool(posteriors, features), settings(), 2)
     assert picked == ["s0", "s1"]  # the far one is not on the list of two
     assert len(written[0]) == 3
+
+
+@pytest.mark.parametrize("name", ["balanced:vabal", "stochastic:vabal"])
+def test_picks_of_a_wrapper_do_not_follow_from_the_shortlist(name: str) -> None:
+    numbers = np.random.default_rng(0)
+    shard = pool(numbers.dirichlet([1, 1], size=40), numbers.normal(size=(40, 3)).astype(np.float32))
+    known = Labeled(np.zeros((2, 3)), np.array([0, 1]))
+    context = Context(lambda: [shard], settings(), seed=1, class_terms=TERMS, labeled=known)
+    selection = strategies.get(name).select(context, 5)
+    assert len(set(selection.sample_ids)) == 5
+    assert selection.rule != "spread"
+    assert selection.shortlist is None
 
 
 def test_features_that_are_no_numbers_name_the_samples() -> None:

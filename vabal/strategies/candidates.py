@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vabal.columns import rows_of_lists
 from vabal.probabilities import ClassTerms
 
 _TERMS = (
@@ -24,10 +25,10 @@ _TERMS = (
 class Candidates:
     """Some candidates in some order, column by column; None where a strategy has no such number.
 
-    Classes are indices. `predicted_class_N` is the classifier's, `vae_class_N` Eq. 7's; `prior_N` and `precision_N` are
-    those of `own_class_N`, the class whose term the score takes (left out: `vae_class_N`); `margin_N` is the
-    classifier's best probability less its second. log_likelihood_N_C and posterior_N_C are what the score was computed
-    from: with them and the class terms it can be derived again.
+    Classes are indices. `predicted_class_N` and `margin_N` (the best probability less the second) are the classifier's,
+    or those of the ensemble whose mean posterior the score takes; `vae_class_N` is Eq. 7's; `prior_N` and `precision_N`
+    are those of `own_class_N`, the class whose term the score takes (left out: `vae_class_N`). log_likelihood_N_C and
+    posterior_N_C are what the score was computed from: with them and the class terms it can be derived again.
     """
 
     sample_ids: NDArray[Any]
@@ -171,15 +172,15 @@ def _lists(values_N_C: NDArray[np.float32] | None, length: int, num_classes: int
 
 
 def _rows_of_lists(table: pa.Table | pa.RecordBatch, name: str) -> NDArray[np.float32] | None:
-    """None where the column is null, or not there: rounds of earlier versions have no posteriors."""
+    """None where the column is null, or not there: rounds of earlier versions have no posteriors.
+
+    Raises ValueError for a list of another length than the others', and for nulls beside lists or within one.
+    """
     if name not in table.schema.names:
         return None
     lists = table.column(name)
     lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
-    if not len(lists) or lists.null_count:
-        return None
-    flat: NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(len(lists), -1)
+    return None if lists.null_count == len(lists) else rows_of_lists(lists, name)
 
 
 def _numbers(table: Any, name: str) -> Any:

@@ -119,10 +119,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class Shortlist:
-    """The candidates among which a batch was searched, the highest score first, and their features_N_D."""
+    """The candidates among which a batch was searched, the highest score first, and their features_N_D.
+
+    `per_pick` times the budget they are, or all where there are fewer.
+    """
 
     sample_ids: NDArray[Any]
     features_N_D: NDArray[np.float32]
+    per_pick: int
 
 
 def no_picks(strategy: str, budget: int, seed: int) -> Selection:

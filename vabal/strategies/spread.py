@@ -56,7 +56,7 @@ def departures(
     for place, row in enumerate(picked):
         least_N = weighted_N + np.log(np.maximum(distance_N - ROUNDING, NEAREST))
         most = weighted_N[row] + np.log(max(distance_N[row] + ROUNDING, NEAREST))
-        if not left_N[row] or most < least_N[left_N].max():
+        if not (left_N[row] and most >= least_N[left_N].max()):
             found.append(place)
         left_N[row] = False
         np.minimum(distance_N, 2 - 2 * (unit_N_D @ unit_N_D[row]), out=distance_N)

@@ -40,7 +40,7 @@ class VabalStrategy(ScoringStrategy):
 
     def needs_under(self, settings: Any) -> Needs:
         """The networks beside the classifier whose mean posterior the settings ask for."""
-        return replace(self.needs, members=settings.probabilities.members)
+        return replace(self.needs, members=max(self.needs.members, settings.probabilities.members))
 
     def prepare(self, context: Context) -> Context:
         """Completes the class terms with the candidates' moments, where the likelihood's scale needs them."""
@@ -88,8 +88,6 @@ class VabalStrategy(ScoringStrategy):
     ) -> NDArray[np.float64] | None:
         if not len(candidates):
             return np.zeros(0)
-        if settings.probabilities.classes == "posterior" and candidates.posterior_N_C is None:
-            return None  # a table of an earlier version, which held none
         return _score(candidates, _required(class_terms, "class terms"), settings)
 
     def rule(self, settings: Any) -> Rule:
@@ -123,7 +121,7 @@ class VabalStrategy(ScoringStrategy):
             candidates=picker.candidates,
             class_terms=context.class_terms,
             notes=shortfall(budget, picker.candidates),
-            shortlist=Shortlist(listed.sample_ids, features_N_D),
+            shortlist=Shortlist(listed.sample_ids, features_N_D, SHORTLIST),
         )
 
 

@@ -77,6 +77,7 @@ class Wrapper:
             rule=self.rule,
             beta=self.beta,
             seed=context.seed,
+            shortlist=None,  # the inner strategy's, which these picks do not follow from
         )
 
     def rescore(
