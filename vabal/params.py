@@ -150,7 +150,7 @@ class ProbabilitySettings(Section):
     )
     exponent: NonNegativeFloat = Field(1.0, description="Prior and precision to this power: below 1, less extreme.")
     score: Literal["eq6", "published_code"] = Field("eq6", description="Eq. 6, or the published code's 1 - sum(loss).")
-    margin_weight: NonNegativeFloat = Field(0.0, description="Adds this times log(1 - classifier's margin).")
+    margin_weight: NonNegativeFloat = Field(0.0, description="Adds this times log(1 - margin of the posterior).")
     members: PositiveInt = Field(
         1,
         description="Networks, the classifier among them, whose mean posterior stands for the classifier's in margin, "
