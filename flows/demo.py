@@ -21,6 +21,7 @@ from vabal.adapters.labelling import answer
 ROUNDS = 3
 # Narrow and short, so that two cores bear it; everything else is as `vabal init` leaves it.
 SETTINGS = (
+    "classifier.network=resnet10",
     "classifier.width=16",
     "classifier.epochs=40",
     "classifier.batch_size=16",
