@@ -315,4 +315,7 @@ def _log_training(ticket: Ticket, night: Night, ref: Ref) -> None:
     Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
     last = {metric.name: metric for metric in measured if not metric.name.startswith("committee/")}
     told = ", ".join(f"{name} {metric.value:.4g}" for name, metric in sorted(last.items()))
+    beside = len({metric.name.rpartition("-")[0] for metric in measured if metric.name not in last})
+    if beside:
+        told += f"; {beside} scoring networks beside it"
     get_run_logger().info("%s: %d epochs, %s", ref["stage"], max(metric.step for metric in measured), told)

@@ -122,7 +122,7 @@ class Committee:
         *,
         device: torch.device | str = "cpu",
     ) -> Iterator[Metric]:
-        """Trains one network after another; yields `committee/<network>/train/<name>` of each epoch.
+        """Trains one network after another; yields `committee/<network>-<name>` of each epoch.
 
         Raises what `classifier.fit` raises.
         """
@@ -138,7 +138,7 @@ class Committee:
                 objective=training.objective,
                 largest_gradient=training.largest_gradient,
             ):
-                yield metric._replace(name=f"committee/{name}/{metric.name}")
+                yield metric._replace(name=f"committee/{name}-{metric.name.removeprefix('train/')}")
 
     def columns(
         self,

@@ -291,8 +291,8 @@ def test_metrics_tell_which_network_they_are_of(first: ResNetClassifier) -> None
     built = committee.build(ENSEMBLE, first.config, first=first, seed=3)
     metrics = list(built.fit(random_images(30), np.arange(30) % 3, RECIPE))
     assert [metric.name for metric in metrics[::3]] == [
-        *["committee/member1/train/loss"] * 2,
-        *["committee/member2/train/loss"] * 2,
+        *["committee/member1-loss"] * 2,
+        *["committee/member2-loss"] * 2,
     ]
     assert [metric.step for metric in metrics[::3]] == [1, 2, 1, 2]
 
