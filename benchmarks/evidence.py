@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vabal import statistics
+from vabal.bench import NATURAL
 from vabal.comparison import MAIN
 
 DRAWN = 5  # rivals in a panel, those with the highest means over all settings
@@ -21,7 +22,7 @@ MEASURES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "m
 
 def table(summary: Mapping[str, Any], own: str = "vabal") -> Iterator[str]:
     """One row a strategy: points above the baseline by setting and over all, and how far `own` is from it."""
-    settings = summary["settings"]
+    settings = _in_order(summary)
     names = [f"{item['imbalance']}" for item in settings]
     yield "| strategy | " + " | ".join(names) + f" | all pairs | seeds' means | `{own}` less it | rank | s a round |"
     yield "|---|" + "--:|" * len(names) + "---|---|---|--:|--:|"
@@ -48,6 +49,11 @@ def measures(summary: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
     gaps = {found["strategy"]: found["difference"] for found in summary["pooled"]["strategies"]}
     for key, said in MEASURES.items():
         yield f"| {said} | " + " | ".join(_interval(gaps[name][key], mean=True) for name in names) + " |"
+
+
+def _in_order(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The natural setting first, then by name."""
+    return sorted(summary["settings"], key=lambda item: (item["imbalance"] != NATURAL, item["imbalance"]))
 
 
 def _mean(difference: Any, summary: Mapping[str, Any], name: str) -> float:
@@ -94,7 +100,7 @@ def draw(summary: Mapping[str, Any], path: Path, own: str = "vabal") -> None:
         count = len(summary["settings"])
         figure = Figure(figsize=(3.1 * count, 3.2), layout="constrained")
         panels = figure.subplots(1, count, squeeze=False)[0]
-        for axes, setting in zip(panels, summary["settings"], strict=True):
+        for axes, setting in zip(panels, _in_order(summary), strict=True):
             for name in (*rivals, baseline, own):
                 rounds = _of(setting, name)["metrics"][MAIN]["per_round"]
                 labeled = [item["labeled"] for item in rounds]

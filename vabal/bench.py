@@ -12,14 +12,16 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -348,7 +350,7 @@ def on_processes(jobs: int) -> Execute:
         if jobs == 1:
             yield from (run_cell(*item) for item in work)
             return
-        pool = ProcessPoolExecutor(jobs, get_context("spawn"))
+        pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_end_with_parent)
         try:
             for future in as_completed([pool.submit(run_cell, *item) for item in work]):
                 yield future.result()
@@ -356,6 +358,18 @@ def on_processes(jobs: int) -> Execute:
             pool.shutdown(wait=True, cancel_futures=True)
 
     return execute
+
+
+def _end_with_parent() -> None:
+    """Workers wait for work on a pipe that they hold open themselves: of a parent that was killed they hear nothing."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def nobody(_cell: Mapping[str, Any]) -> None:

@@ -153,9 +153,12 @@ def test_a_grid_killed_midway_goes_on_where_it_stopped(tmp_path: Path) -> None:
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         until(lambda: list((tmp_path / "out" / "cells").glob("*.json")), 120, "the first cell")
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+        until(lambda: not _group_lives(process.pid), 60, "the end of its workers")
+    finally:
+        if _group_lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*.json")}
     assert 1 <= len(before) < 12
     (tmp_path / "out" / "results.csv").write_text("source,imbalance,strat")  # half written
@@ -172,6 +175,14 @@ def test_a_grid_killed_midway_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert len(rows(tmp_path / "out")) == 24
     bench.run(wanted, tmp_path / "undisturbed", bench.on_processes(1))
     assert timeless(tmp_path / "out") == timeless(tmp_path / "undisturbed")
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_who_stops_listening_stops_the_cells_that_are_waiting(tmp_path: Path) -> None:
