@@ -42,6 +42,19 @@ def table(summary: Mapping[str, Any], own: str = "vabal") -> Iterator[str]:
         yield f"| {shown} | " + " | ".join(cells) + " |"
 
 
+def by_setting(summary: Mapping[str, Any]) -> Iterator[str]:
+    """One row a strategy in the order in which they were named, with the interval of each setting, and of all pairs."""
+    settings = _in_order(summary)
+    yield "| | " + " | ".join(item["imbalance"] for item in settings) + " | all pairs |"
+    yield "|---|" + "---|" * (len(settings) + 1)
+    pooled = {found["strategy"]: found["difference"] for found in summary["pooled"]["strategies"]}
+    for name in summary["strategies"]:
+        if name != summary["baseline"]:
+            found = [_of(setting, name)["metrics"][MAIN]["difference"]["average"] for setting in settings]
+            cells = [_interval(gap, mean=True) for gap in (*found, pooled[name][MAIN])]
+            yield f"| {name} | " + " | ".join(cells) + " |"
+
+
 def measures(summary: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
     """The same over all settings by each measure."""
     yield "| measure | " + " | ".join(f"`{name}`" for name in names) + " |"
@@ -124,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder that vabal bench wrote")
     parser.add_argument("--own", default="vabal", help="the strategy that the others are compared with")
+    parser.add_argument("--by-setting", action="store_true", help="each setting's interval, in place of ranks and gaps")
     parser.add_argument("--figure", type=Path, help="where to draw the learning curves, as SVG")
     given = parser.parse_args()
     summary = json.loads((given.out / "summary.json").read_text(encoding="utf-8"))
@@ -131,6 +145,9 @@ def main() -> None:
         lacking = set(summary["strategies"]) - {item["strategy"] for item in setting["strategies"]}
         if lacking:
             parser.error(f"{given.out}: {', '.join(sorted(lacking))} did not run in {setting['imbalance']}: finish it")
+    if given.by_setting:
+        print("\n".join(by_setting(summary)))
+        return
     print("\n".join(table(summary, given.own)))
     print()
     best = [item["strategy"] for item in summary["pooled"]["strategies"] if item["strategy"] != summary["baseline"]]

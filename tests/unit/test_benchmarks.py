@@ -232,6 +232,15 @@ def test_the_table_of_the_evidence_has_points_above_random_and_what_the_own_stra
     assert cells["random"][6] == "2.5"  # training, and choosing where there is something to choose
 
 
+def test_the_table_by_setting_has_each_interval() -> None:
+    head, _, *rows = evidence.by_setting(_summary_of_two_seeds())
+    assert head == "| | natural | rare:0:0.1 | all pairs |"
+    margin = "| margin | +10.0 (+10.0 to +10.0) | +10.0 (+10.0 to +10.0) | +10.0 (+10.0 to +10.0) |"
+    assert margin in rows
+    assert any(row.startswith("| vabal | +25.0 (-38.5 to +88.5) |") for row in rows)  # 5 points times t of 12.7
+    assert len(rows) == 2
+
+
 def test_the_figure_of_the_evidence_has_a_panel_a_setting_and_no_date(tmp_path: Path) -> None:
     evidence.draw(_summary_of_two_seeds(), tmp_path / "curves.svg")
     drawn = (tmp_path / "curves.svg").read_text()
