@@ -288,6 +288,7 @@ def run_cell(cell: Cell, prepared: Prepared, folder: Path) -> Ended:
         simulation.check_budget(place, common["budget"], common["rounds"])
         key = (prepared.folder, cell.imbalance, common["initial"], common["holdout"])
         with one_thread(device_of(chosen)):  # so that the number of jobs cannot change a result
+            chosen = chosen.model_copy(update={"compute": chosen.compute.model_copy(update={"threads": 0})})
             rounds = list(simulation.run(place, chosen, rounds=common["rounds"], shared=_shared, shared_key=key))
     except UserError as error:
         return Ended(None, f"{cell.source}, {cell.imbalance}, {cell.label}, seed {cell.seed}: {error}")

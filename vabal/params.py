@@ -76,7 +76,7 @@ class ClassifierSettings(Section):
         "auto", description="small: 3x3, no max-pool; imagenet: 7x7 and max-pool; auto: small up to 64 pixels."
     )
     epochs: PositiveInt = Field(200, description="Passes over the labelled pool (paper, Section 4.2).")
-    batch_size: PositiveInt = Field(128, description="Samples a step.")
+    batch_size: PositiveInt = Field(128, description="Samples a step at most; an epoch is shared out evenly.")
     learning_rate: PositiveFloat = Field(0.1, description="SGD's first learning rate.")
     decay_at: Share = Field(0.8, description="Share of the epochs after which the learning rate drops.")
     decay_factor: PositiveFloat = Field(0.1, description="What the learning rate is multiplied by there.")
@@ -117,7 +117,7 @@ class VaeSettings(Section):
     warmup_epochs: Annotated[int, Field(ge=0)] = Field(0, description="Gradient-free passes that fill batch norm.")
     epochs: PositiveInt = Field(20, description="Passes over the unlabelled pool.")
     min_steps: Annotated[int, Field(ge=0)] = Field(200, description="More passes, if the pool is too small for this.")
-    batch_size: PositiveInt = Field(128, description="Samples a step.")
+    batch_size: PositiveInt = Field(128, description="Samples a step at most; an epoch is shared out evenly.")
 
 
 class ProbabilitySettings(Section):
@@ -163,7 +163,7 @@ class SelectionSettings(Section):
     budget: PositiveInt = Field(100, description="Samples a round asks labels for.")
     batch: Literal["topk", "gumbel", "quota", "spread"] = Field(
         "topk",
-        description="The best k; Gumbel top-k sampling; quotas per predicted class; or spread: high scores far from "
+        description="The best k; Gumbel top-k sampling; quotas per class; or spread: high scores far from "
         "one another in the features. Left out: the preset's.",
     )
     beta: PositiveFloat = Field(
@@ -175,7 +175,7 @@ class SelectionSettings(Section):
 
 class MethodSettings(Section):
     preset: Literal["vabal", "paper", "published_code"] = Field(
-        "vabal", description="Where the `vae` and `probabilities` settings that are left out come from."
+        "vabal", description="Where `vae`, `probabilities` and `selection.batch` come from, where they are left out."
     )
 
 

@@ -37,6 +37,7 @@ CANDIDATES = pa.schema(
         pa.field("margin", pa.float64()),
         pa.field("log_likelihoods", pa.list_(pa.float32())),  # not of fixed size: parquet cannot read their nulls back
         pa.field("posteriors", pa.list_(pa.float32())),
+        pa.field("own_class", pa.string()),
     ]
 )
 # Among whom a batch was searched, the highest scores first, and by which features.
@@ -135,7 +136,7 @@ class ScoredWriter:
 
 
 _GROUP_ROWS = 1 << 15
-_FEW_VALUES = ["predicted_class", "vae_class", "strategy"]  # a dictionary of ids or scores would only cost
+_FEW_VALUES = ["predicted_class", "vae_class", "own_class", "strategy"]  # a dictionary of ids or scores would only cost
 
 
 def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strategy: str) -> None:

@@ -285,12 +285,12 @@ def _train(steps: "_Steps") -> Iterator[Metric]:
         wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(wrong):
             raise UserError(
-                f"the VAE's loss is no longer finite at step {epoch * steps.per_epoch + wrong[0]} (epoch {epoch}): "
+                f"the VAE's loss is no longer finite at step {epoch * steps.per_epoch + wrong[0]} (epoch {epoch + 1}): "
                 f"lower vae.learning_rate (now {settings.learning_rate}), or look for extreme values in the features"
             )
         total = np.array(sizes) @ values
         for name, value in zip(Loss._fields, total / steps.samples, strict=True):
-            yield Metric(f"vae/{'loss' if name == 'total' else name}", float(value), epoch)
+            yield Metric(f"vae/{'loss' if name == 'total' else name}", float(value), epoch + 1)
     vae.eval()
     vae.anchors_A_D.copy_(_typical(steps))
 

@@ -1,6 +1,6 @@
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ def shard(samples: int = 50, seed: int = 0) -> Shard:
         log_likelihood_N_C=numbers.normal(-5, 2, size=(samples, 3)).astype(np.float32),
         vae_class_N=numbers.integers(0, 3, samples),
     )
+
+
+def rows_of(whole: Shard, rows: Any) -> Shard:
+    columns = {field.name: getattr(whole, field.name) for field in fields(Shard)}
+    return Shard(**{name: values if values is None else values[rows] for name, values in columns.items()})
 
 
 TERMS = ClassTerms(torch.tensor([0.7, 0.2, 0.1]).double().log(), torch.tensor([0.9, 0.5, 0.4]).double().log())
@@ -231,11 +236,11 @@ def test_what_a_strategy_needs_and_the_context_lacks_is_named() -> None:
 
 @pytest.mark.parametrize("batch", ["topk", "gumbel", "quota"])
 @pytest.mark.parametrize("name", ["vabal", "random", "entropy"])
-@pytest.mark.parametrize("reduction", ["sum", "standardised"])
+@pytest.mark.parametrize(("reduction", "classes"), [("sum", "predicted"), ("standardised", "posterior")])
 def test_scores_and_picks_are_derived_again_from_the_candidates_file(
-    name: str, batch: str, reduction: str, tmp_path: Path
+    name: str, batch: str, reduction: str, classes: str, tmp_path: Path
 ) -> None:
-    settings = {"likelihood_reduction": reduction, "margin_weight": 0.5, "classes": "predicted"}
+    settings = {"likelihood_reduction": reduction, "margin_weight": 0.5, "classes": classes}
     with pq.ParquetWriter(tmp_path / "candidates.parquet", strategies.schema(3), store_schema=False) as writer:
         given = context(
             shard(40, 1),
@@ -333,6 +338,22 @@ def test_quotas_follow_the_inverse_of_prior_times_precision() -> None:
     assert even.vae_class_N is not None
     assert np.bincount(even.vae_class_N).tolist() == [20, 20]
     assert picks.score_N.tolist() == sorted(picks.score_N, reverse=True)
+
+
+@pytest.mark.parametrize("classes", ["predicted", "classifier", "posterior", "all"])
+def test_quotas_depend_on_neither_the_pool_s_order_nor_its_shards(classes: str) -> None:
+    """A candidate's group is the class whose prior and precision stand in its row, so that all of a group agree."""
+    whole = shard(300, 5)
+    order = np.random.default_rng(0).permutation(300)
+    turned = [rows_of(whole, order)]
+    cut = [rows_of(whole, rows) for rows in (order[:7], order[7:120], order[120:])]
+    picked = [
+        strategies.get("vabal").select(
+            context(*shards, probabilities={"classes": classes}, selection={"batch": "quota"}), 40
+        )
+        for shards in ([whole], turned, cut)
+    ]
+    assert len(set(map(tuple, (selection.sample_ids for selection in picked)))) == 1
 
 
 def test_quotas_of_candidates_without_classes_are_refused() -> None:

@@ -27,10 +27,10 @@ class Picker:
 
     `topk` takes the highest scores. `gumbel` takes the highest of beta * score + Gumbel noise, which is sampling
     without replacement with probabilities proportional to exp(beta * score) (arXiv:2106.12059). `quota` gives each
-    class (Eq. 7's; the classifier's where a strategy has no VAE) a share of the budget proportional to
-    (prior * precision)^-beta, equal shares where there are no class terms, and takes each class's highest scores;
-    what a small class leaves over goes to the others. The rule `spread` is a search over features, which
-    `vabal.strategies.spread` does.
+    class (the one whose terms stand in a candidate's row; the classifier's where there are none) a share of the budget
+    proportional to (prior * precision)^-beta, equal shares where there are no class terms, and takes each class's
+    highest scores; what a small class leaves over goes to the others. The rule `spread` is a search over features:
+    see `vabal.strategies.spread`.
 
     Raises ValueError for a budget below one or an unknown rule, UserError naming the samples whose score is not finite.
     """
@@ -207,14 +207,15 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _groups(shard: Candidates) -> NDArray[np.integer]:
-    groups = shard.predicted_class_N if shard.vae_class_N is None else shard.vae_class_N
-    if groups is None:
-        raise ValueError("quotas need the classes that the candidates are predicted to be")
-    return groups
+    """The class whose terms stand in a candidate's row; where there are no terms, the classifier's."""
+    for groups in (shard.own_class_N, shard.vae_class_N, shard.predicted_class_N):
+        if groups is not None:
+            return groups
+    raise ValueError("quotas need the classes that the candidates are predicted to be")
 
 
 def _log_quota_weights(shard: Candidates, beta: float) -> NDArray[np.float64]:
-    if shard.vae_class_N is None or shard.prior_N is None or shard.precision_N is None:
+    if shard.prior_N is None or shard.precision_N is None:
         return np.zeros(len(shard))
     return np.asarray(-beta * np.log(shard.prior_N * shard.precision_N))
 

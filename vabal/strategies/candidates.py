@@ -70,7 +70,8 @@ class Candidates:
         """As `candidates.parquet` has them: class names; log likelihood and posterior of each class as lists."""
         margins = _column(self.margin_N, pa.float64(), len(self))
         lists = [_lists(values, len(self), len(classes)) for values in (self.log_likelihood_N_C, self.posterior_N_C)]
-        return pa.Table.from_arrays([*self._columns(classes), margins, *lists], schema=schema(len(classes)))
+        own = _column(_names(self.own_class_N, classes), pa.string(), len(self))
+        return pa.Table.from_arrays([*self._columns(classes), margins, *lists, own], schema=schema(len(classes)))
 
     def _columns(self, classes: Sequence[str]) -> list[pa.Array]:
         values = {
@@ -96,6 +97,7 @@ class Candidates:
             _numbers(table, "prior"),
             _numbers(table, "precision"),
             _numbers(table, "margin"),
+            own_class_N=_indices(table, "own_class", classes) if "own_class" in table.schema.names else None,
             posterior_N_C=_rows_of_lists(table, "posteriors"),
         )
 
@@ -107,7 +109,7 @@ def schema(num_classes: int) -> pa.Schema:
     which `from_table` takes as well, they come back.
     """
     lists = pa.list_(pa.float32(), num_classes)
-    more = [("margin", pa.float64()), ("log_likelihoods", lists), ("posteriors", lists)]
+    more = [("margin", pa.float64()), ("log_likelihoods", lists), ("posteriors", lists), ("own_class", pa.string())]
     return pa.schema([("sample_id", pa.string()), *_TERMS, *more])
 
 
