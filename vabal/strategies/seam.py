@@ -158,7 +158,21 @@ def needs_of(strategy: Strategy, settings: Any) -> Needs:
     return needs
 
 
-class ScoringStrategy:
+class TakenAsTheyStand:
+    """Of strategies whose scores do not follow from the candidates' table."""
+
+    def rescore(
+        self,
+        candidates: Candidates,  # noqa: ARG002 -- the seam's, which who can follow them overrides
+        *,
+        class_terms: ClassTerms | None,  # noqa: ARG002
+        settings: Any,  # noqa: ARG002
+        seed: int,  # noqa: ARG002
+    ) -> NDArray[np.float64] | None:
+        return None
+
+
+class ScoringStrategy(TakenAsTheyStand):
     """A strategy that scores each candidate by itself: it defines `score`, the rest follows."""
 
     name: ClassVar[str]
@@ -171,16 +185,6 @@ class ScoringStrategy:
     def score(self, shard: Shard, context: Context) -> Candidates:
         """The shard's candidates in their order, with scores: the highest are picked first."""
         raise NotImplementedError(f"{type(self).__name__} does not define score")
-
-    def rescore(
-        self,
-        candidates: Candidates,  # noqa: ARG002 -- the default, which needs none of it
-        *,
-        class_terms: ClassTerms | None,  # noqa: ARG002
-        settings: Any,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> NDArray[np.float64] | None:
-        return None
 
     def rule(self, settings: Any) -> Rule:  # noqa: ARG002 -- a strategy may follow the settings
         """How scores become a batch."""
@@ -289,7 +293,7 @@ def gather(context: Context, *columns: str) -> Gathered:
     return Gathered(Shard(ids_N[order_N], **gathered), place_N, tuple(len(part) for part in parts))
 
 
-class SequentialStrategy:
+class SequentialStrategy(TakenAsTheyStand):
     """A strategy that picks one sample after another, each in view of those before: it defines `columns` and `order`.
 
     The score is budget - place for the sample picked at that place (0, 1, ...) and at most 0 for those not picked, so
@@ -306,16 +310,6 @@ class SequentialStrategy:
         The highest key comes first. The pool's order depends on ids and seed alone, so `order` may rely on it.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define order")
-
-    def rescore(
-        self,
-        candidates: Candidates,  # noqa: ARG002 -- a search is not a function of a row
-        *,
-        class_terms: ClassTerms | None,  # noqa: ARG002
-        settings: Any,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> NDArray[np.float64] | None:
-        return None
 
     def select(self, context: Context, budget: int) -> Selection:
         """Gathers, searches, and writes every candidate in the order of the shards.

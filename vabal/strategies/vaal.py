@@ -143,8 +143,9 @@ class Adversary:
             block = canvas(images_N_H_W_K[start : start + _BLOCK], self.side)
             full = functional.pad(block, (0, 0, 0, 0, 0, 0, 0, _BLOCK - len(block)))
             mean_N_Z, _ = self.vae.encode(self.scaling(full.to(self.device)))
-            unlabelled = torch.sigmoid(-self.discriminator(mean_N_Z)[: len(block), 0].double())
-            scores[start : start + len(block)] = unlabelled.cpu().numpy()
+            # Of the whole block: the last rows of another length would be rounded otherwise than those before them.
+            unlabelled = torch.sigmoid(-self.discriminator(mean_N_Z)[:, 0].double())
+            scores[start : start + len(block)] = unlabelled[: len(block)].cpu().numpy()
         return scores
 
 

@@ -7,10 +7,19 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.probabilities import ClassTerms
 from vabal.strategies.batch import Picker, Rule, gumbel_noise, hash_ids
 from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import Context, Needs, Selection, Shard, Strategy, needs_of, no_picks, posteriors
+from vabal.strategies.seam import (
+    Context,
+    Needs,
+    Selection,
+    Shard,
+    Strategy,
+    TakenAsTheyStand,
+    needs_of,
+    no_picks,
+    posteriors,
+)
 
 _INNER_SEED = 2  # a purpose of its own, beside those of batch.py
 
@@ -43,7 +52,7 @@ class Ranked:
             start += len(part)
 
 
-class Wrapper:
+class Wrapper(TakenAsTheyStand):
     """A strategy that scores what another one ranks: it defines `scores`, and the rule that turns them into a batch."""
 
     kind: ClassVar[str]
@@ -79,16 +88,6 @@ class Wrapper:
             seed=context.seed,
             shortlist=None,  # the inner strategy's, which these picks do not follow from
         )
-
-    def rescore(
-        self,
-        candidates: Candidates,  # noqa: ARG002 -- a rank is not a function of a row
-        *,
-        class_terms: ClassTerms | None,  # noqa: ARG002
-        settings: Any,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> None:
-        return None
 
 
 def ranked(inner: Strategy, context: Context, budget: int) -> Ranked:
