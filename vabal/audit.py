@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vabal import champion, images, pools, round_tables
-from vabal.errors import UserError
+from vabal.errors import BRING_BACK, UserError
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tag_name
 from vabal.verification import Finding, Report, verify
 
@@ -100,7 +100,7 @@ def _classes(data: Path) -> list[str]:
     try:
         return list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        raise UserError(f"{path} is missing or damaged: `dvc checkout data.dvc --force` brings it back") from None
+        raise UserError(f"{path} is missing or damaged: {BRING_BACK}") from None
 
 
 # -- picks --------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def _rows_of(path: Path, sample_id: str, columns: list[str] | None = None) -> li
             if pa.compute.any(found).as_py():
                 rows += file.read_row_group(group, columns=columns).filter(found).to_pylist()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: `dvc checkout data.dvc --force` brings it back") from None
+        raise UserError(f"{path} is missing: {BRING_BACK}") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from None
     return rows

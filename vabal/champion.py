@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 
 from vabal import rounds
-from vabal.errors import UserError
+from vabal.errors import BRING_BACK, UserError
 from vabal.params import PromotionSettings
 from vabal.promotion import Decision, decide
 from vabal.store import canonical_json, file_sha256, write_bytes
@@ -361,7 +361,7 @@ def _predictions(data: Path, version: Version) -> pd.DataFrame:
         )
     path = rounds.round_folder(data, version.round) / PREDICTIONS
     if not path.is_file() or file_sha256(path) != manifest["files"][PREDICTIONS]:
-        raise UserError(f"{path} is missing or was changed: bring it back with `dvc checkout --force`")
+        raise UserError(f"{path} is missing or was changed: {BRING_BACK}")
     return pd.read_parquet(path, columns=["sample_id", "label", "predicted_class"])
 
 

@@ -326,6 +326,43 @@ def audit(
 
 
 @app.command()
+def checkout(
+    wanted: Annotated[
+        str | None, typer.Argument(metavar="[ROUND]", help="A round's number, or `newest`; default: this commit's.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what was edited by hand below data/.")] = False,
+) -> None:
+    """Bring back the pools of a round, from the cache or S3; without ROUND those that this commit pins.
+
+    Example: `vabal checkout 2`, then `vabal checkout newest`
+    """
+    from vabal.adapters.versioning import Versioning
+    from vabal.checkout import checkout as check_out
+
+    place = _workspace()
+    with place.lock("vabal checkout"):
+        typer.echo(check_out(place, Versioning(place.root), wanted, force=force))
+
+
+@app.command()
+def env() -> None:
+    """Print what a shell needs so that MLflow's, Prefect's and DVC's own commands work: addresses, keys, folders.
+
+    Example: `eval "$(vabal env)"`
+    """
+    from vabal.adapters.versioning import Versioning
+
+    place = _workspace()
+    before = dict(os.environ)
+    place.environment()
+    Versioning(place.root).keep_cache_private()
+    wanted = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    wanted |= {name: value for name, value in before.items() if name.startswith(("AWS_", "MLFLOW_", "PREFECT_"))}
+    for name, value in sorted(wanted.items()):
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+@app.command()
 def show(
     sample: Annotated[str, typer.Argument(help="A sample id.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where to; default: the sample's id, here.")] = None,

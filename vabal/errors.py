@@ -1,5 +1,8 @@
 """What a user can mend is told in one line; everything else is a bug and keeps its traceback."""
 
+#: How damaged or missing files of `data/` are mended.
+BRING_BACK = "`vabal checkout --force` brings the published files back"
+
 
 class UserError(Exception):
     """One clear line: what is wrong, where, and how to mend it. The command line prints it and exits with 1."""

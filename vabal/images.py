@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vabal.errors import UserError
+from vabal.errors import BRING_BACK, UserError
 from vabal.params import ImageSettings, PoolSettings
 from vabal.store import sync_folder, write_bytes
 
@@ -324,7 +324,7 @@ def _open_shard(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, pre_buffer=False)
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: `dvc pull` brings the images back") from None
+        raise UserError(f"{path} is missing: {BRING_BACK}") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable shard ({' '.join(str(error).split())[:200]})") from None
 

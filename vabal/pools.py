@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vabal.errors import UserError
+from vabal.errors import BRING_BACK, UserError
 from vabal.store import write_bytes
 
 AVAILABLE: Final = "available"
@@ -74,7 +74,7 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     ),
 }
 _CLASSES = "classes.json"
-_MEND = "if data/ was changed by hand, `dvc checkout data.dvc --force` brings the pools of this commit back"
+_MEND = f"if data/ was changed by hand, {BRING_BACK}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vabal import inbox, pools, rounds
-from vabal.errors import UserError
+from vabal.errors import BRING_BACK, UserError
 from vabal.round_tables import read_selection
 from vabal.workspace import Workspace
 
@@ -64,6 +64,6 @@ def refuse_hand_edits(versions: Changes) -> None:
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise UserError(
-            f"data/ was edited by hand: {', '.join(changed[:3])}{more}; bring the published files back with "
-            "`dvc checkout data.dvc --force`, and change labels with `vabal labels import`"
+            f"data/ was edited by hand: {', '.join(changed[:3])}{more}; {BRING_BACK}; "
+            "labels are changed with `vabal labels import`"
         )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vabal import pools
 from vabal.columns import rows_of_lists
-from vabal.errors import UserError
+from vabal.errors import BRING_BACK, UserError
 
 _SCORED = [
     pa.field("sample_id", pa.string(), nullable=False),
@@ -160,7 +160,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         table = pq.ParquetFile(path).read()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; `dvc checkout data.dvc --force` brings it back") from None
+        raise UserError(f"{path} is missing; {BRING_BACK}") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from None
     frame: pd.DataFrame = table.to_pandas()

@@ -7,6 +7,7 @@ step of it can be repeated.
 
 import hashlib
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vabal import inbox, pools
-from vabal.errors import UserError
+from vabal.errors import BRING_BACK, UserError
 from vabal.store import canonical_json, file_sha256, sync_folder, write_bytes
 from vabal.workspace import Workspace
 
@@ -25,6 +26,12 @@ MANIFEST_VERSION = 1
 
 def tag_name(round_number: int) -> str:
     return f"round/{round_number:04d}"
+
+
+def number_of(tag: str) -> int | None:
+    """The round that a tag stands for; None where it is no round's."""
+    found = re.fullmatch(r"round/(\d{4,})", tag)
+    return int(found[1]) if found else None
 
 
 def round_folder(data: Path, round_number: int) -> Path:
@@ -57,7 +64,7 @@ def read_manifest(data: Path, round_number: int) -> Head:
     except FileNotFoundError:
         raise UserError(f"round {round_number} has no manifest at {path}: see `vabal audit` for the rounds") from None
     except ValueError:
-        raise UserError(f"{path} is damaged: bring the published one back with `dvc checkout --force`") from None
+        raise UserError(f"{path} is damaged: {BRING_BACK}") from None
     return Head(round_number, manifest, digest_of(content))
 
 

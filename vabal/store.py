@@ -20,7 +20,19 @@ import vabal
 
 # Modules that no stage's output depends on.
 BOOKKEEPING = (
-    *("audit", "bench", "champion", "cli", "comparison", "initial", "promotion", "protocols", "reference", "report"),
+    *(
+        "audit",
+        "bench",
+        "champion",
+        "checkout",
+        "cli",
+        "comparison",
+        "initial",
+        "promotion",
+        "protocols",
+        "reference",
+        "report",
+    ),
     *("simulation", "statistics", "tables", "verification"),
 )
 

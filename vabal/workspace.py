@@ -80,7 +80,7 @@ class Workspace:
         if (self.data / "catalog.parquet").is_file():
             return
         if (self.root / "data.dvc").is_file():
-            raise UserError(f"{self.data} is missing: bring it with `dvc pull` (needs the S3 address and keys)")
+            raise UserError(f"{self.data} is missing: `vabal checkout` brings it (needs the S3 address and keys)")
         raise UserError(f"{self.root} has no pools yet: make round 0 with `vabal init --source ...`")
 
     @contextmanager

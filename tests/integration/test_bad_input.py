@@ -146,7 +146,7 @@ def test_data_edited_by_hand_stops_the_round_with_the_files_name(workspace: Path
     unreadable = refused(call(workspace, "labels", "export", "elsewhere"))
     path.write_bytes(before)
     assert "data/ was edited by hand: data/labeled.parquet" in line
-    assert "dvc checkout" in line
+    assert "vabal checkout" in line
     assert "labeled.parquet: not a readable parquet file" in unreadable
 
 

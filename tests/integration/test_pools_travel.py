@@ -56,7 +56,7 @@ def test_a_clone_without_its_pools_says_how_to_bring_them(nights: TwoNights, tmp
     git(tmp_path, "clone", "--quiet", str(nights.root), "clone")
     said = call(tmp_path / "clone", "audit")
     assert said.code == 1
-    assert "bring it with `dvc pull`" in said.err
+    assert "`vabal checkout` brings it" in said.err
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_the_order_of_label_events_is_part_of_their_digest() -> None:
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     pools.save(small_pools(), tmp_path)
     (tmp_path / "holdout.parquet").unlink()
-    with pytest.raises(UserError, match=r"holdout\.parquet is missing.*dvc checkout"):
+    with pytest.raises(UserError, match=r"holdout\.parquet is missing.*vabal checkout"):
         pools.load(tmp_path)
 
 
@@ -199,7 +199,7 @@ def test_an_edited_table_is_refused_with_its_name_and_samples(
     with pytest.raises(UserError, match=said) as error:
         pools.load(tmp_path)
     assert "\n" not in str(error.value)
-    assert "dvc checkout" in str(error.value)
+    assert "vabal checkout" in str(error.value)
 
 
 def test_a_sample_in_no_pool_is_named(tmp_path: Path) -> None:

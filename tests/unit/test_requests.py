@@ -71,7 +71,7 @@ class Edited:
 
 def test_hand_edits_are_named_and_many_are_counted() -> None:
     requests.refuse_hand_edits(Edited([]))
-    with pytest.raises(UserError, match=r"^data/ was edited by hand: data/a; bring .*dvc checkout"):
+    with pytest.raises(UserError, match=r"^data/ was edited by hand: data/a; `vabal checkout --force`"):
         requests.refuse_hand_edits(Edited(["data/a"]))
-    with pytest.raises(UserError, match=r"hand: data/0, data/1, data/2 and 2 more; bring"):
+    with pytest.raises(UserError, match=r"hand: data/0, data/1, data/2 and 2 more; `vabal checkout"):
         requests.refuse_hand_edits(Edited([f"data/{number}" for number in range(5)]))

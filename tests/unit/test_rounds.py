@@ -87,7 +87,7 @@ def test_a_missing_or_damaged_manifest_is_told_with_the_way_out(workspace: Works
     with pytest.raises(UserError, match=r"round 4 has no manifest"):
         rounds.read_manifest(workspace.data, 4)
     (rounds.round_folder(workspace.data, 0) / "manifest.json").write_bytes(b"{")
-    with pytest.raises(UserError, match=r"damaged: bring the published one back with `dvc checkout"):
+    with pytest.raises(UserError, match=r"damaged: `vabal checkout --force`"):
         rounds.head(workspace.data)
     with pytest.raises(UserError, match="holds no round"):
         rounds.head(workspace.root / "nowhere")

@@ -57,7 +57,7 @@ def test_a_workspace_without_pools_says_how_to_make_them(workspace: Workspace) -
 
 def test_a_clone_whose_pools_were_not_pulled_says_how_to_bring_them(workspace: Workspace) -> None:
     (workspace.root / "data.dvc").touch()
-    with pytest.raises(UserError, match="dvc pull"):
+    with pytest.raises(UserError, match="vabal checkout"):
         workspace.require_round_zero()
 
 

@@ -4,15 +4,18 @@ The pools go to DVC (`data/` → `data.dvc` → S3), the pointer and the tags to
 is done already is left alone.
 """
 
+import configparser
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from vabal.errors import Unavailable, UserError
+from vabal.store import write_bytes
 
 DVC_CONFIG = """\
 [core]
@@ -24,6 +27,13 @@ DVC_CONFIG = """\
 """
 GIT_IGNORED = ("/data", "/inbox", "/quarantine", "/.vabal", "/mlruns")
 LOCK_PATIENCE_S = 60.0
+# What would make git act on another repository than the workspace's (`git rev-parse --local-env-vars`): a hook sets it.
+ELSEWHERE = {
+    *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT", "GIT_DIR"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_WORK_TREE", "GIT_IMPLICIT_WORK_TREE", "GIT_GRAFT_FILE", "GIT_INDEX_FILE"),
+    *("GIT_NO_REPLACE_OBJECTS", "GIT_REPLACE_REF_BASE", "GIT_PREFIX", "GIT_SHALLOW_FILE", "GIT_COMMON_DIR"),
+    *("GIT_INTERNAL_SUPER_PREFIX", "GIT_NAMESPACE", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM"),
+}
 
 
 class Versioning:
@@ -44,6 +54,7 @@ class Versioning:
         if not config.exists():
             config.write_text(DVC_CONFIG.format(url=url))
         (dvc / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
+        self.keep_cache_private()
         dvcignore = self.root / ".dvcignore"
         if not dvcignore.exists():
             dvcignore.write_text("# Files that DVC passes over: half-written ones.\n.*.tmp\n")
@@ -54,6 +65,25 @@ class Versioning:
             ignore.write_text("\n".join([*lines, *missing]) + "\n")
 
     # -- DVC ----------------------------------------------------------------------------------------------------
+
+    def keep_cache_private(self) -> None:
+        """`core.site_cache_dir` in DVC's local config: the default folder is writable by all and read by pickle."""
+        self._make_site_cache()
+        file = self.root / ".dvc" / "config.local"
+        if not file.exists():
+            write_bytes(file, f"[core]\n    site_cache_dir = {self.site_cache}\n".encode())
+        local = configparser.ConfigParser(interpolation=None, strict=False)
+        local.read(file, encoding="utf-8")
+        if local.get("core", "site_cache_dir", fallback=None) != str(self.site_cache):
+            self._dvc("config", "--local", "core.site_cache_dir", str(self.site_cache))
+
+    def _make_site_cache(self) -> None:
+        self.site_cache.parent.mkdir(mode=0o700, exist_ok=True)
+        self.site_cache.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def site_cache(self) -> Path:
+        return self.root.absolute() / ".vabal" / "dvc"
 
     def add(self) -> None:
         """`dvc add data`: hashes what changed, fills the cache, writes `data.dvc`."""
@@ -78,14 +108,32 @@ class Versioning:
     def pull(self) -> None:
         self._dvc("pull", "data.dvc")
 
-    def changed(self) -> list[str]:
+    def bring_back(self) -> None:
+        """`data/` as `data.dvc` pins it, from the cache or S3, whatever is there now."""
+        self._mend_rwlock()
+        if self._run([sys.executable, "-m", "dvc", "checkout", "--force", "--quiet", "data.dvc"]).returncode != 0:
+            self._dvc("pull", "--force", "data.dvc")
+
+    def go_to(self, name: str, branch: str | None = None) -> None:
+        """Check out the tag `name` (a detached HEAD), or `branch` where one is given, with the files of that commit."""
+        try:
+            self._git("switch", "--quiet", *([branch] if branch else ["--detach", name]))
+        except UserError as error:
+            raise UserError(f"git cannot go to {branch or name}: {error}; commit or undo what you changed") from None
+
+    def branches_with(self, name: str) -> list[str]:
+        """Local branches that contain the tag `name`."""
+        listed = self._git("for-each-ref", "--format=%(refname:short)", f"--contains={name}", "refs/heads")
+        return listed.split()
+
+    def changed(self, kinds: Sequence[str] = ("added", "deleted", "modified", "unknown")) -> list[str]:
         """Files below `data/` that differ from `data.dvc`: what somebody edited by hand. Fast where nothing changed."""
         if not (self.root / "data.dvc").exists():
             return []
         report = json.loads(self._dvc("data", "status", "--granular", "--json", "--no-remote-refresh") or "{}")
         uncommitted = report.get("uncommitted", {})
         names: list[str] = []
-        for kind in ("added", "deleted", "modified", "unknown"):
+        for kind in kinds:
             names += [_name(entry) for entry in uncommitted.get(kind, [])]
         return sorted(name for name in names if name != "data/")
 
@@ -114,17 +162,49 @@ class Versioning:
             raise UserError(f"git tag {name} exists already and records another round: look at `git show {name}`")
         self._git(*self._as_someone(), "tag", "--annotate", "--cleanup=verbatim", "-m", message, name)
 
-    def tags(self) -> list[str]:
-        return self._git("tag", "--list", "round/*").split()
+    def tags(self, pattern: str = "round/*") -> list[str]:
+        return self._git("tag", "--list", pattern).split()
 
     def tag_message(self, name: str) -> str:
         return self._git("tag", "--list", "--format=%(contents)", name).strip()
 
+    def branch(self) -> str | None:
+        """The branch that is checked out; None for a detached HEAD."""
+        return self._git("branch", "--show-current").strip() or None
+
+    def commit_of(self, name: str) -> str | None:
+        """The commit that a tag, branch or HEAD stands at; None if there is no such name."""
+        done = self._run(["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"])
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def committed(self, path: str, at: str = "HEAD") -> bytes | None:
+        """The content of the file `path` (relative to the workspace) in the commit `at`; None if it is not there."""
+        commit = self.commit_of(at)
+        if commit is None:
+            return None
+        done = self._run_bytes(["git", "cat-file", "blob", f"{commit}:./{path}"])
+        return done.stdout if done.returncode == 0 else None
+
+    def remote_tags(self, remote: str, pattern: str = "round/*") -> dict[str, str]:
+        """The tags of a git remote, each with the commit it stands at. Raises Unavailable without an answer."""
+        done = self._run(["git", "ls-remote", "--tags", "--", checked_remote(remote), f"refs/tags/{pattern}"])
+        if done.returncode != 0:
+            raise Unavailable(f"git remote {remote} does not answer: {_last_line(done.stderr)}")
+        found: dict[str, str] = {}
+        for line in done.stdout.splitlines():
+            commit, _, name = line.partition("\t")
+            name = name.removeprefix("refs/tags/")
+            if name.endswith("^{}") or name not in found:  # the peeled line of an annotated tag comes second
+                found[name.removesuffix("^{}")] = commit
+        return found
+
     def push_git(self, remote: str, names: list[str]) -> None:
         """Push branch and tags atomically. Raises UserError if the remote refuses: another machine was first."""
-        branch = self._git("rev-parse", "--abbrev-ref", "HEAD").strip()
+        branch = self.branch()
+        if branch is None:
+            raise UserError(f"{self.root} has a detached HEAD: `vabal checkout newest` goes back to the branch")
         try:
-            self._git("push", "--quiet", "--atomic", remote, branch, *names)
+            self._git("push", "--quiet", "--atomic", "--", checked_remote(remote), branch, *names)
         except UserError as error:
             raise UserError(
                 f"git remote {remote} refused the round (another machine published first?): {error}"
@@ -161,12 +241,16 @@ class Versioning:
         raise _explain(arguments[0], done.stderr, self.root)
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        environment = dict(os.environ)
-        cache = self.root / ".vabal" / "dvc"
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        done = self._run_bytes(command)
+        out, err = (stream.decode("utf-8", errors="replace") for stream in (done.stdout, done.stderr))
+        return subprocess.CompletedProcess(command, done.returncode, out, err)
+
+    def _run_bytes(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+        self._make_site_cache()
         environment |= {
             "DVC_NO_ANALYTICS": "1",
-            "DVC_SITE_CACHE_DIR": str(cache),  # the default one is writable by all and read by pickle
+            "DVC_SITE_CACHE_DIR": str(self.site_cache),  # the default one is writable by all and read by pickle
             "GIT_TERMINAL_PROMPT": "0",
             "LC_ALL": "C.UTF-8",
         }
@@ -174,7 +258,6 @@ class Versioning:
             command,
             cwd=self.root,
             env=environment,
-            text=True,
             capture_output=True,
             check=False,
             stdin=subprocess.DEVNULL,
@@ -198,6 +281,13 @@ class Versioning:
             time.sleep(0.1)
         if time.time() - path.stat().st_mtime > 5:
             path.unlink(missing_ok=True)
+
+
+def checked_remote(remote: str) -> str:
+    """The git remote, if git can only take it for a name or an address. Raises UserError otherwise."""
+    if remote.startswith("-") or "::" in remote.partition("/")[0] or any(ord(letter) < 32 for letter in remote):
+        raise UserError(f"storage.git_remote: {remote!r} is no name or address of a git remote: change params.yaml")
+    return remote
 
 
 def _verb(arguments: tuple[str, ...]) -> str:
