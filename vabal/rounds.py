@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,6 +153,45 @@ def open_round(workspace: Workspace, pending: list[str], now: datetime) -> OpenR
 def give_up(workspace: Workspace) -> None:
     """Forget the round that was begun: it would have had nothing to do. The next one looks at the inbox afresh."""
     (workspace.state / "round.json").unlink(missing_ok=True)
+
+
+# -- which round is the newest --------------------------------------------------------------------------------------
+
+
+class Tags(Protocol):
+    """What is needed of `adapters.versioning` to know the newest round."""
+
+    def branch(self) -> str | None: ...
+    def tags(self) -> list[str]: ...
+    def remote_tags(self, remote: str) -> dict[str, str]: ...
+
+
+def newest_tag(tags: Iterable[str]) -> int | None:
+    """The newest round among names of git tags; None if there is none."""
+    return max((number for number in map(number_of, tags) if number is not None), default=None)
+
+
+def require_newest(workspace: Workspace, versions: Tags, git_remote: str | None = None) -> None:
+    """Raises UserError unless `data/` holds the newest round that git, or `git_remote`, has a tag of, on a branch.
+
+    What adds to the history (a round, a promotion, a rollback) would start a second one from anywhere else. Raises
+    Unavailable if the remote does not answer.
+    """
+    here, newest = head(workspace.data).round, newest_tag(versions.tags())
+    if newest is not None and newest > here:
+        raise UserError(
+            f"{workspace.root} is a checkout of round {here}, the newest is round {newest}: "
+            "`vabal checkout newest` goes back to it"
+        )
+    branch = versions.branch()
+    if branch is None:
+        raise UserError(f"{workspace.root} has a detached HEAD: `vabal checkout newest` goes back to the branch")
+    ahead = newest_tag(versions.remote_tags(git_remote)) if git_remote else None
+    if git_remote and ahead is not None and ahead > here:
+        raise UserError(
+            f"git remote {git_remote} has round {ahead}, {workspace.root} is at round {here}: "
+            f"`git pull --tags {git_remote} {branch}`, then `vabal checkout`"
+        )
 
 
 # -- publishing ---------------------------------------------------------------------------------------------------
