@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from vabal import champion, images, pools, round_tables
 from vabal.errors import BRING_BACK, UserError
+from vabal.findings import Finding
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tag_name
-from vabal.verification import Finding, Report, verify
+from vabal.verification import Report, verify
 
 __all__ = ["Finding", "Report", "history", "picks", "rounds", "show", "verify"]
 

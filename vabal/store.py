@@ -20,20 +20,8 @@ import vabal
 
 # Modules that no stage's output depends on.
 BOOKKEEPING = (
-    *(
-        "audit",
-        "bench",
-        "champion",
-        "checkout",
-        "cli",
-        "comparison",
-        "initial",
-        "promotion",
-        "protocols",
-        "reference",
-        "report",
-    ),
-    *("simulation", "statistics", "tables", "verification"),
+    *("audit", "bench", "champion", "checkout", "cli", "comparison", "derivation", "findings", "initial", "manifests"),
+    *("promotion", "protocols", "reference", "report", "simulation", "statistics", "tables", "verification"),
 )
 
 

@@ -14,32 +14,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vabal import champion, pools, round_tables
 from vabal.errors import UserError
-from vabal.params import parse
+from vabal.findings import UNREADABLE, Finding, Record, few, one_line, span
 from vabal.pools import Pools
 from vabal.progress import track
 from vabal.rounds import digest_of, round_folder, tag_name
-from vabal.store import code_version, file_sha256
+from vabal.store import file_sha256
 
-UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, UserError, OverflowError, MemoryError)
 TABLE_FILES = {name: f"{name}.parquet" for name in pools.SCHEMAS} | {"classes": "classes.json"}
 _COUNTS = ("catalog", "labeled", "unlabeled", "available", "requested", "rejected", "holdout", "picks")
 _TAGGED = re.compile(r"^manifest sha256:([0-9a-f]{64})$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is not as it was published: the round whose record it is in, the file below `data/`, and what."""
-
-    round: int | None
-    file: str
-    what: str
 
 
 @dataclass(frozen=True)
@@ -59,30 +47,6 @@ class Report:
         return {"ok": self.ok, **asdict(self)}
 
 
-@dataclass(frozen=True)
-class Record:
-    """A round's manifest, as far as it is checked, and the digest of its bytes."""
-
-    round: int
-    digest: str
-    parent: str | None
-    strategy: str
-    settings: dict[str, Any]
-    selection: dict[str, Any] | None  # rule, beta, budget, seed, shortlist; round 0 has none
-    code: str | None
-    class_terms: dict[str, Any] | None
-    pools_before: dict[str, str] | None
-    pools_after: dict[str, str]
-    tables: dict[str, str]
-    files: dict[str, str]
-    shards: dict[str, str]
-    counts: dict[str, int]
-
-    @property
-    def folder(self) -> str:
-        return round_folder(Path(), self.round).as_posix()
-
-
 def verify(data: Path, tags: Mapping[str, str] | None = None, *, images: bool = True) -> Report:
     """Check the whole record in the folder `data`.
 
@@ -100,6 +64,8 @@ def verify(data: Path, tags: Mapping[str, str] | None = None, *, images: bool = 
     findings += unread
     if current is not None and records:
         findings += _guarded(check_pools(data, current, records, selections), records[-1].round, "label_events.parquet")
+        from vabal.derivation import check_picks  # noqa: PLC0415 -- loads torch, which the other checks do without
+
         findings += check_picks(data, records, selections, current.classes)
     if images and current is not None:
         findings += check_images(data, current.catalog, records)
@@ -116,7 +82,7 @@ def _guarded(findings: Iterator[Finding], round_number: int, file: str) -> Itera
     try:
         yield from findings
     except UNREADABLE as error:
-        yield Finding(round_number, file, f"damaged, the check ended early: {_one_line(error)}")
+        yield Finding(round_number, file, f"damaged, the check ended early: {one_line(error)}")
 
 
 # -- manifests, their chain and the tags --------------------------------------------------------------------------
@@ -136,7 +102,7 @@ def read_records(data: Path) -> tuple[list[Record], list[Finding]]:
         except FileNotFoundError:
             findings.append(Finding(int(name), file, "missing"))
         except UNREADABLE as error:
-            findings.append(Finding(int(name), file, f"not a readable manifest: {_one_line(error)}"))
+            findings.append(Finding(int(name), file, f"not a readable manifest: {one_line(error)}"))
         else:
             if record.round != int(name):
                 findings.append(Finding(int(name), file, f"it is the manifest of round {record.round}"))
@@ -168,7 +134,7 @@ def check_chain(records: Sequence[Record]) -> Iterator[Finding]:
     for record in records:
         expected = 0 if previous is None else previous.round + 1
         if record.round != expected:
-            missing = _span(expected, record.round - 1)
+            missing = span(expected, record.round - 1)
             yield Finding(expected, round_folder(Path(), expected).as_posix(), f"no readable record of {missing}")
         elif previous is None and record.parent is not None:
             yield Finding(0, f"{record.folder}/manifest.json", "round 0 names a manifest before it")
@@ -265,11 +231,11 @@ def read_pools(data: Path, records: Sequence[Record]) -> tuple[Pools | None, lis
         try:
             tables[name] = pools.read_table(data / f"{name}.parquet", schema)
         except UNREADABLE as error:
-            findings.append(Finding(head, f"{name}.parquet", _one_line(error)))
+            findings.append(Finding(head, f"{name}.parquet", one_line(error)))
     try:
         classes = tuple(json.loads((data / "classes.json").read_text(encoding="utf-8")))
     except UNREADABLE as error:
-        findings.append(Finding(head, "classes.json", _one_line(error)))
+        findings.append(Finding(head, "classes.json", one_line(error)))
     if findings or classes is None:
         return None, findings
     current = Pools(**tables, classes=classes)
@@ -341,7 +307,7 @@ def _request(state: Pools, picks: pd.DataFrame | None, round_number: int) -> tup
     available = state.unlabeled.loc[state.unlabeled["status"] == pools.AVAILABLE, "sample_id"]
     good = pools.among(picks["sample_id"], available) & ~picks["sample_id"].duplicated()
     wrong = picks.loc[~good, "sample_id"]
-    problems = (f"picks {_few(wrong)}, which could not be picked then",) if len(wrong) else ()
+    problems = (f"picks {few(wrong)}, which could not be picked then",) if len(wrong) else ()
     return pools.mark_requested(state, list(picks.loc[good, "sample_id"]), round_number), problems
 
 
@@ -365,7 +331,7 @@ def check_pools(
         yield from check_candidates(data, record, step.taken_in, selections.get(record.round))
     for name, rounds_ in wrong.items():
         for first, last in _runs(rounds_):
-            what = f"made again from images, label events and picks, it is not what {_span(first, last)} recorded"
+            what = f"made again from images, label events and picks, it is not what {span(first, last)} recorded"
             yield Finding(first, TABLE_FILES[name], what)
     head = records[-1].round
     for name, digest in _digests_now(current).items():
@@ -413,7 +379,7 @@ def _difference(name: str, current: Pools, expected: Pools) -> str:
         return ""
     both = pd.concat([getattr(current, name), getattr(expected, name)])
     odd = both.loc[~both.duplicated(keep=False), "sample_id"]
-    return f": {_few(odd)}" if len(odd) else ""
+    return f": {few(odd)}" if len(odd) else ""
 
 
 # -- picks --------------------------------------------------------------------------------------------------------
@@ -433,7 +399,7 @@ def read_selections(data: Path, records: Sequence[Record]) -> tuple[dict[int, pd
             selections[record.round] = round_tables.read_selection(data / file).sort_values("rank")
         except UNREADABLE as error:
             if (data / file).exists():  # else `check_files` names it
-                findings.append(Finding(record.round, file, f"cannot be read: {_one_line(error)}"))
+                findings.append(Finding(record.round, file, f"cannot be read: {one_line(error)}"))
     return selections, findings
 
 
@@ -445,14 +411,14 @@ def check_candidates(data: Path, record: Record, taken_in: Pools, selection: pd.
     try:
         candidates = _read_frame(data / file, ["rank", *_SHARED])
     except UNREADABLE as error:
-        yield Finding(record.round, file, f"cannot be read: {_one_line(error)}")
+        yield Finding(record.round, file, f"cannot be read: {one_line(error)}")
         return
     unlabeled = taken_in.unlabeled
     available = unlabeled.loc[unlabeled["status"] == pools.AVAILABLE, "sample_id"]
     ids = candidates["sample_id"]
     odd = pd.concat([ids[~pools.among(ids, available)], available[~pools.among(available, ids)], ids[ids.duplicated()]])
     if len(odd):
-        what = f"are not the samples that could be picked then: {_few(odd)}"
+        what = f"are not the samples that could be picked then: {few(odd)}"
         yield Finding(record.round, file, what)
     if selection is not None:
         yield from _check_selection(record, selection, candidates)
@@ -475,7 +441,7 @@ def _check_selection(record: Record, selection: pd.DataFrame, candidates: pd.Dat
     same = (one == other) | (one.isna() & other.isna())
     odd = one.loc[~same.all(axis=1), "sample_id"]
     if len(odd):
-        yield Finding(record.round, file, f"differs from candidates.parquet in {_few(odd)}")
+        yield Finding(record.round, file, f"differs from candidates.parquet in {few(odd)}")
 
 
 _SHARED = ("sample_id", "score", "predicted_class", "vae_class", "log_likelihood", "prior", "precision", "strategy")
@@ -493,133 +459,12 @@ def _read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def check_picks(
-    data: Path, records: Sequence[Record], selections: Mapping[int, pd.DataFrame], classes: Sequence[str]
-) -> Iterator[Finding]:
-    """Every round's scores and picks, derived again from its candidates, settings, class terms and seed."""
-    for record in track(records, "verify picks", len(records)):
-        if record.round == 0:
-            continue  # its labels came with the source, or were asked for at random before there was any model
-        file = f"{record.folder}/candidates.parquet"
-        if "candidates.parquet" not in record.files:
-            yield Finding(record.round, f"{record.folder}/manifest.json", "names no candidates.parquet")
-        elif (data / file).is_file():  # else `check_files` names it
-            try:
-                odd, best = _derive(data / file, record, classes)
-            except UNREADABLE as error:
-                yield Finding(record.round, file, f"the picks cannot be derived from it: {_one_line(error)}")
-                continue
-            if odd:
-                what = (
-                    f"the score of {_few(pd.Series(odd))} does not follow from its other columns{_other_code(record)}"
-                )
-                yield Finding(record.round, file, what)
-            if record.round in selections:
-                yield from _check_order(data, record, best, list(selections[record.round]["sample_id"]))
-
-
-def _check_order(data: Path, record: Record, best: Any, recorded: Sequence[str]) -> Iterator[Finding]:
-    """The recorded picks are those that follow from the best candidates, in their order."""
-    if "shortlist.parquet" in record.files and not (data / record.folder / "shortlist.parquet").is_file():
-        return  # `check_files` names it
-    try:
-        picks = _follow(data / record.folder, record, best, recorded)
-    except UNREADABLE as error:
-        yield Finding(record.round, f"{record.folder}/shortlist.parquet", _one_line(error))
-        return
-    if picks != recorded:
-        changed = sorted(set(picks).symmetric_difference(recorded))
-        which = f"differ in {_few(pd.Series(changed))}" if changed else "stand in another order"
-        what = f"its picks are not those that follow from the candidates: they {which}"
-        yield Finding(record.round, f"{record.folder}/selection.parquet", what)
-
-
-def _derive(path: Path, record: Record, classes: Sequence[str]) -> tuple[list[str], Any]:
-    """Candidates whose score does not follow from what it was computed from; and the best by score, in order.
-
-    Those are the picks, or with the rule `spread` the candidates among which the picks were searched.
-    """
-    from vabal import strategies  # noqa: PLC0415 -- loads torch, which the other checks do without
-    from vabal.probabilities import ClassTerms  # noqa: PLC0415
-
-    if record.selection is None:
-        raise ValueError("the manifest does not say by which rule")
-    settings = parse(record.settings, where="settings of the manifest")
-    terms = None if record.class_terms is None else ClassTerms.from_json(record.class_terms)
-    strategy = strategies.get(record.strategy)
-    seed, budget, rule = (record.selection[name] for name in ("seed", "budget", "rule"))
-    if rule == "spread":
-        picker = strategies.Picker(record.selection["shortlist"] * budget, "topk", seed=seed)
-    else:
-        picker = strategies.Picker(budget, rule, record.selection["beta"], seed)
-    file = pq.ParquetFile(path)
-    # Tables without posteriors are of versions whose spread batches had places for scores.
-    earlier = "posteriors" not in file.schema_arrow.names and record.strategy == "vabal"
-    earlier = earlier and (settings.selection.batch == "spread" or settings.probabilities.classes == "posterior")
-    odd: list[str] = []
-    for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
-        batch.validate(full=True)
-        part = strategies.Candidates.from_table(batch, classes)
-        score_N = None if earlier else strategy.rescore(part, class_terms=terms, settings=settings, seed=seed)
-        if score_N is not None:
-            # Another processor may round the last bit of an exponential otherwise.
-            wrong_N = ~np.isclose(part.score_N, score_N, rtol=1e-9, atol=1e-9)
-            odd += [str(sample_id) for sample_id in part.sample_ids[wrong_N]]
-        picker.add(part)
-    if not picker.candidates:
-        return odd, None
-    if not earlier:
-        _same_rule(record.selection, strategy, settings)
-    return odd, picker.picks()
-
-
-def _same_rule(selection: Mapping[str, Any], strategy: Any, settings: Any) -> None:
-    """Raises ValueError for picks by another rule, or of another number, than the settings ask for."""
-    asked: dict[str, Any] = {"budget": settings.selection.budget}
-    if callable(getattr(strategy, "rule", None)) and callable(getattr(strategy, "beta", None)):
-        asked |= {"rule": strategy.rule(settings), "beta": strategy.beta(settings)}
-    for name, value in asked.items():
-        if selection[name] != value:
-            raise ValueError(f"the manifest's selection has {name} {selection[name]}, its settings ask for {value}")
-
-
-def _follow(folder: Path, record: Record, best: Any, recorded: Sequence[str]) -> Sequence[str]:
-    """The picks that follow from the best candidates; the recorded ones, where only rounding could lead to others.
-
-    Raises ValueError if the shortlist of a spread batch does not hold the best candidates.
-    """
-    from vabal.strategies.spread import departures, spread  # noqa: PLC0415
-
-    if best is None or record.selection is None:
-        return []
-    best_ids = [str(sample_id) for sample_id in best.sample_ids]
-    if record.selection["rule"] != "spread":
-        return best_ids
-    ids, features_N_D = round_tables.read_shortlist(folder / "shortlist.parquet")
-    if ids != best_ids:
-        raise ValueError("does not hold the candidates with the highest scores, the highest first")
-    beta, count = record.selection["beta"], min(record.selection["budget"], len(ids))
-    row_of = {sample_id: row for row, sample_id in enumerate(ids)}
-    rows = np.array([row_of.get(sample_id, -1) for sample_id in recorded], dtype=np.int64)
-    if len(rows) == count and (rows >= 0).all() and not departures(best.score_N, features_N_D, rows, beta):
-        return recorded
-    return [ids[row] for row in spread(best.score_N, features_N_D, count, beta)]
-
-
-def _other_code(record: Record) -> str:
-    here = code_version()
-    return "" if record.code == here else f" (made by {record.code}, checked by {here})"
-
-
-_ROWS_AT_ONCE = 2**16
-
-
 def check_promotions(data: Path) -> Iterator[Finding]:
     """The chain of `promotions.jsonl`, which lies beside `data/` and is versioned by git."""
     try:
         champion.read_record(data.parent)
     except UNREADABLE as error:
-        yield Finding(None, champion.RECORD, _one_line(error))
+        yield Finding(None, champion.RECORD, one_line(error))
 
 
 # -- images -------------------------------------------------------------------------------------------------------
@@ -638,10 +483,10 @@ def check_images(data: Path, catalog: pd.DataFrame, records: Sequence[Record]) -
         try:
             wrong = _wrong_images(data / file, rows)
         except UNREADABLE as error:
-            yield Finding(first.get(file), file, f"cannot be read: {_one_line(error)}")
+            yield Finding(first.get(file), file, f"cannot be read: {one_line(error)}")
         else:
             if wrong:
-                what = f"holds other images than the catalog says: {_few(pd.Series(wrong))}"
+                what = f"holds other images than the catalog says: {few(pd.Series(wrong))}"
                 yield Finding(first.get(file), file, what)
 
 
@@ -663,21 +508,3 @@ def _wrong_images(path: Path, rows: pd.DataFrame) -> list[str]:
                     right.add(place)
             place += 1
     return [sample_id for row, (sample_id, _) in sorted(expected.items()) if row not in right]
-
-
-# -- words --------------------------------------------------------------------------------------------------------
-
-
-def _span(first: int, last: int) -> str:
-    return f"round {first}" if first == last else f"rounds {first} to {last}"
-
-
-def _few(ids: "pd.Series[str]") -> str:
-    names = list(dict.fromkeys(str(name) for name in ids))
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"sample{'s' if len(names) > 1 else ''} {', '.join(names[:3])}{more}"
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]}..."

@@ -32,8 +32,8 @@ from vabal import (
     verification,
 )
 from vabal.errors import UserError
+from vabal.findings import Finding
 from vabal.probabilities import ClassTerms
-from vabal.verification import Finding
 
 CLASSES = ("cat", "dog", "emu")
 SEED = 5
