@@ -33,6 +33,7 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
     strategies.get(params.selection.strategy)  # an unknown one is refused before anything is begun
     with place.lock("vabal round"):
         tasks.check_servers(params)
+        tasks.claim_stores(place, params)
         unfinished = tasks.finish_publication(place, params)
         if unfinished is not None and not tasks.anything_new(place):
             return Completed(name="Published", message=f"{unfinished} (a killed run had left it half published)")

@@ -24,7 +24,7 @@ from vabal.errors import Unavailable, UserError
 from vabal.params import Params
 from vabal.rounds import OpenRound, Plan
 from vabal.stages import Night, Ref
-from vabal.store import Stages, StageStore
+from vabal.store import Stages, StageStore, stage_folder
 from vabal.workspace import Workspace
 
 Ticket = dict[
@@ -73,9 +73,17 @@ def night_of(ticket: Ticket) -> Night:
 
 
 def stage_store(workspace: Workspace, params: Params) -> Stages:
+    own = stages.own_store(workspace)
     if params.stages.startswith("s3://"):
-        return storage.S3StageStore(params.stages, workspace.state / "stages")
-    return StageStore(workspace.root / params.stages)
+        return storage.S3StageStore(params.stages, own)
+    folder = stage_folder(workspace.root, params.stages)
+    return own if folder == own.folder.resolve() else StageStore(folder, workspace.identity)
+
+
+def claim_stores(workspace: Workspace, params: Params) -> None:
+    """Raises UserError, before anything was begun, where the stage store's place is somebody else's."""
+    stages.own_store(workspace).claim()
+    stage_store(workspace, params).claim()
 
 
 # -- before the round -----------------------------------------------------------------------------------------------

@@ -352,6 +352,8 @@ class Params(Section):
         scheme = re.match(r"^([a-z0-9+]+)://", value)
         if scheme and scheme.group(1) != "s3":
             raise ValueError("must be a folder or an s3:// address")
+        if value.startswith("~"):
+            raise ValueError("must be a whole path: ~ is not followed")
         return value
 
 

@@ -60,7 +60,7 @@ class Night:
     @cached_property
     def local(self) -> StageStore:
         """Intake's view of the pools and the selection belong to the workspace, wherever the learning runs."""
-        return StageStore(self.workspace.state / "stages")
+        return own_store(self.workspace)
 
     @cached_property
     def view(self) -> Path:
@@ -159,12 +159,18 @@ def metrics_of(night: Night, ref: Ref) -> list[Metric]:
     return [Metric(*item) for place in places for item in read_json(place, "training.json")]
 
 
+def own_store(workspace: Workspace) -> StageStore:
+    """The store below `.vabal/`. The workspace made that folder, so it is ours with or without a mark."""
+    folder = workspace.state / "stages"
+    return StageStore(folder, workspace.identity, adopt=not folder.is_symlink())
+
+
 # -- intake -------------------------------------------------------------------------------------------------------
 
 
 def intake(workspace: Workspace, begun: OpenRound) -> str:
     """Pools after the inbox's labels and images came in, as a view laid out like `data/`; the key of that view."""
-    store = StageStore(workspace.state / "stages")
+    store = own_store(workspace)
     inputs: dict[str, str | int] = {"parent": begun.parent, "round": begun.round, "inbox": "\n".join(begun.inbox)}
     key = stage_key("intake", {}, inputs)
     if store.get("intake", key) is None:

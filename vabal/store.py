@@ -2,21 +2,37 @@
 
 A stage's output is a folder named by a key of the stage, the code, its settings and its inputs' digests. It is written
 under a temporary name and renamed, so a folder that exists is complete.
+
+A store marks its folder as its own when it makes it, and removes nothing but what bears a name that it gave.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import vabal
+from vabal.errors import UserError
+
+MARK: Final = ".vabal-stages"
+# The names that a stage's folder may have: nothing else in a store's folder is ever removed.
+STAGES: Final = (
+    *("intake", "train-classifier", "train-committee", "evaluate", "extract-features", "extract-committee"),
+    *("train-vae", "class-terms", "estimate-probabilities", "select-batch"),
+)
+_KEY: Final = re.compile(r"[0-9a-f]{16}")
+_OURS: Final = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[0-9a-f]{32}")  # an output, or one that is being written
+# Folders of a workspace that hold something else: `.vabal` has the store's own place, `.vabal/stages`.
+_TAKEN: Final = ("data", "inbox", "quarantine", "mlruns", ".git", ".dvc")
 
 # Modules that no stage's output depends on.
 BOOKKEEPING = (
@@ -27,6 +43,8 @@ BOOKKEEPING = (
 
 class Stages(Protocol):
     """Where stages put their outputs: a folder (`StageStore`), or S3 where stages run on several machines."""
+
+    def claim(self) -> None: ...
 
     def get(self, stage: str, key: str) -> Path | None: ...
 
@@ -84,6 +102,20 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     sync_folder(path.parent)
 
 
+def write_once(path: Path, content: bytes) -> None:
+    """Durable and whole, unless the file is there already: then it stays as it is, whoever writes at the same time."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    write_bytes(temporary, content)
+    try:
+        path.hardlink_to(temporary)
+    except OSError:
+        if not path.exists():  # else: another process was first. Here: a file system without links
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries durable: a rename alone may be lost in a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -93,11 +125,80 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class StageStore:
-    """Stage outputs as folders below `folder`."""
+def private_folder(folder: Path) -> Path:
+    """The folder, made with what is missing above it, each for its owner only."""
+    if not folder.is_dir():
+        private_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
-    def __init__(self, folder: Path) -> None:
+
+def stage_folder(root: Path, setting: str) -> Path:
+    """The folder that the setting `stages` names in the workspace at `root`.
+
+    Raises UserError for one that holds something else: the workspace itself or a folder above it, its data, inbox, git.
+    """
+    folder, home = (root / setting).resolve(), root.resolve()
+    inside = folder.relative_to(home).parts if folder.is_relative_to(home) else None
+    state = inside is not None and inside[:1] == (".vabal",)
+    if (
+        home.is_relative_to(folder)
+        or (inside and inside[0] in _TAKEN)
+        or (state and not (inside and len(inside) == 2 and inside[1].startswith("stages")))
+    ):
+        raise UserError(
+            f"stages: `{setting}` cannot be the stage store's folder: name a new or empty one outside the workspace, "
+            "by its whole path, or `.vabal/stages`"
+        )
+    return folder
+
+
+class StageStore:
+    """Stage outputs as folders below `folder`, which is this store's own."""
+
+    def __init__(self, folder: Path, owner: str = "", *, adopt: bool = False) -> None:
+        """`owner` names the workspace in the folder's mark. `adopt`: a folder without a mark becomes ours.
+
+        Nothing is made or looked at yet.
+        """
         self.folder = folder
+        self.owner = owner
+        self._adopt = adopt
+        self._claimed = False
+
+    def claim(self) -> None:
+        """Make the folder and mark it as this store's.
+
+        Raises UserError if it is not empty and has no mark, or another workspace's: then it holds other people's work.
+        """
+        if self._claimed:
+            return
+        private_folder(self.folder)
+        if self._owner() is None:
+            half = f"{MARK.strip('.')}."  # what a kill left of an earlier marking
+            foreign = [path.name for path in self.folder.iterdir() if not path.name.lstrip(".").startswith(half)]
+            if foreign and not self._adopt:
+                raise UserError(
+                    f"stages: {self.folder} is not empty and no stage store made it (it holds {min(foreign)}): "
+                    "name a new or empty folder"
+                )
+            write_once(self.folder / MARK, canonical_json({"stages": 1, "workspace": self.owner}))
+        if self._owner() != self.owner:
+            raise UserError(
+                f"stages: {self.folder} is the stage store of another workspace, which clears it by its own rounds: "
+                "name a new or empty folder"
+            )
+        self._claimed = True
+
+    def _owner(self) -> str | None:
+        """Whom the folder's mark names; None where there is no mark. A mark that is none names nobody we know."""
+        path = self.folder / MARK
+        if not path.is_file() or path.is_symlink():
+            return None
+        try:
+            return str(json.loads(path.read_bytes())["workspace"])
+        except (ValueError, KeyError, TypeError):
+            return "unknown"
 
     def get(self, stage: str, key: str) -> Path | None:
         """The finished output, or None."""
@@ -106,33 +207,64 @@ class StageStore:
 
     @contextmanager
     def produce(self, stage: str, key: str) -> Iterator[Path]:
-        """A temporary folder to fill; it becomes the stage's output when the block ends without an error."""
+        """A temporary folder to fill; it becomes the stage's output when the block ends without an error.
+
+        Raises UserError if the store's folder is somebody else's.
+        """
+        if stage not in STAGES or not _KEY.fullmatch(key):
+            raise ValueError(f"{stage}/{key} is no name that a stage store gives (vabal.store.STAGES)")
         place = self.folder / stage / key
-        temporary = self.folder / stage / f".{key}.{uuid.uuid4().hex}"
-        temporary.mkdir(parents=True)
+        self.claim()
+        temporary = private_folder(place.parent) / f".{key}.{uuid.uuid4().hex}"
+        temporary.mkdir(mode=0o700)
         try:
             yield temporary
-            for path in temporary.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as stream:
-                        os.fsync(stream.fileno())
+            _sync_tree(temporary)
             try:
                 temporary.rename(place)
             except OSError:
                 if not place.is_dir():  # else: another run finished the same stage first, with the same output
                     raise
             sync_folder(place.parent)
+            sync_folder(self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def forget(self, before: float) -> int:
-        """Remove outputs, finished or half-written, from before that time (seconds since 1970). Returns how many."""
-        return forget(self.folder, before)
+        """Remove outputs, finished or half-written, from before that time (seconds since 1970). Returns how many.
+
+        Only folders with names that a store gives, in a folder with this store's mark; a link is left alone.
+        """
+        if self._owner() != self.owner:
+            return 0
+        old = [place for place in self._outputs() if place.lstat().st_mtime < before]
+        for place in old:
+            shutil.rmtree(place)
+        return len(old)
+
+    def _outputs(self) -> Iterator[Path]:
+        for stage in STAGES:
+            if not _is_folder(self.folder / stage):
+                continue
+            for place in sorted((self.folder / stage).iterdir()):
+                if _OURS.fullmatch(place.name) and _is_folder(place):
+                    yield place
 
 
-def forget(folder: Path, before: float) -> int:
-    """As `StageStore.forget`, for a folder of stages."""
-    old = [place for place in folder.glob("*/*") if place.stat().st_mtime < before]
-    for place in old:
-        shutil.rmtree(place)
-    return len(old)
+def _is_folder(path: Path) -> bool:
+    """A folder itself, not a link to one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _sync_tree(folder: Path) -> None:
+    """Make a folder's files and entries durable, what lies deepest first."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        elif path.is_dir():
+            sync_folder(path)
+    sync_folder(folder)

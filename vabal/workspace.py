@@ -3,9 +3,11 @@
 import fcntl
 import json
 import os
+import stat
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 from vabal.errors import UserError
 from vabal.params import Params
 from vabal.params import load as load_params
+from vabal.store import write_once
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,16 @@ class Workspace:
         """`.vabal/`: credentials, the local stack's state, the stage store, caches. For its owner only."""
         folder = self.root / ".vabal"
         folder.mkdir(mode=0o700, exist_ok=True)
+        _narrow(folder, 0o700)
         return folder
+
+    @property
+    def identity(self) -> str:
+        """A name of this workspace on this machine, drawn at random when it is first asked for."""
+        path = self.state / "id"
+        if not path.exists():
+            write_once(path, uuid.uuid4().hex.encode())
+        return path.read_text(encoding="ascii").strip()
 
     @property
     def decoded(self) -> Path:
@@ -64,6 +76,7 @@ class Workspace:
 
     def environment(self) -> None:
         """Fill in addresses and keys of the local stack from `.vabal/env`; what is set already wins."""
+        self._close_to_others()
         os.environ.setdefault("DVC_NO_ANALYTICS", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -74,6 +87,16 @@ class Workspace:
             key, separator, value = line.partition("=")
             if separator and not line.startswith("#"):
                 os.environ.setdefault(key.strip(), value.strip())
+
+    def _close_to_others(self) -> None:
+        """`.vabal`, its folders, and its files with keys are for their owner only, also where they once were not."""
+        if not (self.root / ".vabal").is_dir():
+            return
+        for path in self.state.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                _narrow(path, 0o700)
+            elif path.name in ("env", "id", "stack.json"):
+                _narrow(path, 0o600)
 
     def require_round_zero(self) -> None:
         """Raises UserError unless `data/` is here, with the way to get it."""
@@ -107,6 +130,14 @@ class Workspace:
             yield
         finally:
             os.close(descriptor)
+
+
+def _narrow(path: Path, mode: int) -> None:
+    """Take from a path's mode what is more than `mode`; one that is somebody else's stays as it is."""
+    now = stat.S_IMODE(path.stat().st_mode)
+    if now & ~mode:
+        with suppress(PermissionError):
+            path.chmod(now & mode)
 
 
 def _held_by(path: Path) -> str:

@@ -17,7 +17,6 @@ from vabal import audit, record, round_tables, rounds, stages
 from vabal.adapters.versioning import Versioning
 from vabal.initial import initialise
 from vabal.stages import Night
-from vabal.store import StageStore
 from vabal.strategies.spread import departures
 from vabal.workspace import Workspace
 
@@ -56,7 +55,7 @@ def run_round(root: Path) -> dict[str, Any]:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     begun = rounds.open_round(place, [], now)
     params = place.params()
-    night = Night(place, params, begun, StageStore(root / params.stages), stages.intake(place, begun))
+    night = Night(place, params, begun, stages.own_store(place), stages.intake(place, begun))
     trained = stages.train_classifier(night)
     evaluated = stages.evaluate(night, trained)
     extracted = [stages.extract_features(night, trained, shard) for shard in stages.shard_names(night)]

@@ -14,6 +14,13 @@ from running import RunningStack
 from vabal.adapters import storage
 from vabal.adapters.storage import S3StageStore
 from vabal.errors import Unavailable, UserError
+from vabal.store import StageStore
+
+OLD, NEW = "0" * 16, "f" * 16
+
+
+def _keys(bucket: str) -> list[str]:
+    return [item["Key"] for item in storage.client().list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
@@ -36,10 +43,10 @@ def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def test_a_missing_bucket_is_made_and_nothing_is_left_in_it(stack: RunningStack) -> None:
+def test_a_missing_bucket_is_made_and_one_small_object_stays_in_it(stack: RunningStack) -> None:
     storage.preflight("made-by-preflight", "some/where")
     storage.preflight("made-by-preflight", "some/where")
-    assert storage.client().list_objects_v2(Bucket="made-by-preflight").get("Contents", []) == []
+    assert _keys("made-by-preflight") == ["some/where/.vabal-preflight"]
 
 
 def test_a_server_that_is_down_is_told_in_one_line_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,56 +109,100 @@ def _fill(folder: Path) -> None:
 
 def test_a_stage_made_on_one_machine_is_done_on_another(stack: RunningStack, tmp_path: Path) -> None:
     storage.preflight("stages")
-    here = S3StageStore("s3://stages/team", tmp_path / "here")
-    there = S3StageStore("s3://stages/team", tmp_path / "there")
-    assert there.get("extract-features", "k1") is None
-    with here.produce("extract-features", "k1") as folder:
+    here = S3StageStore("s3://stages/team", StageStore(tmp_path / "here"))
+    there = S3StageStore("s3://stages/team", StageStore(tmp_path / "there"))
+    assert there.get("extract-features", "1111111111111111") is None
+    with here.produce("extract-features", "1111111111111111") as folder:
         _fill(folder)
-    found = there.get("extract-features", "k1")
+    found = there.get("extract-features", "1111111111111111")
     assert found is not None
     assert {path.name: path.read_bytes() for path in found.iterdir()} == {
         "features.npy": b"1234",
         "report.json": b"{}",
     }
-    assert here.get("extract-features", "k1") == tmp_path / "here" / "extract-features" / "k1"
-    assert there.get("extract-features", "k") is None
+    assert here.get("extract-features", "1" * 16) == tmp_path / "here" / "extract-features" / ("1" * 16)
+    assert there.get("extract-features", "0" * 16) is None
 
 
 def test_a_stage_that_failed_counts_as_not_done_anywhere(stack: RunningStack, tmp_path: Path) -> None:
     storage.preflight("stages")
-    store = S3StageStore("s3://stages/failed", tmp_path)
-    with pytest.raises(RuntimeError, match="out of memory"), store.produce("train-vae", "k2") as folder:
+    store = S3StageStore("s3://stages/failed", StageStore(tmp_path))
+    with pytest.raises(RuntimeError, match="out of memory"), store.produce("train-vae", "2222222222222222") as folder:
         _fill(folder)
         raise RuntimeError("out of memory")
-    assert store.get("train-vae", "k2") is None
+    assert store.get("train-vae", "2222222222222222") is None
     assert list((tmp_path / "train-vae").iterdir()) == []
 
 
 def test_an_upload_cut_off_before_its_marker_counts_as_not_done(stack: RunningStack, tmp_path: Path) -> None:
     storage.preflight("stages")
-    store = S3StageStore("s3://stages/cut", tmp_path)
-    storage.client().put_object(Bucket="stages", Key="cut/train-vae/k3/vae.safetensors", Body=b"half")
-    assert store.get("train-vae", "k3") is None
-    with store.produce("train-vae", "k3") as folder:
+    store = S3StageStore("s3://stages/cut", StageStore(tmp_path))
+    storage.client().put_object(Bucket="stages", Key="cut/train-vae/3333333333333333/vae.safetensors", Body=b"half")
+    assert store.get("train-vae", "3333333333333333") is None
+    with store.produce("train-vae", "3333333333333333") as folder:
         (folder / "vae.safetensors").write_bytes(b"whole")
-    other = S3StageStore("s3://stages/cut", tmp_path / "other").get("train-vae", "k3")
+    other = S3StageStore("s3://stages/cut", StageStore(tmp_path / "other")).get("train-vae", "3333333333333333")
     assert other is not None
     assert (other / "vae.safetensors").read_bytes() == b"whole"
 
 
 def test_forgetting_old_outputs_clears_the_cache_and_not_the_bucket(stack: RunningStack, tmp_path: Path) -> None:
     storage.preflight("stages")
-    store = S3StageStore("s3://stages/kept", tmp_path)
-    for key in ("old", "new"):
+    store = S3StageStore("s3://stages/kept", StageStore(tmp_path))
+    for key in (OLD, NEW):
         with store.produce("train-vae", key) as folder:
             _fill(folder)
-    os.utime(tmp_path / "train-vae" / "old", (1000, 1000))
+    os.utime(tmp_path / "train-vae" / OLD, (1000, 1000))
     assert store.forget(before=2000) == 1
-    assert (tmp_path / "train-vae" / "new").exists()
-    assert not (tmp_path / "train-vae" / "old").exists()
-    assert store.get("train-vae", "old") is not None
+    assert (tmp_path / "train-vae" / NEW).exists()
+    assert not (tmp_path / "train-vae" / OLD).exists()
+    assert store.get("train-vae", OLD) is not None
 
 
 def test_an_address_that_is_no_bucket_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="s3://bucket/prefix"):
-        S3StageStore("s3:///only-a-prefix", tmp_path)
+        S3StageStore("s3:///only-a-prefix", StageStore(tmp_path))
+
+
+# -- only what is its own -----------------------------------------------------------------------------------------
+
+
+def test_a_prefix_is_marked_once_and_used_again_with_its_mark(moto: str, tmp_path: Path) -> None:
+    storage.preflight("stages", "dvc")
+    for name in ("here", "there"):
+        store = S3StageStore("s3://stages/team", StageStore(tmp_path / name))
+        store.claim()
+        with store.produce("train-vae", NEW) as folder:
+            _fill(folder)
+    assert {name for name in _keys("stages") if not name.startswith("dvc/")} == {
+        "team/.vabal-stages",
+        *(f"team/train-vae/{NEW}/{name}" for name in ("_complete", "features.npy", "report.json")),
+    }
+
+
+@pytest.mark.parametrize("prefix", ["/dvc", "/thesis", ""])
+def test_a_prefix_with_other_things_below_it_is_refused(moto: str, tmp_path: Path, prefix: str) -> None:
+    storage.preflight("mixed", "dvc")
+    storage.client().put_object(Bucket="mixed", Key="thesis/chapter1.tex", Body=b"")
+    before = _keys("mixed")
+    with pytest.raises(UserError, match=r"^stages: s3://mixed/[^\n]*holds other things [^\n]*another prefix$"):
+        S3StageStore(f"s3://mixed{prefix}", StageStore(tmp_path)).claim()
+    assert _keys("mixed") == before
+
+
+def test_a_prefix_from_before_there_were_marks_is_taken_over(moto: str, tmp_path: Path) -> None:
+    storage.preflight("older", "dvc")
+    storage.client().put_object(Bucket="older", Key=f"team/train-vae/{OLD}/_complete", Body=b"")
+    store = S3StageStore("s3://older/team", StageStore(tmp_path))
+    store.claim()
+    assert store.get("train-vae", OLD) is not None
+
+
+@pytest.mark.parametrize("name", ["../../../stolen", "a/b", ""])
+def test_an_object_whose_name_leads_out_of_the_output_is_refused(moto: str, tmp_path: Path, name: str) -> None:
+    storage.preflight("hostile")
+    for item in ("_complete", name):
+        storage.client().put_object(Bucket="hostile", Key=f"team/train-vae/{OLD}/{item}", Body=b"x")
+    with pytest.raises(UserError, match=r"^stages: s3://hostile/team/[^\n]* which no stage put there[^\n]*$"):
+        S3StageStore("s3://hostile/team", StageStore(tmp_path / "cache")).get("train-vae", OLD)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".vabal-stages"]

@@ -15,7 +15,6 @@ from vabal.adapters.versioning import Versioning
 from vabal.errors import UserError
 from vabal.initial import initialise
 from vabal.stages import Night, Ref
-from vabal.store import StageStore
 from vabal.strategies import Candidates, Context, Needs, ScoringStrategy, Shard
 from vabal.workspace import Workspace
 
@@ -56,7 +55,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
         place = Workspace(root)
         begun = rounds.open_round(place, [], datetime(2026, 1, 1, tzinfo=UTC))
         params = place.params({"selection.strategy": "random"})
-        yield Night(place, params, begun, StageStore(root / params.stages), stages.intake(place, begun))
+        yield Night(place, params, begun, stages.own_store(place), stages.intake(place, begun))
     torch.set_num_threads(threads)
 
 

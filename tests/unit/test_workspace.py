@@ -50,6 +50,25 @@ def test_the_state_folder_is_made_for_its_owner_only(workspace: Workspace) -> No
     assert stat.S_IMODE(workspace.state.stat().st_mode) == 0o700
 
 
+def test_the_state_folder_and_what_lies_in_it_are_narrowed_where_they_were_open(workspace: Workspace) -> None:
+    state = workspace.root / ".vabal"
+    for folder in (state, state / "logs", state / "stages"):
+        folder.mkdir(mode=0o777)
+        folder.chmod(0o777)
+    (state / "env").write_text("VABAL_TEST_NAME=1\n")
+    (state / "env").chmod(0o644)
+    (workspace.root / "outside").mkdir(mode=0o755)
+    (state / "link").symlink_to(workspace.root / "outside")
+    workspace.environment()
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (state, *state.iterdir())}
+    assert modes == {".vabal": 0o700, "logs": 0o700, "stages": 0o700, "env": 0o600, "link": 0o755}
+
+
+def test_a_workspace_has_one_identity_and_another_workspace_another(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assert workspace.identity == Workspace(workspace.root).identity != Workspace(tmp_path / "other").identity
+
+
 def test_a_workspace_without_pools_says_how_to_make_them(workspace: Workspace) -> None:
     with pytest.raises(UserError, match="make round 0 with `vabal init"):
         workspace.require_round_zero()

@@ -1,8 +1,6 @@
 """S3 through boto3: is the bucket there and open to us, and a stage store that several machines share."""
 
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
 
 from vabal.errors import Unavailable, UserError
-from vabal.store import forget
+from vabal.store import MARK, STAGES, StageStore, canonical_json
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -53,8 +52,9 @@ def _is_here() -> bool:
 
 
 def preflight(bucket: str, prefix: str = "") -> None:
-    """Make the bucket if it is missing, then write, read and delete a small object below `prefix`.
+    """Make the bucket if it is missing, then write and read the small object `.vabal-preflight` below `prefix`.
 
+    It is written over the next time and never deleted: rounds need no such permission.
     Raises Unavailable with one line: S3 is down, the keys are wrong, the bucket is someone else's, what is forbidden.
     """
     s3 = client()
@@ -63,13 +63,11 @@ def preflight(bucket: str, prefix: str = "") -> None:
     if not exists:
         with _explained(bucket, "create"):
             _create_bucket(s3, bucket)
-    key = "/".join(filter(None, [prefix.strip("/"), f"{PROBE}-{uuid.uuid4().hex}"]))
+    key = "/".join(filter(None, [prefix.strip("/"), PROBE]))
     with _explained(bucket, "write to"):
         s3.put_object(Bucket=bucket, Key=key, Body=b"vabal")
     with _explained(bucket, "read from"):
         content = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
-    with _explained(bucket, "delete from"):
-        s3.delete_object(Bucket=bucket, Key=key)
     if content != b"vabal":
         raise Unavailable(f"S3 at {_address()} gave back other bytes than were written to bucket `{bucket}`")
 
@@ -122,7 +120,7 @@ def _explained(bucket: str, deed: str) -> Iterator[None]:
         raise Unavailable(
             f"no S3 server at {_address()}: start the stack with `vabal up`, or set AWS_ENDPOINT_URL"
         ) from None
-    except (BotoCoreError, ValueError) as error:
+    except (BotoCoreError, Boto3Error, ValueError) as error:
         detail = " ".join(str(error).split())
         raise Unavailable(f"S3 at {_address()} cannot be used to {deed} bucket `{bucket}`: {detail}") from None
 
@@ -138,14 +136,15 @@ def _explanation(code: str, bucket: str, deed: str) -> str:
 
 
 class S3StageStore:
-    """Stage outputs below an `s3://bucket/prefix`, with a folder of this machine as cache.
+    """Stage outputs below an `s3://bucket/prefix`, with this machine's store as cache.
 
     The same interface as `vabal.store.StageStore`. S3 has no rename, so an output counts as finished once its marker
-    object is there, which is written last. Two machines that finish the same stage write the same bytes.
+    object is there, which is written last. Two machines that finish the same stage write the same bytes. Nothing is
+    read or written but below the prefix, and nothing in S3 is ever deleted.
     """
 
-    def __init__(self, address: str, cache: Path) -> None:
-        """`address` is `s3://bucket/prefix`; downloaded and produced outputs are kept below `cache`.
+    def __init__(self, address: str, cache: StageStore) -> None:
+        """`address` is `s3://bucket/prefix`; downloaded and produced outputs are kept in `cache`.
 
         Raises UserError if `address` is no such address.
         """
@@ -157,23 +156,46 @@ class S3StageStore:
         self.cache = cache
         self._s3 = client(attempts=4, read_timeout=60.0)
 
+    def claim(self) -> None:
+        """Mark the prefix as a stage store's.
+
+        Raises UserError if something else lies below it, Unavailable if S3 is away or the keys may not write there.
+        """
+        self.cache.claim()
+        mark = self._object(MARK)
+        with _explained(self.bucket, "write stages to"):
+            if self._has(mark):
+                return
+            found = self._s3.list_objects_v2(Bucket=self.bucket, Prefix=self._object(""))
+            names = [item["Key"].removeprefix(self._object("")) for item in found.get("Contents", [])]
+            foreign = [name for name in names if name.split("/")[0] not in STAGES]
+            if foreign:
+                where = f"s3://{self.bucket}/{self.prefix}"
+                raise UserError(f"stages: {where} holds other things (as {foreign[0]}): name another prefix")
+            self._s3.put_object(Bucket=self.bucket, Key=mark, Body=canonical_json({"stages": 1}))
+
+    def _has(self, key: str) -> bool:
+        try:
+            self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        except ClientError as error:
+            if _code(error) in MISSING:
+                return False
+            raise
+        return True
+
     def get(self, stage: str, key: str) -> Path | None:
         """The finished output as a local folder, downloaded if need be, or None. Raises Unavailable if S3 is."""
-        place = self.cache / stage / key
-        if place.is_dir():
+        place = self.cache.get(stage, key)
+        if place is not None:
             return place
         with _explained(self.bucket, "read stages from"):
             names = self._names(stage, key)
             if MARKER not in names:
                 return None
-            temporary = self._temporary(stage, key)
-            try:
-                for name in names - {MARKER}:
+            with self.cache.produce(stage, key) as temporary:
+                for name in sorted(names - {MARKER}):
                     self._s3.download_file(self.bucket, self._object(stage, key, name), str(temporary / name))
-                _rename(temporary, place)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return place
+        return self.cache.get(stage, key)
 
     @contextmanager
     def produce(self, stage: str, key: str) -> Iterator[Path]:
@@ -181,43 +203,32 @@ class S3StageStore:
 
         Raises Unavailable if S3 cannot be written to; then the stage counts as not done, here as well.
         """
-        place = self.cache / stage / key
-        temporary = self._temporary(stage, key)
-        try:
+        with self.cache.produce(stage, key) as temporary:
             yield temporary
             with _explained(self.bucket, "write stages to"):
                 for path in sorted(temporary.iterdir()):
                     self._s3.upload_file(str(path), self.bucket, self._object(stage, key, path.name))
                 self._s3.put_object(Bucket=self.bucket, Key=self._object(stage, key, MARKER), Body=b"")
-            _rename(temporary, place)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def forget(self, before: float) -> int:
         """Remove outputs from before that time (seconds since 1970) from this machine's cache; S3 keeps everything.
 
         Other machines may still need an output, so the bucket is cleaned by a lifecycle rule of its own.
         """
-        return forget(self.cache, before)
+        return self.cache.forget(before)
 
-    def _object(self, stage: str, key: str, name: str) -> str:
-        return "/".join(filter(None, [self.prefix, stage, key, name]))
+    def _object(self, *names: str) -> str:
+        return "/".join([*([self.prefix] if self.prefix else []), *names])
 
     def _names(self, stage: str, key: str) -> set[str]:
+        """The files of an output. Raises UserError for a name that no stage gives, which could lead elsewhere."""
         prefix = self._object(stage, key, "")
-        prefix = prefix if prefix.endswith("/") else prefix + "/"
         pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-        return {item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", [])}
-
-    def _temporary(self, stage: str, key: str) -> Path:
-        folder = self.cache / stage / f".{key}.{uuid.uuid4().hex}"
-        folder.mkdir(parents=True)
-        return folder
-
-
-def _rename(temporary: Path, place: Path) -> None:
-    try:
-        temporary.rename(place)
-    except OSError:
-        if not place.is_dir():  # else: another process finished the same stage first, with the same output
-            raise
+        names = {item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", [])}
+        strange = sorted(name for name in names if name != Path(name).name or name in ("", ".", ".."))
+        if strange:
+            raise UserError(
+                f"stages: s3://{self.bucket}/{prefix} holds {strange[0]!r}, which no stage put there: remove it, or "
+                "name another prefix"
+            )
+        return names
