@@ -1,11 +1,11 @@
-"""What a user can mend is logged in one line; a bug keeps its traceback."""
+"""What a user can mend, or the system refuses, is logged in one line; a bug keeps its traceback."""
 
 import logging
 
 from prefect.logging.handlers import PrefectConsoleHandler
 from rich.console import Console
 
-from vabal.errors import UserError
+from vabal.errors import UserError, os_error_line
 
 RUNS = ("prefect.flow_runs", "prefect.task_runs")
 
@@ -13,8 +13,9 @@ RUNS = ("prefect.flow_runs", "prefect.task_runs")
 class _OneLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, UserError):
-            record.msg, record.args, record.exc_info, record.exc_text = str(error), (), None, None
+        if isinstance(error, (UserError, OSError)):
+            line = str(error) if isinstance(error, UserError) else os_error_line(error)
+            record.msg, record.args, record.exc_info, record.exc_text = line, (), None, None
         return True
 
 

@@ -1,5 +1,6 @@
 """The `vabal` command. Each command loads what it needs when it runs, so that `vabal --help` stays quick."""
 
+import io
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vabal.errors import UserError
+from vabal.errors import UserError, os_error_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,11 +72,20 @@ def _options(
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on standard error and exit code 1."""
+    """Run the command; a user's mistake, or what the system refuses, is one line on standard error and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an ASCII terminal shows other characters as their codes
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
         typer.echo(f"vabal: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:  # `vabal audit | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        typer.echo(f"vabal: {os_error_line(error)}", err=True)
         sys.exit(1)
 
 
@@ -590,7 +600,9 @@ def _end(state: Any) -> None:
 
 def _say(report: Any, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=2))
+        from vabal.tables import print_json
+
+        print_json(report.to_json())
         return
     for line in report.lines():
         typer.echo(line)

@@ -84,7 +84,13 @@ def _plain_scalar(value: Any) -> Any:
 
 
 def print_json(document: Any) -> None:
-    sys.stdout.write(json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """As JSON that any reader takes: codes for what the output's encoding, or Unicode itself, has no character for."""
+    text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(plain(document), indent=2, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 # -- audit --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import stat
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,14 @@ from vabal.errors import UserError
 from vabal.params import Params
 from vabal.params import load as load_params
 from vabal.store import write_once
+
+# What `.vabal/env` may set; anything else there is passed over.
+ENVIRONMENT = {
+    *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_CA_BUNDLE"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
+    *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_HOME"),
+}
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,14 @@ class Workspace:
         file = self.root / ".vabal" / "env"
         if not file.is_file():
             return
+        if self._in_git(".vabal/env"):
+            raise UserError(
+                f"{file} is versioned by git, so it may be somebody else's: `git rm --cached .vabal/env`, look at it, "
+                "and delete it unless it is yours (`vabal up` writes a new one)"
+            )
         for line in file.read_text(encoding="utf-8").splitlines():
             key, separator, value = line.partition("=")
-            if separator and not line.startswith("#"):
+            if separator and key.strip() in ENVIRONMENT:
                 os.environ.setdefault(key.strip(), value.strip())
 
     def _close_to_others(self) -> None:
@@ -97,6 +111,15 @@ class Workspace:
                 _narrow(path, 0o700)
             elif path.name in ("env", "id", "stack.json"):
                 _narrow(path, 0o600)
+
+    def _in_git(self, name: str) -> bool:
+        """Whether git knows the file. A clone's own history could bring keys and addresses of a stranger's servers."""
+        if not (self.root / ".git").exists():
+            return False
+        command = ["git", "ls-files", "--", name]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        return bool(done.stdout.strip())
 
     def require_round_zero(self) -> None:
         """Raises UserError unless `data/` is here, with the way to get it."""

@@ -1,6 +1,8 @@
 """The `vabal` command as one meets it: quick, with an example everywhere, and 80 columns wide."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from vabal import cli
-from vabal.errors import UserError
+from vabal.errors import UserError, os_error_line
 
 HEAVY = ("torch", "torchvision", "pandas", "numpy", "pyarrow", "sklearn", "PIL", "mlflow", "prefect", "dvc", "boto3")
 
@@ -131,3 +133,46 @@ def test_settings_on_the_command_line_are_yaml_values() -> None:
 def test_a_setting_that_is_none_is_refused(pair: str) -> None:
     with pytest.raises(UserError, match=r"^--set "):
         cli._assignments([pair])
+
+
+def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vabal.cli", *arguments],
+        cwd=cwd,
+        env=dict(os.environ) | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("folder", ["/proc", "/dev/null/x", "/dev/full"])
+def test_what_the_system_refuses_is_one_line(folder: str, tmp_path: Path) -> None:
+    done = run("-C", folder, "init", "--source", "digits", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("vabal: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_line_with_the_way_out(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "vabal.cli", "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert "Traceback" not in done.stderr
+    assert os_error_line(OSError(errno.ENOSPC, "No space left on device", "a.parquet")) == (
+        "a.parquet: No space left on device: make room, then run the same command again; "
+        "nothing that was taken in is lost"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_the_same_document_in_every_encoding(encoding: str) -> None:
+    program = "from vabal.tables import print_json; print_json({'größe': '\\u6f22 \\udce9'})"
+    done = subprocess.run(
+        [sys.executable, "-c", f"# -*- coding: utf-8 -*-\n{program}"],
+        env=dict(os.environ) | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.decode(encoding)) == {"größe": "漢 \udce9"}

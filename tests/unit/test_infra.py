@@ -56,11 +56,18 @@ def test_no_secret_of_the_compose_file_has_a_default_and_no_port_is_open_to_othe
 
 def test_the_compose_file_has_the_services_and_waits_until_they_are_healthy(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {"postgres", "minio", "bucket", "mlflow", "prefect", "worker"}
+    assert set(services) == {"postgres", "s3", "bucket", "mlflow", "prefect", "worker"}
     for name, service in services.items():
         for needed, how in service.get("depends_on", {}).items():
             if how["condition"] == "service_healthy":
                 assert "healthcheck" in services[needed], (name, needed)
+
+
+def test_every_image_is_pinned_and_none_is_of_a_project_that_has_ended(compose: dict[str, Any]) -> None:
+    images = {name: service["image"] for name, service in compose["services"].items()}
+    for name, image in images.items():
+        assert "minio" not in image, name
+        assert re.search(r"vabal|:(\$\{\w+:-)?\d", image), (name, image)
 
 
 def test_the_image_runs_as_an_ordinary_user_and_its_context_leaves_data_and_keys_out() -> None:

@@ -173,3 +173,37 @@ def test_a_holder_that_left_no_name_is_still_refused_in_one_line(workspace: Work
         (workspace.state / "lock").write_text("")
         with pytest.raises(UserError, match="in use by another command"), workspace.lock("audit"):
             pytest.fail("held twice")
+
+
+def test_what_vabal_env_sets_are_addresses_and_keys_alone(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "LD_PRELOAD", "PYTHONPATH"):
+        monkeypatch.delenv(name, raising=False)
+    (workspace.state / "env").write_text(
+        "AWS_ENDPOINT_URL=http://127.0.0.1:9\nLD_PRELOAD=evil.so\nPYTHONPATH=evil\n#AWS_REGION=x\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", dict(os.environ))
+        workspace.environment()
+        assert os.environ["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9"
+        assert not {"LD_PRELOAD", "PYTHONPATH", "#AWS_REGION"} & set(os.environ)
+
+
+def test_an_env_file_that_came_with_a_clone_is_refused_and_the_message_helps(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", *arguments], cwd=workspace.root, check=True, capture_output=True)
+
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    (workspace.state / "env").write_text("AWS_ENDPOINT_URL=http://elsewhere.example\n")
+    git("init", "--quiet")
+    git("add", "--force", ".vabal/env")
+    with pytest.raises(UserError, match=r"versioned by git.*`git rm --cached \.vabal/env`"):
+        workspace.environment()
+    assert "AWS_ENDPOINT_URL" not in os.environ
+    git("rm", "--cached", "--force", ".vabal/env")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", dict(os.environ))
+        workspace.environment()
