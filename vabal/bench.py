@@ -236,7 +236,7 @@ def _decode(opened: Any, items: pd.DataFrame, chosen: Params, place: Path) -> No
     for item in opened.items(settings):
         row = rows.pop(hashlib.sha256(item.data).hexdigest(), None)
         if row is not None:
-            decoded[row] = images.decode(item.data, settings.size, settings.channels)
+            decoded[row] = images.decode(item.data, settings.size, settings.channels, settings.bit_depth)
     if rows:
         raise UserError(f"source {opened.name}: {len(rows)} images changed while they were read")
     decoded.flush()

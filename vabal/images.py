@@ -1,7 +1,7 @@
-"""Images: how they are checked, kept in shards as their files' own bytes, and read back decoded, streaming.
+"""Images: kept in shards as their files' own bytes, and read back decoded, streaming. What is wrong is set aside.
 
-A shard is an immutable parquet file `images/<shard>.parquet` with the columns sample_id and image. Its footer carries
-a digest of its content, under which the decoded cache is kept.
+How one image is read stands in `decoding`. A shard is an immutable parquet file `images/<shard>.parquet` with the
+columns sample_id and image. Its footer carries a digest of its content, under which the decoded cache is kept.
 """
 
 import csv
@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,169 +19,35 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vabal.decoding import Unreadable, decode, decoder, extension, for_browser, png, probe, read, shape, too_large
 from vabal.errors import BRING_BACK, UserError
-from vabal.params import ImageSettings, PoolSettings
+from vabal.params import BitDepth, PoolSettings
 from vabal.store import sync_folder, write_bytes
 
-_FORMATS: Final = {
-    "PNG": ".png",
-    "JPEG": ".jpg",
-    "BMP": ".bmp",
-    "TIFF": ".tif",
-    "GIF": ".gif",
-    "WEBP": ".webp",
-    "PPM": ".ppm",
-    "JPEG2000": ".jp2",
-}
+__all__ = [
+    "DecodedShards",
+    "Unreadable",
+    "decode",
+    "encoded",
+    "encoded_many",
+    "extension",
+    "for_browser",
+    "png",
+    "probe",
+    "quarantine",
+    "read",
+    "safe_name",
+    "shape",
+    "too_large",
+    "write_shards",
+]
 _SHARD_SCHEMA: Final = pa.schema(
     [pa.field("sample_id", pa.string(), nullable=False), pa.field("image", pa.binary(), nullable=False)]
 )
 _GROUP_BYTES: Final = 8_000_000
 _GROUP_ROWS: Final = 1024
 _DIGEST_KEY: Final = b"vabal_digest"
-
-
-class Unreadable(Exception):  # noqa: N818  (a property of the file, told to the user with the others)
-    """An image file that cannot be used; the message is the reason."""
-
-
-# --- one image --------------------------------------------------------------------------------------------------------
-
-
-def probe(data: bytes, settings: ImageSettings) -> tuple[int, int]:
-    """Width and height, in pixels, of an image that was read to its end once, upright as its EXIF data say.
-
-    Raises Unreadable with the reason: empty, no image, truncated, too many bytes or pixels.
-    """
-    too_large(len(data), settings)
-    with _opened(data) as image:
-        pixels = image.width * image.height
-        if pixels > settings.max_megapixels * 1e6:
-            raise Unreadable(
-                f"{image.width} x {image.height} pixels are more than images.max_megapixels = {settings.max_megapixels}"
-            )
-        return _grey_or_colour(image).size
-
-
-def too_large(size: int, settings: ImageSettings) -> None:
-    """Raise Unreadable if a file of this many bytes is empty or above `images.max_megabytes`."""
-    if size == 0:
-        raise Unreadable("the file is empty")
-    if size > settings.max_megabytes * 1e6:
-        raise Unreadable(f"{size / 1e6:.1f} MB are more than images.max_megabytes = {settings.max_megabytes}")
-
-
-def decode(data: bytes, size: int, channels: int) -> np.ndarray:
-    """The image as uint8, size x size x channels: upright, transparency over white, resized with antialiasing.
-
-    16-bit grey is scaled from its full range to 8 bits. Raises Unreadable if the bytes are no whole image.
-    """
-    with _opened(data) as image:
-        upright = _grey_or_colour(image)
-        mode = "L" if channels == 1 else "RGB"
-        if upright.mode != mode:
-            upright = upright.convert(mode)
-        if upright.size != (size, size):
-            upright = upright.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
-        return np.asarray(upright, dtype=np.uint8).reshape(size, size, channels)
-
-
-def shape(data: bytes) -> tuple[int, int, int]:
-    """Width, height and channels (1 for grey, 3 for colour) of an image, upright. Raises Unreadable."""
-    with _opened(data) as image:
-        upright = _grey_or_colour(image)
-        return upright.width, upright.height, 1 if upright.mode == "L" else 3
-
-
-def extension(data: bytes) -> str:
-    """The file name extension of the image's format, as ".png"."""
-    with _opened(data) as image:
-        return _FORMATS.get(str(image.format), ".jpg")  # MPO: a JPEG that holds further pictures
-
-
-def png(array_H_W_K: np.ndarray) -> bytes:
-    """A PNG file of a uint8 image, H x W (grey) or H x W x 3 or H x W x 1."""
-    array = array_H_W_K[..., 0] if array_H_W_K.ndim == 3 and array_H_W_K.shape[2] == 1 else array_H_W_K
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8)).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def for_browser(data: bytes) -> tuple[str, bytes]:
-    """Media type and bytes of the image as a browser can show it to people.
-
-    The file itself, if its format and size suit; else a PNG of the upright image: what is wider or higher than 1 024
-    pixels is shrunk, what is below 128 is enlarged by whole pixels.
-    """
-    with _opened(data) as image:
-        media = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}.get(
-            str(image.format)
-        )
-        longest = max(image.size)
-        plain = image.mode in ("L", "RGB", "P", "RGBA", "LA", "1", "CMYK")
-        if media and plain and 128 <= longest <= 1024:
-            return media, data
-        upright = _grey_or_colour(image)
-        if longest < 128:
-            factor = 256 // longest
-            size = (upright.width * factor, upright.height * factor)
-            upright = upright.resize(size, Image.Resampling.NEAREST)
-        upright.thumbnail((1024, 1024), Image.Resampling.BILINEAR)
-        return "image/png", png(np.asarray(upright, dtype=np.uint8))
-
-
-@contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The opened image. Everything that goes wrong with it inside the block becomes Unreadable."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL warns of odd metadata and many pixels; what matters is checked here
-        try:
-            with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
-                yield image
-        except Unreadable:
-            raise
-        except UnidentifiedImageError:
-            raise Unreadable(f"no image, or in a format that is not read here ({', '.join(_FORMATS)})") from None
-        except Image.DecompressionBombError as error:
-            raise Unreadable(f"too many pixels: {error}") from None
-        except MemoryError:
-            raise Unreadable("too large for this machine's memory") from None
-        except Exception as error:  # noqa: BLE001  (PIL's readers raise any type on damaged files)
-            raise Unreadable(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
-
-
-def _grey_or_colour(image: Image.Image) -> Image.Image:
-    """The fully read image, upright, in mode L or RGB."""
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    upright = image
-    if upright.mode in ("L", "RGB"):
-        return upright
-    if upright.mode.startswith("I") or upright.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(upright)))
-    if upright.mode == "1":
-        return upright.convert("L")
-    if upright.has_transparency_data:
-        rgba = upright.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        flat = Image.alpha_composite(white, rgba).convert("RGB")
-        return flat.convert("L") if upright.mode in ("LA", "La") else flat
-    return upright.convert("RGB")
-
-
-def _to_8_bits(values_H_W: np.ndarray) -> np.ndarray:
-    low, high = float(values_H_W.min()), float(values_H_W.max())
-    if values_H_W.dtype.kind == "f":
-        if not (low >= 0 and high <= 255):
-            raise Unreadable(f"floating-point grey values from {low:g} to {high:g}; 0 to 1 or 0 to 255 are read here")
-        scale = 255.0 if high <= 1 else 1.0
-    else:
-        if low < 0 or high > 65535:
-            raise Unreadable(f"grey values from {low:g} to {high:g}; 0 to 65535 are read here")
-        scale = 1 / 257
-    return np.rint(values_H_W.astype(np.float64) * scale).astype(np.uint8)
 
 
 # --- files that cannot be read ----------------------------------------------------------------------------------------
@@ -347,9 +212,10 @@ def _rows(file: pq.ParquetFile, rows: Sequence[int]) -> Iterator[tuple[str, byte
 class DecodedShards:
     """The pool's images as uint8 arrays, shard by shard, in constant memory.
 
-    The first pass over a shard decodes it and fills a cache (`.npy` files in `cache`, named for the shard's content and
-    the image size); later passes read raw bytes. `data` is a folder with `images/`, or several of them, searched in
-    turn; `names` follows `catalog`, or else the first folder's catalog.parquet, or else the file names.
+    The first pass over a shard decodes it and fills a cache (`.npy` files in `cache`, named for the shard's content,
+    the image size and what decoded it); later passes read raw bytes. `data` is a folder with `images/`, or several of
+    them, searched in turn; `names` follows `catalog`, or else the first folder's catalog.parquet, or else the file
+    names.
     """
 
     def __init__(
@@ -360,7 +226,9 @@ class DecodedShards:
         channels: int,
         *,
         catalog: pd.DataFrame | None = None,
+        bit_depth: BitDepth = "auto",
     ) -> None:
+        self._bit_depth: BitDepth = bit_depth
         self._folders = [data] if isinstance(data, Path) else list(data)
         self._cache = cache
         self._shape = (size, size, channels)
@@ -440,7 +308,7 @@ class DecodedShards:
         if not digest:
             raise UserError(f"shard {shard} carries no digest: shards are written by `vabal init` and `vabal ingest`")
         size, _, channels = self._shape
-        return self._cache / f"{shard}-{digest[:16]}-{size}x{channels}.npy"
+        return self._cache / f"{shard}-{digest[:16]}-{size}x{channels}-{self._bit_depth}-{decoder()}.npy"
 
     def _usable(self, path: Path, total: int) -> bool:
         """Whether the cache file is there and as long as it must be (a full disk may have cut it)."""
@@ -467,7 +335,7 @@ class DecodedShards:
 
     def _decode(self, shard: str, sample_id: str, data: bytes) -> np.ndarray:
         try:
-            return decode(data, self._shape[0], self._shape[2])
+            return decode(data, self._shape[0], self._shape[2], self._bit_depth)
         except Unreadable as reason:
             raise UserError(f"sample {sample_id} in shard {shard} cannot be decoded: {reason}") from None
 

@@ -18,6 +18,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
+BitDepth = Literal["auto", 8, 10, 12, 14, 16]
+
 
 class Section(BaseModel):
     """A section of `params.yaml`: frozen, finite numbers only, no unknown keys, no silent conversions."""
@@ -36,6 +38,11 @@ class WorkspaceSettings(Section):
 class ImageSettings(Section):
     size: Annotated[int, Field(ge=4, le=1024)] = Field(32, description="Images are resized to size x size pixels.")
     channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for colour.")
+    bit_depth: BitDepth = Field(
+        "auto",
+        description="Bits of grey values in 16-bit files that do not tell; auto: what holds an image's largest value. "
+        "`vabal init` writes down what holds its source's largest value.",
+    )
     max_megapixels: PositiveFloat = Field(50.0, description="A larger image is quarantined, not read.")
     max_megabytes: PositiveFloat = Field(50.0, description="A larger file is quarantined, not read.")
 

@@ -94,7 +94,9 @@ class Night:
     @cached_property
     def shards(self) -> images.DecodedShards:
         settings = self.params.images
-        return images.DecodedShards(self.view, self.workspace.decoded, settings.size, settings.channels)
+        return images.DecodedShards(
+            self.view, self.workspace.decoded, settings.size, settings.channels, bit_depth=settings.bit_depth
+        )
 
     def roles(self, shard: str) -> tuple[np.ndarray, np.ndarray]:
         """Role and label index (-1: unknown) of each row of a shard."""

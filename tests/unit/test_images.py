@@ -253,6 +253,18 @@ def test_another_size_has_a_cache_of_its_own(tmp_path: Path) -> None:
     assert everything(DecodedShards(tmp_path, tmp_path / "cache", 4, 3), 4).shape == (10, 4, 4, 3)
 
 
+def test_what_another_decoder_or_bit_depth_left_in_the_cache_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards_in(tmp_path)
+    everything(DecodedShards(tmp_path, tmp_path / "cache", 8, 1), 4)
+    for left in (tmp_path / "cache").iterdir():
+        np.save(left, 255 - np.load(left))
+    assert (everything(DecodedShards(tmp_path, tmp_path / "cache", 8, 1, bit_depth=16), 4) == expected(10)).all()
+    monkeypatch.setattr(images, "decoder", lambda: "3-another")
+    assert (everything(DecodedShards(tmp_path, tmp_path / "cache", 8, 1), 4) == expected(10)).all()
+
+
 def test_a_shard_of_the_same_name_with_other_images_is_decoded_afresh(tmp_path: Path) -> None:
     shards_in(tmp_path / "one", 4)
     everything(DecodedShards(tmp_path / "one", tmp_path / "cache", 8, 1), 4)
