@@ -1,6 +1,9 @@
 """Round 0: the pools of a source, the settings, and the first published state of a workspace."""
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -15,7 +18,7 @@ from vabal.rounds import MANIFEST_VERSION, Plan, Versions, digest_of, round_fold
 from vabal.store import canonical_json, file_sha256, write_bytes
 from vabal.workspace import Workspace
 
-COMMITTED = ["params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"]
+COMMITTED = ["params.yaml", ".gitignore", ".gitattributes", ".dvcignore", ".dvc/config", ".dvc/.gitignore"]
 
 
 class Repository(Versions, Protocol):
@@ -38,49 +41,127 @@ def initialise(
     settings: Mapping[str, Any],
     versions: Repository,
     prepare: Callable[[StorageSettings], None],
+    reached: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Make round 0 in `root` and publish it; returns lines that say what there is now.
 
     The same arguments and packages give the same bytes below `data/`: nothing there carries a clock or a run id. Where
     `root` has a `data.dvc` but no `data/` (a fresh clone), what is made must be what `data.dvc` pins.
 
-    `prepare` sees to the bucket, where S3 is up.
+    Killed anywhere, or refused by git, it may be called again: the same arguments finish what was begun, others start
+    clean. `prepare` sees to the bucket, where S3 is up. `reached` hears the name of each step once it is done.
 
     Raises UserError, having changed nothing, for a folder that has pools already or arguments that do not fit.
     """
     place = Workspace(root)
-    if (root / "data").exists():
-        raise UserError(f"{root} has pools already (data/): `vabal init` makes new ones in an empty folder only")
-    opened = sources.open_source(source, classes=classes)
-    chosen, text = _settings(root, opened, name, seed, settings)
-    if _has_storage():
-        prepare(chosen.storage)
-    temporary = place.state / f"init.{uuid.uuid4().hex}"
-    try:
-        built = sources.build_pools(
-            opened,
-            imbalance=imbalance,
-            initial=initial,
-            holdout=holdout,
-            seed=chosen.seed,
-            settings=chosen,
-            folder=temporary,
-            quarantine=place.quarantine,
-        )
-        arguments = {"source": opened.name, "imbalance": imbalance, "initial": initial, "holdout": holdout}
-        plan, contents = round_zero(temporary, arguments, chosen.seed)
-        if (root / "data.dvc").exists():
+    asked = {
+        **{"source": source, "imbalance": imbalance, "initial": initial, "holdout": holdout, "seed": seed},
+        **{"classes": classes, "name": name, "settings": dict(settings)},
+    }
+    reached = reached or (lambda _step: None)
+    with place.lock("vabal init"):
+        if (said := _settle(place, versions, asked)) is not None:
+            return said
+        if (root / "data").exists():
+            raise UserError(f"{root} has pools already (data/): `vabal init` makes new ones in an empty folder only")
+        opened = sources.open_source(source, classes=classes)
+        chosen, text = _settings(root, opened, name, seed, settings)
+        if _has_storage():
+            prepare(chosen.storage)
+        temporary = place.state / f"init.{uuid.uuid4().hex}"
+        try:
+            built = sources.build_pools(
+                opened,
+                imbalance=imbalance,
+                initial=initial,
+                holdout=holdout,
+                seed=chosen.seed,
+                settings=chosen,
+                folder=temporary,
+                quarantine=place.quarantine,
+            )
+            reached("built")
+            arguments = {"source": opened.name, "imbalance": imbalance, "initial": initial, "holdout": holdout}
+            plan, contents = round_zero(temporary, arguments, chosen.seed)
             sources.write_oracle(place.state / "oracle.csv", built.oracle)
-            return _reproduce(place, versions, temporary, plan.message, built)
-        if text is not None:
-            write_bytes(root / "params.yaml", text.encode())
-        versions.init(f"s3://{chosen.storage.bucket}/{chosen.storage.prefix}".rstrip("/"))
-        versions.commit([path for path in COMMITTED if (root / path).exists()], "Workspace of VaB-AL")
-        rounds.stage(place, plan, contents)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sources.write_oracle(place.state / "oracle.csv", built.oracle)
-    return _publish(place, versions, built)
+            if (root / "data.dvc").exists():
+                pinned = (root / "data.dvc").read_text(encoding="utf-8")
+                write_bytes(_journal(place), canonical_json({"asked": asked, "pinned": pinned}))
+                return _reproduce(place, versions, temporary, plan.message, built)
+            _begin(place, asked, text, built.lines())
+            reached("begun")
+            if text is not None:
+                write_bytes(root / "params.yaml", text.encode())
+            versions.init(f"s3://{chosen.storage.bucket}/{chosen.storage.prefix}".rstrip("/"))
+            reached("repository")
+            versions.commit([path for path in COMMITTED if (root / path).exists()], "Workspace of VaB-AL")
+            reached("workspace committed")
+            rounds.stage(place, plan, contents)
+            reached("staged")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return [*built.lines(), _publish(place, versions, reached)]
+
+
+# -- one that was cut short -------------------------------------------------------------------------------------------
+
+
+def _begin(place: Workspace, asked: Mapping[str, Any], settings: str | None, said: list[str]) -> None:
+    """Note what is about to be made, so that a later call can finish it or take it away."""
+    made = None if settings is None else hashlib.sha256(settings.encode()).hexdigest()
+    write_bytes(_journal(place), canonical_json({"asked": dict(asked), "params": made, "said": said}))
+
+
+def _journal(place: Workspace) -> Path:
+    return place.state / "init.json"
+
+
+def _settle(place: Workspace, versions: Repository, asked: Mapping[str, Any]) -> list[str] | None:
+    """Finish an earlier call that was cut short, or take away what it had made. Its lines if it is what was asked for.
+
+    One with other arguments is finished as well where its tag stands: round 0 is published then.
+    """
+    for left in place.state.glob("init.*"):
+        if re.fullmatch(r"init\.[0-9a-f]{32}", left.name) and not left.is_symlink():
+            shutil.rmtree(left)
+    if not _journal(place).exists():
+        return None
+    begun = json.loads(_journal(place).read_text(encoding="utf-8"))
+    if "pinned" in begun:  # a clone's pools, made again and not yet compared
+        shutil.rmtree(place.data, ignore_errors=True)
+        write_bytes(place.root / "data.dvc", begun["pinned"].encode())
+        _journal(place).unlink()
+        return None
+    plan = rounds.pending_publication(place)
+    same = begun["asked"] == json.loads(canonical_json(dict(asked)))
+    tagged = (place.root / ".git").exists() and rounds.tag_name(0) in versions.tags()
+    if plan is not None and plan.round == 0 and (same or tagged):
+        last = _publish(place, versions)
+        return [*begun["said"], f"{last} (an earlier call had been cut short)"] if same else None
+    if plan is None and tagged:  # cut short after all was done
+        _journal(place).unlink()
+        return [*begun["said"], "git tag round/0000 (an earlier call had been cut short)"] if same else None
+    _take_away(place, plan, begun["params"])
+    return None
+
+
+def _take_away(place: Workspace, plan: Plan | None, params_sha256: str | None) -> None:
+    """Remove what an earlier call made and no tag stands for: its own files alone."""
+    if plan is not None:
+        for name, sha256 in plan.files.items():
+            path = place.data / name
+            if path.is_file() and file_sha256(path) == sha256:
+                path.unlink()
+        folders = [path for path in place.data.rglob("*") if path.is_dir()] if place.data.exists() else []
+        for folder in [*sorted(folders, reverse=True), place.data]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        shutil.rmtree(place.state / "publish")
+        (place.root / "data.dvc").unlink(missing_ok=True)
+    path = place.root / "params.yaml"
+    if path.is_file() and file_sha256(path) == params_sha256:
+        path.unlink()
+    _journal(place).unlink()
 
 
 def _settings(
@@ -144,12 +225,12 @@ def round_zero(folder: Path, arguments: Mapping[str, Any], seed: int) -> tuple[P
     return Plan(round=0, message=tag_message(manifest, digest_of(document)), files=files), contents
 
 
-def _publish(place: Workspace, versions: Repository, built: sources.InitReport) -> list[str]:
-    with place.lock("vabal init"):
-        rounds.carry_out(place, versions, push=_has_storage())
+def _publish(place: Workspace, versions: Repository, reached: Callable[[str], None] | None = None) -> str:
+    rounds.carry_out(place, versions, reached=reached, push=_has_storage())
+    _journal(place).unlink()
     if _has_storage():
-        return [*built.lines(), "published: in S3, git tag round/0000"]
-    return [*built.lines(), "git tag round/0000; S3 is not up, so the first round pushes this state along"]
+        return "published: in S3, git tag round/0000"
+    return "git tag round/0000; S3 is not up, so the first round pushes this state along"
 
 
 def _reproduce(
@@ -158,20 +239,21 @@ def _reproduce(
     """A clone's missing `data/`, made again from its source: it must be what `data.dvc` pins."""
     pinned = place.root / "data.dvc"
     expected = pinned.read_bytes()
-    with place.lock("vabal init"):
-        made.rename(place.data)
-        versions.add()
-        if pinned.read_bytes() != expected:
-            shutil.rmtree(place.data)
-            write_bytes(pinned, expected)
-            raise UserError(
-                "that makes other pools than data.dvc pins: give the arguments that made them, with the packages of "
-                "requirements.lock, or make a workspace of your own in an empty folder"
-            )
-        if _has_storage():
-            versions.push()
-        if rounds.tag_name(0) not in versions.tags():
-            versions.tag(rounds.tag_name(0), message)
+    made.rename(place.data)
+    versions.add()
+    if pinned.read_bytes() != expected:
+        shutil.rmtree(place.data)
+        write_bytes(pinned, expected)
+        _journal(place).unlink()
+        raise UserError(
+            "that makes other pools than data.dvc pins: give the arguments that made them, with the packages of "
+            "requirements.lock, or make a workspace of your own in an empty folder"
+        )
+    if _has_storage():
+        versions.push()
+    if rounds.tag_name(0) not in versions.tags():
+        versions.tag(rounds.tag_name(0), message)
+    _journal(place).unlink()
     return [*built.lines(), "data/ is what data.dvc pins"]
 
 

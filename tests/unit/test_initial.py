@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_storage_that_is_away_is_told_before_anything_is_made(
 
     with pytest.raises(Unavailable, match="no bucket vabal"):
         make(tmp_path / "made", source, prepare=away)
-    assert files(tmp_path / "made") == {}
+    assert set(files(tmp_path / "made")) <= {".vabal/lock"}
 
 
 def test_a_source_without_labels_asks_for_the_first_sample_and_the_holdout(tmp_path: Path) -> None:
@@ -127,3 +128,112 @@ def test_a_source_without_labels_asks_for_the_first_sample_and_the_holdout(tmp_p
     selection = audit.picks(root / "data", 0)
     assert list(selection["rank"]) == list(range(1, 10))
     assert set(selection["strategy"]) == {"initial"}
+
+
+# -- calls that are cut short, or refused ------------------------------------------------------------------------------
+
+STEPS = (
+    *("built", "begun", "repository", "workspace committed", "staged", "moved", "added", "pushed", "committed"),
+    *("tagged", "finished", "emptied"),
+)
+
+# Imports once, and forks for every call: "root <tab> source <tab> seed <tab> step to die after".
+NURSERY = """
+import os, signal, sys
+from pathlib import Path
+from vabal.adapters.versioning import Versioning
+from vabal.errors import UserError
+from vabal.initial import initialise
+
+def call(root, source, seed, dies_after):
+    def reached(step):
+        if step == dies_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        said = initialise(
+            Path(root), source=source, imbalance=None, initial=9, holdout=0.2, seed=int(seed), classes=None, name=None,
+            settings={"selection.budget": 7}, versions=Versioning(Path(root)), prepare=print, reached=reached,
+        )
+    except UserError as error:
+        said = [f"refused: {error}"]
+    print("; ".join(said), flush=True)
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        call(*line.rstrip("\\n").split("\\t"))
+        os._exit(0)
+    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def calls(*lines: tuple[Path, str, int, str]) -> list[str]:
+    """What a row of calls ends in: each one's words, or `exit -9` for one that was killed."""
+    told = "".join("\t".join(map(str, line)) + "\n" for line in lines)
+    done = subprocess.run([sys.executable, "-c", NURSERY], input=told, capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if line != "exit 0"]
+
+
+def test_a_call_killed_at_any_step_is_finished_by_the_same_call_and_gives_way_to_another(
+    tmp_path: Path, source: str
+) -> None:
+    whole = tmp_path / "whole"
+    other = tmp_path / "other"
+    for root, seed in ((whole, 5), (other, 6)):
+        root.mkdir()
+        calls((root, source, seed, ""))
+    rows = []
+    for step in STEPS:
+        for seed in (5, 6):
+            root = tmp_path / f"{step}-{seed}"
+            root.mkdir()
+            rows += [(root, source, 5, step), (root, source, seed, "")]
+    said = calls(*rows)
+    for index, step in enumerate(STEPS):
+        assert said[4 * index] == said[4 * index + 2] == "exit -9"
+        same, another = tmp_path / f"{step}-5", tmp_path / f"{step}-6"
+        assert files(same / "data") == files(whole / "data"), step
+        assert git(same, "tag") == "round/0000\n"
+        assert git(same, "status", "--porcelain") == ""
+        assert said[4 * index + 1].startswith("60 images from npz, 3 classes: labelled 9"), step
+        published = step in ("tagged", "finished", "emptied")
+        assert said[4 * index + 3].startswith("refused: " if published else "60 images from npz"), step
+        assert files(another / "data") == files((whole if published else other) / "data"), step
+        assert (another / "params.yaml").read_bytes() == ((whole if published else other) / "params.yaml").read_bytes()
+        for root in (same, another):
+            assert not [path.name for path in (root / ".vabal").iterdir() if path.name.startswith(("init", "publish"))]
+
+
+def refusals(home: Path) -> dict[str, str]:
+    """Git configurations of users, by what git refuses because of them; empty where it must refuse nothing."""
+    hooks = home / "hooks"
+    hooks.mkdir()
+    (hooks / "prepare-commit-msg").write_text("#!/bin/sh\necho 'no ticket number' >&2\nexit 1\n")
+    (hooks / "prepare-commit-msg").chmod(0o755)
+    (home / "excludes").write_text("*.dvc\n.dvc\nparams.yaml\n.git*\n")
+    return {
+        f"[commit]\n gpgsign = true\n[gpg]\n program = {home}/missing\n": "gpg",
+        f"[core]\n hooksPath = {hooks}\n": "no ticket number",
+        "[core]\n autocrlf = true\n safecrlf = true\n": "",
+        f"[core]\n excludesFile = {home}/excludes\n": "",
+        "[user]\n useConfigOnly = true\n": "",
+        "[init]\n defaultBranch = trunk\n": "",
+        "[tag]\n forceSignAnnotated = true\n[user]\n signingKey = nobody\n[gpg]\n program = false\n": "",
+    }
+
+
+def test_what_git_refuses_is_told_whole_and_the_same_call_goes_on_once_it_is_mended(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index, (configuration, reason) in enumerate(refusals(tmp_path).items()):
+        root = tmp_path / str(index)
+        (tmp_path / "gitconfig").write_text(configuration)
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+        if reason:
+            with pytest.raises(UserError, match=f"git commit failed in .*{reason}"):
+                make(root, source, settings={"selection.budget": 7})
+            monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+        make(root, source, settings={"selection.budget": 7})
+        assert git(root, "tag") == "round/0000\n", configuration
+        assert git(root, "status", "--porcelain") == "", configuration
+        assert {"data.dvc", "params.yaml", ".gitattributes"} <= set(git(root, "ls-files").split()), configuration

@@ -82,7 +82,7 @@ def test_a_clone_that_is_behind_its_remote_is_refused_and_the_advice_works(root:
     if named:
         git(root, "remote", "add", "origin", remote)
         remote = "origin"
-    with pytest.raises(UserError, match="has round 2, .* is at round 1: `git pull --tags") as refusal:
+    with pytest.raises(UserError, match=r"has round 2, .* is at round 1: `git pull --tags") as refusal:
         ask(root, remote)
     advice = str(refusal.value).split("`")[1]
     subprocess.run(shlex.split(advice), cwd=root, check=True, capture_output=True)

@@ -25,7 +25,11 @@ DVC_CONFIG = """\
 ['remote "vabal"']
     url = {url}
 """
-GIT_IGNORED = ("/data", "/inbox", "/quarantine", "/.vabal", "/mlruns")
+# DVC refuses a `data.dvc` that the user's own excludes hide; the last lines win over those.
+GIT_IGNORED = ("/data", "/inbox", "/quarantine", "/.vabal", "/mlruns", "!/data.dvc", "!/.dvc/")
+# Digests go by bytes: no system may change the ends of lines.
+AS_THEY_ARE = ("-c", "core.autocrlf=false", "-c", "core.safecrlf=false")
+GIT_ATTRIBUTES = ("data.dvc -text", "promotions.jsonl -text")
 LOCK_PATIENCE_S = 60.0
 # What would make git act on another repository than the workspace's (`git rev-parse --local-env-vars`): a hook sets it.
 ELSEWHERE = {
@@ -58,11 +62,8 @@ class Versioning:
         dvcignore = self.root / ".dvcignore"
         if not dvcignore.exists():
             dvcignore.write_text("# Files that DVC passes over: half-written ones.\n.*.tmp\n")
-        ignore = self.root / ".gitignore"
-        lines = ignore.read_text().splitlines() if ignore.exists() else []
-        missing = [entry for entry in GIT_IGNORED if entry not in lines and f"{entry}/" not in lines]
-        if missing:
-            ignore.write_text("\n".join([*lines, *missing]) + "\n")
+        _add_lines(self.root / ".gitignore", GIT_IGNORED)
+        _add_lines(self.root / ".gitattributes", GIT_ATTRIBUTES)
 
     # -- DVC ----------------------------------------------------------------------------------------------------
 
@@ -148,10 +149,12 @@ class Versioning:
     def commit(self, paths: list[str], message: str) -> bool:
         """Commit these files alone, whatever else is staged or changed. False if they are committed as they are."""
         self._remove_stale_index_lock()
-        self._git("add", "--force", "--", *paths)
+        self._git(*AS_THEY_ARE, "add", "--force", "--", *paths)
         if self._succeeds("diff", "--cached", "--quiet", "HEAD", "--", *paths):
             return False
-        self._git(*self._as_someone(), "commit", "--quiet", "--no-verify", "--only", "-m", message, "--", *paths)
+        self._git(
+            *AS_THEY_ARE, *self._as_someone(), "commit", "--quiet", "--no-verify", "--only", "-m", message, "--", *paths
+        )
         return True
 
     def tag(self, name: str, message: str) -> None:
@@ -226,7 +229,7 @@ class Versioning:
     def _git(self, *arguments: str) -> str:
         done = self._run(["git", *arguments])
         if done.returncode != 0:
-            raise UserError(f"git {_verb(arguments)} failed in {self.root}: {_last_line(done.stderr or done.stdout)}")
+            raise UserError(f"git {_verb(arguments)} failed in {self.root}: {_reason(done.stderr or done.stdout)}")
         return done.stdout
 
     def _dvc(self, *arguments: str) -> str:
@@ -290,6 +293,13 @@ def checked_remote(remote: str) -> str:
     return remote
 
 
+def _add_lines(path: Path, entries: Sequence[str]) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    missing = [entry for entry in entries if entry not in lines and f"{entry}/" not in lines]
+    if missing:
+        write_bytes(path, ("\n".join([*lines, *missing]) + "\n").encode())
+
+
 def _verb(arguments: tuple[str, ...]) -> str:
     words = [word for word in arguments if not word.startswith("-") and "=" not in word]
     return words[0] if words else ""
@@ -300,6 +310,13 @@ def _name(entry: object) -> str:
         new = entry.get("new")
         return str(entry.get("path") or (new.get("path") if isinstance(new, dict) else new) or entry)
     return str(entry)
+
+
+def _reason(text: str) -> str:
+    """What git said, in one line: its advice left out, the end kept where it is long."""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("hint:")]
+    joined = "; ".join(lines) or "no message"
+    return joined if len(joined) <= 400 else f"...{joined[-400:]}"
 
 
 def _last_line(text: str) -> str:
