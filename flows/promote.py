@@ -31,7 +31,7 @@ def promote(workspace: Workspace, version: str | None = None, *, wait: float = 0
     params = workspace.params()
     with _office(workspace, params, "vabal promote", wait) as office:
         now = datetime.now(UTC)
-        return champion.promote(office, workspace.data, params.promotion, seed=params.seed, now=now, version=version)
+        return champion.promote(office, workspace.data, params.promotion, now=now, version=version)
 
 
 def rollback(workspace: Workspace, *, wait: float = 0.0) -> Outcome:

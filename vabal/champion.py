@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 
 from vabal import rounds
-from vabal.errors import BRING_BACK, UserError
+from vabal.errors import BRING_BACK, Unavailable, UserError
 from vabal.params import PromotionSettings
-from vabal.promotion import Decision, decide
+from vabal.promotion import CannotJudge, Decision, best, decide, holdout_digest
 from vabal.store import canonical_json, file_sha256, write_bytes
 
 RECORD = "promotions.jsonl"
@@ -28,7 +28,10 @@ STATUS_TAG = "vabal.promotion.status"
 
 
 class NotPromoted(UserError):  # noqa: N818  # an answer, as much as an error
-    """The gate does not hold: the message names the numbers that failed. The refusal stands in the record."""
+    """The gate does not hold: the message names the numbers that failed. The refusal stands in the record.
+
+    Or it cannot be asked yet: the message says what the holdout lacks, and nothing is recorded.
+    """
 
 
 class Version(Protocol):
@@ -179,24 +182,49 @@ _MEND = f"see `git log -p {RECORD}`, and bring the right one back with `git chec
 
 
 def promote(
-    office: Office, data: Path, settings: PromotionSettings, *, seed: int, now: datetime, version: str | None = None
+    office: Office, data: Path, settings: PromotionSettings, *, now: datetime, version: str | None = None
 ) -> Outcome:
     """Make `version` (default: the challenger) champion, if it holds the gate against the present one.
 
-    Raises NotPromoted if the gate does not hold: recorded, the alias unmoved. Asking again without anything having
-    changed adds nothing to the record. A version that was rolled back returns only if it is named. Raises UserError
-    where there is nothing to compare.
+    Where there is no champion yet, the default is the best of all candidates (`_candidates`).
+
+    Raises NotPromoted if the gate does not hold: recorded, the alias unmoved; or if the holdout does not allow a
+    comparison yet. Asking again without anything having changed adds nothing to the record, and is no further use of
+    the holdout. A version that was rolled back returns only if it is named. Raises UserError without any version.
     """
     entries, mended = settle(office)
-    challenger = _challenger(office.registry, version)
+    try:
+        return _promote(office, data, settings, now, version, entries, mended)
+    except CannotJudge as missing:
+        raise NotPromoted("; ".join([f"promotion waits: {missing}", *mended])) from None
+
+
+def _promote(
+    office: Office,
+    data: Path,
+    settings: PromotionSettings,
+    now: datetime,
+    version: str | None,
+    entries: tuple[Entry, ...],
+    mended: tuple[str, ...],
+) -> Outcome:
     present = champions(entries)[-1] if champions(entries) else None
+    candidates: dict[str, pd.DataFrame] = {}
+    if present is None:
+        candidates, left_out = _candidates(data, office.registry, _withdrawn(entries))
+        mended = (*mended, *left_out)
+    if present is None and version is None and candidates:
+        holdout = _Holdout.read(data)
+        version = best(candidates, classes=holdout.classes, labels=holdout.labels)
+    challenger = _challenger(office.registry, version)
     if present is not None and present.version == challenger.version:
         message = f"version {challenger.version} (round {challenger.round}) is champion already"
         return Outcome("unchanged", message, None, mended)
     if version is None and challenger.version in _withdrawn(entries):
         message = f"version {challenger.version} was rolled back and is promoted again only by name (--version)"
         return Outcome("unchanged", message, None, mended)
-    decision = _decide(data, office.registry, (challenger, present), settings, seed)
+    rivals = {name: table for name, table in candidates.items() if name != challenger.version}
+    decision = _decide(data, office.registry, (challenger, present), settings, entries, rivals)
     entry = Entry(
         sequence=len(entries) + 1,
         when=_text(now),
@@ -206,7 +234,7 @@ def promote(
         round=challenger.round,
         previous_version=present.version if present else None,
         previous_round=present.round if present else None,
-        why=_in_words(decision),
+        why=decision.words,
         decision=json.loads(canonical_json(decision.to_dict())),
         parent=entries[-1].digest() if entries else None,
     )
@@ -332,19 +360,88 @@ def _challenger(registry: Registry, version: str | None) -> Version:
     return found
 
 
+@dataclass(frozen=True)
+class _Holdout:
+    """The holdout's labels as they are today, by sample."""
+
+    classes: list[str]
+    labels: dict[str, str]
+
+    @staticmethod
+    def read(data: Path) -> "_Holdout":
+        table = pd.read_parquet(data / "holdout.parquet", columns=["sample_id", "label"]).dropna()
+        classes = json.loads((data / "classes.json").read_text(encoding="utf-8"))
+        return _Holdout(classes, dict(zip(table["sample_id"], table["label"], strict=True)))
+
+
 def _decide(
-    data: Path, registry: Registry, pair: tuple[Version, Reign | None], settings: PromotionSettings, seed: int
+    data: Path,
+    registry: Registry,
+    pair: tuple[Version, Reign | None],
+    settings: PromotionSettings,
+    entries: tuple[Entry, ...],
+    rivals: Mapping[str, pd.DataFrame],
 ) -> Decision:
     challenger, present = pair
-    holdout = pd.read_parquet(data / "holdout.parquet", columns=["sample_id", "label"]).dropna()
+    holdout = _Holdout.read(data)
     return decide(
         _predictions(data, challenger),
         _predictions(data, registry.version(present.version)) if present else None,
         settings,
-        seed=seed,
-        classes=json.loads((data / "classes.json").read_text(encoding="utf-8")),
-        labels=dict(zip(holdout["sample_id"], holdout["label"], strict=True)),
+        classes=holdout.classes,
+        labels=holdout.labels,
+        use=_use(data, entries, (challenger.version, present.version if present else None), holdout.labels),
+        rivals=rivals,
     )
+
+
+def _use(data: Path, entries: tuple[Entry, ...], pair: tuple[str, str | None], labels: Mapping[str, str]) -> int:
+    """Which use of the holdout this comparison is, from 1: every decision that the record has of it was one.
+
+    A comparison that was made before, of the same versions under the same labels, keeps its number. A decision counts
+    as long as half of today's labelled holdout was there for it: a holdout that grows is not a new one each night.
+    """
+    decided = [entry for entry in entries if entry.decision is not None]
+    same = {number: _saw_half(data, number, labels) for number in {entry.round for entry in decided}}
+    asked = [_comparison(entry) for entry in decided if same[entry.round]]
+    own = (*pair, holdout_digest(labels))
+    known = list(dict.fromkeys(asked))
+    return (known.index(own) if own in known else len(known)) + 1
+
+
+def _comparison(entry: Entry) -> tuple[str, str | None, str | None]:
+    """The versions and the labels; entries of earlier versions of this program do not name the labels."""
+    return entry.version, entry.previous_version, (entry.decision or {}).get("holdout")
+
+
+def _saw_half(data: Path, number: int, labels: Mapping[str, str]) -> bool:
+    path = rounds.round_folder(data, number) / PREDICTIONS
+    if not path.is_file():
+        return True
+    seen = pd.read_parquet(path, columns=["sample_id"])["sample_id"]
+    return 2 * int(seen.isin(labels.keys()).sum()) >= len(labels)
+
+
+def _candidates(data: Path, registry: Registry, withdrawn: set[str]) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
+    """The holdout predictions of every version that a round made, by version, oldest first; a line for each left out.
+
+    Raises UserError if there are versions, and none can be compared.
+    """
+    tables: dict[str, pd.DataFrame] = {}
+    left_out: list[str] = []
+    for number in rounds.manifest_numbers(data):
+        version = (rounds.read_manifest(data, number).manifest["model"] or {}).get("version")
+        if version is None or version in withdrawn:
+            continue
+        try:
+            tables[version] = _predictions(data, registry.version(version))
+        except Unavailable:
+            raise
+        except UserError as error:
+            left_out.append(f"version {version} (round {number}) is no candidate: {error}")
+    if left_out and not tables:
+        raise UserError(left_out[-1])
+    return tables, tuple(left_out)
 
 
 def _predictions(data: Path, version: Version) -> pd.DataFrame:
@@ -360,6 +457,8 @@ def _predictions(data: Path, version: Version) -> pd.DataFrame:
             "that the round's manifest names: another workspace's, or tampered with"
         )
     path = rounds.round_folder(data, version.round) / PREDICTIONS
+    if PREDICTIONS not in manifest["files"]:
+        raise CannotJudge(f"round {version.round} recorded no predictions for the holdout: run another round")
     if not path.is_file() or file_sha256(path) != manifest["files"][PREDICTIONS]:
         raise UserError(f"{path} is missing or was changed: {BRING_BACK}")
     return pd.read_parquet(path, columns=["sample_id", "label", "predicted_class"])
@@ -388,13 +487,3 @@ def _headline(entry: Entry) -> str:
 
 def _text(now: datetime) -> str:
     return now.astimezone(UTC).isoformat(timespec="seconds")
-
-
-def _in_words(decision: Decision) -> str:
-    """The checks that failed; of a promotion all but the recalls, and of those the worst."""
-    if not decision.promoted:
-        return "; ".join(check.text for check in decision.failed)
-    recalls = [check for check in decision.reasons if check.name.startswith("recall")]
-    told = [check.text for check in decision.reasons if check not in recalls]
-    worst = max(recalls, key=lambda check: check.value, default=None)
-    return "; ".join([*told, *([f"at worst {worst.text}"] if worst else [])])

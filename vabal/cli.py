@@ -396,7 +396,7 @@ def promote(
     version: Annotated[str | None, typer.Option("--version", help="Instead of the challenger.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the challenger champion, if it is better on the holdout, for every class.
+    """Make the challenger champion, if it is shown to be better on the holdout, and no class to be much worse.
 
     Example: `vabal promote --version 3`
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vabal.errors import UserError
 
@@ -188,11 +188,21 @@ class MethodSettings(Section):
 
 class PromotionSettings(Section):
     min_gain: Annotated[float, Field(ge=-1, le=1)] = Field(
-        0.0, description="The balanced accuracy gained must be above this."
+        0.0, description="The lower bound of the balanced accuracy gained must be above this."
     )
-    tolerance: Share = Field(0.01, description="The gain's lower 95 % bound must be above minus this.")
-    max_recall_drop: Share = Field(0.05, description="No class may lose more recall than this.")
-    resamples: Annotated[int, Field(ge=100)] = Field(10_000, description="Bootstrap resamples.")
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
+        0.95, description="How sure, over all uses of one holdout, that no challenger is promoted without such a gain."
+    )
+    tolerance: Share = Field(
+        0.01, description="A first champion that is named may be shown to be worse than the best candidate by this."
+    )
+    max_recall_drop: Share = Field(0.05, description="No class may be shown to lose more recall than this.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_no_setting_any_more(cls, raw: Any) -> Any:
+        """`resamples`, which the `params.yaml` and the manifests of earlier workspaces have."""
+        return {key: value for key, value in raw.items() if key != "resamples"} if isinstance(raw, dict) else raw
 
 
 class ScheduleSettings(Section):

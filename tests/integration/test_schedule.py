@@ -58,7 +58,7 @@ def test_the_worker_runs_scheduled_rounds_one_at_a_time_and_the_promotion_after_
     root = nights.copy(tmp_path / "nights")
     # Names of its own in Prefect and MLflow; the cheapest of rounds.
     cheap = {"workspace.name": "by-night", "classifier.epochs": 1, "selection.strategy": "random"}
-    change_settings(root, cheap | {"selection.budget": 1, "promotion.resamples": 100})
+    change_settings(root, cheap | {"selection.budget": 1})
     params, server = Workspace(root).params(), Server.from_environment()
     night, promotion = deploy.deployment_names(params)
     values = {

@@ -213,3 +213,9 @@ def test_overriding_leaves_the_given_mapping_as_it_was() -> None:
 def test_settings_cannot_be_changed_after_they_were_read() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Params().vae.epochs = 3  # type: ignore[misc]
+
+
+def test_a_setting_that_is_none_any_more_is_let_through_in_an_old_file_and_not_written_again() -> None:
+    old = parse({"promotion": {"min_gain": 0.0, "tolerance": 0.01, "max_recall_drop": 0.05, "resamples": 10000}})
+    assert old == parse({})
+    assert "resamples" not in dump(old)
