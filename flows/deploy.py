@@ -1,7 +1,6 @@
 """Put the nightly round and the promotion on the Prefect server, and run a deployment now, through its worker."""
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import ValidationError
 
 import vabal
+from vabal.adapters import limits, processes
 from vabal.adapters.orchestration import POOL, Server
 from vabal.errors import Unavailable, UserError
 from vabal.params import Params
@@ -34,6 +34,7 @@ ROUND_FLOW, PROMOTION_FLOW = "active-learning-round", "promote-challenger"
 SILENCE = timedelta(seconds=90)
 ZOMBIES = "vabal: a run that falls silent has crashed"
 POLL_S = 0.5
+DEPLOY_SILENCES = 5
 WORKER_PATIENCE_S = 60.0
 LOG_PAGE = 200
 LOG_OVERLAP = timedelta(seconds=5)
@@ -126,9 +127,14 @@ def register(server: Server, prefect_file: Path, values: dict[str, str]) -> None
         _watch_for_silent_runs(client)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(prefect_file), "--all"]
     environment = {**os.environ, **values, "PREFECT_API_URL": server.url, "NO_COLOR": "1", "COLUMNS": "200"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    limit = DEPLOY_SILENCES * limits.silence()
+    try:
+        done = processes.run(command, folder=Path.cwd(), environment=environment, limit=limit)
+    except TimeoutError:
+        raise Unavailable(f"the Prefect server at {server.url} did not take the deployments in {limit:g} s") from None
     if done.returncode:
-        said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        text = (done.stdout + done.stderr).decode("utf-8", errors="replace")
+        said = [line.strip() for line in text.splitlines() if line.strip()]
         raise UserError(f"{prefect_file}: Prefect refused it: {' '.join(said[-3:])}")
 
 
@@ -231,7 +237,8 @@ class _Log:
 
 def _client(server: Server) -> SyncPrefectClient:
     """A client of the server that the environment names now: Prefect's own settings were read when it was imported."""
-    return SyncPrefectClient(server.url, auth_string=server.credentials or None)
+    timeout = {"timeout": limits.silence()}
+    return SyncPrefectClient(server.url, auth_string=server.credentials or None, httpx_settings=timeout)
 
 
 @contextmanager

@@ -43,7 +43,8 @@ NETWORK: dict[str, Any] = {
     "retry_delay_seconds": [2, 5, 15],
     "retry_condition_fn": _is_unavailable,
 }
-LEARNING: dict[str, Any] = {"persist_result": False}
+# They log to MLflow and may fetch from S3; what they computed is kept, so a second try repeats no more than that.
+LEARNING: dict[str, Any] = {"persist_result": False, **NETWORK}
 
 
 def run(step: Task[..., Ref], *arguments: Any) -> Ref:

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,9 @@ ENVIRONMENT = {
     *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
     *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_HOME"),
 }
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Workspace:
     def environment(self) -> None:
         """Fill in addresses and keys of the local stack from `.vabal/env`; what is set already wins."""
         self._close_to_others()
+        reach_loopback(os.environ)
         os.environ.setdefault("DVC_NO_ANALYTICS", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -153,6 +157,15 @@ class Workspace:
             yield
         finally:
             os.close(descriptor)
+
+
+def reach_loopback(environment: MutableMapping[str, str]) -> None:
+    """Where a proxy is set, servers on this machine are asked without it, by this process and those it starts."""
+    if not any(environment.get(name) or environment.get(name.upper()) for name in PROXIES):
+        return
+    known = ",".join(filter(None, [environment.get("no_proxy"), environment.get("NO_PROXY")])).split(",")
+    names = dict.fromkeys([*(name.strip() for name in known if name.strip()), *LOOPBACK])
+    environment["no_proxy"] = environment["NO_PROXY"] = ",".join(names)
 
 
 def _narrow(path: Path, mode: int) -> None:

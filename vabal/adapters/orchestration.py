@@ -1,6 +1,7 @@
 """The Prefect server over its REST API: is it there, is a worker polling, and what a dead worker left behind."""
 
 import base64
+import http.client
 import json
 import os
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from vabal.adapters import limits
 from vabal.errors import Unavailable
 
 POOL = "gpu"
@@ -47,17 +49,25 @@ class Server:
     def call(self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout: float = TIMEOUT_S) -> Any:
         """The JSON that the server answers. Raises Unavailable if it is down or refuses the credentials.
 
-        503 is Prefect's word for "again, please" (its SQLite file was locked for a moment), and is obeyed.
+        503 is Prefect's word for "again, please" (its SQLite file was locked for a moment), and is obeyed; so is an
+        answer that broke off. It is given up after the silence that `limits` allows.
         """
+        until, what = time.monotonic() + limits.silence(), "too busy"
+        timeout = min(timeout, limits.silence())
         for pause in BUSY_PAUSES_S:
+            if time.monotonic() > until:
+                break
             try:
                 return self._once(method, path, body, timeout)
             except urllib.error.HTTPError as error:
                 with error:
                     if error.code != 503:
                         raise self._refused(error, method, path) from None
-            time.sleep(pause)
-        raise Unavailable(f"the Prefect server at {self.url} is too busy to answer {method} {path}: try again")
+                    what = "too busy"
+            except http.client.HTTPException:
+                what = "breaking off"
+            time.sleep(max(0.0, min(pause, until - time.monotonic())))
+        raise Unavailable(f"the Prefect server at {self.url} does not answer {method} {path} ({what}): try again")
 
     def _once(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
         request = urllib.request.Request(  # noqa: S310 - the address is the user's own setting
@@ -72,7 +82,7 @@ class Server:
         try:
             with _opener(self.url).open(request, timeout=timeout) as answer:
                 return json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError:
+        except (urllib.error.HTTPError, http.client.HTTPException):
             raise
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)

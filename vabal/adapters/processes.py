@@ -41,6 +41,33 @@ def start(
     return psutil.Process(child.pid)
 
 
+def run(
+    command: Sequence[str], *, folder: Path, environment: Mapping[str, str], limit: float
+) -> subprocess.CompletedProcess[bytes]:
+    """Run `command` to its end, its output kept. Raises TimeoutError after `limit` seconds: it and its children ended.
+
+    It stays in this process's group, so that the terminal's Ctrl-C reaches it.
+    """
+    with subprocess.Popen(
+        list(command),
+        cwd=folder,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        try:
+            out, err = child.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            end(psutil.Process(child.pid), grace=3.0)
+            child.communicate()
+            raise TimeoutError(f"{command[0]} ran past {limit:g} s") from None
+        except BaseException:
+            child.kill()
+            raise
+    return subprocess.CompletedProcess(list(command), child.returncode, out, err)
+
+
 def _open_log(log: Path) -> None:
     """Make the log for its owner only; one that has grown large is kept once, as `.1`."""
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

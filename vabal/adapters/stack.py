@@ -27,6 +27,7 @@ import psutil
 from vabal.adapters import processes
 from vabal.adapters.orchestration import POOL, Server, settle
 from vabal.errors import Unavailable, UserError
+from vabal.workspace import reach_loopback
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
@@ -427,7 +428,6 @@ def _mlflow(stack: Stack, ports: dict[str, int]) -> tuple[list[str], dict[str, s
         "MLFLOW_AUTH_ADMIN_PASSWORD": keys["MLFLOW_TRACKING_PASSWORD"],
         "MLFLOW_FLASK_SERVER_SECRET_KEY": keys["MLFLOW_TRACKING_PASSWORD"],  # signs its pages' forms
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job queue serves language models; half the start-up
-        "NO_PROXY": f"{HOST},localhost",
     }
     command = [
         sys.executable,
@@ -486,13 +486,13 @@ def _worker(stack: Stack, ports: dict[str, int]) -> tuple[list[str], dict[str, s
         **inherited,  # flows need the user's home, git identity, ssh agent and GPU choice
         **stack.environment(),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST, "localhost"])),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
         "PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES": "false",
     }
+    reach_loopback(environment)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "worker", "start"]
     return [*command, "--pool", POOL, "--type", "process", "--limit", "1", "--name", _worker_name()], environment
 

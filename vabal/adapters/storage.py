@@ -12,6 +12,7 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
 
+from vabal.adapters import limits
 from vabal.errors import Unavailable, UserError
 from vabal.store import MARK, STAGES, StageStore, canonical_json
 
@@ -27,11 +28,11 @@ MISSING = ("404", "NoSuchBucket", "NoSuchKey", "NotFound")
 DENIED = ("403", "AccessDenied", "Forbidden", "AllAccessDisabled")
 
 
-def client(*, attempts: int = 1, read_timeout: float = READ_TIMEOUT_S) -> "S3Client":
+def client(*, attempts: int = 2, read_timeout: float = READ_TIMEOUT_S) -> "S3Client":
     """An S3 client for the address and keys of the environment (AWS_ENDPOINT_URL and the usual variables)."""
     settings = Config(
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=read_timeout,
+        connect_timeout=min(CONNECT_TIMEOUT_S, limits.silence()),
+        read_timeout=min(read_timeout, limits.silence()),
         retries={"total_max_attempts": attempts, "mode": "standard"},
         s3={"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else {},
         proxies={} if _is_here() else None,

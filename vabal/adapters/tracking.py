@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
+from time import sleep
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,6 +31,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 import vabal
+from vabal.adapters import limits
 from vabal.errors import Unavailable, UserError
 from vabal.store import canonical_json, file_sha256
 
@@ -45,7 +47,8 @@ MODEL_FOLDER = "model"
 SERVING_SOURCE = Path(__file__).with_name("serving.py")
 NETWORK_SOURCE = Path(vabal.__file__).with_name("network.py")
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch", "torchvision")
-PREFLIGHT_SECONDS = 5
+PREFLIGHT_SECONDS = 5.0
+CUT_PAUSES_S = (0.2, 1.0)
 PARAMS_A_CALL, METRICS_A_CALL, LONGEST_NAME = 100, 1000, 250  # MLflow's own limits
 
 P = ParamSpec("P")
@@ -64,10 +67,23 @@ class Version:
 
 
 def _explained(method: Callable[P, T]) -> Callable[P, T]:
-    """Turn MLflow's errors about the network and the credentials into Unavailable, with the way out."""
+    """Turn MLflow's errors about the network and the credentials into Unavailable, with the way out.
+
+    An answer that broke off is asked for again, which MLflow's client does not do; every method can be repeated.
+    """
 
     @wraps(method)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        for pause in CUT_PAUSES_S:
+            try:
+                return once(*args, **kwargs)
+            except Unavailable as error:
+                if "Connection broken" not in str(error):
+                    raise
+            sleep(pause)
+        return once(*args, **kwargs)
+
+    def once(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(*args, **kwargs)
         except MlflowException as error:
@@ -114,7 +130,7 @@ class Tracking:
                 "/api/2.0/mlflow/experiments/search",
                 "GET",
                 max_retries=0,
-                timeout=PREFLIGHT_SECONDS,
+                timeout=min(PREFLIGHT_SECONDS, limits.silence()),
                 raise_on_status=False,
                 params={"max_results": 1},
             )
@@ -124,6 +140,8 @@ class Tracking:
             ) from error
         if answer.status_code in (401, 403):
             raise Unavailable(_refused(self.uri))
+        if answer.status_code >= 500 or answer.status_code == 429:
+            raise Unavailable(f"MLflow at {self.uri} answers {answer.status_code}: try again later, or look at its log")
         if answer.status_code != 200 or not answer.text.lstrip().startswith("{"):
             raise Unavailable(
                 f"{self.uri} answers {answer.status_code}, as no MLflow server does: check MLFLOW_TRACKING_URI"
@@ -392,7 +410,7 @@ def _narrow_defaults() -> None:
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # 0 s, 2 s, 4 s
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{max(limits.silence(), 1):.0f}")
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")  # else the user's own uv.lock would travel with the model
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -11,9 +11,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vabal.adapters import limits, processes
 from vabal.errors import Unavailable, UserError
 from vabal.store import write_bytes
 
@@ -31,6 +32,21 @@ GIT_IGNORED = ("/data", "/inbox", "/quarantine", "/.vabal", "/mlruns", "!/data.d
 AS_THEY_ARE = ("-c", "core.autocrlf=false", "-c", "core.safecrlf=false")
 GIT_ATTRIBUTES = ("data.dvc -text", "promotions.jsonl -text")
 LOCK_PATIENCE_S = 60.0
+NETWORK_VERBS = ("push", "fetch", "pull", "ls-remote", "clone")
+GIT_SILENCES = 10  # what git moves is small: this many times a server's silence is more than it ever takes
+# What DVC says when S3 is away or breaks off.
+NO_ANSWER = (
+    *("could not connect", "connect to the endpoint", "connection refused", "timed out", "timeout on endpoint"),
+    *("connection was closed", "connection reset", "not enough data", "incompleteread", "incomplete read"),
+    *("response payload", "slowdown", "service unavailable", "serviceunavailable", "internal server error"),
+    *("server disconnected", "bad gateway", "gateway timeout", "http client raised"),
+)
+# What git says when the network, not the repository, is at fault.
+NETWORK_WORDS = (
+    *("could not resolve", "failed to connect", "connection refused", "connection reset", "connection timed out"),
+    *("timed out", "operation too slow", "transfer closed", "early eof", "hung up", "rpc failed", "empty reply"),
+    *("requested url returned error: 5", "could not read from remote", "unable to access", "network is unreachable"),
+)
 # What would make git act on another repository than the workspace's (`git rev-parse --local-env-vars`): a hook sets it.
 ELSEWHERE = {
     *("GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT", "GIT_DIR"),
@@ -192,7 +208,7 @@ class Versioning:
         """The tags of a git remote, each with the commit it stands at. Raises Unavailable without an answer."""
         done = self._run(["git", "ls-remote", "--tags", "--", checked_remote(remote), f"refs/tags/{pattern}"])
         if done.returncode != 0:
-            raise Unavailable(f"git remote {remote} does not answer: {_last_line(done.stderr)}")
+            raise Unavailable(f"git remote {remote} does not answer: {_reason(done.stderr)}")
         found: dict[str, str] = {}
         for line in done.stdout.splitlines():
             commit, _, name = line.partition("\t")
@@ -208,6 +224,8 @@ class Versioning:
             raise UserError(f"{self.root} has a detached HEAD: `vabal checkout newest` goes back to the branch")
         try:
             self._git("push", "--quiet", "--atomic", "--", checked_remote(remote), branch, *names)
+        except Unavailable as error:
+            raise Unavailable(f"git remote {remote} is away, and the round waits for it: {error}") from None
         except UserError as error:
             raise UserError(
                 f"git remote {remote} refused the round (another machine published first?): {error}"
@@ -229,7 +247,10 @@ class Versioning:
     def _git(self, *arguments: str) -> str:
         done = self._run(["git", *arguments])
         if done.returncode != 0:
-            raise UserError(f"git {_verb(arguments)} failed in {self.root}: {_reason(done.stderr or done.stdout)}")
+            said = done.stderr or done.stdout
+            if arguments[0] in NETWORK_VERBS and any(word in said.lower() for word in NETWORK_WORDS):
+                raise Unavailable(f"git {arguments[0]} got no answer: {_reason(said)}: try again later")
+            raise UserError(f"git {_verb(arguments)} failed in {self.root}: {_reason(said)}")
         return done.stdout
 
     def _dvc(self, *arguments: str) -> str:
@@ -251,20 +272,32 @@ class Versioning:
     def _run_bytes(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
         environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
         self._make_site_cache()
+        silence = limits.silence()
         environment |= {
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(self.site_cache),  # the default one is writable by all and read by pickle
             "GIT_TERMINAL_PROMPT": "0",
+            # A server that has fallen silent is given up: DVC's S3 client waits 15 s an attempt, five times.
+            "GIT_HTTP_LOW_SPEED_LIMIT": environment.get("GIT_HTTP_LOW_SPEED_LIMIT", "1"),
+            "GIT_HTTP_LOW_SPEED_TIME": environment.get("GIT_HTTP_LOW_SPEED_TIME", f"{silence:.0f}"),
+            "AWS_MAX_ATTEMPTS": environment.get("AWS_MAX_ATTEMPTS", "1"),
             "LC_ALL": "C.UTF-8",
         }
-        return subprocess.run(
-            command,
-            cwd=self.root,
-            env=environment,
-            capture_output=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        if command[0] == "git" and command[1] in NETWORK_VERBS and not self._has_own_ssh(environment):
+            alive = f"-oConnectTimeout={silence:.0f} -oServerAliveInterval={max(silence / 3, 1):.0f}"
+            environment["GIT_SSH_COMMAND"] = f"ssh -oBatchMode=yes {alive} -oServerAliveCountMax=3"
+        limit = limits.transfer() if command[0] != "git" else min(GIT_SILENCES * silence, limits.transfer())
+        try:
+            return processes.run(command, folder=self.root, environment=environment, limit=limit)
+        except TimeoutError:
+            words = [word for word in command if word not in (sys.executable, "-m")]
+            raise Unavailable(
+                f"`{words[0]} {words[1]}` was ended after {limit:g} s without an end: is its server there? "
+                f"({limits.SILENCE} and {limits.TRANSFER} set the limits)"
+            ) from None
+
+    def _has_own_ssh(self, environment: Mapping[str, str]) -> bool:
+        return "GIT_SSH_COMMAND" in environment or "GIT_SSH" in environment or bool(self._config("core.sshCommand"))
 
     def _mend_rwlock(self) -> None:
         """A kill can leave DVC's `rwlock` as broken JSON, which stops every later command. We hold the workspace."""
@@ -330,9 +363,7 @@ def _explain(verb: str, stderr: str, root: Path) -> UserError:
     text = "; ".join(lines) or _last_line(stderr)
     lowered = stderr.lower()
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS's own")
-    if any(
-        word in lowered for word in ("could not connect", "connect to the endpoint", "connection refused", "timed out")
-    ):
+    if any(word in lowered for word in NO_ANSWER):
         return Unavailable(f"S3 is down: no answer at {endpoint}: start it (`vabal up`), then run this again")
     if any(
         word in lowered
