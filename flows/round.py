@@ -37,6 +37,7 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
         unfinished = tasks.finish_publication(place, params)
         if unfinished is not None and not tasks.anything_new(place):
             return Completed(name="Published", message=f"{unfinished} (a killed run had left it half published)")
+        tasks.check_newest(str(place.root), params.storage.git_remote)
         verdict = tasks.labels_are_in(place, params)
         log.info(verdict.message)
         if not verdict.go_on:

@@ -153,6 +153,13 @@ def _name_state(name: str, message: str) -> None:
 # -- the round ------------------------------------------------------------------------------------------------------
 
 
+@task(name="check-newest", task_run_name="check-newest", **NETWORK)
+def check_newest(workspace: str, git_remote: str | None) -> None:
+    """Refuse, before anything is trained, what could not be published at the end: this is not the newest round."""
+    place = Workspace(Path(workspace))
+    rounds.require_newest(place, Versioning(place.root), git_remote)
+
+
 @task(name="intake", task_run_name="intake", **NETWORK)
 def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     """Take in labels and images that came; open the round in MLflow."""

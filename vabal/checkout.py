@@ -17,6 +17,7 @@ class Repository(Protocol):
     def branch(self) -> str | None: ...
     def branches_with(self, name: str) -> list[str]: ...
     def go_to(self, name: str, branch: str | None = None) -> None: ...
+    def tag_message(self, name: str) -> str: ...
     def changed(self, kinds: Sequence[str] = ...) -> list[str]: ...
     def bring_back(self) -> None: ...
 
@@ -29,11 +30,8 @@ def checkout(workspace: Workspace, versions: Repository, wanted: str | None, *, 
     """
     plan = rounds.pending_publication(workspace)
     if plan is not None:
-        raise UserError(
-            f"round {plan.round} is half published in {workspace.root}: `vabal round` finishes it, "
-            "`vabal abandon` drops it"
-        )
-    if not force:
+        raise UserError(rounds.half_published(plan))
+    if not force and not rounds.is_published(workspace.data, versions.tag_message):
         _refuse_to_overwrite(versions)
     if wanted == NEWEST:
         tag = _newest(versions, workspace)
@@ -66,10 +64,10 @@ def _tag_of(versions: Repository, workspace: Workspace, wanted: str) -> str:
 
 
 def _newest(versions: Repository, workspace: Workspace) -> str:
-    numbered = [tag for tag in versions.tags() if rounds.number_of(tag) is not None]
-    if not numbered:
+    newest = rounds.newest_tag(versions.tags())
+    if newest is None:
         raise UserError(f"git has no tag of a round in {workspace.root}: `git fetch --tags` brings those of a remote")
-    return max(numbered, key=lambda tag: rounds.number_of(tag) or 0)
+    return rounds.tag_name(newest)
 
 
 def _branch_of(versions: Repository, tag: str) -> str:
@@ -80,5 +78,8 @@ def _branch_of(versions: Repository, tag: str) -> str:
         return str(present)
     if "main" in names or len(names) == 1:
         return "main" if "main" in names else names[0]
-    which = f"several do ({', '.join(names)})" if names else "none does"
-    raise UserError(f"which branch holds {tag}? {which}: `git switch BRANCH`, then `vabal checkout`")
+    if not names:
+        raise UserError(f"no branch holds {tag}: `git switch --create NAME {tag}` makes one, then `vabal checkout`")
+    raise UserError(
+        f"which branch of {', '.join(names)} to go on with? All hold {tag}: `git switch BRANCH`, then `vabal checkout`"
+    )

@@ -85,6 +85,31 @@ def describe_files(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
 
 
+def is_published(data: Path, message_of: Callable[[str], str]) -> bool:
+    """Whether every file in `data/` is as a round left it whose tag (`message_of` reads it) names its manifest.
+
+    Then nothing is lost by going to another round. Reads every file.
+    """
+    numbers = manifest_numbers(data)
+    if not numbers:
+        return False
+    expected: dict[str, str] = {}
+    for number in numbers:
+        try:
+            newest = read_manifest(data, number)
+            here = f"rounds/{number:04d}"
+            expected |= {f"{here}/{name}": sha256 for name, sha256 in newest.manifest["files"].items()}
+            expected[f"{here}/manifest.json"] = newest.digest
+        except (UserError, KeyError, AttributeError):
+            return False
+    if newest.digest not in message_of(tag_name(numbers[-1])):
+        return False
+    expected |= newest.manifest["tables"]
+    expected |= {f"images/{name}.parquet": sha256 for name, sha256 in newest.manifest["shards"].items()}
+    found = {path.relative_to(data).as_posix(): path for path in data.rglob("*") if not path.is_dir()}
+    return found.keys() == expected.keys() and all(file_sha256(found[name]) == expected[name] for name in found)
+
+
 def tag_message(manifest: Mapping[str, Any], digest: str) -> str:
     """What the annotated tag says: the head of the manifest chain stands here too, outside `data/`."""
     counts = manifest["counts"]
@@ -162,8 +187,12 @@ class Tags(Protocol):
     """What is needed of `adapters.versioning` to know the newest round."""
 
     def branch(self) -> str | None: ...
+    def branches_with(self, name: str) -> list[str]: ...
     def tags(self) -> list[str]: ...
     def remote_tags(self, remote: str) -> dict[str, str]: ...
+    def commit_of(self, name: str) -> str | None: ...
+    def contains(self, name: str, commit: str) -> bool: ...
+    def committed(self, path: str, at: str = ...) -> bytes | None: ...
 
 
 def newest_tag(tags: Iterable[str]) -> int | None:
@@ -172,26 +201,71 @@ def newest_tag(tags: Iterable[str]) -> int | None:
 
 
 def require_newest(workspace: Workspace, versions: Tags, git_remote: str | None = None) -> None:
-    """Raises UserError unless `data/` holds the newest round that git, or `git_remote`, has a tag of, on a branch.
+    """Raises UserError, with the way out, unless `data/` holds the newest round, on the branch where rounds go on.
 
-    What adds to the history (a round, a promotion, a rollback) would start a second one from anywhere else. Raises
-    Unavailable if the remote does not answer.
+    What adds to the history (a round, a promotion, a rollback) would start a second one from anywhere else: a detached
+    HEAD, a half published round, a branch or `data/` behind a tag, be it local or of `git_remote`. Raises Unavailable
+    if the remote does not answer. Call with the workspace locked.
     """
+    plan = pending_publication(workspace)
+    if plan is not None:
+        raise UserError(half_published(plan))
     here, newest = head(workspace.data).round, newest_tag(versions.tags())
-    if newest is not None and newest > here:
-        raise UserError(
-            f"{workspace.root} is a checkout of round {here}, the newest is round {newest}: "
-            "`vabal checkout newest` goes back to it"
-        )
     branch = versions.branch()
     if branch is None:
-        raise UserError(f"{workspace.root} has a detached HEAD: `vabal checkout newest` goes back to the branch")
-    ahead = newest_tag(versions.remote_tags(git_remote)) if git_remote else None
-    if git_remote and ahead is not None and ahead > here:
+        what = "has a detached HEAD"
+        if newest is not None and newest > here:
+            what = f"is a checkout of round {here}, the newest is round {newest}"
+        raise UserError(f"{workspace.root} {what}: `vabal checkout newest` goes back to the branch")
+    if newest is not None and newest >= here:
+        _require_on_branch(versions, branch, tag_name(newest))
+    if newest is not None and newest > here:
         raise UserError(
-            f"git remote {git_remote} has round {ahead}, {workspace.root} is at round {here}: "
-            f"`git pull --tags {git_remote} {branch}`, then `vabal checkout`"
+            f"{workspace.root} has the commit of round {newest}, but data/ is as round {here} left it: "
+            "`vabal checkout` brings it"
         )
+    if git_remote:
+        _require_none_ahead(versions, git_remote, branch, here)
+
+
+def half_published(plan: "Plan") -> str:
+    """What is so, and its two ways out."""
+    return f"round {plan.round} is half published: `vabal round` finishes it, `vabal abandon` drops it"
+
+
+def _require_on_branch(versions: Tags, branch: str, tag: str) -> None:
+    """The branch holds the round `tag`, or (its commits were written anew) the same pools."""
+    if versions.contains("HEAD", tag) or versions.committed("data.dvc", tag) == versions.committed("data.dvc"):
+        return
+    if versions.branches_with(tag):
+        way = "`vabal checkout newest` goes to the branch that does"
+    elif versions.contains(tag, "HEAD"):
+        way = f"`git merge --ff-only {tag}`, then `vabal checkout`"
+    else:
+        way = f"`git merge {tag}`, then `vabal checkout`"
+    raise UserError(f"branch {branch} does not hold the newest round, {tag}: {way}")
+
+
+def _require_none_ahead(versions: Tags, remote: str, branch: str, here: int) -> None:
+    theirs = versions.remote_tags(remote)
+    newest = newest_tag(theirs)
+    if newest is not None and newest > here:
+        raise UserError(
+            f"git remote {remote} has round {newest}, here is round {here}: {pull_from(remote, branch)}, "
+            "then `vabal checkout`"
+        )
+    tag = tag_name(here)
+    ours = versions.commit_of(tag)
+    if tag in theirs and ours is not None and theirs[tag] != ours:
+        raise UserError(
+            f"{tag} at git remote {remote} is another round than the one here: clone it afresh to go on with its "
+            "rounds, and import the labels there that were imported here"
+        )
+
+
+def pull_from(remote: str, branch: str) -> str:
+    """The git command that brings what others pushed, also below commits of one's own."""
+    return f"`git pull --rebase --autostash --tags {remote} {branch}`"
 
 
 # -- publishing ---------------------------------------------------------------------------------------------------

@@ -58,11 +58,74 @@ def test_a_round_whose_tag_is_still_missing_is_the_newest(root: Path) -> None:
     ask(root)
 
 
+def forget_data_of(root: Path, number: int) -> None:
+    (root / "data" / "rounds" / f"{number:04d}" / "manifest.json").unlink()
+    (root / "data" / "rounds" / f"{number:04d}").rmdir()
+
+
+def follow(root: Path, refusal: pytest.ExceptionInfo[UserError]) -> None:
+    """What the message says, but for our own command at its end."""
+    git(root, *shlex.split(str(refusal.value).split("`")[1])[1:])
+
+
 def test_a_checkout_of_an_older_round_is_refused_in_one_line(root: Path) -> None:
     git(root, "checkout", "-q", "round/0000")
-    (root / "data" / "rounds" / "0001" / "manifest.json").unlink()
-    (root / "data" / "rounds" / "0001").rmdir()
+    forget_data_of(root, 1)
     with pytest.raises(UserError, match="is a checkout of round 0, the newest is round 1: `vabal checkout newest`"):
+        ask(root)
+
+
+def test_a_commit_whose_pools_are_not_here_yet_says_so(root: Path) -> None:
+    forget_data_of(root, 1)
+    with pytest.raises(UserError, match=r"has the commit of round 1, but data/ is as round 0 left it: `vabal checkout`"):
+        ask(root)
+
+
+@pytest.mark.parametrize("pools", ["old", "new"])
+def test_a_branch_behind_the_newest_round_is_refused_whatever_data_holds(root: Path, pools: str) -> None:
+    git(root, "switch", "-q", "--create", "side", "round/0000")
+    if pools == "old":
+        forget_data_of(root, 1)
+    with pytest.raises(UserError, match="branch side does not hold the newest round, round/0001: `vabal checkout new"):
+        ask(root)
+
+
+def test_a_tag_that_was_fetched_without_its_branch_leads_there_by_a_fast_forward(root: Path) -> None:
+    git(root, "reset", "-q", "--hard", "round/0000")
+    with pytest.raises(UserError, match=r"`git merge --ff-only round/0001`, then `vabal checkout`") as refusal:
+        ask(root)
+    follow(root, refusal)
+    ask(root)
+
+
+def test_a_branch_that_went_its_own_way_is_merged(root: Path) -> None:
+    git(root, "reset", "-q", "--hard", "round/0000")
+    git(root, "commit", "-q", "--allow-empty", "-m", "settings")
+    with pytest.raises(UserError, match=r"`git merge round/0001`, then `vabal checkout`") as refusal:
+        ask(root)
+    follow(root, refusal)
+    ask(root)
+
+
+def test_an_unborn_branch_is_refused_and_commits_on_top_are_fine(root: Path) -> None:
+    git(root, "commit", "-q", "--allow-empty", "-m", "settings")
+    ask(root)
+    git(root, "commit", "-q", "--amend", "--allow-empty", "-m", "settings again")
+    ask(root)
+    git(root, "switch", "-q", "--orphan", "empty")
+    with pytest.raises(UserError, match="branch empty does not hold the newest round"):
+        ask(root)
+
+
+def test_a_round_whose_commit_was_written_anew_is_the_same_round(root: Path) -> None:
+    git(root, "commit", "-q", "--amend", "-m", "round 1, in other words")
+    ask(root)
+
+
+def test_a_half_published_round_is_named_with_its_two_ways_out(root: Path) -> None:
+    (root / ".vabal" / "publish").mkdir(parents=True)
+    (root / ".vabal" / "publish" / "plan.json").write_text('{"round": 2, "message": "round 2", "files": {}}')
+    with pytest.raises(UserError, match="round 2 is half published: `vabal round` finishes it, `vabal abandon` drops"):
         ask(root)
 
 
@@ -82,13 +145,24 @@ def test_a_clone_that_is_behind_its_remote_is_refused_and_the_advice_works(root:
     if named:
         git(root, "remote", "add", "origin", remote)
         remote = "origin"
-    with pytest.raises(UserError, match=r"has round 2, .* is at round 1: `git pull --tags") as refusal:
+    with pytest.raises(UserError, match="has round 2, here is round 1: `git pull --rebase") as refusal:
         ask(root, remote)
-    advice = str(refusal.value).split("`")[1]
-    subprocess.run(shlex.split(advice), cwd=root, check=True, capture_output=True)
+    follow(root, refusal)
     assert (root / "data.dvc").read_text() == "round 2\n"
     assert "round/0002" in Versioning(root).tags()
-    with pytest.raises(UserError, match="`vabal checkout newest`"):  # data/ itself comes with that
+    with pytest.raises(UserError, match="`vabal checkout` brings it"):  # data/ itself comes with that
+        ask(root, remote)
+
+
+def test_another_round_of_the_same_number_at_the_remote_is_refused(root: Path) -> None:
+    remote = str(root.parent / "remote.git")
+    git(root.parent, "clone", "-q", remote, "other")
+    add_round(root.parent / "other", 2)
+    Versioning(root.parent / "other").push_git(remote, ["round/0002"])
+    git(root, "commit", "-q", "--allow-empty", "-m", "settings")
+    add_round(root, 2)
+    ask(root)
+    with pytest.raises(UserError, match=r"round/0002 at git remote .* is another round than the one here: clone it"):
         ask(root, remote)
 
 

@@ -196,6 +196,12 @@ class Versioning:
         done = self._run(["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"])
         return done.stdout.strip() if done.returncode == 0 else None
 
+    def contains(self, name: str, commit: str) -> bool:
+        """Whether `commit` is in the history of `name` (tags, branches, HEAD); so are a name's own commits."""
+        if self.commit_of(name) is None or self.commit_of(commit) is None:
+            return False
+        return self._succeeds("merge-base", "--is-ancestor", f"{commit}^{{commit}}", f"{name}^{{commit}}")
+
     def committed(self, path: str, at: str = "HEAD") -> bytes | None:
         """The content of the file `path` (relative to the workspace) in the commit `at`; None if it is not there."""
         commit = self.commit_of(at)
