@@ -1,5 +1,6 @@
 """The round's tasks: each loads, calls one function of the library, and saves. Small JSON passes between them."""
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -215,7 +216,7 @@ def evaluate(ticket: Ticket, trained: Ref) -> Ref:
     ref = stages.evaluate(night, trained)
     measured = stages.evaluation(night, ref)
     Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
-    get_run_logger().info(record.in_words(measured))
+    get_run_logger().log(logging.INFO if measured else logging.WARNING, record.in_words(measured))
     return ref
 
 
@@ -290,7 +291,8 @@ def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, str]) -> str:
     begun = datetime.fromisoformat(night.round.started).timestamp()
     for store in (night.local, night.stages):
         store.forget(begun)  # features of a large pool are gigabytes a night
-    return done.message.splitlines()[0]
+    said = done.message.splitlines()[0]
+    return said if stages.evaluation(night, refs["evaluated"]) else f"{said}; {record.UNMEASURED}"
 
 
 def _carry_out(workspace: Workspace, params: Params) -> Plan:

@@ -239,7 +239,8 @@ def _column(values: pd.Series, kind: pa.DataType | None = None) -> pa.ChunkedArr
         naive = values.dt.tz_convert(None).dt.as_unit("us").to_numpy()
         array = pa.array(naive, from_pandas=True).cast(_TIME)
     else:
-        array = pa.array(values, type=kind, from_pandas=True)
+        # pyarrow makes no list column of pandas' empty one
+        array = pa.array([] if kind is not None and values.empty else values, type=kind, from_pandas=True)
     return array if isinstance(array, pa.ChunkedArray) else pa.chunked_array([array])
 
 

@@ -15,6 +15,7 @@ from vabal.rounds import MANIFEST_VERSION, Plan, digest_of, round_folder, tag_me
 from vabal.stages import Night
 from vabal.store import canonical_json, code_version, file_sha256, write_bytes
 
+UNMEASURED = "no image of the holdout has a label, so nothing was measured"
 HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
 
 
@@ -124,7 +125,7 @@ def in_words(measured: Sequence[Metric]) -> str:
     """The headline numbers in a line."""
     values = {metric.name.removeprefix("holdout/"): metric.value for metric in measured}
     found = [f"{name.replace('_', ' ')} {values[name]:.3f}" for name in HEADLINES if name in values]
-    return "holdout: " + (", ".join(found) or "no labels yet, so nothing was measured")
+    return "holdout: " + ", ".join(found) if found else UNMEASURED
 
 
 def picks_in_markdown(data: Path, round_number: int, links: Mapping[str, str]) -> str:

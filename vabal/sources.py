@@ -254,8 +254,8 @@ class Wishes:
     seed: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.holdout < 1:
-            raise UserError(f"--holdout {self.holdout}: must be between 0 and 1")
+        if not 0 <= self.holdout < 1:
+            raise UserError(f"--holdout {self.holdout}: must be at least 0 (no holdout) and below 1")
         if self.initial < 1:
             raise UserError(f"--initial {self.initial}: at least one sample must be labelled or asked for")
 
@@ -373,6 +373,9 @@ def plan_draws(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wi
     if items["split"].notna().any():
         held = items.loc[items["split"] == "holdout", "sample_id"].tolist()
         notes.append(f"{source.name} brings its own holdout of {len(held)} images: --holdout is not used")
+    elif not wishes.holdout:
+        held = []
+        notes.append("no holdout: no round measures anything, and no model is compared with another")
     else:
         held = draw_holdout(items[known] if labelled else items, wishes.holdout, wishes.seed)
     pool = items[~items["sample_id"].isin(set(held))]
@@ -402,6 +405,8 @@ def plan_draws(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wi
 def _class_notes(classes: tuple[str, ...], held: pd.DataFrame, begun: pd.DataFrame) -> list[str]:
     notes = []
     for where, rows in (("holdout", held), ("initial labelled pool", begun)):
+        if held is rows and rows.empty:
+            continue
         missing = [name for name in classes if name not in set(rows["label"])]
         if missing:
             notes.append(f"no sample of class {_first(missing)} in the {where}")

@@ -353,7 +353,7 @@ def _committee(night: Night, trained: Ref, labeled: pd.DataFrame) -> str:
 def _with_places(night: Night, name: str) -> pd.DataFrame:
     """A pool's rows with shard, row and sha256 of their images, ordered by sample_id."""
     table = pools.read_table(night.view / f"{name}.parquet", pools.SCHEMAS[name])
-    filters = pc.field("sample_id").isin(pa.array(table["sample_id"], from_pandas=True))
+    filters = pc.field("sample_id").isin(pa.array(table["sample_id"].to_numpy(dtype=object), pa.string()))
     columns = ["sample_id", "shard", "row", "sha256"]
     places = pq.read_table(night.view / "catalog.parquet", columns=columns, filters=filters).to_pandas()
     return table[["sample_id", "label"]].merge(places, on="sample_id").sort_values("sample_id", ignore_index=True)

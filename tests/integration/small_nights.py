@@ -1,0 +1,132 @@
+"""Nights without servers: sixty small images, one epoch, real git and DVC, a folder as the bucket. A second each."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from vabal import inbox, pools, record, requests, rounds, stages
+from vabal.adapters.versioning import Versioning
+from vabal.initial import initialise
+from vabal.rounds import Plan
+from vabal.stages import Night, Ref
+from vabal.store import StageStore
+from vabal.workspace import Workspace
+
+SETTINGS = {
+    "classifier.network": "resnet10",
+    "classifier.width": 4,
+    "classifier.epochs": 1,
+    "vae.epochs": 1,
+    "vae.min_steps": 5,
+    "probabilities.draws": 2,
+    "selection.budget": 4,
+    "selection.strategy": "random",
+    "compute.threads": 1,
+    "compute.device": "cpu",
+}
+CLASSES = ("0", "1", "2")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def without_servers(patch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "PREFECT_"))]:
+        patch.delenv(name)
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        patch.setenv(name, os.devnull)
+
+
+def make(folder: Path, *, labelled: bool = True, settings: dict[str, Any] | None = None, **arguments: Any) -> Workspace:
+    """Round 0 in `folder/work`, whose bucket is `folder/pools`."""
+    root = folder / "work"
+    (root / ".dvc").mkdir(parents=True)
+    (root / ".dvc" / "config").write_text(
+        f"[core]\n    remote = vabal\n['remote \"vabal\"']\n    url = {folder / 'pools'}\n"
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(folder / "some.npz", images=pixels, **({"labels": np.arange(60) % 3} if labelled else {}))
+    given = {"imbalance": None, "initial": 9, "holdout": 0.2, "seed": 5, "name": None}
+    given |= {"classes": None if labelled else list(CLASSES)} | arguments
+    versions = Versioning(root)
+    initialise(
+        root,
+        source=f"npz:{folder / 'some.npz'}",
+        settings=SETTINGS | (settings or {}),
+        versions=versions,
+        prepare=lambda _storage: None,
+        **given,
+    )
+    versions.push()
+    return Workspace(root)
+
+
+def begin(place: Workspace, strategy: str | None = None) -> Night:
+    params = place.params({"selection.strategy": strategy} if strategy else None)
+    begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
+    return Night(place, params, begun, StageStore(place.root / params.stages), stages.intake(place, begun))
+
+
+def learn(night: Night) -> dict[str, Any]:
+    """All learning stages; their outputs by name, as the record wants them."""
+    trained = stages.train_classifier(night)
+    evaluated = stages.evaluate(night, trained)
+    extracted = [stages.extract_features(night, trained, shard) for shard in stages.shard_names(night)]
+    estimated = _estimate(night, trained, extracted) if night.needs.vae else None
+    selected = stages.select_batch(night, extracted, estimated)
+    return {"evaluated": evaluated, "estimated": estimated, "selected": selected}
+
+
+def _estimate(night: Night, trained: Ref, extracted: Sequence[Ref]) -> dict[str, Any]:
+    encoded = stages.train_vae(night, extracted)
+    terms = stages.estimate_class_terms(night, trained, extracted, encoded)
+    return {"terms": terms, "shards": [stages.estimate_likelihood(night, ref, encoded) for ref in extracted]}
+
+
+def stage(place: Workspace, strategy: str | None = None) -> Plan:
+    """A night up to its staged publication."""
+    night = begin(place, strategy)
+    model = {"name": "none", "version": str(night.round.round), "sha256": "0" * 64}
+    plan, contents = record.assemble(night, learn(night), model, mlflow_run="run", flow_run=None, now=datetime.now(UTC))
+    rounds.stage(place, plan, contents)
+    return plan
+
+
+def night(place: Workspace, strategy: str | None = None) -> Plan:
+    """A whole night."""
+    stage(place, strategy)
+    done = rounds.carry_out(place, Versioning(place.root))
+    assert done is not None
+    return done
+
+
+def take(place: Workspace, labels: dict[str, str], file: str = "labels.csv") -> str:
+    """Labels into the inbox; the name they have there."""
+    rows = [
+        {"where": f"line {line}", "sample_id": name, "label": label, "annotator": "ada", "problem": None}
+        for line, (name, label) in enumerate(labels.items(), start=2)
+    ]
+    report = inbox.take_labels(
+        place.inbox,
+        pools.load(place.data),
+        pd.DataFrame(rows, dtype=object),
+        file=file,
+        content=repr(sorted(labels.items())).encode(),
+        when=NOW,
+    )
+    assert report.name is not None
+    return report.name
+
+
+def asked(place: Workspace, purpose: str = "label") -> list[str]:
+    table = pools.open_requests(pools.load(place.data))
+    return list(table.loc[table["purpose"] == purpose, "sample_id"])
+
+
+def git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
