@@ -16,7 +16,6 @@ from vabal.adapters.versioning import Versioning
 from vabal.initial import initialise
 from vabal.rounds import Plan
 from vabal.stages import Night, Ref
-from vabal.store import StageStore
 from vabal.workspace import Workspace
 
 SETTINGS = {
@@ -69,7 +68,7 @@ def make(folder: Path, *, labelled: bool = True, settings: dict[str, Any] | None
 def begin(place: Workspace, strategy: str | None = None) -> Night:
     params = place.params({"selection.strategy": strategy} if strategy else None)
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
-    return Night(place, params, begun, StageStore(place.root / params.stages), stages.intake(place, begun))
+    return Night(place, params, begun, stages.own_store(place), stages.intake(place, begun))
 
 
 def learn(night: Night) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def test_going_on_from_a_published_round_still_keeps_what_was_edited_by_hand(fol
     git(place.root, "pull", "--quiet", "--tags", "origin", "main")
     (place.data / "classes.json").write_text("[]")
     said = call(place.root, "checkout")
-    assert (said.code, said.err.split(";")[0]) == (1, "vabal: data/ was edited by hand: data/classes.json")
+    assert said.code == 1
+    assert said.err.startswith("vabal: data/ was edited by hand: data/classes.json, ")
     done(call(place.root, "checkout", "--force"))
     newest(place)
 

@@ -77,7 +77,9 @@ def test_a_checkout_of_an_older_round_is_refused_in_one_line(root: Path) -> None
 
 def test_a_commit_whose_pools_are_not_here_yet_says_so(root: Path) -> None:
     forget_data_of(root, 1)
-    with pytest.raises(UserError, match=r"has the commit of round 1, but data/ is as round 0 left it: `vabal checkout`"):
+    with pytest.raises(
+        UserError, match=r"has the commit of round 1, but data/ is as round 0 left it: `vabal checkout`"
+    ):
         ask(root)
 
 
