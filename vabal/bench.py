@@ -209,12 +209,13 @@ class Prepared:
 def prepare(source: str, settings: Mapping[str, Any], folder: Path) -> Prepared:
     """Decodes a source's images once for all cells, and again if they changed. Raises UserError for an unusable one."""
     opened = sources.open_source(source)
-    classes = sources.class_names(opened)
+    sources.class_names(opened)
     size, channels = opened.size_hint
     chosen = params.parse(
         params.override({"images": {"size": size, "channels": channels}}, dict(settings)), where="--set"
     )
     items = sources.survey(opened, chosen.images).items
+    classes = sources.class_names(opened, items)
     if items["label"].isna().all():
         raise UserError(f"--source {source}: it has no labels, and the benchmark's oracle needs them")
     # in the order of their ids, in which a night trains as well

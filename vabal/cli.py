@@ -1,5 +1,6 @@
 """The `vabal` command. Each command loads what it needs when it runs, so that `vabal --help` stays quick."""
 
+import csv
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,7 +103,14 @@ def init(
     initial: Annotated[int, typer.Option(help="Images labelled (or asked for) in round 0.")] = 100,
     holdout: Annotated[float, typer.Option(help="Share held out for evaluation, drawn first, stratified.")] = 0.2,
     seed: Annotated[int | None, typer.Option(help="Decides every random choice; default: params.yaml's.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Class names, by commas, of a source without labels.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names, by commas: of a source without labels, or to settle which they are."),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="How a folder is read: class-folders, parent-folders, splits or flat (docs/sources.md)."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The workspace's name in MLflow and Prefect.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of params.yaml, as classifier.width=16.")
@@ -116,6 +125,8 @@ def init(
     from vabal.initial import initialise
 
     root = _folder(search=False)
+    # where standard output is no terminal, bars would take its lines along to standard error
+    say = partial(typer.echo, file=None if sys.stdout.isatty() else sys.stdout)
     with _bars():
         done = initialise(
             root,
@@ -124,7 +135,9 @@ def init(
             initial=initial,
             holdout=holdout,
             seed=seed,
-            classes=[item.strip() for item in classes.split(",")] if classes else None,
+            classes=_by_commas(classes),
+            layout=layout,
+            tell=say,
             name=name,
             settings=_assignments(settings or []),
             versions=Versioning(root),
@@ -427,6 +440,7 @@ def rollback(as_json: AsJson = False) -> None:
 def bench(
     out: Annotated[Path, typer.Option(help="A folder for the results; a grid that was stopped goes on there.")],
     source: Annotated[list[str] | None, typer.Option(help="As with `vabal init`; may be repeated.")] = None,
+    layout: Annotated[str | None, typer.Option(help="How folders are read, as with `vabal init`.")] = None,
     imbalance: Annotated[
         list[str] | None, typer.Option(help="As with `vabal init`, or `natural`; may be repeated.")
     ] = None,
@@ -460,11 +474,12 @@ def bench(
     """
     from vabal import bench as benchmarking
     from vabal import tables
+    from vabal.sources import with_layout
 
     wishes = benchmarking.Wishes(
         protocol=protocol,
         root=root,
-        sources=source or [],
+        sources=[with_layout(spec, layout) for spec in source or []],
         imbalances=imbalance or [],
         strategies=strategies,
         seeds=seeds,
@@ -596,6 +611,11 @@ def _end(state: Any) -> None:
         typer.echo(f"{state.name}: {state.message}")
         return
     state.result(raise_on_failure=True)
+
+
+def _by_commas(text: str | None) -> list[str] | None:
+    """Names between commas; a name with a comma in it stands in double quotes."""
+    return None if text is None else [item.strip() for item in next(csv.reader([text], skipinitialspace=True), [])]
 
 
 def _say(report: Any, as_json: bool) -> None:

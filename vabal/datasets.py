@@ -3,26 +3,30 @@
 import csv
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 from zipfile import BadZipFile
 
 import numpy as np
 
-from vabal import cifar
+from vabal import cifar, layouts
 from vabal.errors import UserError
+from vabal.folders import IMAGE_SUFFIXES, class_name, is_utf8, looks_like_an_image, once, shown, some, walk
 from vabal.images import Unreadable, png, shape, too_large
+from vabal.layouts import Split
+from vabal.listing import Known, resolve
 from vabal.params import ImageSettings
-
-Split = Literal["pool", "holdout"]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image as its file's bytes. `split` is set where a source brings its own; `origin` is for messages."""
+    """One image as its file's bytes. `split` is set where a source brings its own; `origin` is for messages.
+
+    Where a link led to the file (`linked`), its bytes are someone else's: they are not copied aside if unreadable.
+    """
 
     sample_id: str
     data: bytes
@@ -30,6 +34,7 @@ class Item:
     group: str | None = None
     split: Split | None = None
     origin: str = ""
+    linked: bool = False
 
 
 class Source(Protocol):
@@ -179,16 +184,11 @@ class Cifar:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Known:
-    """What is known of an image file besides its pixels. Files of one group never straddle pool and holdout."""
-
-    label: str | None = None
-    group: str | None = None
-
-
 class Files:
-    """Image files below a folder, with what is known of them."""
+    """Image files below a folder, with what is known of them.
+
+    `linked` are those that a link led to. `notes` tell people what was left out before anything was read.
+    """
 
     name = "files"
     classes: tuple[str, ...] | None = None
@@ -198,10 +198,16 @@ class Files:
         root: Path,
         paths: Sequence[PurePosixPath],
         known: Mapping[PurePosixPath, Known] | None = None,
+        *,
+        linked: Collection[PurePosixPath] = (),
+        notes: Sequence[str] = (),
     ) -> None:
+        self.place = shown(root)
         self._root = root
         self._paths = paths
         self._known = known or {}
+        self._linked = linked
+        self.notes = tuple(notes)
         self.unreadable: list[tuple[str, str]] = []
 
     @property
@@ -224,67 +230,111 @@ class Files:
                 data = file.read_bytes()
             except (OSError, Unreadable) as error:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
-                self.unreadable.append((str(file), reason or type(error).__name__))
+                self.unreadable.append((shown(file), reason or type(error).__name__))
                 continue
             known = self._known.get(path, Known())
-            yield Item(sample_id_of(str(path)), data, known.label, known.group, origin=str(file))
+            yield Item(
+                sample_id_of(str(path)),
+                data,
+                known.label,
+                known.group,
+                known.split,
+                origin=shown(file),
+                linked=path in self._linked,
+            )
+
+
+def files_below(root: Path) -> Files:
+    """All files below a folder as images of which nothing is known. Raises UserError if there are none."""
+    found = walk(root)
+    files, again = once(found.files, {})
+    notes = found.notes() + ([f"left out, links to files that are there: {some(again)}"] if again else [])
+    return Files(root, [file.path for file in files], linked=found.linked, notes=notes)
 
 
 class Folder(Files):
-    """A folder of images: labels from a `labels.csv` in it, else from its sub-folders' names, else none.
+    """A folder of images: labels from a `labels.csv` in it, else from its folders' names, else none.
 
     `labels.csv` has the columns path (or filename), label and, if wanted, group. Images that it leaves out, or whose
-    label is empty there, are unlabelled. With `classes` given, only these names may occur, in this order.
-    Raises UserError if the folder is missing or empty, or if its labels contradict each other or `classes`.
+    label is empty there, are unlabelled. How folders are read, `vabal.layouts` decides, or the user (`layout`). With
+    `classes` given, only these names may occur, in this order; else a class without an image is none.
+    Raises UserError if the folder is missing or empty, if its labels contradict each other or `classes`, or if it is
+    ambiguous what its folders mean.
     """
 
     name = "folder"
 
-    def __init__(self, root: Path, classes: Sequence[str] | None = None) -> None:
-        paths = files_below(root)
-        listing = PurePosixPath("labels.csv")
-        missing: list[PurePosixPath] = []
-        if listing in paths:
-            paths.remove(listing)
-            known = _read_listing(root / listing)
-            missing = sorted(set(known) - set(paths))
+    def __init__(self, root: Path, classes: Sequence[str] | None = None, layout: str | None = None) -> None:
+        found = walk(root)
+        self.given = classes is not None
+        chosen = tuple(map(class_name, classes)) if classes else None
+        listing = next((path for path in found.paths if _is_listing(path) and not _is_by_folders(layout)), None)
+        files = [file for file in found.files if file.path != listing]
+        images = [file.path for file in files if looks_like_an_image(root / file.path)]
+        place, about = shown(root), [] if listing is None else [f"labels come from {listing}"]
+        if listing is None:
+            reading = layouts.read_folders(place, images, chosen, layout)
+        elif layout == layouts.SPLITS:
+            reading = layouts.read_folders(place, images, None, layout)
         else:
-            known = _labels_from_folders(root, paths, classes)
-        super().__init__(root, paths, known)
-        self._missing = [(str(root / path), "listed in labels.csv, but not there") for path in missing]
-        found = natural({file.label for file in known.values() if file.label is not None})
-        strangers = [name for name in found if classes and name not in classes]
-        if strangers:
-            raise UserError(
-                f"{root}: label {strangers[0]!r} is not among the classes given: {', '.join(classes or ())}"
+            reading = layouts.Reading(layouts.FLAT)
+        self.layout = reading.layout
+        known = {
+            file.path: Known(said.label, None, said.split)
+            for file in files
+            if (said := reading.place(file.path)) is not None
+        }
+        missing: list[str] = []
+        if listing is not None:
+            listed = resolve(root, str(listing), _read_listing(root / listing), list(known))
+            nothing = Known()
+            known = {path: replace(listed.known.get(path, nothing), split=said.split) for path, said in known.items()}
+            missing, about = listed.missing, [*about, *listed.notes]
+            about += layouts.check_names(
+                f"{place}/{listing}", [said.label for said in known.values() if said.label], chosen
             )
-        self.classes = tuple(classes or found) or None
+        files, again = once(
+            [file for file in files if file.path in known], {path: said.label for path, said in known.items()}
+        )
+        if again:
+            about.append(f"left out, links to files that are there: {some(again)}")
+        empty = _without_images(found.folders, images)
+        if empty:
+            about.append(f"folders without an image: {some(empty)}")
+        # the holdout first: an image that is in both splits stays there
+        paths = sorted((file.path for file in files), key=lambda path: known[path].split == "pool")
+        super().__init__(root, paths, known, linked=found.linked, notes=(*reading.notes, *about, *found.notes()))
+        self._missing = [(f"{place}/{name}", f"listed in {listing}, but not there") for name in missing]
+        self.classes = _classes(place, [said.label for said in known.values()], chosen)
 
     def items(self, limits: ImageSettings | None = None, /) -> Iterator[Item]:
         yield from super().items(limits)
         self.unreadable += self._missing
 
 
-_IGNORED: Final = {"thumbs.db", "desktop.ini", "__macosx"}
-_SPLITS: Final = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+def _is_listing(path: PurePosixPath) -> bool:
+    return len(path.parts) == 1 and path.name.lower() == "labels.csv"
 
 
-def files_below(root: Path) -> list[PurePosixPath]:
-    """All files below a folder, by their relative paths, sorted; hidden ones and the systems' own left out.
+def _is_by_folders(layout: str | None) -> bool:
+    """Whether the user said that folders are the classes, whatever a table says."""
+    return layout in (layouts.CLASS_FOLDERS, layouts.PARENT_FOLDERS)
 
-    Raises UserError if the folder is missing or has no files.
-    """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder")
-    found = []
-    for path in root.rglob("*"):
-        relative = PurePosixPath(path.relative_to(root).as_posix())
-        hidden = any(part.startswith(".") or part.lower() in _IGNORED for part in relative.parts)
-        if not hidden and path.is_file():
-            found.append(relative)
-    if not found:
-        raise UserError(f"{root}: no files in this folder")
-    return sorted(found)
+
+def _without_images(folders: Sequence[PurePosixPath], images: Sequence[PurePosixPath]) -> list[str]:
+    """The outermost folders that hold no image at any depth."""
+    holding = {above for path in images for above in path.parents}
+    empty = {folder for folder in folders if folder not in holding}
+    return [shown(folder) for folder in sorted(empty) if folder.parent not in empty]
+
+
+def _classes(root: str, labels: Sequence[str | None], given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The classes in their order. Raises UserError for a label that is none of those given."""
+    found = natural({label for label in labels if label is not None})
+    strangers = [name for name in found if given and name not in given]
+    if strangers:
+        raise UserError(f"{root}: label {strangers[0]!r} is not among the classes given: {', '.join(given or ())}")
+    return tuple(given or found) or None
 
 
 def _read_listing(path: Path) -> dict[PurePosixPath, Known]:
@@ -302,7 +352,7 @@ def _read_listing(path: Path) -> dict[PurePosixPath, Known]:
     for number, row in enumerate(rows[1:], start=2):
         cells = [*(cell.strip() for cell in row), *[""] * (len(header) - len(row))]
         name = PurePosixPath(cells[where].replace("\\", "/"))
-        if not cells[where] or name.is_absolute() or ".." in name.parts:
+        if not cells[where]:
             raise UserError(f"{path}: entry {number}: {cells[where]!r} is no path below this folder")
         values = Known(_cell(cells, header, "label"), _cell(cells, header, "group"))
         if listed.setdefault(name, values) != values:
@@ -312,23 +362,6 @@ def _read_listing(path: Path) -> dict[PurePosixPath, Known]:
 
 def _cell(cells: Sequence[str], header: Sequence[str], name: str) -> str | None:
     return (cells[header.index(name)] or None) if name in header else None
-
-
-def _labels_from_folders(
-    root: Path, paths: Sequence[PurePosixPath], classes: Sequence[str] | None
-) -> dict[PurePosixPath, Known]:
-    """The first folder of every path as its label; nothing where the folders are no classes."""
-    nested = [path for path in paths if len(path.parts) > 1]
-    names = {path.parts[0] for path in nested}
-    images_on_top = any(len(path.parts) == 1 and path.suffix.lower() in _IMAGE_SUFFIXES for path in paths)
-    if not names or images_on_top or (classes is not None and not names & set(classes)):
-        return {}
-    if {name.lower() for name in names} <= _SPLITS:
-        raise UserError(f"{root}: {', '.join(sorted(names))} are splits, not classes: name one of them as the source")
-    return {path: Known(path.parts[0]) for path in nested}
-
-
-_IMAGE_SUFFIXES: Final = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".ppm", ".pgm", ".jp2"}
 
 
 class Neu(Files):
@@ -353,13 +386,14 @@ class Neu(Files):
     }
 
     def __init__(self, root: Path) -> None:
-        paths = [path for path in files_below(root) if path.suffix.lower() in _IMAGE_SUFFIXES]
+        found = walk(root)
+        paths = [path for path in found.paths if path.suffix.lower() in IMAGE_SUFFIXES]
         known = {path: Known(self._class_of(path)) for path in paths}
         unknown = [path for path, file in known.items() if file.label is None]
         if unknown or not paths:
             said = f"no NEU class in the name of {unknown[0]} or of its folder" if unknown else "no images"
             raise UserError(f"{root}: {said}; expected files such as Cr_1.bmp, crazing_1.jpg or crazing/1.jpg")
-        super().__init__(root, paths, known)
+        super().__init__(root, paths, known, linked=found.linked, notes=found.notes())
         present = {file.label for file in known.values()}
         self.classes = tuple(name for name in self._NAMES.values() if name in present)
 
@@ -403,7 +437,7 @@ class Elpv(Files):
 
 def sample_id_of(path: str) -> str:
     """A sample id from a relative path: without the extension, letters, digits and `._-` only."""
-    pure = PurePosixPath(unicodedata.normalize("NFC", path))
+    pure = PurePosixPath(unicodedata.normalize("NFC", shown(path) if not is_utf8(path) else path))
     text = re.sub(r"[^\w.]+", "-", str(pure.with_suffix("")))
     return text.strip("-.") or "image"
 

@@ -21,6 +21,7 @@ import pandas as pd
 from vabal import images
 from vabal.datasets import Files, Item, Npz, Source, files_below
 from vabal.errors import UserError
+from vabal.folders import shown
 from vabal.params import Params
 from vabal.pools import EVENTS, INCOMING, Pools, among, read_table, stack, typed, write_table
 from vabal.sources import Sieve
@@ -196,6 +197,7 @@ class IngestReport:
     sample_ids: tuple[str, ...] = ()
     duplicates: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """For people."""
@@ -209,7 +211,7 @@ class IngestReport:
         if self.unreadable:
             listed = [f"{path} ({reason})" for path, reason in self.unreadable]
             said.append(f"{len(listed)} unreadable, listed in quarantine/quarantine.csv: {_some(listed)}")
-        return said
+        return [*said, *self.notes]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -222,9 +224,10 @@ def _some(names: Sequence[str]) -> str:
 def ingest(inbox: Path, pools: Pools, path: Path, params: Params, *, quarantine: Path, when: datetime) -> IngestReport:
     """Put the images of a file, a folder (with all below it) or an .npz file into the inbox, unlabelled.
 
-    Their ids come from their paths relative to `path`; an id that is taken gets the first digits of the content behind
-    it. Images whose content the pool or the inbox has are left out, unreadable files go to `quarantine`, and both are
-    told. Everything is on disk, durable, when this returns, and nothing is if it is killed.
+    What counts as a file below a folder, `folders.walk` says. Their ids come from their paths relative to `path`; an id
+    that is taken gets the first digits of the content behind it. Images whose content the pool or the inbox has are
+    left out, unreadable files go to `quarantine`, and both are told. Everything is on disk, durable, when this returns,
+    and nothing is if it is killed.
     Raises UserError if `path` is missing, empty, or an .npz file that is not as it should be.
     """
     source = _arriving(path)
@@ -244,20 +247,24 @@ def ingest(inbox: Path, pools: Pools, path: Path, params: Params, *, quarantine:
             folder.replace(inbox / name)
             sync_folder(inbox / "images")
     return IngestReport(
-        path=str(path),
+        path=shown(path),
         name=name,
         sample_ids=tuple(catalog["sample_id"]),
         duplicates=tuple(sieve.duplicates),
         unreadable=tuple((place, reason) for place, reason, _ in sieve.unreadable),
+        notes=source.notes if isinstance(source, Files) else (),
     )
 
 
 def _arriving(path: Path) -> Source:
     if path.is_dir():
-        return Files(path, files_below(path))
+        return files_below(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    return Npz(path) if path.suffix.lower() == ".npz" else Files(path.parent, [PurePosixPath(path.name)])
+        raise UserError(f"{shown(path)}: no such file or folder")
+    if path.suffix.lower() == ".npz":
+        return Npz(path)
+    name = PurePosixPath(path.name)
+    return Files(path.parent, [name], linked=[name] if path.is_symlink() else [])
 
 
 def _store(inbox: Path, source: Source, sieve: Sieve, params: Params) -> tuple[pd.DataFrame, Path | None]:

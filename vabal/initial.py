@@ -41,6 +41,8 @@ def initialise(
     settings: Mapping[str, Any],
     versions: Repository,
     prepare: Callable[[StorageSettings], None],
+    layout: str | None = None,
+    tell: Callable[[str], None] | None = None,
     reached: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Make round 0 in `root` and publish it; returns lines that say what there is now.
@@ -49,14 +51,16 @@ def initialise(
     `root` has a `data.dvc` but no `data/` (a fresh clone), what is made must be what `data.dvc` pins.
 
     Killed anywhere, or refused by git, it may be called again: the same arguments finish what was begun, others start
-    clean. `prepare` sees to the bucket, where S3 is up. `reached` hears the name of each step once it is done.
+    clean. `prepare` sees to the bucket, where S3 is up. `layout` says how the folders of a folder are read. `tell`
+    gets, line by line, what was understood of the source, before anything is made of it; `reached` hears the name of
+    each step once it is done.
 
     Raises UserError, having changed nothing, for a folder that has pools already or arguments that do not fit.
     """
     place = Workspace(root)
     asked = {
         **{"source": source, "imbalance": imbalance, "initial": initial, "holdout": holdout, "seed": seed},
-        **{"classes": classes, "name": name, "settings": dict(settings)},
+        **{"classes": classes, "layout": layout, "name": name, "settings": dict(settings)},
     }
     reached = reached or (lambda _step: None)
     with place.lock("vabal init"):
@@ -64,7 +68,7 @@ def initialise(
             return said
         if (root / "data").exists():
             raise UserError(f"{root} has pools already (data/): `vabal init` makes new ones in an empty folder only")
-        opened = sources.open_source(source, classes=classes)
+        opened = sources.open_source(source, classes=classes, layout=layout)
         chosen, text = _settings(root, opened, name, seed, settings)
         if _has_storage():
             prepare(chosen.storage)
@@ -79,6 +83,7 @@ def initialise(
                 settings=chosen,
                 folder=temporary,
                 quarantine=place.quarantine,
+                tell=tell,
             )
             reached("built")
             arguments = {"source": opened.name, "imbalance": imbalance, "initial": initial, "holdout": holdout}
@@ -88,7 +93,7 @@ def initialise(
                 pinned = (root / "data.dvc").read_text(encoding="utf-8")
                 write_bytes(_journal(place), canonical_json({"asked": asked, "pinned": pinned}))
                 return _reproduce(place, versions, temporary, plan.message, built)
-            _begin(place, asked, text, built.lines())
+            _begin(place, asked, text, built.summary())
             reached("begun")
             if text is not None:
                 write_bytes(root / "params.yaml", text.encode())
@@ -100,7 +105,7 @@ def initialise(
             reached("staged")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return [*built.lines(), _publish(place, versions, reached)]
+        return [*built.summary(), _publish(place, versions, reached)]
 
 
 # -- one that was cut short -------------------------------------------------------------------------------------------
@@ -254,7 +259,7 @@ def _reproduce(
     if rounds.tag_name(0) not in versions.tags():
         versions.tag(rounds.tag_name(0), message)
     _journal(place).unlink()
-    return [*built.lines(), "data/ is what data.dvc pins"]
+    return [*built.summary(), "data/ is what data.dvc pins"]
 
 
 def _has_storage() -> bool:

@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import Any
 import pandas as pd
 
 from vabal import images, pools
-from vabal.datasets import Cifar, Digits, Elpv, Folder, Item, Neu, Npz, Source
+from vabal.datasets import Cifar, Digits, Elpv, Files, Folder, Item, Neu, Npz, Source
 from vabal.errors import UserError
+from vabal.folders import some
+from vabal.layouts import LAYOUTS
 from vabal.params import ImageSettings, Params
 from vabal.pools import Pools
 from vabal.progress import track
@@ -33,23 +35,28 @@ _KINDS = {
     "neu": "neu:ROOT",
     "elpv": "elpv",
 }
+LONGEST_TABLE = 20  # lines, of classes
 
 
-def open_source(spec: str, classes: Sequence[str] | None = None) -> Source:
+def open_source(spec: str, classes: Sequence[str] | None = None, layout: str | None = None) -> Source:
     """The source that a `--source` names; `classes` names the classes of one without labels, or fixes their order.
 
+    `layout` says how the folders of a folder are read; `folder+splits:PATH` is `folder:PATH` with the layout `splits`.
     Raises UserError if the kind is unknown or what it names cannot be used.
     """
-    kind, _, place = spec.partition(":")
+    kind, _, place = with_layout(spec, layout).partition(":")
+    kind, _, layout = kind.partition("+")
     if kind not in _KINDS:
         raise UserError(f"--source {spec!r}: unknown kind {kind!r}; known are {', '.join(_KINDS.values())}")
     if bool(place) != (":" in _KINDS[kind]):
         raise UserError(f"--source {spec!r}: expected {_KINDS[kind]}")
     if classes and kind not in ("folder", "npz"):
         raise UserError(f"--classes: source {kind} has its own class names")
+    if classes is not None and (not all(classes) or len(set(classes)) < len(classes)):
+        raise UserError(f"--classes {','.join(classes)}: each class is named once, between commas")
     path = Path(place).expanduser()
     if kind == "folder":
-        return Folder(path, classes)
+        return Folder(path, classes, layout or None)
     if kind == "npz":
         return Npz(path, classes)
     if kind == "neu":
@@ -57,6 +64,19 @@ def open_source(spec: str, classes: Sequence[str] | None = None) -> Source:
     if kind.startswith("cifar"):
         return Cifar(kind, path)
     return Digits() if kind == "digits" else Elpv()
+
+
+def with_layout(spec: str, layout: str | None) -> str:
+    """A `--source` with its layout in front of the colon. Raises UserError for a layout that there is not."""
+    kind, colon, place = spec.partition(":")
+    chosen = layout or kind.partition("+")[2]
+    if "+" not in kind and layout is None:
+        return spec
+    if kind.partition("+")[0] != "folder":
+        raise UserError(f"--layout: says how a folder:PATH is read, not {spec!r}")
+    if chosen not in LAYOUTS:
+        raise UserError(f"--layout {chosen!r}: known are {', '.join(LAYOUTS)}")
+    return f"folder+{chosen}{colon}{place}"
 
 
 # --- draws ------------------------------------------------------------------------------------------------------------
@@ -169,11 +189,15 @@ class InitReport:
 
     def lines(self) -> list[str]:
         """For people: counts first, then what they should know."""
+        return [*self.summary(), *self.notes]
+
+    def summary(self) -> list[str]:
+        """What round 0 holds."""
         made = self.pools
         first = f"{len(made.catalog)} images from {self.source}, {len(made.classes)} classes"
         counts = f"labelled {len(made.labeled)}, unlabelled {len(made.unlabeled)}, holdout {len(made.holdout)}"
         asked = [f"{self.requested} labels asked for: `vabal labels export DIR`"] if self.requested else []
-        return [f"{first}: {counts}", *asked, *self.notes]
+        return [f"{first}: {counts}", *asked]
 
     def to_json(self) -> dict[str, Any]:
         made = self.pools
@@ -201,20 +225,28 @@ def build_pools(
     settings: Params,
     folder: Path,
     quarantine: Path | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> InitReport:
     """Write the tables and shards of round 0 into the new folder `folder`, whole or not at all.
 
     The same source, seed and package versions give the same bytes: nothing in them tells the time. From a source with
     labels, `initial` random samples of the pool are labelled; from one without, they and the holdout are asked for.
-    Unreadable files are copied to `quarantine`; of files with the same content the first counts.
+    Unreadable files are copied to `quarantine`; of files with the same content the first counts. What was understood of
+    the source is told, line by line, before anything is written.
     Raises UserError if the settings ask for what the source cannot give.
     """
     wishes = Wishes(imbalance, initial, holdout, seed)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: round 0 is made once")
-    classes = class_names(source)
-    found = survey(source, settings.images, quarantine)
+    class_names(source)
+    found = survey(source, settings.images)
+    classes = class_names(source, found.items)
     plan = plan_draws(source, found.items, classes, wishes)
+    if tell is not None:
+        for line in (*understood(source, found, classes), *plan.notes):
+            tell(line)
+    if quarantine is not None:
+        found.set_aside(quarantine)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -262,11 +294,23 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a first pass over the source found: one row per readable, distinct image."""
+    """What a first pass over the source found: one row per readable, distinct image.
+
+    `aside` holds (path, reason, bytes or None) of what cannot be read.
+    """
 
     items: pd.DataFrame  # sample_id, label, group, split, sha256, width, height
     duplicates: tuple[str, ...]
-    unreadable: tuple[tuple[str, str], ...]
+    aside: tuple[tuple[str, str, bytes | None], ...]
+
+    @property
+    def unreadable(self) -> tuple[tuple[str, str], ...]:
+        return tuple((path, reason) for path, reason, _ in self.aside)
+
+    def set_aside(self, folder: Path) -> None:
+        """Put what could not be read into quarantine."""
+        for path, reason, data in self.aside:
+            images.quarantine(folder, path, data, reason, datetime.now(UTC))
 
     def notes(self) -> list[str]:
         """What was left out, for people: counts and the first few."""
@@ -276,6 +320,7 @@ class Survey:
         if self.unreadable:
             listed = [f"{path} ({reason})" for path, reason in self.unreadable]
             notes.append(f"{len(listed)} unreadable, listed in quarantine/quarantine.csv: {_first(listed)}")
+            notes += grouped(self.unreadable) if len({reason for _, reason in self.unreadable}) > 1 else []
         return notes
 
 
@@ -303,7 +348,7 @@ class Sieve:
             try:
                 width, height = images.probe(item.data, self.settings)
             except images.Unreadable as reason:
-                self.unreadable.append((name, str(reason), item.data))
+                self.unreadable.append((name, str(reason), None if item.linked else item.data))
                 continue
             sha256 = hashlib.sha256(item.data).hexdigest()
             if sha256 in self.contents:
@@ -325,27 +370,70 @@ class Sieve:
             images.quarantine(folder, path, data, reason, when)
 
 
-def survey(source: Source, settings: ImageSettings, quarantine: Path | None = None) -> Survey:
+def survey(source: Source, settings: ImageSettings) -> Survey:
     """What is in a source: readable, distinct images. Raises UserError if there are none."""
     sieve = Sieve(settings)
     rows = [
         (item.sample_id, item.label, item.group, item.split, sha256, width, height)
         for item, sha256, width, height in sieve.sift(source)
     ]
-    if quarantine is not None:
-        sieve.quarantine(quarantine, datetime.now(UTC))
     if not rows:
-        raise UserError(f"source {source.name}: no readable image in it ({len(sieve.unreadable)} unreadable)")
+        reasons = grouped([(path, reason) for path, reason, _ in sieve.unreadable])
+        raise UserError("; ".join([f"source {source.name}: no readable image in it", *reasons]))
     columns = ["sample_id", "label", "group", "split", "sha256", "width", "height"]
-    listed = tuple((path, reason) for path, reason, _ in sieve.unreadable)
-    return Survey(pd.DataFrame(rows, columns=columns), tuple(sieve.duplicates), listed)
+    return Survey(pd.DataFrame(rows, columns=columns), tuple(sieve.duplicates), tuple(sieve.unreadable))
 
 
-def class_names(source: Source) -> tuple[str, ...]:
-    """The source's classes. Raises UserError if it has no names for them, or fewer than two."""
+def grouped(unreadable: Sequence[tuple[str, str]]) -> list[str]:
+    """Unreadable files by their reason, as lines for people."""
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in unreadable:
+        by_reason.setdefault(reason, []).append(path)
+    return [f"{len(paths)} unreadable, {reason}: {some(paths)}" for reason, paths in by_reason.items()]
+
+
+def understood(source: Source, found: Survey, classes: tuple[str, ...]) -> list[str]:
+    """What a source was understood to be, for people: how it is read, its classes with counts, what is left out."""
+    items = found.items
+    place = f" {source.place}" if isinstance(source, Files) else ""
+    head = f"source {source.name}{place}: {len(items)} images, {len(classes)} classes"
+    notes = list(source.notes) if isinstance(source, Files) else []
+    if isinstance(source, Folder):
+        head += f"; {source.layout}: {LAYOUTS[source.layout]}"
+        gone = [name for name in source.classes or () if name not in classes]
+        if gone:
+            notes.append(f"no readable image in {some(gone)}: no class (named with --classes, it is one)")
+    return [head, *_counts(items, classes), *notes, *found.notes()]
+
+
+def _counts(items: pd.DataFrame, classes: tuple[str, ...]) -> list[str]:
+    """A table of images per class, and per split where the source brings its own; long ones are shortened."""
+    splits = [name for name in ("pool", "holdout") if (items["split"] == name).any()]
+    parts = [items[items["split"] == name] for name in splits] or [items]
+    rows = [(name, [int((part["label"] == name).sum()) for part in parts]) for name in classes]
+    unlabelled = [int(part["label"].isna().sum()) for part in parts]
+    lines = ["".join(f"{title:>10}" for title in splits or ["images"]) + "  class"]
+    shortened = len(rows) > LONGEST_TABLE
+    for name, counts in rows[: LONGEST_TABLE - 1] if shortened else rows:
+        lines.append("".join(f"{count:>10}" for count in counts) + f"  {name}")
+    if shortened:
+        totals = [sum(counts) for _, counts in rows[LONGEST_TABLE - 1 :]]
+        lines.append(f"{sum(totals):>10}  in {len(totals)} more classes, {min(totals)} to {max(totals)} each")
+    if any(unlabelled):
+        lines.append("".join(f"{count:>10}" for count in unlabelled) + "  without a label")
+    return lines
+
+
+def class_names(source: Source, items: pd.DataFrame | None = None) -> tuple[str, ...]:
+    """The source's classes. Raises UserError if it has no names for them, or fewer than two.
+
+    With what a survey found, the classes of a folder are those with an image, unless the user named them.
+    """
     names = source.classes
     if not names:
         raise UserError(f"source {source.name} has no labels: name its classes with --classes a,b,c")
+    if items is not None and isinstance(source, Folder) and not source.given:
+        names = tuple(name for name in names if name in set(items["label"]))
     if len(names) < 2:
         raise UserError(f"source {source.name}: at least two classes are needed, found {', '.join(names)}")
     return names

@@ -104,12 +104,14 @@ def test_a_labels_csv_that_cannot_be_used_is_refused(tmp_path: Path, text: str, 
 
 
 def test_a_folder_without_labels_takes_its_classes_from_the_user(tmp_path: Path) -> None:
-    root = class_folders(tmp_path, monday=1, tuesday=1)
+    root = class_folders(tmp_path / "days", monday=1, tuesday=1)
     source = open_source(f"folder:{root}", ["ok", "bad"])
     assert source.classes == ("ok", "bad")
     assert [item.label for item in source.items()] == [None, None]
-    (root / "top.png").write_bytes(file_of(picture(9)))
-    assert open_source(f"folder:{root}").classes is None
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "top.png").write_bytes(file_of(picture(9)))
+    assert open_source(f"folder:{flat}").classes is None
 
 
 def test_given_classes_fix_the_order_of_class_folders_and_refuse_others(tmp_path: Path) -> None:
