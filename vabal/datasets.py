@@ -268,7 +268,7 @@ class Folder(Files):
         found = walk(root)
         self.given = classes is not None
         chosen = tuple(map(class_name, classes)) if classes else None
-        listing = next((path for path in found.paths if _is_listing(path) and not _is_by_folders(layout)), None)
+        listing = None if _is_by_folders(layout) else _listing_of(shown(root), found.paths, layout)
         files = [file for file in found.files if file.path != listing]
         images = [file.path for file in files if looks_like_an_image(root / file.path)]
         place, about = shown(root), [] if listing is None else [f"labels come from {listing}"]
@@ -293,9 +293,7 @@ class Folder(Files):
             about += layouts.check_names(
                 f"{place}/{listing}", [said.label for said in known.values() if said.label], chosen
             )
-        files, again = once(
-            [file for file in files if file.path in known], {path: said.label for path, said in known.items()}
-        )
+        files, again = once([file for file in files if file.path in known], known)
         if again:
             about.append(f"left out, links to files that are there: {some(again)}")
         empty = _without_images(found.folders, images)
@@ -312,8 +310,19 @@ class Folder(Files):
         self.unreadable += self._missing
 
 
-def _is_listing(path: PurePosixPath) -> bool:
-    return len(path.parts) == 1 and path.name.lower() == "labels.csv"
+def _listing_of(root: str, paths: Sequence[PurePosixPath], layout: str | None) -> PurePosixPath | None:
+    """The table of labels on top. Raises UserError for two of them, or one further down where no layout is chosen."""
+    tables = [path for path in paths if path.name.lower() == "labels.csv"]
+    on_top = [path for path in tables if len(path.parts) == 1]
+    if len(on_top) > 1:
+        raise UserError(f"{root}: {some(list(map(str, on_top)))}: keep one of them")
+    if tables and not on_top and layout is None:
+        place = shown(tables[0].parent)
+        raise UserError(
+            f"{root}: {shown(tables[0])} is read only on top: name {root}/{place} as the source, or say by --layout "
+            f"{layouts.CLASS_FOLDERS} that folders are classes"
+        )
+    return on_top[0] if on_top else None
 
 
 def _is_by_folders(layout: str | None) -> bool:

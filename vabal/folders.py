@@ -8,7 +8,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -179,12 +179,12 @@ def _images_in(path: Path) -> str:
     return ("1 image" if images == 1 else f"{images} images") if images else ""
 
 
-def once(files: Sequence[Found], labels: dict[PurePosixPath, str | None]) -> tuple[list[Found], list[str]]:
-    """Files without those that a link reaches a second time under the same label, and these, for people."""
-    first: dict[tuple[tuple[int, int], str | None], Found] = {}
+def once(files: Sequence[Found], known: Mapping[PurePosixPath, Hashable]) -> tuple[list[Found], list[str]]:
+    """Files without those that a link reaches a second time, with the same known of them; and these, for people."""
+    first: dict[tuple[tuple[int, int], Hashable], Found] = {}
     again: dict[PurePosixPath, str] = {}
     for file in sorted(files, key=lambda file: (file.linked, file.path)):
-        before = first.setdefault((file.real, labels.get(file.path)), file)
+        before = first.setdefault((file.real, known.get(file.path)), file)
         if before is not file and file.linked:
             again[file.path] = f"{shown(file.path)} (is {shown(before.path)})"
     return [file for file in files if file.path not in again], [again[path] for path in sorted(again)]

@@ -63,7 +63,7 @@ def quarantine(folder: Path, path: str, data: bytes | None, reason: str, when: d
     copied = ""
     if data is not None:
         copied = safe_name(Path(path).stem, hashlib.sha256(data).hexdigest()) + Path(path).suffix[:10].lower()
-        if (folder / copied).exists():
+        if (folder / copied).exists() and _is_listed(listing, copied):
             return
         write_bytes(folder / copied, data)
     new = not listing.exists()
@@ -75,6 +75,14 @@ def quarantine(folder: Path, path: str, data: bytes | None, reason: str, when: d
         file.flush()
         os.fsync(file.fileno())
     sync_folder(folder)
+
+
+def _is_listed(listing: Path, copied: str) -> bool:
+    """Whether a copy has its line: one that was cut short after copying gets it the next time."""
+    if not listing.exists():
+        return False
+    with listing.open(encoding="utf-8", newline="") as file:
+        return any(row[-1:] == [copied] for row in csv.reader(file))
 
 
 def safe_name(text: str, digest: str = "") -> str:

@@ -115,6 +115,11 @@ class Reading:
         return Place(_label(folders)) if folders[0] in self.named else None
 
 
+def _are_strays(outside: int, inside: int) -> bool:
+    """Whether images outside the folders are so few that they do not put the folders' meaning in doubt."""
+    return outside <= max(1, inside // 10)
+
+
 def _label(folders: Sequence[str]) -> str | None:
     return class_name(folders[0]) if folders and not _is(_UNLABELLED, folders[0]) else None
 
@@ -132,7 +137,7 @@ class _Tree:
         while self._is_wrapped(kept or ()):
             self.depth += 1
         self.counts = Counter(path.parts[self.depth] for path in images if self._depth_of(path) > 0)
-        self.direct = [path for path in images if self._depth_of(path) == 0]
+        self.direct = [path for path in images if self._depth_of(path) <= 0]
         self.names = sorted(name for name in self.counts if not _is(_UNLABELLED, name))
 
     def _depth_of(self, path: PurePosixPath) -> int:
@@ -141,15 +146,16 @@ class _Tree:
     def _is_wrapped(self, kept: Sequence[str]) -> bool:
         """Whether one folder holds everything, and has folders of its own: it cannot be the only class."""
         tops = {path.parts[self.depth] for path in self.images if self._depth_of(path) > 0}
+        inside = sum(self._depth_of(path) > 1 for path in self.images)
+        strays = len(self.images) - inside
         return (
-            len(tops) == 1
-            and all(self._depth_of(path) > 1 for path in self.images)
-            and class_name(next(iter(tops))) not in kept
+            len(tops) == 1 and inside > 0 and _are_strays(strays, inside) and class_name(next(iter(tops))) not in kept
         )
 
     @property
     def around(self) -> str:
-        return "/".join(map(shown, self.images[0].parts[: self.depth])) if self.depth else ""
+        deepest = max(self.images, key=lambda path: len(path.parts))
+        return "/".join(map(shown, deepest.parts[: self.depth]))
 
     def below(self, name: str) -> set[str]:
         """The folders in a folder; "" for images directly in it."""
@@ -323,7 +329,7 @@ def _refuse_ambiguous(root: str, tree: _Tree) -> None:
     if splits:
         raise UserError(f"{root}: {_about_splits(tree, splits)}")
     foldered = sum(tree.counts.values())
-    if len(tree.direct) > max(1, foldered // 10):
+    if not _are_strays(len(tree.direct), foldered):
         raise UserError(
             f"{root}: {len(tree.direct)} images lie beside the folders {_named(tree.names)} with {foldered}: "
             f"--layout {CLASS_FOLDERS} takes the folders as classes and the others as unlabelled, "

@@ -402,7 +402,7 @@ def understood(source: Source, found: Survey, classes: tuple[str, ...]) -> list[
         head += f"; {source.layout}: {LAYOUTS[source.layout]}"
         gone = [name for name in source.classes or () if name not in classes]
         if gone:
-            notes.append(f"no readable image in {some(gone)}: no class (named with --classes, it is one)")
+            notes.append(f"no readable image of its own in {some(gone)}: no class (named with --classes, it is one)")
     return [head, *_counts(items, classes), *notes, *found.notes()]
 
 
@@ -432,11 +432,26 @@ def class_names(source: Source, items: pd.DataFrame | None = None) -> tuple[str,
     names = source.classes
     if not names:
         raise UserError(f"source {source.name} has no labels: name its classes with --classes a,b,c")
+    gone: list[str] = []
     if items is not None and isinstance(source, Folder) and not source.given:
-        names = tuple(name for name in names if name in set(items["label"]))
+        gone = without_image(names, items)
+        names = tuple(name for name in names if name not in gone)
     if len(names) < 2:
-        raise UserError(f"source {source.name}: at least two classes are needed, found {', '.join(names)}")
+        lost = (
+            f"; no readable image of its own in {some(gone)} (--layout class-folders --classes a,b leaves folders out)"
+            if gone
+            else ""
+        )
+        raise UserError(
+            f"source {source.name}: at least two classes are needed, found {', '.join(names) or 'none'}{lost}"
+        )
     return names
+
+
+def without_image(names: Sequence[str], items: pd.DataFrame) -> list[str]:
+    """Classes of which no readable image was found."""
+    found = set(items["label"])
+    return [name for name in names if name not in found]
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,18 @@ def test_a_file_that_a_link_reaches_again_is_told_and_under_two_classes_left_to_
     assert "dog-twin" in {item.sample_id for item in source.items()}
 
 
+def test_class_folders_of_links_into_a_heap_beside_them_are_settled_by_naming_them(tmp_path: Path) -> None:
+    root = classes_of(tmp_path, "all", count=6)
+    for index in range(6):
+        link = root / ("cat", "dog")[index % 2] / f"{index}.png"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(root / "all" / f"{index}.png")
+    said = understand(root, ["cat", "dog"], "class-folders")
+    assert list(said.labels.values()) == ["cat", "cat", "cat", "dog", "dog", "dog"]
+    with pytest.raises(UserError):
+        understand(root)
+
+
 def test_a_links_target_is_never_copied_into_quarantine(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"a key")
@@ -321,8 +333,11 @@ def test_a_folder_with_nothing_to_read_says_what_was_left_out(tmp_path: Path) ->
 
 
 def test_folders_around_everything_are_looked_through(tmp_path: Path) -> None:
-    for around in ("train", "data set/2024"):
-        said = understand(classes_of(tmp_path / around[:4], f"{around}/cat", f"{around}/dog"))
+    for around, stray in (("train", "x.png"), ("data set/2024", "data set/2024/x.png")):
+        root = classes_of(tmp_path / around[:4], f"{around}/cat", f"{around}/dog")
+        understand(root)
+        said = understand(fill(root, stray, start=90))
+        assert list(said.labels.values()).count(None) == 1
         assert said.classes == ("cat", "dog")
         assert f"the classes are the folders in {around}" in said.lines
 
@@ -551,6 +566,28 @@ def test_a_table_stands_before_folders_unless_the_user_says_otherwise(tmp_path: 
     kept = understand(root, layout="splits")
     assert (kept.classes, kept.lines[1]) == (("c0", "c1", "c2"), "      pool   holdout  class")
     assert understand(root, layout="class-folders").classes == ("test", "train")
+
+
+def test_a_table_that_is_not_alone_on_top_is_refused(tmp_path: Path) -> None:
+    root = fill(tmp_path / "pics", "data/a.png", "data/b.png")
+    (root / "data" / "labels.csv").write_text("path,label\na.png,ok\nb.png,bad\n")
+    said = refusal(root)
+    assert f"data/labels.csv is read only on top: name {root}/data as the source" in said
+    assert understand(root / "data").classes == ("bad", "ok")
+    (root / "data" / "Labels.csv").write_text("path,label\na.png,bad\nb.png,ok\n")
+    assert "Labels.csv, labels.csv: keep one of them" in refusal(root / "data")
+
+
+def test_a_copy_in_quarantine_that_was_not_listed_is_listed_the_next_time(tmp_path: Path) -> None:
+    (tmp_path / "cam").mkdir()
+    (tmp_path / "cam" / "a.png").write_bytes(b"nothing")
+    for _ in range(2):
+        ingest(tmp_path, tmp_path / "cam")
+        listing = tmp_path / "aside" / "quarantine.csv"
+        assert len(listing.read_text().splitlines()) == 2
+    listing.unlink()
+    ingest(tmp_path, tmp_path / "cam")
+    assert len(listing.read_text().splitlines()) == 2
 
 
 # --- what is told, and when -------------------------------------------------------------------------------------------

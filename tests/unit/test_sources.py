@@ -512,7 +512,7 @@ def test_classes_without_a_sample_are_said_not_refused(tmp_path: Path) -> None:
     [
         ({"initial": 15}, "--initial 15: the pool has only 14 labelled images"),
         ({"initial": 0}, "at least one sample"),
-        ({"holdout": 1.0}, "between 0 and 1"),
+        ({"holdout": 1.0}, "below 1"),
         ({"imbalance": "rare:7"}, "no class 7"),
     ],
 )
