@@ -242,7 +242,7 @@ def _promote(
         _carry_out(office, entry)
     if not decision.promoted:
         raise NotPromoted("; ".join([f"{_headline(entry)}: {entry.why}", *mended]))
-    return Outcome("promoted", _headline(entry), entry, mended)
+    return Outcome("promoted", f"{_headline(entry)}: {entry.why}", entry, mended)
 
 
 def rollback(office: Office, *, now: datetime) -> Outcome:

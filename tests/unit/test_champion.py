@@ -194,6 +194,8 @@ def test_a_better_challenger_replaces_the_champion_and_both_carry_both_figures(p
     outcome = place.promote()
     assert outcome.entry is not None
     assert (outcome.entry.previous_version, outcome.entry.previous_round) == ("1", 1)
+    assert outcome.message.startswith("version 2 (round 2) is champion, version 1 (round 1) was before: ")
+    assert "at 99.4 % (the holdout was used for 2 decisions)" in outcome.message
     assert place.registry.aliases["champion"] == "2"
     for version, status in (("1", "former champion"), ("2", "champion")):
         tags = place.registry.versions[version].tags
