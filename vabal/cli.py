@@ -170,6 +170,8 @@ def ingest(
             place.params(),
             quarantine=place.quarantine,
             when=datetime.now(UTC),
+            data=place.data,
+            fingerprints=place.fingerprints,
         )
     _say(report, as_json)
 

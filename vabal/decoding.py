@@ -94,15 +94,15 @@ def too_large(size: int, settings: ImageSettings) -> None:
         raise Unreadable(f"{size / 1e6:.1f} MB are more than images.max_megabytes = {settings.max_megabytes}")
 
 
-def decode(data: bytes, size: int, channels: int, bit_depth: BitDepth = "auto") -> np.ndarray:
+def decode(data: bytes, size: int, channels: int, bit_depth: BitDepth = "auto", *, check: bool = True) -> np.ndarray:
     """The image as uint8, size x size x channels: upright, transparency over white, resized with antialiasing.
 
     Grey of more than 8 bits is scaled from the range of its depth, which the file tells or else `bit_depth`; "auto"
     takes the smallest of 8, 10, 12, 14 and 16 bits that holds its values. Raises Unreadable if the bytes are no whole
-    image.
+    image; without `check`, a JPEG's stream is not looked at for what Pillow fills up with grey.
     """
     with _opened(data) as image:
-        upright, _ = _grey_or_colour(image, data, bit_depth)
+        upright, _ = _grey_or_colour(image, data, bit_depth, check=check)
         mode = "L" if channels == 1 else "RGB"
         if upright.mode != mode:
             upright = upright.convert(mode)
@@ -189,11 +189,13 @@ def _open(data: bytes) -> Image.Image:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _grey_or_colour(image: Image.Image, data: bytes, bit_depth: BitDepth) -> tuple[Image.Image, int | None]:
+def _grey_or_colour(
+    image: Image.Image, data: bytes, bit_depth: BitDepth, *, check: bool = True
+) -> tuple[Image.Image, int | None]:
     """The fully read image, upright, in mode L or RGB; and the bits that were guessed, None where there was no need."""
     stored = _stored_bits(image, data)
     image.load()
-    if image.format in ("JPEG", "MPO"):
+    if check and image.format in ("JPEG", "MPO"):
         _refuse_damage(data)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":

@@ -29,17 +29,21 @@ __all__ = [
     "DecodedShards",
     "Unreadable",
     "decode",
+    "decoder",
     "encoded",
     "encoded_many",
     "extension",
     "for_browser",
+    "note_left_out",
     "png",
     "probe",
     "quarantine",
     "read",
     "safe_name",
     "shape",
+    "shard_digest",
     "too_large",
+    "whole_shard",
     "write_shards",
 ]
 _SHARD_SCHEMA: Final = pa.schema(
@@ -66,15 +70,27 @@ def quarantine(folder: Path, path: str, data: bytes | None, reason: str, when: d
         if (folder / copied).exists() and _is_listed(listing, copied):
             return
         write_bytes(folder / copied, data)
+    _append(listing, ["path", "reason", "when", "copy"], [[path, reason, when.isoformat(timespec="seconds"), copied]])
+
+
+def note_left_out(folder: Path, left_out: Sequence[tuple[str, str]], when: datetime) -> None:
+    """Note what was left out though it can be read, (name, reason) each, in `folder/left_out.csv`."""
+    if left_out:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [[name, reason, when.isoformat(timespec="seconds")] for name, reason in left_out]
+        _append(folder / "left_out.csv", ["name", "reason", "when"], rows)
+
+
+def _append(listing: Path, header: list[str], rows: list[list[str]]) -> None:
     new = not listing.exists()
     with listing.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow(["path", "reason", "when", "copy"])
-        writer.writerow([path, reason, when.isoformat(timespec="seconds"), copied])
+            writer.writerow(header)
+        writer.writerows(rows)
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(folder)
+    sync_folder(listing.parent)
 
 
 def _is_listed(listing: Path, copied: str) -> bool:
@@ -191,6 +207,24 @@ def encoded_many(data: Path, catalog_rows: pd.DataFrame) -> Iterator[tuple[str, 
     """(sample_id, the original file's bytes) of these catalog rows, shard by shard: each row group is read once."""
     for shard, rows in catalog_rows.sort_values(["shard", "row"]).groupby("shard"):
         yield from _rows(_open_shard(data / "images" / f"{shard}.parquet"), rows["row"].tolist())
+
+
+def whole_shard(data: Path, shard: str) -> Iterator[tuple[str, bytes]]:
+    """(sample_id, the original file's bytes) of a shard, a row group at a time."""
+    file = _open_shard(data / "images" / f"{shard}.parquet")
+    return _rows(file, range(file.metadata.num_rows))
+
+
+def shard_digest(data: Path, shard: str) -> str:
+    """The digest of a shard's content, as its footer has it."""
+    return _digest_of(_open_shard(data / "images" / f"{shard}.parquet"), shard)
+
+
+def _digest_of(file: pq.ParquetFile, shard: str) -> str:
+    digest = (file.metadata.metadata or {}).get(_DIGEST_KEY, b"").decode()
+    if not digest:
+        raise UserError(f"shard {shard} carries no digest: shards are written by `vabal init` and `vabal ingest`")
+    return str(digest)
 
 
 def _open_shard(path: Path) -> pq.ParquetFile:
@@ -312,9 +346,7 @@ class DecodedShards:
         return _open_shard(next((path for path in paths if path.exists()), paths[0]))
 
     def _cached(self, shard: str, file: pq.ParquetFile) -> Path:
-        digest = (file.metadata.metadata or {}).get(_DIGEST_KEY, b"").decode()
-        if not digest:
-            raise UserError(f"shard {shard} carries no digest: shards are written by `vabal init` and `vabal ingest`")
+        digest = _digest_of(file, shard)
         size, _, channels = self._shape
         return self._cache / f"{shard}-{digest[:16]}-{size}x{channels}-{self._bit_depth}-{decoder()}.npy"
 
@@ -343,7 +375,8 @@ class DecodedShards:
 
     def _decode(self, shard: str, sample_id: str, data: bytes) -> np.ndarray:
         try:
-            return decode(data, self._shape[0], self._shape[2], self._bit_depth)
+            # what came in was whole, or came before broken JPEGs were noticed: no round may be stuck with it
+            return decode(data, self._shape[0], self._shape[2], self._bit_depth, check=False)
         except Unreadable as reason:
             raise UserError(f"sample {sample_id} in shard {shard} cannot be decoded: {reason}") from None
 

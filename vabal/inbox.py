@@ -18,13 +18,13 @@ from typing import Any, Final
 
 import pandas as pd
 
-from vabal import images
+from vabal import images, near_copies
 from vabal.datasets import Files, Item, Npz, Source, files_below
 from vabal.errors import UserError
 from vabal.folders import shown
 from vabal.params import Params
 from vabal.pools import EVENTS, INCOMING, Pools, among, read_table, stack, typed, write_table
-from vabal.sources import Sieve
+from vabal.sources import Sieve, Sifted, name_of
 from vabal.store import sync_folder
 
 _NAME: Final = re.compile(r"\d{6,}-[0-9a-f]{8}(\.parquet)?")
@@ -198,6 +198,8 @@ class IngestReport:
     duplicates: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    near_holdout: tuple[tuple[str, str], ...] = ()  # left out: (path, id of the image of the holdout)
+    near_pool: tuple[tuple[str, str], ...] = ()  # taken in: (path, id of another image of the pool)
 
     def lines(self) -> list[str]:
         """For people."""
@@ -208,6 +210,12 @@ class IngestReport:
             said.append(
                 f"{len(self.duplicates)} left out, the pool or the inbox has their content: {_some(self.duplicates)}"
             )
+        if self.near_holdout:
+            listed = [f"{path} ({twin})" for path, twin in self.near_holdout]
+            said.append(f"{len(listed)} left out, near copies of images in the holdout: {_some(listed)}")
+        if self.near_pool:
+            listed = [f"{path} ({twin})" for path, twin in self.near_pool]
+            said.append(f"{len(listed)} taken in are near copies of images in the pool: {_some(listed)}")
         if self.unreadable:
             listed = [f"{path} ({reason})" for path, reason in self.unreadable]
             said.append(f"{len(listed)} unreadable, listed in quarantine/quarantine.csv: {_some(listed)}")
@@ -221,26 +229,43 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def ingest(inbox: Path, pools: Pools, path: Path, params: Params, *, quarantine: Path, when: datetime) -> IngestReport:
+def ingest(
+    inbox: Path,
+    pools: Pools,
+    path: Path,
+    params: Params,
+    *,
+    quarantine: Path,
+    when: datetime,
+    data: Path | None = None,
+    fingerprints: Path | None = None,
+) -> IngestReport:
     """Put the images of a file, a folder (with all below it) or an .npz file into the inbox, unlabelled.
 
     What counts as a file below a folder, `folders.walk` says. Their ids come from their paths relative to `path`; an id
-    that is taken gets the first digits of the content behind it. Images whose content the pool or the inbox has are
-    left out, unreadable files go to `quarantine`, and both are told. Everything is on disk, durable, when this returns,
-    and nothing is if it is killed.
+    that is taken gets the first digits of the content behind it. Images that the pool or the inbox has, by content or
+    by pixels, and near copies of images in the holdout are left out, unreadable files go to `quarantine`, and all are
+    told. The pools' pictures are read from `data`, what is known of them kept in `fingerprints`; without, only contents
+    are compared. Everything is on disk, durable, when this returns, and nothing is if it is killed.
     Raises UserError if `path` is missing, empty, or an .npz file that is not as it should be.
     """
     source = _arriving(path)
     with _one_at_a_time(inbox):
         _, arrivals = read(inbox, [name for name in pending(inbox) if name.startswith("images/")])
         there = [pools.catalog, *(arrival.catalog for arrival in arrivals)]
+        known = _known(pools, arrivals, data, fingerprints, params)
+        twins = _Twins(known, set(pools.holdout["sample_id"]), params.pool.near_copies)
         sieve = Sieve(
             params.images,
             ids={name for table in there for name in table["sample_id"]},
             contents={sha256 for table in there for sha256 in table["sha256"]},
+            pixels=dict(zip(known["pixels"], known["sample_id"], strict=True)),
+            refuse=twins.refuse,
         )
         catalog, folder = _store(inbox, source, sieve, params)
         sieve.quarantine(quarantine, when)
+        duplicates = tuple(name_of(item) for item, _ in sieve.duplicates)
+        images.note_left_out(quarantine, _reasons(sieve, twins), when)
         name = None
         if folder is not None:
             name = f"images/{_next_name(inbox, _content_digest(catalog))}"
@@ -250,10 +275,51 @@ def ingest(inbox: Path, pools: Pools, path: Path, params: Params, *, quarantine:
         path=shown(path),
         name=name,
         sample_ids=tuple(catalog["sample_id"]),
-        duplicates=tuple(sieve.duplicates),
+        duplicates=duplicates,
         unreadable=tuple((place, reason) for place, reason, _ in sieve.unreadable),
         notes=source.notes if isinstance(source, Files) else (),
+        near_holdout=tuple(twins.held),
+        near_pool=tuple(twins.free),
     )
+
+
+def _known(
+    pools: Pools, arrivals: Sequence[Arrival], data: Path | None, fingerprints: Path | None, params: Params
+) -> pd.DataFrame:
+    """sample_id, pixels and print of what the pools and the inbox hold."""
+    nothing = pd.DataFrame({"sample_id": [], "pixels": [], "print": []}, dtype=object)
+    if data is None or fingerprints is None:
+        return nothing
+    tables = [near_copies.of_shards(data, pools.catalog, fingerprints, params.images)]
+    tables += [
+        near_copies.of_shards(arrival.shards.parent, arrival.catalog, fingerprints, params.images)
+        for arrival in arrivals
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table[table["pixels"] != ""]
+
+
+class _Twins:
+    """Near copies of what is known: those of the holdout are kept out, the others told."""
+
+    def __init__(self, known: pd.DataFrame, holdout: set[str], distance: int) -> None:
+        self._ids = known["sample_id"].tolist()
+        self._holdout = holdout
+        self._index = near_copies.Index(known["print"].tolist(), distance) if distance else None
+        self.held: list[tuple[str, str]] = []
+        self.free: list[tuple[str, str]] = []
+
+    def refuse(self, item: Item, fingerprint: bytes) -> bool:
+        near = [self._ids[place] for _, place in self._index.near([fingerprint])] if self._index else []
+        held = [sample_id for sample_id in near if sample_id in self._holdout]
+        if near:
+            (self.held if held else self.free).append((name_of(item), (held or near)[0]))
+        return bool(held)
+
+
+def _reasons(sieve: Sieve, twins: _Twins) -> list[tuple[str, str]]:
+    same = [(name_of(item), f"same picture as {twin}" if twin else "same content") for item, twin in sieve.duplicates]
+    return same + [(path, f"near copy of {twin} in the holdout") for path, twin in twins.held]
 
 
 def _arriving(path: Path) -> Source:
@@ -296,12 +362,10 @@ def _store(inbox: Path, source: Source, sieve: Sieve, params: Params) -> tuple[p
     return catalog, folder
 
 
-def _noting(
-    sifted: Iterator[tuple[Item, str, int, int]], facts: dict[str, tuple[str, int, int]]
-) -> Iterator[tuple[str, bytes]]:
-    for item, sha256, width, height in sifted:
-        facts[item.sample_id] = (sha256, width, height)
-        yield item.sample_id, item.data
+def _noting(sifted: Iterator[Sifted], facts: dict[str, tuple[str, int, int]]) -> Iterator[tuple[str, bytes]]:
+    for new in sifted:
+        facts[new.item.sample_id] = (new.sha256, new.width, new.height)
+        yield new.item.sample_id, new.item.data
 
 
 def _content_digest(catalog: pd.DataFrame) -> str:

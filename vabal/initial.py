@@ -14,7 +14,7 @@ from vabal import params, pools, round_tables, rounds, sources
 from vabal.datasets import Source
 from vabal.errors import UserError
 from vabal.params import Params, StorageSettings
-from vabal.rounds import FIRST_VERSION, Plan, Versions, digest_of, round_folder, tag_message
+from vabal.rounds import MANIFEST_VERSION, Plan, Versions, digest_of, round_folder, tag_message
 from vabal.store import canonical_json, file_sha256, write_bytes
 from vabal.workspace import Workspace
 
@@ -85,6 +85,7 @@ def initialise(
                 quarantine=place.quarantine,
                 tell=tell,
             )
+            text = _with_depth(chosen, text, built)
             reached("built")
             arguments = {"source": opened.name, "imbalance": imbalance, "initial": initial, "holdout": holdout}
             plan, contents = round_zero(temporary, arguments, chosen.seed)
@@ -191,6 +192,14 @@ def _settings(
     return chosen, text
 
 
+def _with_depth(chosen: Params, text: str | None, built: sources.InitReport) -> str | None:
+    """The text of `params.yaml` with the depth of the source's grey values, so that later images are scaled alike."""
+    if text is None or built.bit_depth == "auto":
+        return text
+    settled = chosen.images.model_copy(update={"bit_depth": built.bit_depth})
+    return params.dump(chosen.model_copy(update={"images": settled}))
+
+
 def round_zero(folder: Path, arguments: Mapping[str, Any], seed: int) -> tuple[Plan, dict[str, Path]]:
     """The manifest of round 0, and everything that it publishes."""
     made = pools.load(folder)
@@ -201,7 +210,7 @@ def round_zero(folder: Path, arguments: Mapping[str, Any], seed: int) -> tuple[P
         round_tables.write_selection(round_tables.unscored(list(asked), "initial"), here / "selection.parquet")
     shards = sorted((folder / "images").glob("*.parquet"))
     manifest = {
-        "version": FIRST_VERSION,
+        "version": MANIFEST_VERSION,
         "round": 0,
         "parent": None,
         "strategy": "initial",

@@ -50,6 +50,11 @@ class ImageSettings(Section):
 class PoolSettings(Section):
     shard_megabytes: PositiveFloat = Field(128.0, description="A shard of images is closed at this size ...")
     shard_rows: PositiveInt = Field(100_000, description="... or at this many images, whichever comes first.")
+    near_copies: Annotated[int, Field(ge=0, le=64)] = Field(
+        24,
+        description="Pictures whose perceptual hashes differ in at most this many of 256 bits, and whose thumbnails "
+        "correlate, are near copies and stay on one side of the holdout; 0: only equal pixels are looked for.",
+    )
 
 
 class StorageSettings(Section):

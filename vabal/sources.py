@@ -9,19 +9,19 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from vabal import images, pools
+from vabal import images, near_copies, pools
 from vabal.datasets import Cifar, Digits, Elpv, Files, Folder, Item, Neu, Npz, Source
 from vabal.errors import UserError
 from vabal.folders import some
 from vabal.layouts import LAYOUTS
-from vabal.params import ImageSettings, Params
+from vabal.params import BitDepth, ImageSettings, Params
 from vabal.pools import Pools
 from vabal.progress import track
 from vabal.store import sync_folder, write_bytes
@@ -186,6 +186,8 @@ class InitReport:
     duplicates: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = field(default=())
+    bit_depth: BitDepth = "auto"  # what holds the grey values of 16-bit files that do not tell their depth
+    contradictions: tuple["Contradiction", ...] = ()
 
     def lines(self) -> list[str]:
         """For people: counts first, then what they should know."""
@@ -212,6 +214,7 @@ class InitReport:
             "duplicates": list(self.duplicates),
             "unreadable": [list(item) for item in self.unreadable],
             "notes": list(self.notes),
+            "contradictions": [asdict(item) for item in self.contradictions],
         }
 
 
@@ -231,15 +234,16 @@ def build_pools(
 
     The same source, seed and package versions give the same bytes: nothing in them tells the time. From a source with
     labels, `initial` random samples of the pool are labelled; from one without, they and the holdout are asked for.
-    Unreadable files are copied to `quarantine`; of files with the same content the first counts. What was understood of
-    the source is told, line by line, before anything is written.
+    Unreadable files are copied to `quarantine`; of files that show the same picture the first counts, without its label
+    where another contradicts it. Near copies never straddle pool and holdout. What was left out is listed in
+    `quarantine/left_out.csv`. What was understood of the source is told, line by line, before anything is written.
     Raises UserError if the settings ask for what the source cannot give.
     """
     wishes = Wishes(imbalance, initial, holdout, seed)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: round 0 is made once")
     class_names(source)
-    found = survey(source, settings.images)
+    found = survey(source, settings.images, near_distance=settings.pool.near_copies)
     classes = class_names(source, found.items)
     plan = plan_draws(source, found.items, classes, wishes)
     if tell is not None:
@@ -247,6 +251,7 @@ def build_pools(
             tell(line)
     if quarantine is not None:
         found.set_aside(quarantine)
+        images.note_left_out(quarantine, [*found.left_out, *plan.left_out], datetime.now(UTC))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -264,9 +269,11 @@ def build_pools(
         pools=made,
         oracle=plan.oracle,
         requested=len(pools.open_requests(made)),
-        duplicates=found.duplicates,
+        duplicates=tuple(name for name, _ in found.left_out),
         unreadable=found.unreadable,
         notes=(*found.notes(), *plan.notes),
+        bit_depth=found.bit_depth,
+        contradictions=found.contradictions,
     )
 
 
@@ -293,15 +300,29 @@ class Wishes:
 
 
 @dataclass(frozen=True)
+class Contradiction:
+    """Two files that show the same picture under two labels."""
+
+    kept: str
+    label: str
+    other: str
+    other_label: str
+
+    def __str__(self) -> str:
+        return f"{self.kept} is {self.label}, {self.other} is {self.other_label}"
+
+
+@dataclass(frozen=True)
 class Survey:
-    """What a first pass over the source found: one row per readable, distinct image.
+    """What a first pass over the source found: one row per readable picture that no other one shows."""
 
-    `aside` holds (path, reason, bytes or None) of what cannot be read.
-    """
-
-    items: pd.DataFrame  # sample_id, label, group, split, sha256, width, height
-    duplicates: tuple[str, ...]
-    aside: tuple[tuple[str, str, bytes | None], ...]
+    items: pd.DataFrame  # sample_id, label, group (near copies share one), split, sha256, width, height
+    left_out: tuple[tuple[str, str], ...]  # name, reason
+    aside: tuple[tuple[str, str, bytes | None], ...]  # path, reason, bytes or None of what cannot be read
+    contradictions: tuple[Contradiction, ...] = ()
+    near: tuple[tuple[str, str], ...] = ()  # ids of near copies
+    several: tuple[str, ...] = ()
+    bit_depth: BitDepth = "auto"
 
     @property
     def unreadable(self) -> tuple[tuple[str, str], ...]:
@@ -315,49 +336,99 @@ class Survey:
     def notes(self) -> list[str]:
         """What was left out, for people: counts and the first few."""
         notes = []
-        if self.duplicates:
-            notes.append(f"{len(self.duplicates)} left out, same content as another: {_first(self.duplicates)}")
+        if self.left_out:
+            said = (
+                f"{len(self.left_out)} left out, same picture as another: {_first([name for name, _ in self.left_out])}"
+            )
+            notes.append(said + self._contradicting())
+        if self.near:
+            pairs = [f"{one} and {other}" for one, other in self.near]
+            notes.append(f"{len(pairs)} pairs of near copies, kept on one side of the holdout: {_first(pairs)}")
+        label = self.items.set_index("sample_id")["label"].dropna().to_dict()
+        apart = [
+            f"{one} is {label[one]}, {other} is {label[other]}"
+            for one, other in self.near
+            if label.get(one, None) != label.get(other, None) and one in label and other in label
+        ]
+        if apart:
+            notes.append(f"{len(apart)} pairs of near copies carry different labels: {_first(apart)}")
         if self.unreadable:
             listed = [f"{path} ({reason})" for path, reason in self.unreadable]
             notes.append(f"{len(listed)} unreadable, listed in quarantine/quarantine.csv: {_first(listed)}")
             notes += grouped(self.unreadable) if len({reason for _, reason in self.unreadable}) > 1 else []
+        if self.several:
+            notes.append(f"{len(self.several)} files hold several pictures, the first counts: {_first(self.several)}")
+        if self.bit_depth != "auto":
+            notes.append(
+                f"16-bit files do not tell their depth, the largest value takes {self.bit_depth} bits: they "
+                f"are scaled by images.bit_depth = {self.bit_depth}"
+            )
         return notes
+
+    def _contradicting(self) -> str:
+        if not self.contradictions:
+            return ""
+        listed = _first([str(item) for item in self.contradictions])
+        return f"; {len(self.contradictions)} of them under another label, so that no label counts: {listed}"
 
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+@dataclass(frozen=True)
+class Sifted:
+    """An image that a sieve let through."""
+
+    item: Item
+    sha256: str
+    width: int
+    height: int
+    fingerprint: bytes  # for near copies
+
+
 @dataclass
 class Sieve:
-    """Lets through images that can be read and whose content is new; remembers the others.
+    """Lets through images that can be read and that no other one shows; remembers the others.
 
-    `ids` and `contents` (sha256) are those known before; they grow. `unreadable` holds (path, reason, bytes or None).
+    `ids`, `contents` (sha256) and `pixels` (digest, to the id of what shows it) are those known before; they grow.
+    `duplicates` holds (item, id of what shows the same), `unreadable` (path, reason, bytes or None). `refuse` may leave
+    one out by its fingerprint.
     """
 
     settings: ImageSettings
     ids: set[str] = field(default_factory=set)
     contents: set[str] = field(default_factory=set)
-    duplicates: list[str] = field(default_factory=list)
+    pixels: dict[str, str] = field(default_factory=dict)
+    refuse: Callable[[Item, bytes], bool] | None = None
+    duplicates: list[tuple[Item, str]] = field(default_factory=list)
     unreadable: list[tuple[str, str, bytes | None]] = field(default_factory=list)
+    several: list[str] = field(default_factory=list)
+    guessed_bits: int = 0
 
-    def sift(self, source: Source) -> Iterator[tuple[Item, str, int, int]]:
-        """Yield (item, sha256, width, height); an id that is taken gets the first digits of the content behind it."""
+    def sift(self, source: Source) -> Iterator[Sifted]:
+        """Yield what is new; an id that is taken gets the first digits of the content behind it."""
         for item in track(source.items(self.settings), "read images", None):
-            name = item.origin or item.sample_id
             try:
-                width, height = images.probe(item.data, self.settings)
+                picture = images.read(item.data, self.settings)
             except images.Unreadable as reason:
-                self.unreadable.append((name, str(reason), None if item.linked else item.data))
+                self.unreadable.append((name_of(item), str(reason), None if item.linked else item.data))
                 continue
-            sha256 = hashlib.sha256(item.data).hexdigest()
-            if sha256 in self.contents:
-                self.duplicates.append(name)
+            sha256, pixels = hashlib.sha256(item.data).hexdigest(), picture.digest()
+            if sha256 in self.contents or pixels in self.pixels:
+                self.duplicates.append((item, self.pixels.get(pixels, "")))
+                continue
+            fingerprint = near_copies.fingerprint(picture.image)
+            if self.refuse is not None and self.refuse(item, fingerprint):
                 continue
             sample_id = next(name for name in self._names(item.sample_id, sha256) if name not in self.ids)
             self.ids.add(sample_id)
             self.contents.add(sha256)
-            yield replace(item, sample_id=sample_id), sha256, width, height
+            self.pixels[pixels] = sample_id
+            self.guessed_bits = max(self.guessed_bits, picture.guessed_bits or 0)
+            if picture.first_of_several:
+                self.several.append(name_of(item))
+            yield Sifted(replace(item, sample_id=sample_id), sha256, *picture.image.size, fingerprint)
         self.unreadable += [(path, reason, None) for path, reason in source.unreadable]
 
     @staticmethod
@@ -370,18 +441,72 @@ class Sieve:
             images.quarantine(folder, path, data, reason, when)
 
 
-def survey(source: Source, settings: ImageSettings) -> Survey:
-    """What is in a source: readable, distinct images. Raises UserError if there are none."""
+def name_of(item: Item) -> str:
+    """What people know an image by."""
+    return item.origin or item.sample_id
+
+
+def survey(source: Source, settings: ImageSettings, *, near_distance: int = 0) -> Survey:
+    """What is in a source: readable, distinct images. Raises UserError if there are none.
+
+    Near copies within `near_distance` (0: none are looked for) share a group.
+    """
     sieve = Sieve(settings)
-    rows = [
-        (item.sample_id, item.label, item.group, item.split, sha256, width, height)
-        for item, sha256, width, height in sieve.sift(source)
-    ]
+    rows, prints = [], []
+    for new in sieve.sift(source):
+        item = new.item
+        rows.append((item.sample_id, item.label, item.group, item.split, new.sha256, new.width, new.height))
+        prints.append(new.fingerprint if near_distance else b"")
     if not rows:
         reasons = grouped([(path, reason) for path, reason, _ in sieve.unreadable])
         raise UserError("; ".join([f"source {source.name}: no readable image in it", *reasons]))
-    columns = ["sample_id", "label", "group", "split", "sha256", "width", "height"]
-    return Survey(pd.DataFrame(rows, columns=columns), tuple(sieve.duplicates), tuple(sieve.unreadable))
+    items = pd.DataFrame(rows, columns=["sample_id", "label", "group", "split", "sha256", "width", "height"])
+    contradictions = _settle_labels(items, sieve.duplicates)
+    near = near_copies.pairs(prints, near_distance)
+    items["group"] = near_copies.grouped(items, near)
+    ids = items["sample_id"].tolist()
+    against = {item.other: f" under label {item.other_label}, not {item.label}" for item in contradictions}
+    return Survey(
+        items,
+        tuple(
+            (name_of(item), f"same picture as {twin}{against.get(name_of(item), '')}")
+            for item, twin in sieve.duplicates
+        ),
+        tuple(sieve.unreadable),
+        contradictions,
+        tuple((ids[one], ids[other]) for one, other in near),
+        tuple(sieve.several),
+        _depth(sieve.guessed_bits),
+    )
+
+
+def _depth(bits: int) -> BitDepth:
+    depths: tuple[BitDepth, ...] = (8, 10, 12, 14, 16)
+    return next((depth for depth in depths if depth == bits), "auto")
+
+
+def _settle_labels(items: pd.DataFrame, duplicates: Sequence[tuple[Item, str]]) -> tuple[Contradiction, ...]:
+    """Give a kept picture the label of one that shows the same, and none where two labels contradict each other.
+
+    A published holdout keeps its labels.
+    """
+    row_of = {sample_id: row for row, sample_id in enumerate(items["sample_id"])}
+    label: list[str | None] = [name if isinstance(name, str) else None for name in items["label"]]
+    doubted: set[int] = set()
+    found = []
+    for item, twin in duplicates:
+        row = row_of.get(twin)
+        if row is None or item.label is None or item.label == label[row]:
+            continue
+        here = label[row]
+        if here is None:
+            label[row] = item.label
+            continue
+        found.append(Contradiction(twin, here, name_of(item), item.label))
+        if items["split"].iloc[row] != "holdout":
+            doubted.add(row)
+    items["label"] = pd.Series([None if row in doubted else name for row, name in enumerate(label)], dtype=object)
+    return tuple(found)
 
 
 def grouped(unreadable: Sequence[tuple[str, str]]) -> list[str]:
@@ -464,6 +589,7 @@ class Draws:
     labelled: bool
     oracle: pd.DataFrame
     notes: list[str]
+    left_out: list[tuple[str, str]]  # sample id, reason
 
 
 def plan_draws(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wishes: Wishes) -> Draws:
@@ -481,7 +607,10 @@ def plan_draws(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wi
         notes.append("no holdout: no round measures anything, and no model is compared with another")
     else:
         held = draw_holdout(items[known] if labelled else items, wishes.holdout, wishes.seed)
-    pool = items[~items["sample_id"].isin(set(held))]
+    pool, stray = _without_copies(items, set(held))
+    if len(stray):
+        names = stray["sample_id"].tolist()
+        notes.append(f"{len(names)} left out, near copies or of the group of an image in the holdout: {_first(names)}")
     if wishes.imbalance:
         pool = thin(pool, wishes.imbalance, classes, wishes.seed)
     eligible = pool[pool["label"].notna()] if labelled else pool
@@ -502,7 +631,19 @@ def plan_draws(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wi
         labelled=labelled,
         oracle=oracle.sort_values("sample_id").reset_index(drop=True),
         notes=notes,
+        left_out=[(name, "near copy or of the group of an image in the holdout") for name in stray["sample_id"]],
     )
+
+
+def _without_copies(items: pd.DataFrame, held: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of the pool; and those that belong to neither side, for their group is in the holdout without them.
+
+    That is so where a source brings its own holdout, and for images without a label.
+    """
+    inside = items["sample_id"].isin(held)
+    groups = items.loc[inside, "group"].dropna()
+    stray = ~inside & items["group"].isin(groups) & items["group"].notna()
+    return items[~inside & ~stray], items[stray]
 
 
 def _class_notes(classes: tuple[str, ...], held: pd.DataFrame, begun: pd.DataFrame) -> list[str]:

@@ -83,6 +83,10 @@ class Workspace:
     def decoded(self) -> Path:
         return self.state / "decoded"
 
+    @property
+    def fingerprints(self) -> Path:
+        return self.state / "fingerprints"
+
     def params(self, overrides: dict[str, Any] | None = None) -> Params:
         return load_params(self.root / "params.yaml", overrides)
 
