@@ -288,11 +288,11 @@ class Folder(Files):
         if listing is not None:
             listed = resolve(root, str(listing), _read_listing(root / listing), list(known))
             nothing = Known()
-            known = {path: replace(listed.known.get(path, nothing), split=said.split) for path, said in known.items()}
             missing, about = listed.missing, [*about, *listed.notes]
             about += layouts.check_names(
-                f"{place}/{listing}", [said.label for said in known.values() if said.label], chosen
+                f"{place}/{listing}", [said.label for said in listed.known.values() if said.label], chosen
             )
+            known = {path: _as_listed(listed.known.get(path, nothing), said) for path, said in known.items()}
         files, again = once([file for file in files if file.path in known], known)
         if again:
             about.append(f"left out, links to files that are there: {some(again)}")
@@ -323,6 +323,11 @@ def _listing_of(root: str, paths: Sequence[PurePosixPath], layout: str | None) -
             f"{layouts.CLASS_FOLDERS} that folders are classes"
         )
     return on_top[0] if on_top else None
+
+
+def _as_listed(listed: Known, by_folders: Known) -> Known:
+    """What a table says of a file, in the split where it lies; its label as classes are named."""
+    return replace(listed, label=class_name(listed.label) if listed.label else None, split=by_folders.split)
 
 
 def _is_by_folders(layout: str | None) -> bool:

@@ -568,6 +568,14 @@ def test_a_table_stands_before_folders_unless_the_user_says_otherwise(tmp_path: 
     assert understand(root, layout="class-folders").classes == ("test", "train")
 
 
+def test_labels_of_a_table_in_both_unicode_forms_are_one_class(tmp_path: Path) -> None:
+    root = fill(tmp_path, "a.png", "b.png", "c.png")
+    forms = [unicodedata.normalize(form, "größe") for form in ("NFC", "NFD")]
+    (root / "labels.csv").write_text(f"path,label\na.png,{forms[0]}\nb.png,{forms[1]}\nc.png,ok\n", encoding="utf-8")
+    assert understand(root).classes == (forms[0], "ok")
+    assert understand(root, ["ok", forms[1]]).classes == ("ok", forms[0])
+
+
 def test_a_table_that_is_not_alone_on_top_is_refused(tmp_path: Path) -> None:
     root = fill(tmp_path / "pics", "data/a.png", "data/b.png")
     (root / "data" / "labels.csv").write_text("path,label\na.png,ok\nb.png,bad\n")
