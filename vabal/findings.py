@@ -1,6 +1,6 @@
 """What an audit finds, and the record of a round as the checks read it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ import pyarrow as pa
 from vabal.errors import UserError
 from vabal.rounds import round_folder
 
-UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, UserError, OverflowError, MemoryError)
+UNREADABLE = (
+    *(pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, UserError, ArithmeticError),
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,13 @@ class Record:
     files: dict[str, str]
     shards: dict[str, str]
     counts: dict[str, int]
+    document: dict[str, Any] = field(default_factory=dict)  # the whole of it
+    canonical: bool = True  # its bytes are those of canonical JSON
+
+    @property
+    def version(self) -> int:
+        version = self.document.get("version")
+        return version if isinstance(version, int) else 0
 
     @property
     def folder(self) -> str:

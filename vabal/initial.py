@@ -14,7 +14,7 @@ from vabal import params, pools, round_tables, rounds, sources
 from vabal.datasets import Source
 from vabal.errors import UserError
 from vabal.params import Params, StorageSettings
-from vabal.rounds import MANIFEST_VERSION, Plan, Versions, digest_of, round_folder, tag_message
+from vabal.rounds import FIRST_VERSION, Plan, Versions, digest_of, round_folder, tag_message
 from vabal.store import canonical_json, file_sha256, write_bytes
 from vabal.workspace import Workspace
 
@@ -210,7 +210,7 @@ def round_zero(folder: Path, arguments: Mapping[str, Any], seed: int) -> tuple[P
         round_tables.write_selection(round_tables.unscored(list(asked), "initial"), here / "selection.parquet")
     shards = sorted((folder / "images").glob("*.parquet"))
     manifest = {
-        "version": MANIFEST_VERSION,
+        "version": FIRST_VERSION,
         "round": 0,
         "parent": None,
         "strategy": "initial",

@@ -63,7 +63,7 @@ def assemble(
         "mlflow_run": mlflow_run,
         "prefect_flow_run": flow_run,
         "metrics": {metric.name: metric.value for metric in stages.evaluation(night, refs["evaluated"])},
-        "times": {"started": night.round.started, "finished": now.astimezone(UTC).isoformat(timespec="seconds")},
+        "times": _times(night.round.started, now, parent.manifest["times"]),
         "environment": environment(),
     }
     document = canonical_json(manifest)
@@ -78,6 +78,15 @@ def assemble(
         after={"run": mlflow_run, "version": model["version"]},
     )
     return plan, contents
+
+
+def _times(started: str, now: datetime, before: Mapping[str, str] | None) -> dict[str, str]:
+    """When the round began and ended. Time never runs backwards in a record, though a clock may: the end of the round
+    before is the least."""
+    least = datetime.fromisoformat(before["finished"] if before else started)
+    begun = max(least, datetime.fromisoformat(started))
+    ended = max(begun, now.astimezone(UTC).replace(microsecond=0))
+    return {"started": begun.isoformat(timespec="seconds"), "finished": ended.isoformat(timespec="seconds")}
 
 
 def environment() -> dict[str, str]:
@@ -112,8 +121,9 @@ def _round_files(night: Night, refs: Mapping[str, Any]) -> dict[str, Path]:
         "candidates.parquet": selected / "candidates.parquet",
         "holdout_predictions.parquet": evaluated / "holdout_predictions.parquet",
     }
-    shortlist = selected / "shortlist.parquet"  # of a batch that was searched over features
-    return files | {shortlist.name: shortlist} if shortlist.exists() else files
+    # Of a batch that was searched over features, and where the strategy looks at the labelled pool.
+    more = [selected / name for name in ("shortlist.parquet", "labeled.parquet")]
+    return files | {path.name: path for path in more if path.exists()}
 
 
 def _published_tables(night: Night, contents: Mapping[str, Path]) -> dict[str, str]:

@@ -38,6 +38,11 @@ CANDIDATES = pa.schema(
         pa.field("log_likelihoods", pa.list_(pa.float32())),  # not of fixed size: parquet cannot read their nulls back
         pa.field("posteriors", pa.list_(pa.float32())),
         pa.field("own_class", pa.string()),
+        pa.field("logits", pa.list_(pa.float32())),
+        pa.field("mean_posteriors", pa.list_(pa.float64())),
+        pa.field("expected_entropy", pa.float64()),
+        pa.field("votes", pa.list_(pa.int32())),
+        pa.field("predicted_loss", pa.float32()),
     ]
 )
 # Among whom a batch was searched, the highest scores first, and by which features.
@@ -45,6 +50,13 @@ SHORTLIST = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("features", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+# What the classifier says of the labelled pool, where a strategy looks at it.
+LABELED = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("logits", pa.list_(pa.float32()), nullable=False),
     ]
 )
 PREDICTIONS = pa.schema(
@@ -73,25 +85,43 @@ def read_selection(path: Path) -> pd.DataFrame:
 
 
 def write_shortlist(sample_ids: NDArray[Any], features_N_D: NDArray[np.float32], path: Path) -> None:
-    """features_N_D bit for bit; uncompressed, for there is next to nothing to gain."""
-    count, width = features_N_D.shape
-    flat = pa.array(np.ascontiguousarray(features_N_D).ravel(), pa.float32())
-    lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * width, pa.int32()), flat)
-    table = pa.table([pa.array([str(sample_id) for sample_id in sample_ids], pa.string()), lists], schema=SHORTLIST)
-    pq.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
+    _write_rows(sample_ids, features_N_D, path, SHORTLIST)
 
 
 def read_shortlist(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     """What `write_shortlist` wrote. Raises ValueError for another table or features that are no finite numbers, and
     what pyarrow raises."""
+    return _read_rows(path, SHORTLIST)
+
+
+def write_labeled(sample_ids: NDArray[Any], logits_N_C: NDArray[np.float32], path: Path) -> None:
+    _write_rows(sample_ids, logits_N_C, path, LABELED)
+
+
+def read_labeled(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """What `write_labeled` wrote. Raises what `read_shortlist` raises."""
+    return _read_rows(path, LABELED)
+
+
+def _write_rows(sample_ids: NDArray[Any], rows_N_D: NDArray[np.float32], path: Path, schema: pa.Schema) -> None:
+    """Bit for bit; uncompressed, for there is next to nothing to gain."""
+    count, width = rows_N_D.shape
+    flat = pa.array(np.ascontiguousarray(rows_N_D).ravel(), pa.float32())
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * width, pa.int32()), flat)
+    table = pa.table([pa.array([str(sample_id) for sample_id in sample_ids], pa.string()), lists], schema=schema)
+    pq.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
+
+
+def _read_rows(path: Path, schema: pa.Schema) -> tuple[list[str], NDArray[np.float32]]:
     table = pq.ParquetFile(path).read()
-    if table.schema.names != SHORTLIST.names:
-        raise ValueError(f"expected the columns {', '.join(SHORTLIST.names)}, found {', '.join(table.schema.names)}")
+    if table.schema.names != schema.names:
+        raise ValueError(f"expected the columns {', '.join(schema.names)}, found {', '.join(table.schema.names)}")
     table.validate(full=True)
-    features_N_D = rows_of_lists(table.column("features").combine_chunks(), "features")
-    if not np.isfinite(features_N_D).all():
-        raise ValueError("features: not all of them are finite")
-    return [str(sample_id) for sample_id in table.column("sample_id").to_pylist()], features_N_D
+    name = schema.names[1]
+    rows_N_D = rows_of_lists(table.column(name).combine_chunks(), name)
+    if not np.isfinite(rows_N_D).all():
+        raise ValueError(f"{name}: not all of them are finite")
+    return [str(sample_id) for sample_id in table.column("sample_id").to_pylist()], rows_N_D
 
 
 def write_predictions(table: pd.DataFrame, path: Path) -> None:

@@ -21,7 +21,14 @@ from vabal.errors import BRING_BACK, UserError
 from vabal.store import canonical_json, file_sha256, sync_folder, write_bytes
 from vabal.workspace import Workspace
 
-MANIFEST_VERSION = 1
+# Of the rounds that record all that their scores take; round 0 and rounds of earlier versions of the package have 1.
+MANIFEST_VERSION = 2
+FIRST_VERSION = 1
+MANIFEST_KEYS = (
+    *("version", "round", "parent", "strategy", "seed", "settings", "code", "class_terms", "selection"),
+    *("pools_before", "pools_after", "tables", "files", "shards", "counts", "intake", "model", "mlflow_run"),
+    *("prefect_flow_run", "metrics", "times", "environment"),
+)
 
 
 def tag_name(round_number: int) -> str:
@@ -32,6 +39,12 @@ def number_of(tag: str) -> int | None:
     """The round that a tag stands for; None where it is no round's."""
     found = re.fullmatch(r"round/(\d{4,})", tag)
     return int(found[1]) if found else None
+
+
+def derive_seed(seed: int, round_number: int, purpose: str) -> int:
+    """A seed for one purpose in a round, from the setting `seed`."""
+    digest = hashlib.sha256(f"{seed}/{round_number}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def round_folder(data: Path, round_number: int) -> Path:

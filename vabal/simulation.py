@@ -20,7 +20,8 @@ from vabal import classifier, committee, metrics, probabilities, strategies, vae
 from vabal.errors import UserError
 from vabal.network import ResNetClassifier
 from vabal.params import Params
-from vabal.stages import CHUNK_ROWS, derive_seed, device_of, one_thread
+from vabal.rounds import derive_seed
+from vabal.stages import CHUNK_ROWS, device_of, one_thread
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ A `Night` says what a round works on; a stage's output is named by its key, so c
 look-up. Nothing here knows Prefect, MLflow or DVC: `flows` wires these functions, and so can a script.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +39,7 @@ from vabal.metrics import Metric
 from vabal.network import ResNetClassifier
 from vabal.params import Params
 from vabal.progress import report
-from vabal.rounds import OpenRound, head
+from vabal.rounds import OpenRound, derive_seed, head
 from vabal.store import Stages, StageStore, canonical_json, file_sha256, stage_key, write_bytes
 from vabal.workspace import Workspace
 
@@ -106,11 +105,6 @@ class Night:
     def seed(self, purpose: str) -> int:
         """A seed for one purpose in this round, derived from the setting `seed`."""
         return derive_seed(self.params.seed, self.round.round, purpose)
-
-
-def derive_seed(seed: int, round_number: int, purpose: str) -> int:
-    digest = hashlib.sha256(f"{seed}/{round_number}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def device_of(params: Params) -> torch.device:
@@ -689,6 +683,8 @@ def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str
     if selection.shortlist is not None:
         listed = selection.shortlist
         round_tables.write_shortlist(listed.sample_ids, listed.features_N_D, folder / "shortlist.parquet")
+    if getattr(strategy, "labeled_inputs", False):
+        _write_labeled(context.labeled, folder / "labeled.parquet")
     terms = selection.class_terms
     document = {
         "rule": selection.rule,
@@ -700,6 +696,13 @@ def _select_batch(night: Night, extracted: Sequence[Ref], estimated: Mapping[str
         "class_terms": None if terms is None else terms.to_json(),
     }
     write_bytes(folder / "selection.json", canonical_json(document))
+
+
+def _write_labeled(labeled: strategies.Labeled | None, path: Path) -> None:
+    """What the strategy saw of the labelled pool, without which its search cannot be made again."""
+    if labeled is None or labeled.sample_ids is None or labeled.logits_N_C is None:
+        raise ValueError("a strategy that records the labelled pool must declare Needs(posteriors=True)")
+    round_tables.write_labeled(labeled.sample_ids, labeled.logits_N_C.astype(np.float32, copy=False), path)
 
 
 def _labeled(night: Night, extracted: Sequence[Ref]) -> strategies.Labeled | None:

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from vabal import champion, pools, round_tables
 from vabal.errors import UserError
 from vabal.findings import UNREADABLE, Finding, Record, few, one_line, span
-from vabal.pools import Pools
+from vabal.manifests import check_intake, check_manifests, check_predictions
+from vabal.pools import IntakeReport, Pools
 from vabal.progress import track
 from vabal.rounds import digest_of, round_folder, tag_name
-from vabal.store import file_sha256
+from vabal.store import canonical_json, file_sha256
 
 TABLE_FILES = {name: f"{name}.parquet" for name in pools.SCHEMAS} | {"classes": "classes.json"}
 _COUNTS = ("catalog", "labeled", "unlabeled", "available", "requested", "rejected", "holdout", "picks")
@@ -55,6 +56,7 @@ def verify(data: Path, tags: Mapping[str, str] | None = None, *, images: bool = 
     """
     records, findings = read_records(data)
     findings += check_chain(records)
+    findings += check_manifests(records)
     findings += check_tags(records, tags) if tags is not None else []
     findings += check_files(data, records)
     findings += check_strangers(data, records)
@@ -64,9 +66,6 @@ def verify(data: Path, tags: Mapping[str, str] | None = None, *, images: bool = 
     findings += unread
     if current is not None and records:
         findings += _guarded(check_pools(data, current, records, selections), records[-1].round, "label_events.parquet")
-        from vabal.derivation import check_picks  # noqa: PLC0415 -- loads torch, which the other checks do without
-
-        findings += check_picks(data, records, selections, current.classes)
     if images and current is not None:
         findings += check_images(data, current.catalog, records)
     findings += check_promotions(data)
@@ -115,7 +114,7 @@ def _parse(content: bytes) -> Record:
     document = json.loads(content)
     if not isinstance(document, dict):
         raise ValueError("no mapping")  # noqa: TRY004
-    names = [field.name for field in fields(Record) if field.name != "digest"]
+    names = [each.name for each in fields(Record) if each.name not in ("digest", "document", "canonical")]
     missing = [name for name in names if name not in document and name != "selection"]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
@@ -125,7 +124,7 @@ def _parse(content: bytes) -> Record:
     mappings = ("settings", "pools_after", "tables", "files", "shards", "counts")
     if not all(isinstance(values[name], dict) for name in mappings):
         raise ValueError(f"one of {', '.join(mappings)} is no mapping")
-    return Record(digest=digest_of(content), **values)
+    return Record(digest=digest_of(content), document=document, canonical=content == canonical_json(document), **values)
 
 
 def check_chain(records: Sequence[Record]) -> Iterator[Finding]:
@@ -254,6 +253,9 @@ class Replayed:
     taken_in: Pools
     after: Pools
     problems: tuple[str, ...]  # of its picks
+    images: int = 0  # that came in with the round
+    came: IntakeReport = field(default_factory=IntakeReport)  # of its labels
+    events: int = 0  # that it took in
 
 
 def replay(current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]) -> Iterator[Replayed]:
@@ -265,13 +267,15 @@ def replay(current: Pools, records: Sequence[Record], selections: Mapping[int, p
     added = current.catalog["added_round"]
     events = current.label_events
     for record in records:
+        images = 0
         if record.round > 0:
             incoming = current.catalog.loc[added == record.round, pools.INCOMING.names]
-            state, _ = pools.apply_images(state, incoming, record.round)
+            state, came = pools.apply_images(state, incoming, record.round)
+            images = came.images
         told = events.loc[events["round"] == record.round, pools.EVENTS.names]
-        taken_in = _apply(state, told, record.round)
+        taken_in, came = _apply(state, told, record.round)
         state, problems = _request(taken_in, selections.get(record.round), record.round)
-        yield Replayed(taken_in, state, problems)
+        yield Replayed(taken_in, state, problems, images, came, len(told))
 
 
 def _before_labels(current: Pools) -> Pools:
@@ -294,11 +298,11 @@ def _no_rows(name: str) -> pd.DataFrame:
     return pools.typed(pd.DataFrame(columns=schema.names), schema)
 
 
-def _apply(state: Pools, told: pd.DataFrame, round_number: int) -> Pools:
+def _apply(state: Pools, told: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
     try:
-        return pools.apply_labels(state, told, round_number)[0]
+        return pools.apply_labels(state, told, round_number)
     except UserError:  # a label outside the classes: `pools.check` has named it
-        return state
+        return state, IntakeReport()
 
 
 def _request(state: Pools, picks: pd.DataFrame | None, round_number: int) -> tuple[Pools, tuple[str, ...]]:
@@ -315,7 +319,9 @@ def check_pools(
     data: Path, current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]
 ) -> Iterator[Finding]:
     """What the events and selections lead to, against every manifest's digests and counts, every round's candidates,
-    and the tables of now."""
+    picks and predictions, and the tables of now."""
+    from vabal.derivation import check_round  # noqa: PLC0415 -- loads torch, which the other checks do without
+
     wrong: dict[str, list[int]] = {}
     digests: dict[str, str] = {}
     step = Replayed(current, current, ())
@@ -329,6 +335,15 @@ def check_pools(
         file = f"{record.folder}/selection.parquet"
         yield from (Finding(record.round, file, problem) for problem in step.problems)
         yield from check_candidates(data, record, step.taken_in, selections.get(record.round))
+        yield from check_intake(record, step.images, step.events, step.came)
+        yield from check_predictions(data, record, step.taken_in)
+        if record.round > 0:  # the first round's labels came with the source, or were asked for before any model was
+            picks = selections.get(record.round)
+            recorded = None if picks is None else [str(name) for name in picks["sample_id"]]
+            yield from check_round(data, record, step.taken_in, recorded)
+    order = current.label_events["round"]
+    if not order.is_monotonic_increasing:
+        yield Finding(records[-1].round, "label_events.parquet", "its events do not stand in the order of their rounds")
     for name, rounds_ in wrong.items():
         for first, last in _runs(rounds_):
             what = f"made again from images, label events and picks, it is not what {span(first, last)} recorded"

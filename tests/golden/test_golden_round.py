@@ -64,8 +64,8 @@ def run_round(root: Path) -> dict[str, Any]:
     estimated = {"terms": terms, "shards": [stages.estimate_likelihood(night, ref, encoded) for ref in extracted]}
     selected = stages.select_batch(night, extracted, estimated)
     refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
-    model = {"name": "none", "version": "0", "sha256": ""}
-    plan, contents = record.assemble(night, refs, model, mlflow_run="", flow_run=None, now=now)
+    model = {"name": "none", "version": "1", "sha256": "0" * 64}
+    plan, contents = record.assemble(night, refs, model, mlflow_run="0" * 32, flow_run=None, now=now)
     rounds.stage(place, plan, contents)
     rounds.carry_out(place, versions, push=False)
 

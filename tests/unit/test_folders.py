@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tests.unit.small_pools import file_of, picture, small_pools
 from tests.unit.test_sources import build
-from vabal import inbox, pools, sources
+from vabal import bench, inbox, pools, sources
 from vabal.datasets import Folder, sample_id_of
 from vabal.errors import UserError
 from vabal.folders import shown, walk
@@ -674,3 +674,16 @@ def test_ingest_reads_folders_alike_and_tells_what_it_left_out(tmp_path: Path) -
     assert "left out, links to nothing: gone.png" in said
     assert "left out, links back to a folder around them: round" in said
     assert "left out, side folders of a file server or a system: @eaDir (1 image)" in said
+
+
+# --- bench ------------------------------------------------------------------------------------------------------------
+
+
+def test_bench_reads_a_layout_from_its_source_and_drops_classes_without_an_image(tmp_path: Path) -> None:
+    root = classes_of(tmp_path / "pics", *(f"{split}/{name}" for split in ("train", "test") for name in ("cat", "dog")))
+    (root / "train" / "empty").mkdir()
+    (root / "train" / "empty" / "x.png").write_bytes(b"")
+    prepared = bench.prepare(f"folder+splits:{root}", {}, tmp_path / "cache")
+    assert (prepared.classes, prepared.brings_holdout) == (("cat", "dog"), True)
+    arena = bench.arena(f"folder+splits:{root}", prepared, "natural", 0, 2, 0.2)
+    assert len(arena.holdout_M) == 6

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.strategies.seam import Context
+from vabal.strategies.seam import Context, places
 from vabal.strategies.wrapped import Ranked, Wrapper
 
 
@@ -25,6 +25,9 @@ class Balanced(Wrapper):
     """
 
     kind: ClassVar[str] = "balanced"
+
+    def scores_are(self, candidates: int, budget: int) -> NDArray[np.float64]:
+        return places(candidates, budget)
 
     def scores(self, inner: Ranked, context: Context, budget: int) -> NDArray[np.float64]:
         """budget - place for the picks, -1, -2, ... for the others, as the inner strategy ranks them.

@@ -19,6 +19,8 @@ class BaldStrategy(ScoringStrategy):
 
     name: ClassVar[str] = "bald"
     needs: ClassVar[Needs] = Needs(dropout=0.25, passes=100, posteriors=True)
+    inputs: tuple[str, ...] = ("logits_N_C", "predictive_N_C", "expected_entropy_N")
+    derivable: bool = True
 
     def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
         return with_prediction(shard, mutual_information(shard))

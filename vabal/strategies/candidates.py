@@ -21,14 +21,28 @@ _TERMS = (
 )
 
 
+# The numbers of the candidates' table, and what they are called here.
+COLUMNS = {
+    "margin": "margin_N",
+    "log_likelihoods": "log_likelihood_N_C",
+    "posteriors": "posterior_N_C",
+    "logits": "logits_N_C",
+    "mean_posteriors": "predictive_N_C",
+    "expected_entropy": "expected_entropy_N",
+    "votes": "votes_N_C",
+    "predicted_loss": "predicted_loss_N",
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """Some candidates in some order, column by column; None where a strategy has no such number.
 
     Classes are indices. `predicted_class_N` and `margin_N` (the best probability less the second) are the classifier's,
     or those of the ensemble whose mean posterior the score takes; `vae_class_N` is Eq. 7's; `prior_N` and `precision_N`
-    are those of `own_class_N`, the class whose term the score takes (left out: `vae_class_N`). log_likelihood_N_C and
-    posterior_N_C are what the score was computed from: with them and the class terms it can be derived again.
+    are those of `own_class_N`, the class whose term the score takes (left out: `vae_class_N`). log_likelihood_N_C,
+    posterior_N_C and what stands behind it, which is the shard's (`seam.Shard`), are what the score was computed from:
+    with them and the class terms it can be derived again.
     """
 
     sample_ids: NDArray[Any]
@@ -41,6 +55,11 @@ class Candidates:
     margin_N: NDArray[np.float64] | None = None
     own_class_N: NDArray[np.int32] | None = None
     posterior_N_C: NDArray[np.float32] | None = None
+    logits_N_C: NDArray[np.float32] | None = None
+    predictive_N_C: NDArray[np.float64] | None = None
+    expected_entropy_N: NDArray[np.float64] | None = None
+    votes_N_C: NDArray[np.int32] | None = None
+    predicted_loss_N: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -67,11 +86,12 @@ class Candidates:
         return Candidates(**taken)
 
     def to_table(self, classes: Sequence[str]) -> pa.Table:
-        """As `candidates.parquet` has them: class names; log likelihood and posterior of each class as lists."""
-        margins = _column(self.margin_N, pa.float64(), len(self))
-        lists = [_lists(values, len(self), len(classes)) for values in (self.log_likelihood_N_C, self.posterior_N_C)]
-        own = _column(_names(self.own_class_N, classes), pa.string(), len(self))
-        return pa.Table.from_arrays([*self._columns(classes), margins, *lists, own], schema=schema(len(classes)))
+        """As `candidates.parquet` has them: class names; what there is of each class as lists."""
+        wanted = schema(len(classes))
+        given = {"own_class": _names(self.own_class_N, classes)}
+        given |= {name: getattr(self, attribute) for name, attribute in COLUMNS.items()}
+        more = [_column(given[name], wanted.field(name).type, len(self)) for name in wanted.names[1 + len(_TERMS) :]]
+        return pa.Table.from_arrays([*self._columns(classes), *more], schema=wanted)
 
     def _columns(self, classes: Sequence[str]) -> list[pa.Array]:
         values = {
@@ -93,12 +113,10 @@ class Candidates:
             _numbers(table, "score"),
             _indices(table, "predicted_class", classes),
             _indices(table, "vae_class", classes),
-            _rows_of_lists(table, "log_likelihoods"),
-            _numbers(table, "prior"),
-            _numbers(table, "precision"),
-            _numbers(table, "margin"),
-            own_class_N=_indices(table, "own_class", classes) if "own_class" in table.schema.names else None,
-            posterior_N_C=_rows_of_lists(table, "posteriors"),
+            prior_N=_numbers(table, "prior"),
+            precision_N=_numbers(table, "precision"),
+            own_class_N=_indices(table, "own_class", classes),
+            **{attribute: _numbers(table, name) for name, attribute in COLUMNS.items()},
         )
 
 
@@ -110,7 +128,14 @@ def schema(num_classes: int) -> pa.Schema:
     """
     lists = pa.list_(pa.float32(), num_classes)
     more = [("margin", pa.float64()), ("log_likelihoods", lists), ("posteriors", lists), ("own_class", pa.string())]
-    return pa.schema([("sample_id", pa.string()), *_TERMS, *more])
+    inputs = [
+        ("logits", lists),
+        ("mean_posteriors", pa.list_(pa.float64(), num_classes)),
+        ("expected_entropy", pa.float64()),
+        ("votes", pa.list_(pa.int32(), num_classes)),
+        ("predicted_loss", pa.float32()),
+    ]
+    return pa.schema([("sample_id", pa.string()), *_TERMS, *more, *inputs])
 
 
 def selection_table(picked: Candidates, classes: Sequence[str], strategy: str) -> pa.Table:
@@ -151,6 +176,8 @@ def _names(indices_N: NDArray[np.integer] | None, classes: Sequence[str]) -> lis
 
 
 def _indices(table: Any, name: str, classes: Sequence[str]) -> NDArray[np.int32] | None:
+    if name not in table.schema.names:
+        return None
     names = table.column(name)
     if names.null_count or not len(names):
         return None
@@ -162,31 +189,27 @@ def _indices(table: Any, name: str, classes: Sequence[str]) -> NDArray[np.int32]
 
 
 def _column(values: Any, kind: pa.DataType, length: int) -> pa.Array:
-    return pa.nulls(length, kind) if values is None else pa.array(values, kind)
-
-
-def _lists(values_N_C: NDArray[np.float32] | None, length: int, num_classes: int) -> pa.Array:
-    kind = pa.list_(pa.float32(), num_classes)
-    if values_N_C is None:
+    if values is None:
         return pa.nulls(length, kind)
-    flat = np.ascontiguousarray(values_N_C, dtype=np.float32).ravel()
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(
+            pa.array(np.ascontiguousarray(values).ravel(), kind.value_type), type=kind
+        )
+    return pa.array(values, kind)
 
 
-def _rows_of_lists(table: pa.Table | pa.RecordBatch, name: str) -> NDArray[np.float32] | None:
-    """None where the column is null, or not there: rounds of earlier versions have no posteriors.
+def _numbers(table: pa.Table | pa.RecordBatch, name: str) -> Any:
+    """None where the column is null, or not there: rounds of earlier versions have fewer.
 
     Raises ValueError for a list of another length than the others', and for nulls beside lists or within one.
     """
     if name not in table.schema.names:
         return None
-    lists = table.column(name)
-    lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
-    return None if lists.null_count == len(lists) else rows_of_lists(lists, name)
-
-
-def _numbers(table: Any, name: str) -> Any:
     column = table.column(name)
-    if column.null_count:
-        return None
-    return column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not pa.types.is_list(column.type) and not pa.types.is_fixed_size_list(column.type):
+        return None if column.null_count else column.to_numpy(zero_copy_only=False)
+    return None if column.null_count == len(column) else rows_of_lists(column, name, _OF_LISTS.get(name, pa.float32()))
+
+
+_OF_LISTS = {"mean_posteriors": pa.float64(), "votes": pa.int32()}

@@ -34,6 +34,8 @@ class DirectStrategy(SequentialStrategy):
     name: ClassVar[str] = "direct"
     needs: ClassVar[Needs] = Needs(posteriors=True)
     columns: ClassVar[tuple[str, ...]] = ("logits_N_C",)
+    labeled_inputs: bool = True
+    derivable: bool = True
 
     def order(self, pool: Shard, context: Context, budget: int) -> tuple[NDArray[np.integer], NDArray[Any]]:
         """Raises ValueError if the context carries no logits of the labelled pool."""

@@ -19,6 +19,8 @@ class EnsembleStrategy(ScoringStrategy):
 
     name: ClassVar[str] = "ensemble"
     needs: ClassVar[Needs] = Needs(members=5, posteriors=True)
+    inputs: tuple[str, ...] = ("logits_N_C", "votes_N_C")
+    derivable: bool = True
 
     def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
         if shard.votes_N_C is None:

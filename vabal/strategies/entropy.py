@@ -13,6 +13,8 @@ class EntropyStrategy(ScoringStrategy):
 
     name: ClassVar[str] = "entropy"
     needs: ClassVar[Needs] = Needs(posteriors=True)
+    inputs: tuple[str, ...] = ("logits_N_C",)
+    derivable: bool = True
 
     def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
         probabilities_N_C = posteriors(shard)

@@ -31,6 +31,8 @@ class GalaxyStrategy(SequentialStrategy):
     name: ClassVar[str] = "galaxy"
     needs: ClassVar[Needs] = Needs(posteriors=True)
     columns: ClassVar[tuple[str, ...]] = ("logits_N_C",)
+    labeled_inputs: bool = True
+    derivable: bool = True
 
     def order(self, pool: Shard, context: Context, budget: int) -> tuple[NDArray[np.integer], NDArray[Any]]:
         """Raises ValueError if the context carries no logits of the labelled pool."""

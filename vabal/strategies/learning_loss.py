@@ -18,6 +18,8 @@ class LearningLossStrategy(ScoringStrategy):
 
     name: ClassVar[str] = "learning_loss"
     needs: ClassVar[Needs] = Needs(auxiliary_loss="loss_prediction", posteriors=True)
+    inputs: tuple[str, ...] = ("logits_N_C", "predicted_loss_N")
+    derivable: bool = True
 
     def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
         if shard.predicted_loss_N is None:

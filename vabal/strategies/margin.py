@@ -22,6 +22,8 @@ class MarginStrategy(ScoringStrategy):
 
     name: ClassVar[str] = "margin"
     needs: ClassVar[Needs] = Needs(posteriors=True)
+    inputs: tuple[str, ...] = ("logits_N_C",)
+    derivable: bool = True
 
     def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
         probabilities_N_C = posteriors(shard)

@@ -21,6 +21,8 @@ class PowerBaldStrategy(ScoringStrategy):
 
     name: ClassVar[str] = "power_bald"
     needs: ClassVar[Needs] = Needs(dropout=0.25, passes=100, posteriors=True)
+    inputs: tuple[str, ...] = ("logits_N_C", "predictive_N_C", "expected_entropy_N")
+    derivable: bool = True
 
     def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
         return with_prediction(shard, np.log(np.maximum(mutual_information(shard), _SMALLEST)))

@@ -16,6 +16,8 @@ class RandomStrategy(ScoringStrategy):
 
     name: ClassVar[str] = "random"
     needs: ClassVar[Needs] = Needs()
+    inputs: tuple[str, ...] = ("logits_N_C",)
+    derivable: bool = True
 
     def score(self, shard: Shard, context: Context) -> Candidates:
         known = shard.logits_N_C is not None and len(shard.logits_N_C)

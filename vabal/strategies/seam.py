@@ -1,7 +1,7 @@
 """The seam between a round and the strategies: what one declares, what it is given, what it hands back."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
@@ -86,6 +86,7 @@ class Context:
     write: Callable[[Candidates], None] | None = None
     feature_dims: tuple[int, ...] | None = None
     device: str = "cpu"
+    features_of: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None  # of a shortlist, where shards have none
 
     def deep(self, features_N_D: NDArray[np.floating]) -> NDArray[np.floating]:
         """The features of the last stage, which the classifier's linear layer sees; a view."""
@@ -159,7 +160,19 @@ def needs_of(strategy: Strategy, settings: Any) -> Needs:
 
 
 class TakenAsTheyStand:
-    """Of strategies whose scores do not follow from the candidates' table."""
+    """Of strategies whose scores do not follow from the candidates' table.
+
+    `inputs` names the columns of the shards that go into that table beside the scores; `labeled_inputs` says that the
+    labelled pool's logits are recorded as well. Who is `derivable` gets its scores by being run again on these.
+    """
+
+    inputs: tuple[str, ...] = ()
+    labeled_inputs: bool = False
+    derivable: bool = False
+
+    def scores_are(self, candidates: int, budget: int) -> NDArray[np.float64] | None:  # noqa: ARG002
+        """The scores of so many candidates, the highest first, where all selections have the same; else None."""
+        return None
 
     def rescore(
         self,
@@ -194,6 +207,10 @@ class ScoringStrategy(TakenAsTheyStand):
         """The inverse temperature of the rules `gumbel` and `quota`."""
         return float(settings.selection.beta)
 
+    def scored(self, shard: Shard, context: Context) -> Candidates:
+        """The shard's candidates with scores, and what these were computed from."""
+        return recording(self.score(shard, context), shard, self.inputs)
+
     def select(self, context: Context, budget: int) -> Selection:
         """Scores shard by shard and keeps the best: memory does not grow with the pool.
 
@@ -203,7 +220,7 @@ class ScoringStrategy(TakenAsTheyStand):
         rule, beta = self.rule(context.settings), self.beta(context.settings)
         picker = Picker(budget, rule, beta, context.seed)
         for shard in context.shards():
-            scored = self.score(shard, context)
+            scored = self.scored(shard, context)
             picker.add(scored)
             if context.write is not None:
                 context.write(scored)
@@ -219,6 +236,11 @@ class ScoringStrategy(TakenAsTheyStand):
             class_terms=context.class_terms,
             notes=shortfall(budget, picker.candidates),
         )
+
+
+def recording(scored: Candidates, shard: Shard, columns: tuple[str, ...]) -> Candidates:
+    """The candidates with these columns of their shard beside them, where it carries them."""
+    return replace(scored, **{name: getattr(shard, name) for name in columns})
 
 
 def shortfall(budget: int, candidates: int) -> tuple[str, ...]:
@@ -303,6 +325,11 @@ class SequentialStrategy(TakenAsTheyStand):
     name: ClassVar[str]
     needs: ClassVar[Needs] = Needs(features=True, posteriors=True)
     columns: ClassVar[tuple[str, ...]] = ("features_N_D", "logits_N_C")
+    ranks_all: bool = True  # that is, `order` gives a key
+    inputs: tuple[str, ...] = ("logits_N_C",)
+
+    def scores_are(self, candidates: int, budget: int) -> NDArray[np.float64]:
+        return places(candidates, budget, ranks_all=self.ranks_all)
 
     def order(self, pool: Shard, context: Context, budget: int) -> tuple[NDArray[np.integer], NDArray[Any] | None]:
         """Rows of the pool in the order picked (at most `budget`), and a key by which the rest is ranked, or None.
@@ -342,6 +369,7 @@ class SequentialStrategy(TakenAsTheyStand):
             score_N,
             probabilities_N_C.argmax(axis=1).astype(np.int32) if known else None,
             margin_N=margin(probabilities_N_C) if known else None,
+            logits_N_C=pool.logits_N_C if "logits_N_C" in self.inputs else None,
         )
         if context.write is not None:
             ends = np.cumsum(gathered.lengths)
@@ -358,6 +386,13 @@ class SequentialStrategy(TakenAsTheyStand):
             class_terms=context.class_terms,
             notes=shortfall(budget, count),
         )
+
+
+def places(candidates: int, budget: int, *, ranks_all: bool = True) -> NDArray[np.float64]:
+    """The scores of a search, the highest first: budget - place of the picks, then -1, -2, ..., or 0 for all others."""
+    picked = min(budget, candidates)
+    rest = -np.arange(1, candidates - picked + 1.0) if ranks_all else np.zeros(candidates - picked)
+    return np.concatenate([budget - np.arange(picked, dtype=np.float64), rest])
 
 
 def check_finite(what: str, values: Any, sample_ids: Any) -> None:

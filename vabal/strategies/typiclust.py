@@ -46,6 +46,7 @@ class TypiclustStrategy(SequentialStrategy):
 
     name: ClassVar[str] = "typiclust"
     needs: ClassVar[Needs] = Needs(features=True, posteriors=True)
+    ranks_all: bool = False
 
     def order(self, pool: Shard, context: Context, budget: int) -> tuple[NDArray[np.integer], None]:
         assert pool.features_N_D is not None  # noqa: S101 -- gathered: it is among the columns

@@ -50,6 +50,7 @@ class VaalStrategy(ScoringStrategy):
 
     name: ClassVar[str] = "vaal"
     needs: ClassVar[Needs] = Needs(posteriors=True, images=True)
+    inputs: tuple[str, ...] = ("logits_N_C",)
 
     def select(self, context: Context, budget: int) -> Selection:
         """Raises ValueError if the context or the shards carry no images, UserError naming scores not finite."""
@@ -70,6 +71,7 @@ class _Scoring(ScoringStrategy):
 
     name: ClassVar[str] = VaalStrategy.name
     needs: ClassVar[Needs] = VaalStrategy.needs
+    inputs: tuple[str, ...] = VaalStrategy.inputs
 
     def __init__(self, adversary: "Adversary | None") -> None:
         self.adversary = adversary

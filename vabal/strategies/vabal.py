@@ -37,6 +37,7 @@ class VabalStrategy(ScoringStrategy):
 
     name: ClassVar[str] = "vabal"
     needs: ClassVar[Needs] = Needs(features=True, posteriors=True, vae=True)
+    derivable: bool = True
 
     def needs_under(self, settings: Any) -> Needs:
         """The networks beside the classifier whose mean posterior the settings ask for."""
@@ -74,9 +75,14 @@ class VabalStrategy(ScoringStrategy):
             prior_N=prior_N,
             precision_N=precision_N,
             margin_N=margin(probabilities_N_C),
-            posterior_N_C=probabilities_N_C.astype(np.float32) if chosen == "posterior" else None,
+            posterior_N_C=probabilities_N_C.astype(np.float32) if self._has_posteriors(context.settings) else None,
+            logits_N_C=None if context.settings.probabilities.members > 1 else shard.logits_N_C,
         )
         return replace(unscored, score_N=_score(unscored, terms, context.settings))
+
+    def _has_posteriors(self, settings: Any) -> bool:
+        """Whether posteriors are recorded; else logits are, which say the same and more."""
+        return bool(settings.probabilities.members > 1 or settings.probabilities.classes == "posterior")
 
     def rescore(
         self,
@@ -101,7 +107,7 @@ class VabalStrategy(ScoringStrategy):
         context = self.prepare(context)
         picker = Picker(SHORTLIST * budget, "topk", seed=context.seed)
         for shard in context.shards():
-            scored = self.score(shard, context)
+            scored = self.scored(shard, context)
             picker.add(scored)
             if context.write is not None:
                 context.write(scored)
@@ -109,7 +115,8 @@ class VabalStrategy(ScoringStrategy):
             return no_picks(self.name, budget, context.seed)
         listed = picker.picks()
         beta = float(context.settings.selection.beta)
-        features_N_D = _features_of(listed.sample_ids, context)
+        known = context.features_of
+        features_N_D = _features_of(listed.sample_ids, context) if known is None else known(listed.sample_ids)
         order = spread(listed.score_N, features_N_D, min(budget, len(listed)), beta)
         return Selection(
             strategy=self.name,
@@ -126,10 +133,13 @@ class VabalStrategy(ScoringStrategy):
 
 
 def _posteriors(shard: Shard, members: int) -> NDArray[np.float64]:
-    """The classifier's posterior of each candidate, or the mean posterior of an ensemble of so many."""
+    """The classifier's posterior of each candidate, or the mean posterior of an ensemble of so many.
+
+    The latter in the float32 in which it is recorded, so that all that is computed from it follows from the record.
+    """
     if members == 1:
         return posteriors(shard)
-    return np.asarray(_required(shard.predictive_N_C, "the ensemble's posteriors"), dtype=np.float64)
+    return np.asarray(_required(shard.predictive_N_C, "the ensemble's posteriors"), dtype=np.float32).astype(np.float64)
 
 
 def _features_of(sample_ids: NDArray[Any], context: Context) -> NDArray[np.float32]:

@@ -63,6 +63,9 @@ class Wrapper(TakenAsTheyStand):
         self.inner = inner
         self.name = f"{self.kind}:{inner.name}"
         self.needs: Needs = replace(inner.needs, posteriors=True)
+        self.derivable = bool(getattr(inner, "derivable", False))
+        self.inputs = getattr(inner, "inputs", ())
+        self.labeled_inputs = getattr(inner, "labeled_inputs", False)
 
     def needs_under(self, settings: Any) -> Needs:
         return replace(needs_of(self.inner, settings), posteriors=True)
@@ -86,7 +89,6 @@ class Wrapper(TakenAsTheyStand):
             rule=self.rule,
             beta=self.beta,
             seed=context.seed,
-            shortlist=None,  # the inner strategy's, which these picks do not follow from
         )
 
 
