@@ -23,7 +23,7 @@ from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
 from vabal.params import Params
-from vabal.rounds import OpenRound, Plan
+from vabal.rounds import OpenRound, Plan, tag_name
 from vabal.stages import Night, Ref
 from vabal.store import Stages, StageStore, stage_folder
 from vabal.workspace import Workspace
@@ -299,13 +299,16 @@ def _carry_out(workspace: Workspace, params: Params) -> Plan:
     tracking = Tracking(params.workspace.name)
 
     def finish(plan: Plan) -> None:
+        if params.audit.anchor:
+            head = plan.message.splitlines()[-1]  # "manifest sha256:..."
+            storage.Anchor(params.audit.anchor, params.audit.anchor_years).write(tag_name(plan.round), head)
         if plan.after.get("version"):
             tracking.set_alias("challenger", plan.after["version"])
         if plan.after.get("run"):
             tracking.close(plan.after["run"])
         _show_picks(workspace, plan, tracking)
 
-    plan = rounds.carry_out(workspace, Versioning(workspace.root), finish)
+    plan = rounds.carry_out(workspace, Versioning(workspace.root, sign=params.audit.sign), finish)
     if plan is None:
         raise UserError(f"there is nothing to publish in {workspace.root}: run `vabal round`")
     return plan

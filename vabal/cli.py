@@ -322,6 +322,9 @@ def audit(
     round_number: Annotated[int | None, typer.Argument(metavar="[ROUND]", help="A round's picks.")] = None,
     sample: Annotated[str | None, typer.Option("--sample", help="One image's history.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Recompute every digest, chain, sum and pick.")] = False,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="With --verify: ask S3, the git remote and the registry too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """What was picked, when, why, and by what; from the pools' files alone.
@@ -338,7 +341,7 @@ def audit(
     tags = {name: versions.tag_message(name) for name in versions.tags()}
     if verify:
         with _bars():
-            report = auditing.verify(place.data, tags)
+            report = auditing.verify(place.data, tags, outside=_outside(place, versions, remote=remote))
         tables.show_report(report, as_json=as_json)
         if not report.ok:
             raise typer.Exit(1)
@@ -348,6 +351,25 @@ def audit(
         tables.show_picks(auditing.picks(place.data, round_number), as_json=as_json)
     else:
         tables.show_rounds(auditing.rounds(place.data, tags), as_json=as_json)
+
+
+def _outside(place: "Workspace", versions: Any, *, remote: bool) -> Any:
+    """What the audit may ask besides `data/`: git, DVC's cache, the anchor if there is one; with `remote` the rest."""
+    from vabal.outside import Outside
+
+    params = place.params()
+    outside = Outside(versions, sign=params.audit.sign)
+    if remote or params.audit.anchor:
+        from vabal.adapters import storage
+
+        if params.audit.anchor:
+            outside.anchor = storage.Anchor(params.audit.anchor, params.audit.anchor_years)
+        if remote:
+            outside.bucket = storage.Bucket(params.storage.bucket, params.storage.prefix)
+            outside.git_remote = params.storage.git_remote or versions.default_remote()
+            if outside.git_remote is None:
+                outside.notes.append("no git remote is known: tags were not compared (storage.git_remote)")
+    return outside
 
 
 @app.command()

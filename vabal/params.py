@@ -69,6 +69,24 @@ class StorageSettings(Section):
     )
 
 
+class AuditSettings(Section):
+    sign: bool = Field(
+        False,
+        description="Sign the tags of rounds and decisions, with the key and format (SSH, GPG) of git's configuration.",
+    )
+    anchor: str | None = Field(
+        None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]+/.+$",
+        description="s3://bucket/prefix: the head of the record is written there once per round and decision.",
+    )
+    anchor_years: int = Field(
+        10,
+        ge=1,
+        le=100,
+        description="How long a bucket with Object Lock and no rule of its own keeps an anchored head.",
+    )
+
+
 class LabellingSettings(Section):
     when_incomplete: Literal["continue", "wait", "skip"] = Field(
         "continue",
@@ -365,6 +383,7 @@ class Params(Section):
     probabilities: ProbabilitySettings = ProbabilitySettings()
     selection: SelectionSettings = SelectionSettings()
     promotion: PromotionSettings = PromotionSettings()
+    audit: AuditSettings = AuditSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     compute: ComputeSettings = ComputeSettings()
 

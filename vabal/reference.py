@@ -30,6 +30,7 @@ SECTIONS = {
     "method": "Which reading of the paper.",
     "selection": "How the batch is picked.",
     "promotion": "The gate that a challenger must pass.",
+    "audit": "What vouches for the record outside `data/` (docs/audit.md).",
     "schedule": "The nightly round.",
     "compute": "Where stages run.",
 }

@@ -208,6 +208,8 @@ def show_report(report: Report, *, as_json: bool = False) -> None:
         return
     console = _console()
     checked = f"{report.rounds} rounds, {report.files} files, {report.images} images"
+    for note in report.notes:
+        console.print(Text(f"note: {note}"))
     if report.ok:
         console.print(Text(f"intact: {checked}; every digest, the chain, the pools' arithmetic and every pick"))
         return

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vabal import champion, pools, round_tables
 from vabal.errors import UserError
 from vabal.findings import UNREADABLE, Finding, Record, few, one_line, span
 from vabal.manifests import check_intake, check_manifests, check_predictions
+from vabal.outside import Outside, check_outside, later_rounds
 from vabal.pools import IntakeReport, Pools
 from vabal.progress import track
 from vabal.rounds import digest_of, round_folder, tag_name
@@ -39,6 +40,7 @@ class Report:
     rounds: int
     files: int
     images: int
+    notes: tuple[str, ...] = ()  # what was not looked at, and why
 
     @property
     def ok(self) -> bool:
@@ -48,16 +50,21 @@ class Report:
         return {"ok": self.ok, **asdict(self)}
 
 
-def verify(data: Path, tags: Mapping[str, str] | None = None, *, images: bool = True) -> Report:
+def verify(
+    data: Path, tags: Mapping[str, str] | None = None, *, images: bool = True, outside: Outside | None = None
+) -> Report:
     """Check the whole record in the folder `data`.
 
     `tags` maps the names of the rounds' git tags to their messages; None leaves the tags out. `images=False` leaves out
-    the images' own bytes against the catalog (their shards' digests are checked in any case).
+    the images' own bytes against the catalog (their shards' digests are checked in any case). `outside` is where git,
+    DVC's cache, S3 and the anchor can be asked.
     """
     records, findings = read_records(data)
     findings += check_chain(records)
     findings += check_manifests(records)
-    findings += check_tags(records, tags) if tags is not None else []
+    later = later_rounds(records, outside.repository) if outside else []
+    findings += check_tags(records, tags, later) if tags is not None else []
+    findings += check_outside(data, records, outside) if outside else []
     findings += check_files(data, records)
     findings += check_strangers(data, records)
     current, unread = read_pools(data, records)
@@ -73,7 +80,17 @@ def verify(data: Path, tags: Mapping[str, str] | None = None, *, images: bool = 
         len(records[-1].shards) + len(records[-1].tables) if records else 0
     )
     seen = len(current.catalog) if images and current is not None else 0
-    return Report(tuple(dict.fromkeys(findings)), len(records), hashed, seen)
+    notes = [*_said_of(records, later), *(outside.notes if outside else [])]
+    return Report(tuple(dict.fromkeys(findings)), len(records), hashed, seen, tuple(notes))
+
+
+def _said_of(records: Sequence[Record], later: Sequence[int]) -> list[str]:
+    if not later:
+        return []
+    return [
+        f"this is a checkout of round {records[-1].round}: {span(later[0], later[-1])} came later and stayed unseen "
+        "(`vabal checkout newest` goes back)"
+    ]
 
 
 def _guarded(findings: Iterator[Finding], round_number: int, file: str) -> Iterator[Finding]:
@@ -146,8 +163,11 @@ def check_chain(records: Sequence[Record]) -> Iterator[Finding]:
         previous = record
 
 
-def check_tags(records: Sequence[Record], tags: Mapping[str, str]) -> Iterator[Finding]:
-    """Every round's tag stands, and names the digest of its manifest; no tag stands for a round that is gone."""
+def check_tags(records: Sequence[Record], tags: Mapping[str, str], later: Collection[int] = ()) -> Iterator[Finding]:
+    """Every round's tag stands, and names the digest of its manifest; no tag stands for a round that is gone.
+
+    `later`: rounds that came after this checkout.
+    """
     by_tag = {tag_name(record.round): record for record in records}
     for name, record in by_tag.items():
         file = f"{record.folder}/manifest.json"
@@ -160,7 +180,7 @@ def check_tags(records: Sequence[Record], tags: Mapping[str, str]) -> Iterator[F
             yield Finding(record.round, file, f"its sha256 is not the one in git tag {name}")
     for name in sorted(set(tags) - set(by_tag)):
         number = re.fullmatch(r"round/(\d+)", name)
-        if number:
+        if number and int(number.group(1)) not in later:
             round_number = int(number.group(1))
             file = round_folder(Path(), round_number).as_posix()
             yield Finding(round_number, file, f"git tag {name} stands for a round that is not here")

@@ -719,7 +719,14 @@ def test_every_reading_command_prints_json_that_parses(kept: Books, capsys: pyte
     tables.show_history(audit.history(kept.data, "s006"), as_json=True)
     assert json.loads(capsys.readouterr().out)["events"][2]["when"] == "2026-03-03T06:30:00+00:00"
     tables.show_report(kept.verify(), as_json=True)
-    assert json.loads(capsys.readouterr().out) == {"ok": True, "findings": [], "rounds": 4, "files": 19, "images": 45}
+    assert json.loads(capsys.readouterr().out) == {
+        "ok": True,
+        "findings": [],
+        "rounds": 4,
+        "files": 19,
+        "images": 45,
+        "notes": [],
+    }
 
 
 def test_tables_fit_80_columns_and_fold_what_is_long(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:

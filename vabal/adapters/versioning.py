@@ -5,6 +5,8 @@ is done already is left alone.
 """
 
 import configparser
+import fnmatch
+import hashlib
 import json
 import os
 import re
@@ -14,8 +16,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
 from vabal.adapters import limits, processes
 from vabal.errors import Unavailable, UserError
+from vabal.outside import Pinned, Tag
 from vabal.store import write_bytes
 
 DVC_CONFIG = """\
@@ -59,8 +64,10 @@ ELSEWHERE = {
 class Versioning:
     """One workspace's git repository and its DVC remote."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, sign: bool = False) -> None:
+        """`sign`: tags are signed, with the key and format (SSH, GPG) of git's own configuration."""
         self.root = root
+        self.sign = sign
 
     # -- making a workspace -------------------------------------------------------------------------------------
 
@@ -174,18 +181,37 @@ class Versioning:
         return True
 
     def tag(self, name: str, message: str) -> None:
-        """An annotated tag at HEAD. Raises UserError if it stands elsewhere or says something else."""
+        """An annotated tag at HEAD, signed where `sign` says so.
+
+        Raises UserError if it stands already and says something else, or git cannot sign.
+        """
         if name in self.tags():
             if self.tag_message(name) == message.strip():
                 return
             raise UserError(f"git tag {name} exists already and records another round: look at `git show {name}`")
-        self._git(*self._as_someone(), "tag", "--annotate", "--cleanup=verbatim", "-m", message, name)
+        how = "--sign" if self.sign else "--annotate"
+        self._git(
+            *self._as_someone(),
+            "tag",
+            how,
+            "--cleanup=verbatim",
+            "-m",
+            f"{message.strip()}\n",
+            name,
+            self._place_of(name),
+        )
+
+    def _place_of(self, name: str) -> str:
+        """Where a tag belongs: a round's at the commit that published it, though others may have come since."""
+        published = self._git("log", "-1", "--format=%H", "--", "data.dvc").strip() if name.startswith("round/") else ""
+        return published or "HEAD"
 
     def tags(self, pattern: str = "round/*") -> list[str]:
         return self._git("tag", "--list", pattern).split()
 
     def tag_message(self, name: str) -> str:
-        return self._git("tag", "--list", "--format=%(contents)", name).strip()
+        """What the tag says, its signature left out."""
+        return self._git("tag", "--list", "--format=%(contents:subject)%0a%0a%(contents:body)", name).strip()
 
     def branch(self) -> str | None:
         """The branch that is checked out; None for a detached HEAD."""
@@ -210,18 +236,79 @@ class Versioning:
         done = self._run_bytes(["git", "cat-file", "blob", f"{commit}:./{path}"])
         return done.stdout if done.returncode == 0 else None
 
+    def tag_objects(self) -> dict[str, Tag]:
+        """Every tag here, with its object and the commit that it stands at."""
+        words = "%(refname:strip=2)%09%(objecttype)%09%(objectname)%09%(*objectname)"
+        found = {}
+        for line in self._git("for-each-ref", f"--format={words}", "refs/tags").splitlines():
+            name, kind, own, peeled = line.split("\t")
+            found[name] = Tag(own, peeled or own, annotated=kind == "tag")
+        return found
+
+    def remote_tag_objects(self, remote: str) -> dict[str, Tag]:
+        """The tags of a git remote, as `tag_objects`. Raises Unavailable if it does not answer."""
+        done = self._run(["git", "ls-remote", "--tags", "--", checked_remote(remote)])
+        if done.returncode != 0:
+            raise Unavailable(f"git remote {remote} does not answer: {_last_line(done.stderr)}")
+        lines = [line.partition("\trefs/tags/") for line in done.stdout.splitlines()]
+        peeled = {name.removesuffix("^{}"): commit for commit, _, name in lines if name.endswith("^{}")}
+        own = {name: identifier for identifier, _, name in lines if not name.endswith("^{}")}
+        return {name: Tag(item, peeled.get(name, item), annotated=name in peeled) for name, item in own.items()}
+
+    def default_remote(self) -> str | None:
+        """The git remote to ask where no setting names one: `origin`, or the only one."""
+        names = self._git("remote").split()
+        return "origin" if "origin" in names else names[0] if len(names) == 1 else None
+
+    def is_on_a_branch(self, commit: str) -> bool:
+        """Whether a branch, here or of a remote as it was last fetched, contains the commit."""
+        holding = self._git("for-each-ref", "--count=1", f"--contains={commit}", "refs/heads", "refs/remotes")
+        return bool(holding.strip())
+
+    def precedes(self, commit: str, later: str) -> bool:
+        """Whether `later` was built on `commit`, and is another one."""
+        return commit != later and self._succeeds("merge-base", "--is-ancestor", commit, later)
+
+    def changed_in(self, commit: str, path: str) -> bool:
+        """Whether the commit changed the file, against the commit before it (the first one: whether it has it)."""
+        return self.committed(path, commit) != self.committed(path, f"{commit}^")
+
+    def signature_problem(self, tag: str) -> str | None:
+        """What is wrong with a tag's signature, in git's words; None for a good one."""
+        done = self._run(["git", "verify-tag", "--", tag])
+        if done.returncode == 0:
+            return None
+        return f"no good signature ({_last_line(done.stderr)})"
+
+    def pinned(self, at: str) -> Pinned | None:
+        """What `data.dvc` names in the commit `at`; None where it is missing or damaged."""
+        content = self.committed("data.dvc", at)
+        try:
+            out = yaml.safe_load(content or b"")["outs"][0]
+            return Pinned(str(out["md5"]), int(out["size"]), int(out["nfiles"]))
+        except (yaml.YAMLError, TypeError, KeyError, IndexError, ValueError):
+            return None
+
+    def listing(self, digest: str) -> dict[str, str] | None:
+        """The files of a pinned folder with their md5, from DVC's cache; None where it is not there or is damaged."""
+        path = self.cached(digest)
+        try:
+            content = path.read_bytes() if path else b""
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() != digest.removesuffix(".dir"):
+                return None
+            return {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(content)}
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def cached(self, md5: str) -> Path | None:
+        """The file of that md5 in DVC's cache; None where it is not there."""
+        path = self.root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+        return path if path.is_file() else None
+
     def remote_tags(self, remote: str, pattern: str = "round/*") -> dict[str, str]:
         """The tags of a git remote, each with the commit it stands at. Raises Unavailable without an answer."""
-        done = self._run(["git", "ls-remote", "--tags", "--", checked_remote(remote), f"refs/tags/{pattern}"])
-        if done.returncode != 0:
-            raise Unavailable(f"git remote {remote} does not answer: {_reason(done.stderr)}")
-        found: dict[str, str] = {}
-        for line in done.stdout.splitlines():
-            commit, _, name = line.partition("\t")
-            name = name.removeprefix("refs/tags/")
-            if name.endswith("^{}") or name not in found:  # the peeled line of an annotated tag comes second
-                found[name.removesuffix("^{}")] = commit
-        return found
+        found = self.remote_tag_objects(remote)
+        return {name: tag.commit for name, tag in found.items() if fnmatch.fnmatchcase(name, pattern)}
 
     def push_git(self, remote: str, names: list[str]) -> None:
         """Push branch and tags atomically. Raises UserError if the remote refuses: another machine was first."""
