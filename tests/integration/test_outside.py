@@ -334,7 +334,7 @@ def test_a_history_forged_with_all_digests_and_tags_is_found_by_the_anchor(root:
     git(root, "tag", "--delete", "round/0003")
     versions.tag("round/0003", books.tags["round/0003"])
     told = found(verify(root, anchor=anchor))
-    assert told == "3 rounds/0003/manifest.json: its sha256 is not the one that was anchored as round/0003"
+    assert "3 rounds/0003/manifest.json: its sha256 is not the one that was anchored as round/0003" in told
 
 
 def test_a_head_is_anchored_once_and_another_is_refused(root: Path, s3: Any) -> None:

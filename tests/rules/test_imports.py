@@ -30,7 +30,19 @@ ADAPTER_VENDORS = {
     "labelling": set(),
 }
 # What an adapter may know of the core: the books, and nothing that learns.
-ADAPTER_CORE = {"errors", "params", "pools", "store", "workspace", "rounds", "metrics", "progress", "images", "inbox"}
+ADAPTER_CORE = {
+    "errors",
+    "params",
+    "pools",
+    "store",
+    "workspace",
+    "rounds",
+    "metrics",
+    "outside",
+    "progress",
+    "images",
+    "inbox",
+}
 # What `vabal --help` may cost.
 LIGHT = {"typer", "click", "rich", "vabal", "vabal.errors", "vabal.progress"}
 HEAVY = VENDORS | LEARNING | {"pandas", "numpy", "pyarrow", "pydantic", "matplotlib", "PIL", "yaml"}
