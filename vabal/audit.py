@@ -93,7 +93,7 @@ def _labeled_by_class(events: pd.DataFrame, classes: list[str]) -> dict[str, int
 
 def _latest_labels(events: pd.DataFrame) -> "pd.Series[str]":
     """The last word on every sample that has one; null where it was a rejection."""
-    return events.drop_duplicates("sample_id", keep="last").set_index("sample_id")["label"]
+    return pools.standing(events).set_index("sample_id")["label"]
 
 
 def _classes(data: Path) -> list[str]:
@@ -141,7 +141,8 @@ def history(data: Path, sample_id: str) -> dict[str, Any]:
     place = f"shard {row['shard']}, row {row['row']}, {row['width']} x {row['height']} pixels, sha256 {row['sha256']}"
     added = {"round": row["added_round"], "what": "added", "detail": place}
     events = [added, *_label_history(data, sample_id), *_candidacies(data, sample_id)]
-    order = {"added": 0, "labelled": 1, "repeated": 1, "corrected": 1, "rejected": 1, "candidate": 2, "requested": 3}
+    order = {"added": 0, "labelled": 1, "repeated": 1, "corrected": 1, "rejected": 1, "outdated": 1}
+    order |= {"candidate": 2, "requested": 3}
     events.sort(key=lambda event: (event["round"], order[event["what"]]))  # stable: label events keep their order
     return {**row, **_state(data, sample_id), "events": events}
 
@@ -165,15 +166,20 @@ def _state(data: Path, sample_id: str) -> dict[str, Any]:
 
 
 def _label_history(data: Path, sample_id: str) -> list[dict[str, Any]]:
-    events = []
+    events: list[dict[str, Any]] = []
+    rows = pd.DataFrame(_rows_of(data / "label_events.parquet", sample_id), columns=pools.SCHEMAS["label_events"].names)
     before: str | None = None
-    for row in _rows_of(data / "label_events.parquet", sample_id):
+    for place, row in enumerate(rows.astype(object).where(rows.notna(), None).to_dict("records")):
         label = row["label"]
         what = "rejected" if label is None else "repeated" if label == before else "corrected" if before else "labelled"
-        when = row["labeled_at"].isoformat() if row["labeled_at"] is not None else None
+        if pools.standing(rows.iloc[: place + 1]).index[-1] != place:
+            what = "outdated"  # older than what stands
+        else:
+            before = label
+        when, imported = (row[name].isoformat() if row[name] else None for name in ("labeled_at", "imported_at"))
         detail = {key: row[key] for key in ("label", "annotator", "source")}
-        events.append({"round": row["round"], "what": what, "when": when, **detail})
-        before = label
+        known = {"imported": imported} if imported else {}
+        events.append({"round": row["round"], "what": what, "when": when, **known, **detail})
     return events
 
 

@@ -198,7 +198,8 @@ def labels_export(
 
 @labels_app.command("import")
 def labels_import(
-    file: Annotated[Path, typer.Argument(help="CSV (sample_id,label,annotator) or Label Studio's JSON export.")],
+    file: Annotated[Path, typer.Argument(help="CSV (sample_id,label,annotator) or Label Studio's export.")],
+    reject: Annotated[bool, typer.Option("--reject", help="Also a file that rejects most of its images.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Take labels in: all lines or none, durable at once; the next round learns from them.
@@ -212,7 +213,7 @@ def labels_import(
 
     place = _workspace()
     place.require_round_zero()
-    report = labelling.import_labels(place.inbox, pools.load(place.data), file, datetime.now(UTC))
+    report = labelling.import_labels(place.inbox, pools.load(place.data), file, datetime.now(UTC), reject=reject)
     _say(report, as_json)
 
 
@@ -613,7 +614,8 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
         try:
             values[key] = read_yaml(value)
         except yaml.YAMLError:
-            raise UserError(f"--set {pair}: {value!r} is no value in YAML") from None
+            quoted = shlex.quote(f"{key}={json.dumps(value, ensure_ascii=False)}")
+            raise UserError(f"--set {pair}: {value!r} is no value in YAML; as text: --set {quoted}") from None
     return values
 
 

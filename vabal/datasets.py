@@ -1,6 +1,5 @@
 """Where a pool's images can come from. Every kind of source yields the same items, in the same order every time."""
 
-import csv
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from vabal import cifar, layouts
+from vabal import cifar, delimited, layouts
 from vabal.errors import UserError
 from vabal.folders import IMAGE_SUFFIXES, class_name, is_utf8, looks_like_an_image, once, shown, some, walk
 from vabal.images import Unreadable, png, shape, too_large
@@ -353,29 +352,38 @@ def _classes(root: str, labels: Sequence[str | None], given: tuple[str, ...] | N
 
 def _read_listing(path: Path) -> dict[PurePosixPath, Known]:
     """Label and group of every path that a labels.csv names."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8: {error}") from None
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    where = next((header.index(name) for name in ("path", "filename", "file", "image") if name in header), None)
+    name = str(path)
+    lines = delimited.lines_of(delimited.text_of(_content(path), name), name, (*_PATH_COLUMNS, "label", "group"))
+    header = delimited.header_of(lines[0]) if lines else []
+    where = next((column for column in _PATH_COLUMNS if column in header), None)
     if where is None or "label" not in header:
-        raise UserError(f"{path}: the first line must name the columns path and label, found {', '.join(header)}")
+        found = ", ".join(header) or "nothing"
+        raise UserError(f"{path}: the first line must name the columns path and label, found {found}")
+    columns = delimited.Columns.of(header, (where, "label", "group"), (where, "label", "group"), name)
     listed: dict[PurePosixPath, Known] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        cells = [*(cell.strip() for cell in row), *[""] * (len(header) - len(row))]
-        name = PurePosixPath(cells[where].replace("\\", "/"))
-        if not cells[where]:
-            raise UserError(f"{path}: entry {number}: {cells[where]!r} is no path below this folder")
-        values = Known(_cell(cells, header, "label"), _cell(cells, header, "group"))
-        if listed.setdefault(name, values) != values:
-            raise UserError(f"{path}: entry {number}: {name} stands there twice, with different values")
+    for line in lines[1:]:
+        at = f"{path}: line {line.number}"
+        problem = columns.problem(line)
+        if problem is not None:
+            raise UserError(f"{at}: {problem}")
+        said = columns.cell(line, where)
+        place = PurePosixPath(said.replace("\\", "/"))
+        if not said:
+            raise UserError(f"{at}: {said!r} is no path below this folder")
+        values = Known(columns.cell(line, "label") or None, columns.cell(line, "group") or None)
+        if listed.setdefault(place, values) != values:
+            raise UserError(f"{at}: {place} stands there twice, with different values")
     return listed
 
 
-def _cell(cells: Sequence[str], header: Sequence[str], name: str) -> str | None:
-    return (cells[header.index(name)] or None) if name in header else None
+_PATH_COLUMNS: Final = ("path", "filename", "file", "image")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 class Neu(Files):

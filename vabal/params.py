@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from vabal import cron
 from vabal.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -229,12 +230,16 @@ class PromotionSettings(Section):
 
 
 class ScheduleSettings(Section):
-    cron: str = Field(
-        "0 2 * * *",
-        pattern=r"^\S+( \S+){4}$",
-        description="When the nightly round starts: minute, hour, day, month, weekday.",
-    )
+    cron: str = Field("0 2 * * *", description="When the nightly round starts: minute, hour, day, month, weekday.")
     timezone: str = Field("UTC", min_length=1, description="An IANA time zone, as Europe/Zurich.")
+
+    @field_validator("cron")
+    @classmethod
+    def _a_time_that_comes(cls, value: str) -> str:
+        wrong = cron.problem(value)
+        if wrong is not None:
+            raise ValueError(wrong)
+        return value
 
     @field_validator("timezone")
     @classmethod
@@ -430,7 +435,7 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Params:
 
 
 def read_yaml(text: str) -> Any:
-    """What a text of YAML holds; 1e-4 is a number, as YAML 1.2 has it. Raises yaml.YAMLError."""
+    """What a text of YAML holds, by version 1.2: 1e-4 and 0100 (a hundred) are numbers. Raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
 
 
@@ -512,13 +517,17 @@ def _describe_yaml(error: Exception) -> str:
 
 
 # -- YAML -------------------------------------------------------------------------------------------------------
-# PyYAML follows YAML 1.1, where 1e-4 is a string and of two equal keys the first is dropped in silence.
+# PyYAML follows YAML 1.1, where 1e-4 and 0o17 are strings, 0100 is 64, 1:30 is 90, no is false, dates are no strings,
+# and of two equal keys the first is dropped in silence.
 
+_INT = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$")
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers; a key that stands twice is refused."""
+    """YAML 1.2's core schema, with `<<` for merging; a key that stands twice is refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -531,16 +540,46 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def number(self, node: yaml.ScalarNode) -> int | float:
+        """A whole number of base 10, 8 or 16, or another number."""
+        text = str(self.construct_scalar(node))
+        is_int = node.tag == f"{_TAG}int"
+        if not (_INT if is_int else _FLOAT).match(text):
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is no number", node.start_mark)
+        try:
+            if is_int:
+                return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:  # of more digits than Python reads
+            raise yaml.constructor.ConstructorError(None, None, "too many digits", node.start_mark) from None
+
+    def truth(self, node: yaml.ScalarNode) -> bool:
+        text = str(self.construct_scalar(node))
+        if not _BOOL.match(text):
+            raise yaml.constructor.ConstructorError(None, None, f"{text!r} is not true or false", node.start_mark)
+        return text.lower() == "true"
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in (f"{_TAG}null", f"{_TAG}merge")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
+_Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))
+_Loader.add_implicit_resolver(f"{_TAG}bool", _BOOL, list("tTfF"))
+_Loader.add_constructor(f"{_TAG}int", _Loader.number)
+_Loader.add_constructor(f"{_TAG}float", _Loader.number)
+_Loader.add_constructor(f"{_TAG}bool", _Loader.truth)
+
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would read as a number."""
+    """Quotes what either version of YAML would not read as the text that it is."""
 
 
-for _yaml in (_Loader, _Dumper):
-    _yaml.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-        for first, resolvers in _yaml.yaml_implicit_resolvers.items()
-    }
-    for _first in "-+0123456789.":
-        # Integers match the pattern as well, so the resolver of integers stays in front of it.
-        _yaml.yaml_implicit_resolvers.setdefault(_first, []).append(("tag:yaml.org,2002:float", _FLOAT))
+_Dumper.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}float"]
+    for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
+# Whole numbers match the pattern of other numbers as well: their resolvers stand in front.
+_Dumper.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
+_Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+.0123456789"))

@@ -41,14 +41,18 @@ INCOMING: Final = _schema(
     ("width", pa.int32(), False),
     ("height", pa.int32(), False),
 )
-#: A label as it comes in: `label_events` without the round that takes it.
+#: A label as it comes in: `label_events` without the round that takes it. `imported_at` is set where `labeled_at` is
+#: the time that the file gave; where it is null, `labeled_at` is the time of the import.
 EVENTS: Final = _schema(
     ("sample_id", pa.string(), False),
     ("label", pa.string(), True),
     ("annotator", pa.string(), False),
     ("labeled_at", _TIME, True),
     ("source", pa.string(), False),
+    ("imported_at", _TIME, True),
 )
+#: Columns that a table has only where one of their values is set: those of earlier versions keep bytes and digests.
+OPTIONAL: Final = ("imported_at",)
 SCHEMAS: Final[dict[str, pa.Schema]] = {
     "catalog": INCOMING.append(pa.field("added_round", pa.int32(), nullable=False)),
     "labeled": _schema(
@@ -71,6 +75,7 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         ("round", pa.int32(), False),
         ("labeled_at", _TIME, True),
         ("source", pa.string(), False),
+        ("imported_at", _TIME, True),
     ),
 }
 _CLASSES = "classes.json"
@@ -82,7 +87,8 @@ class Pools:
     """The five tables (columns and types: `SCHEMAS`) and the class names in index order.
 
     A null label of `holdout` has been asked for and not come yet; a null label of `label_events` is a rejection; a null
-    `labeled_at` came with the source. `requested_round` is set exactly where the status is `requested`.
+    `labeled_at` came with the source. Which event of a sample counts, `standing` says. `requested_round` is set exactly
+    where the status is `requested`.
     """
 
     catalog: pd.DataFrame
@@ -102,6 +108,7 @@ class IntakeReport:
     repeated: int = 0
     corrected: int = 0
     rejected: int = 0
+    outdated: int = 0
     unknown: tuple[str, ...] = ()
     images: int = 0
     duplicates: tuple[str, ...] = ()
@@ -119,7 +126,7 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None
     `schema` fixes columns and types; without it they are those of the frame. No pandas metadata, no clock, no index.
     Raises ValueError if the frame does not fit the schema.
     """
-    arrow = _plain(_columns(table)) if schema is None else _to_arrow(table, schema)
+    arrow = _plain(_columns(table)) if schema is None else _without_unused(_to_arrow(table, schema))
     sink = pa.BufferOutputStream()
     pq.write_table(arrow, sink, compression="zstd", store_schema=False, row_group_size=1 << 20)
     write_bytes(path, memoryview(sink.getvalue()))
@@ -136,6 +143,9 @@ def read_table(path: Path, schema: pa.Schema, mend: str = _MEND) -> pd.DataFrame
         raise UserError(f"{path} is missing; {mend}") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({_one_line(error)}); {mend}") from None
+    for name in OPTIONAL:
+        if name in schema.names and name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
     missing = [name for name in schema.names if name not in table.column_names]
     extra = [name for name in table.column_names if name not in schema.names]
     if missing or extra:
@@ -220,6 +230,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _to_arrow(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    unused = [name for name in OPTIONAL if name in schema.names and (name not in table or table[name].isna().all())]
+    table = table.assign(**dict.fromkeys(unused)) if unused else table
     missing = [name for name in schema.names if name not in table.columns]
     if missing:
         raise ValueError(f"columns missing: {', '.join(missing)}")
@@ -228,6 +240,12 @@ def _to_arrow(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
         if not field.nullable and arrow.column(field.name).null_count:
             raise ValueError(f"column {field.name} holds nulls")
     return arrow.cast(schema)
+
+
+def _without_unused(table: pa.Table) -> pa.Table:
+    names = table.column_names
+    unused = [name for name in OPTIONAL if name in names and table.column(name).null_count == table.num_rows]
+    return table.drop_columns(unused)
 
 
 def _columns(table: pd.DataFrame) -> pa.Table:
@@ -278,8 +296,8 @@ def check(pools: Pools, before: Pools | None = None) -> None:
 
     Classes: at least two, distinct, plain text. Catalog: ids unique and not empty, one row of one shard each, sha256 in
     hexadecimal, positive sizes. Catalog = labeled + unlabeled + holdout, disjoint. Labels among the classes. Statuses
-    known; `requested_round` set exactly for the requested. The last event of a sample agrees with the pool it is in,
-    and every label that stands has an event.
+    known; `requested_round` set exactly for the requested. The standing event of a sample agrees with the pool it is
+    in, and every label that stands has an event.
 
     `before`: pools in which all of this holds. Where the new ones have the same tables (the very same objects), what
     depends on these alone is not looked at again.
@@ -413,15 +431,15 @@ def _check_events(pools: Pools) -> None:
     strangers = events[~among(events["sample_id"], pools.catalog["sample_id"])]
     if len(strangers):
         raise UserError(f"label_events.parquet: {_few(strangers)} not in catalog.parquet")
-    last = events.drop_duplicates("sample_id", keep="last").set_index("sample_id")["label"]
+    last = standing(events).set_index("sample_id")["label"]
     told = last.dropna()
-    standing = _standing_labels(pools)
-    expected = told.reindex(standing.index)
-    wrong = standing[(expected != standing).fillna(True).to_numpy(dtype=bool)]
+    labels = _standing_labels(pools)
+    expected = told.reindex(labels.index)
+    wrong = labels[(expected != labels).fillna(True).to_numpy(dtype=bool)]
     if len(wrong):
         raise UserError(f"labeled.parquet, holdout.parquet: {_few_ids(wrong.index)} with a label that no event gave")
-    if len(told) != len(standing):
-        lost = told.index[~told.index.isin(standing.index)]
+    if len(told) != len(labels):
+        lost = told.index[~told.index.isin(labels.index)]
         raise UserError(f"label_events.parquet: {_few_ids(lost)} labelled last, but without a label in the pools")
     refused = last.index[last.isna()]
     rejected = pools.unlabeled.loc[pools.unlabeled["status"] == REJECTED, "sample_id"]
@@ -514,6 +532,7 @@ def digests(pools: Pools) -> dict[str, str]:
 
 def _digest(name: str, table: pd.DataFrame) -> str:
     if name == "label_events":
+        table = table.drop(columns=[column for column in OPTIONAL if table[column].isna().all()])
         return table_digest(table.assign(position=np.arange(len(table), dtype=np.int64)), ["position"])
     return table_digest(table, ["sample_id"])
 
@@ -593,12 +612,45 @@ def _int64(values: Any) -> bytes:
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
-def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
-    """Pools after labels came in, in the order of `events` (columns of `EVENTS`), and what came of them.
+def standing(events: pd.DataFrame, by: Sequence[str] = ("sample_id",)) -> pd.DataFrame:
+    """Of all events (in the order of their arrival) those that count now, one a sample: the newest opinion on it.
 
+    `by` with `annotator`: the newest of each person.
+
+    An opinion is as old as its `labeled_at` says: where that came with the import, as the import, and never older than
+    an import before it; where the file gave it (`imported_at` is set), as old as the file says, but not younger than
+    its import. Of opinions of the same age the one that came last counts.
+    """
+    if "imported_at" not in events.columns or events["imported_at"].isna().all():
+        return events.drop_duplicates(list(by), keep="last")
+    ordered = events.iloc[np.argsort(_opinion_times(events), kind="stable")]
+    return ordered.drop_duplicates(list(by), keep="last").sort_index()
+
+
+def _opinion_times(events: pd.DataFrame) -> np.ndarray:
+    """How young each event's opinion is, to be compared within a sample: microseconds, as `standing` says."""
+    said, imported = (_micros(events[name]) for name in ("labeled_at", "imported_at"))
+    told = events["imported_at"].notna().to_numpy(dtype=bool)
+    arrived = pd.Series(np.where(told, imported, said)).groupby(events["sample_id"].to_numpy(dtype=object)).cummax()
+    arrived_N = arrived.to_numpy(dtype=np.int64)
+    return np.where(told, np.minimum(said, arrived_N), arrived_N)
+
+
+def _micros(times: pd.Series) -> np.ndarray:
+    """Microseconds since 1970, the smallest number for a null: what came with the source is older than all."""
+    array = _column(times, _TIME).combine_chunks().cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+    filled: np.ndarray = pc.fill_null(array, np.iinfo(np.int64).min).to_numpy(zero_copy_only=False)
+    return filled
+
+
+def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
+    """Pools after labels came in (`events` in the order of arrival, columns of `EVENTS`), and what came of them.
+
+    Which opinion on a sample counts, `standing` says: one that is older than what stands changes nothing (`outdated`).
     A null label rejects a sample: it is never asked for again, unless somebody labels it after all. The same label
-    again changes nothing; another one corrects. All events enter the history, but those of samples that the catalog
-    does not know: they are left out and reported. Samples of the holdout keep their pool.
+    again changes nothing, but that a known time makes it the opinion that stands; another one corrects. All events
+    enter the history, but those of samples that the catalog does not know: they are left out and reported. Samples of
+    the holdout keep their pool.
     Raises UserError if a label is not among the classes.
     """
     incoming = typed(events, EVENTS)
@@ -606,19 +658,22 @@ def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple
     unknown = tuple(dict.fromkeys(incoming.loc[~known, "sample_id"]))
     taken = incoming[known].reset_index(drop=True)
     codes = _codes(taken, pools.classes)
-    previous = _previous_codes(pools, taken["sample_id"], codes)
+    previous, counts = _before_each(pools, taken, codes)
+    same = codes == previous
     report = IntakeReport(
         received=len(incoming),
-        new=int(((codes >= 0) & (previous < 0)).sum()),
-        repeated=int((codes == previous).sum()),
-        corrected=int(((codes >= 0) & (previous >= 0) & (codes != previous)).sum()),
-        rejected=int(((codes == _REJECTED_CODE) & (previous != _REJECTED_CODE)).sum()),
+        new=int((counts & (codes >= 0) & (previous < 0)).sum()),
+        repeated=int(same.sum()),
+        corrected=int((counts & (codes >= 0) & (previous >= 0) & ~same).sum()),
+        rejected=int((counts & (codes == _REJECTED_CODE) & ~same).sum()),
+        outdated=int((~counts & ~same).sum()),
         unknown=unknown,
     )
     if taken.empty:
         return pools, report
     history = taken.assign(round=np.int32(round_number))
-    deciding = history[codes != previous].drop_duplicates("sample_id", keep="last")
+    timed = taken["imported_at"].notna().to_numpy(dtype=bool)
+    deciding = history[counts & (~same | timed)].drop_duplicates("sample_id", keep="last")
     changed = _settle(pools, deciding)
     label_events = stack([pools.label_events, history], SCHEMAS["label_events"])
     return replace(changed, label_events=label_events), report
@@ -638,17 +693,17 @@ def _codes(events: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
     return codes
 
 
-def _previous_codes(pools: Pools, ids: pd.Series, codes: np.ndarray) -> np.ndarray:
-    """What was known of a sample before each event: from the event before it, or from the pools."""
-    here = set(ids)
-    state = dict.fromkeys(here, _UNTOLD_CODE)
-    past = pools.label_events[among(pools.label_events["sample_id"], ids)].drop_duplicates("sample_id", keep="last")
-    state.update(zip(past["sample_id"], _codes(past, pools.classes).tolist(), strict=True))
-    series = pd.Series(codes)
-    before = series.groupby(ids.to_numpy(dtype=object)).shift()
-    started = ids.map(state).to_numpy(dtype=np.int64)
-    result: np.ndarray = before.fillna(pd.Series(started)).to_numpy(dtype=np.int64)
-    return result
+def _before_each(pools: Pools, taken: pd.DataFrame, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What stood of a sample before each event, and whether the event counts: is no older than that."""
+    past = pools.label_events[among(pools.label_events["sample_id"], taken["sample_id"])]
+    both = pd.concat([past[EVENTS.names], taken], ignore_index=True)
+    sample = both["sample_id"].to_numpy(dtype=object)
+    time = pd.Series(_opinion_times(both))
+    newest = time.groupby(sample).cummax()
+    counts = time == newest
+    code = pd.Series(np.concatenate([_codes(past, pools.classes), codes]), dtype="float64").where(counts)
+    before = code.groupby(sample).ffill().groupby(sample).shift().fillna(_UNTOLD_CODE)
+    return before.to_numpy(dtype=np.int64)[len(past) :], counts.to_numpy(dtype=bool)[len(past) :]
 
 
 def _settle(pools: Pools, deciding: pd.DataFrame) -> Pools:
@@ -699,7 +754,7 @@ def open_requests(pools: Pools) -> pd.DataFrame:
     asked = pools.unlabeled.loc[pools.unlabeled["status"] == REQUESTED, ["sample_id", "requested_round"]]
     blank = pools.holdout.loc[pools.holdout["label"].isna(), ["sample_id"]]
     told = pools.label_events.loc[among(pools.label_events["sample_id"], blank["sample_id"]), "sample_id"]
-    blank = blank[~among(blank["sample_id"], told)]  # its last event can only be a rejection
+    blank = blank[~among(blank["sample_id"], told)]  # what stands of it can only be a rejection
     parts = [asked.assign(purpose="label"), blank.assign(requested_round=0, purpose="holdout")]
     frame = typed(pd.concat(parts), _REQUESTS)
     return frame.sort_values(["requested_round", "purpose", "sample_id"], kind="stable").reset_index(drop=True)

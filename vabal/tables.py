@@ -198,6 +198,7 @@ def _details(event: Mapping[str, Any]) -> str:
         parts += [f"{name} {value}" for name, value in named.items() if value is not None]
         return f"{event['strategy']}: {', '.join(parts)}" + ("" if event["rank"] else "; not picked")
     parts = [event["label"], f"by {event['annotator']}", event["when"], f"from {event['source']}"]
+    parts += [f"imported {event['imported']}"] if "imported" in event else []
     return ", ".join(part for part in parts if part)
 
 

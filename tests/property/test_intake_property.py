@@ -2,7 +2,10 @@ import csv
 import hashlib
 import io
 import tempfile
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.small_pools import WHEN, file_of, picture, small_pools
+from tests.unit.test_inbox import FORMATS, Given, exported, imported, stand, taken
 from vabal import images, inbox, pools, sources
 from vabal.adapters import labelling
 from vabal.errors import UserError
@@ -73,6 +77,61 @@ def test_a_file_is_taken_in_whole_or_not_at_all(
         labels = events["label"].astype(object).where(events["label"].notna(), "")
         assert list(zip(events["sample_id"], labels, strict=True)) == said
         assert take().imported_before == bool(said)
+
+
+@st.composite
+def projects(draw: st.DrawFn) -> list[Given]:
+    """Annotations of a project, no two of the same second, in any zone."""
+    said = st.tuples(st.sampled_from("abcd"), st.sampled_from(["cat", "dog", "cat", None]), st.integers(1, 3))
+    rows = draw(st.lists(said, min_size=1, max_size=6).filter(lambda rows: any(label for _, label, _ in rows)))
+    seconds = draw(st.lists(st.integers(0, 10**6), min_size=len(rows), max_size=len(rows), unique=True))
+    given: list[Given] = []
+    for (sample_id, label, person), second in zip(rows, seconds, strict=True):
+        zone = timezone(timedelta(hours=draw(st.integers(-11, 12))))
+        time = (datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=second)).astimezone(zone).isoformat()
+        given.append((sample_id, label, time, person, False))
+    return given
+
+
+@FEW
+@given(projects())
+def test_the_formats_of_one_project_give_the_same_opinions_and_a_second_one_adds_none(given: list[Given]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        heard = []
+        for form in FORMATS:
+            box = Path(folder) / form / "inbox"
+            box.parent.mkdir()
+            first, second = (exported(which, *given) for which in (form, FORMATS[(FORMATS.index(form) + 1) % 3]))
+            report = imported(box, first)
+            heard.append((sorted(taken(box), key=str), stand(box), report.labels, report.disagreeing == ()))
+            assert imported(box, second, "again").labels == 0
+        assert heard[0] == heard[1] == heard[2]
+
+
+@FEW
+@given(projects(), st.randoms(use_true_random=False))
+def test_the_order_of_imports_changes_no_label_that_stands_where_times_are_known(given: list[Given], dice: Any) -> None:
+    orders = [given, dice.sample(given, len(given))]
+    ends = []
+    for order in orders:
+        with tempfile.TemporaryDirectory() as folder:
+            box, made = Path(folder) / "inbox", small_pools()
+            for number, one in enumerate(order):  # one without a label has nothing to say in this format
+                imported(box, exported("json-min", one), str(number))
+                if dice.random() < 0.5:  # a round takes what waits
+                    made, _ = pools.apply_labels(made, inbox.read(box, inbox.pending(box))[0], number + 1)
+                    inbox.remove(box, inbox.pending(box))
+            made, _ = pools.apply_labels(made, inbox.read(box, inbox.pending(box))[0], 99)
+            pools.check(made)
+            ends.append(pools.digests(replace(made, labeled=made.labeled.assign(round=0)))["labeled"])
+            newest = {
+                name: label
+                for name, label, *_ in sorted(given, key=lambda row: datetime.fromisoformat(row[2]))
+                if label
+            }
+            standing = pd.concat([made.labeled, made.holdout]).set_index("sample_id")["label"].dropna().to_dict()
+            assert standing == {"a": "cat", "d": "dog", **newest}
+    assert ends[0] == ends[1]
 
 
 @FEW

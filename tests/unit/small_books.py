@@ -57,11 +57,18 @@ class Books:
         return self
 
     def round(
-        self, strategy: str = "vabal", *, labels: dict[str, str | None] | None = None, new: int = 0, budget: int = 6
+        self,
+        strategy: str = "vabal",
+        *,
+        labels: dict[str, str | None] | None = None,
+        new: int = 0,
+        budget: int = 6,
+        said: datetime | None = None,
     ) -> "Books":
         fresh = self._images([f"n{self.number + 1}-{index}" for index in range(new)]) if new else None
         when = self._when(self.number + 1)
-        self._publish(strategy=strategy, events=labels or {}, annotator="ann", when=when, budget=budget, fresh=fresh)
+        given = {"said": said, "budget": budget, "fresh": fresh}
+        self._publish(strategy=strategy, events=labels or {}, annotator="ann", when=when, **given)
         return self
 
     def picked(self, number: int) -> list[str]:
@@ -94,6 +101,7 @@ class Books:
         budget: int = 1,
         fresh: pd.DataFrame | None = None,
         first: Sequence[str] = (),
+        said: datetime | None = None,
     ) -> None:
         self.number += 1
         number = self.number
@@ -102,6 +110,8 @@ class Books:
             state, _ = pools.apply_images(state, fresh, number)
         frame = pd.DataFrame({"sample_id": list(events), "label": list(events.values())})
         frame = frame.assign(annotator=annotator, labeled_at=pd.Timestamp(when) if when else pd.NaT, source="f.csv")
+        if said is not None:
+            frame = frame.assign(labeled_at=pd.Timestamp(said), imported_at=pd.Timestamp(when))
         state, came = pools.apply_labels(state, frame, number)
         folder = self.data / f"rounds/{number:04d}"
         folder.mkdir(parents=True)

@@ -94,6 +94,30 @@ def test_a_round_without_picks_says_why(kept: Books, number: int, words: str) ->
         audit.picks(kept.data, number)
 
 
+def test_an_opinion_that_came_late_is_told_as_outdated_and_the_record_verifies(tmp_path: Path) -> None:
+    books = Books(tmp_path / "data").begin()
+    sample = books.round(budget=2).picked(1)[0]
+    books.round(labels={sample: "cat"}, said=datetime(2026, 2, 2, tzinfo=UTC))
+    books.round(labels={sample: "emu"}, said=datetime(2026, 2, 1, tzinfo=UTC))
+    assert books.verify().findings == ()
+    told = audit.history(books.data, sample)
+    assert (told["state"], told["label"]) == ("labeled", "cat")
+    labels = [event for event in told["events"] if "label" in event]
+    assert [(event["what"], event["when"], event["imported"][:10]) for event in labels] == [
+        ("labelled", "2026-02-02T00:00:00+00:00", "2026-03-03"),
+        ("outdated", "2026-02-01T00:00:00+00:00", "2026-03-04"),
+    ]
+    events = pd.read_parquet(books.data / "label_events.parquet")
+    pools.write_table(
+        events.assign(
+            labeled_at=events["labeled_at"].mask(events["label"] == "emu", pd.Timestamp("2026-02-03", tz="UTC"))
+        ),
+        books.data / "label_events.parquet",
+        pools.SCHEMAS["label_events"],
+    )
+    assert not books.verify().ok
+
+
 def test_a_samples_history_holds_everything_that_happened_to_it_in_order(kept: Books) -> None:
     sample = kept.picked(1)[4]
     told = audit.history(kept.data, sample)

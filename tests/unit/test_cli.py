@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,6 +128,13 @@ def test_settings_on_the_command_line_are_yaml_values() -> None:
         "classifier.horizontal_flip": True,
         "stages": "s3://a/b=c",
     }
+
+
+def test_a_value_that_is_no_yaml_is_told_as_the_text_that_is() -> None:
+    with pytest.raises(UserError, match="is no value in YAML") as caught:
+        cli._assignments(["schedule.cron=*/5 * * * *"])
+    _, pair = shlex.split(str(caught.value).partition("as text: ")[2])
+    assert cli._assignments([pair]) == {"schedule.cron": "*/5 * * * *"}
 
 
 @pytest.mark.parametrize("pair", ["classifier.width", "a=[1"])

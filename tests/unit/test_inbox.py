@@ -246,7 +246,7 @@ def test_label_studios_short_export_is_read(tmp_path: Path) -> None:
         ([task("b"), {"data": {"image": "x"}, "annotations": []}], "task 2: no data.sample_id"),
         (["text"], "task 1: not a task"),
         ([{"image": "x"}], "task 1: no sample_id"),
-        ([{"sample_id": "b", "label": {"choices": ["cat", "dog"]}}], "task 1: several choices"),
+        ([{"sample_id": "b", "label": {"choices": ["cat", "dog"]}}], "task 1: 2 choices where one is expected"),
         ([task("b", annotation("bird"))], "task 1: label 'bird'"),
     ],
 )
@@ -254,6 +254,153 @@ def test_a_wrong_task_refuses_the_whole_export(tmp_path: Path, tasks: list[Any],
     with pytest.raises(UserError, match=said):
         imported(tmp_path / "inbox", json.dumps(tasks), "export.json")
     assert inbox.pending(tmp_path / "inbox") == []
+
+
+FORMATS = ("json", "json-min", "csv")
+Given = tuple[str, str | None, str, Any, bool]  # sample_id, label, time, person, skipped
+
+
+def exported(form: str, *given: Given) -> bytes:
+    """Annotations as Label Studio 1.23 exports them: the short forms leave skips out and begin with the newest."""
+    numbered = list(enumerate(given, start=1))
+    if form == "json":
+        tasks = {name: task(name) | {"annotations": []} for name, *_ in given}
+        for number, (name, label, time, person, skipped) in numbered:
+            other = {"from_name": "quality", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
+            item = annotation(*([label] if label else []), person=person, at=time, skipped=skipped)
+            tasks[name]["annotations"].append({**item, "id": number, "result": [*item["result"], other]})
+        predicted = [{"result": annotation("dog")["result"], "score": 0.9}]
+        return json.dumps([{**one, "predictions": predicted, "drafts": predicted} for one in tasks.values()]).encode()
+    rows = [
+        {"annotation_id": number, "annotator": person["email"] if isinstance(person, dict) else person}
+        | {"sample_id": name, "label": label, "quality": "cat", "image": "data:" + "x" * 200_000}
+        | {"created_at": "2020-01-01T00:00:00Z", "updated_at": time}
+        for number, (name, label, time, person, skipped) in reversed(numbered)
+        if not skipped
+    ]
+    if form == "json-min":
+        return json.dumps([{key: row[key] for key in row if row[key] is not None} for row in rows]).encode()
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, sorted(rows[0]), quoting=csv.QUOTE_NONNUMERIC)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def stand(box: Path, made: Pools | None = None) -> dict[str, str | None]:
+    """The labels that stand once a round has taken the inbox in; None: rejected."""
+    events, _ = inbox.read(box, inbox.pending(box))
+    after, _ = pools.apply_labels(made or small_pools(), events, 2)
+    pools.check(after)
+    last = pools.standing(after.label_events)
+    return {name: label if isinstance(label, str) else None for name, label in last[["sample_id", "label"]].to_numpy()}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_all_formats_of_one_project_give_the_same_labels(tmp_path: Path, form: str) -> None:
+    ann = {"id": 3, "email": "ann@example.org"}
+    given: list[Given] = [
+        ("b", "dog", "2024-01-03T10:00:00+02:00", ann, False),
+        ("b", "cat", "2024-01-03T09:00:00Z", 7, False),  # an hour later, though its hour is the smaller
+        ("c", "dog", "2024-01-01T00:00:00", 7, False),
+        ("c", None, "2024-01-02T00:00:00Z", 8, True),
+        ("a", None, "2024-01-02T00:00:00Z", 8, False),  # another control was answered, not ours
+    ]
+    report = imported(tmp_path / "inbox", exported(form, *given), f"export.{form}")
+    assert (report.labels, report.rejections, report.images, report.disagreeing) == (3, 0, 2, ("b",))
+    assert sorted(taken(tmp_path / "inbox"), key=lambda row: row[0]) == [
+        ("b", "dog", "ann@example.org"),
+        ("b", "cat", "label-studio-7"),
+        ("c", "dog", "label-studio-7"),
+    ]
+    events, _ = inbox.read(tmp_path / "inbox", inbox.pending(tmp_path / "inbox"))
+    assert [time.isoformat() for time in events.sort_values("sample_id", kind="stable")["labeled_at"]] == [
+        "2024-01-03T08:00:00+00:00",
+        "2024-01-03T09:00:00+00:00",
+        "2024-01-01T00:00:00+00:00",
+    ]
+    assert set(events["imported_at"]) == {WHEN}
+    assert stand(tmp_path / "inbox") == {"a": "cat", "b": "cat", "c": "dog", "d": "dog"}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_that_repeats_an_old_opinion_undoes_no_correction(tmp_path: Path, form: str) -> None:
+    old: Given = ("b", "cat", "2024-01-01T00:00:00Z", 7, False)
+    imported(tmp_path / "inbox", exported("json", old), "first.json")
+    report = imported(tmp_path / "inbox", "sample_id,label,annotator\nb,dog,bob\n", "correction.csv")
+    assert report.changed == (("b", "cat", "dog"),)
+    assert "1 earlier labels change: b cat -> dog" in report.lines()
+    assert "1 images have opinions that disagree: b" in report.lines()
+    again = imported(
+        tmp_path / "inbox", exported(form, old, ("c", "cat", "2024-02-01T00:00:00Z", 7, False)), f"second.{form}"
+    )
+    assert (again.labels, again.repeated, again.changed) == (1, 1, ())
+    late = imported(tmp_path / "inbox", exported(form, ("b", "cat", "2024-01-02T00:00:00Z", 9, False)), f"third.{form}")
+    assert (late.labels, late.changed, late.outdated) == (1, (), ("b",))
+    assert "1 images keep a newer opinion than the file's: b" in late.lines()
+    assert stand(tmp_path / "inbox")["b"] == "dog"
+
+
+def test_a_csv_that_comes_back_with_more_lines_undoes_no_correction(tmp_path: Path) -> None:
+    imported(tmp_path / "inbox", "sample_id,label,annotator\nb,cat,ann\n")
+    imported(tmp_path / "inbox", "sample_id,label,annotator\nb,dog,bob\n")
+    report = imported(tmp_path / "inbox", "sample_id,label,annotator\nb,cat,ann\nc,cat,ann\n")
+    assert (report.labels, report.repeated, report.changed) == (1, 1, ())
+    assert stand(tmp_path / "inbox")["b"] == "dog"
+    assert imported(tmp_path / "inbox", "sample_id,label,annotator\nb,dog,ann\n").labels == 1
+    assert imported(tmp_path / "inbox", "b,cat,ann\n").changed == (("b", "dog", "cat"),)
+
+
+def test_the_times_of_a_csv_are_the_times_of_its_opinions(tmp_path: Path) -> None:
+    imported(tmp_path / "inbox", "sample_id,label,annotator,labeled_at\nb,cat,ann,2024-03-01 10:00\n")
+    imported(tmp_path / "inbox", "sample_id,label,annotator,updated_at\nb,dog,bob,2024-02-01T10:00:00Z\n")
+    assert stand(tmp_path / "inbox")["b"] == "cat"
+    with pytest.raises(UserError, match="line 2: 'soon' is no time as 2026-01-31T09:30:00Z"):
+        imported(tmp_path / "inbox", "sample_id,label,annotator,labeled_at\nb,cat,ann,soon\n")
+
+
+def test_an_opinion_is_no_younger_than_its_import(tmp_path: Path) -> None:
+    imported(tmp_path / "inbox", exported("json", ("b", "cat", "2099-01-01T00:00:00Z", 7, False)), "e.json")
+    imported(tmp_path / "inbox", "sample_id,label,annotator\nb,dog,bob\n")
+    assert stand(tmp_path / "inbox")["b"] == "dog"
+
+
+def test_a_task_that_came_twice_is_skipped_only_where_it_has_no_label(tmp_path: Path) -> None:
+    tasks = [task("b", annotation(skipped=True, at="2024-02-01T00:00:00Z")), task("b", annotation("cat"))]
+    imported(tmp_path / "inbox", json.dumps(tasks), "export.json")
+    assert taken(tmp_path / "inbox") == [("b", "cat", "label-studio-7")]
+
+
+def test_choices_that_are_all_another_controls_are_told(tmp_path: Path) -> None:
+    item = annotation("cat")
+    item["result"][0]["from_name"] = "animal"
+    with pytest.raises(UserError, match=r"its choices are named animal, not label: .*label_config\.xml"):
+        imported(tmp_path / "inbox", json.dumps([task("b", item)]), "export.json")
+
+
+def test_skipped_is_skipped_in_every_format_that_tells(tmp_path: Path) -> None:
+    short = {"annotation_id": 1, "annotator": 2, "sample_id": "b", "was_cancelled": True}
+    text = "annotation_id,annotator,sample_id,label,was_cancelled\n1,2,b,,True\n2,2,c,cat,False\n"
+    for number, content in enumerate((json.dumps([short, {**short, "sample_id": "c", "label": "cat"} | OTHER]), text)):
+        box = tmp_path / str(number) / "inbox"
+        box.parent.mkdir()
+        imported(box, content)
+        assert taken(box) == [("b", None, "label-studio-2"), ("c", "cat", "label-studio-2")]
+
+
+OTHER = {"annotation_id": 2, "was_cancelled": False}
+
+
+def test_a_file_that_rejects_most_of_its_images_is_taken_in_only_if_that_is_meant(tmp_path: Path) -> None:
+    text = "sample_id,label,annotator\na,,ann\nb,,ann\nc,cat,ann\n"
+    with pytest.raises(UserError, match=r"rejects 2 of the 3 images that it names .* --reject") as caught:
+        imported(tmp_path / "inbox", text)
+    assert "\n" not in str(caught.value)
+    assert inbox.pending(tmp_path / "inbox") == []
+    file = tmp_path / "labels.csv"
+    report = labelling.import_labels(tmp_path / "inbox", small_pools(), file, WHEN, reject=True)
+    assert (report.labels, report.rejections) == (1, 2)
+    assert report.changed == (("a", "cat", None),)
 
 
 # --- requests out -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vabal.errors import UserError
-from vabal.params import PRESETS, Params, dump, load, override, parse
+from vabal.params import PRESETS, Params, dump, load, override, parse, read_yaml
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -48,7 +48,8 @@ def refusal(raw: object) -> str:
         ({"vae": [1]}, "vae"),
         ({"stages": "gs://bucket/x"}, "stages: must be a folder or an s3:// address"),
         ({"schedule": {"timezone": "Europe/Zürich"}}, "schedule.timezone: must be an IANA time zone"),
-        ({"schedule": {"cron": "0 2 * *"}}, "schedule.cron"),
+        ({"schedule": {"cron": "0 2 * *"}}, "schedule.cron: must have five fields"),
+        ({"schedule": {"cron": "0 0 31 2 *"}}, "schedule.cron: never fires"),
         ({"storage": {"bucket": "No"}}, "storage.bucket"),
         ({"compute": {"device": "gpu"}}, "compute.device"),
         ({"workspace": {"name": "../up"}}, "workspace.name"),
@@ -129,7 +130,9 @@ settings = st.fixed_dictionaries(
         "selection": st.fixed_dictionaries(
             {}, optional={"strategy": texts.filter(bool), "batch": st.sampled_from(["topk", "gumbel", "quota"])}
         ),
-        "workspace": st.fixed_dictionaries({"name": st.sampled_from(["1e5", "0x1f", "12", "no", "null", "a-b"])}),
+        "workspace": st.fixed_dictionaries(
+            {"name": st.sampled_from(["1e5", "0x1f", "12", "no", "null", "a-b", "0100", "0o17", "0x1", "1e3"])}
+        ),
         "storage": st.fixed_dictionaries({"git_remote": st.none() | texts}),
     },
 )
@@ -153,6 +156,28 @@ def test_numbers_are_read_as_yaml_1_2_writes_them(tmp_path: Path, text: str, val
     assert load(written(tmp_path, f"vae:\n  learning_rate: {text}\n")).vae.learning_rate == value
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[("0100", 100), ("+1", 1), ("-08", -8), ("0o17", 15), ("0x1F", 31), ("~", None), ("TRUE", True), ("", None)],
+        *[
+            (text, text)
+            for text in ("1:30", "yes", "no", "on", "off", "1_000", "2026-01-01", "0b1", "-0x1", "tRue", "=")
+        ],
+        *[("'0100'", "0100"), ("1e3", 1000.0), ("-.5", -0.5), ("{<<: {a: 1}, b: 2}", {"a": 1, "b": 2})],
+    ],
+)
+def test_values_are_those_of_yaml_1_2(text: str, value: object) -> None:
+    assert read_yaml(text) == value
+    assert type(read_yaml(text)) is type(value)
+
+
+def test_a_time_is_refused_where_a_number_is_meant_and_a_leading_zero_means_nothing(tmp_path: Path) -> None:
+    assert load(written(tmp_path, "selection:\n  budget: 0100\n")).selection.budget == 100
+    with pytest.raises(UserError, match=r"images\.size: input should be a valid integer, found '1:30'"):
+        load(written(tmp_path, "images:\n  size: 1:30\n"))
+
+
 def test_a_quoted_number_stays_text_and_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"vae\.learning_rate: input should be a valid number, found '1e-4'"):
         load(written(tmp_path, 'vae:\n  learning_rate: "1e-4"\n'))
@@ -170,7 +195,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path, text: 
         load(written(tmp_path, text))
 
 
-@pytest.mark.parametrize("content", [b"vae: [", b"\xff\xfe\x00", b"seed: 2026-13-45", b"a: !!python/name:os.sep"])
+@pytest.mark.parametrize("content", [b"vae: [", b"\xff\xfe\x00", b"seed: !!int 1:30", b"a: !!python/name:os.sep"])
 def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(content)

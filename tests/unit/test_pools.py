@@ -1,6 +1,7 @@
 import hashlib
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -382,3 +383,57 @@ def test_only_available_samples_can_be_asked_for(ids: list[str]) -> None:
 def test_class_names_keep_their_order_in_the_file(tmp_path: Path) -> None:
     pools.save(small_pools(classes=("dog", "cat")), tmp_path)
     assert json.loads((tmp_path / "classes.json").read_text()) == ["dog", "cat"]
+
+
+# --- opinions and their times -----------------------------------------------------------------------------------------
+
+
+def opinions(*rows: tuple[str, str | None, str, str | None]) -> pd.DataFrame:
+    """Events of sample, label, labeled_at and imported_at, in the order of their arrival."""
+    table = pd.DataFrame(rows, columns=["sample_id", "label", "labeled_at", "imported_at"], dtype=object)
+    times = {name: pd.to_datetime(table[name], utc=True) for name in ("labeled_at", "imported_at")}
+    return pools.typed(table.assign(**times, annotator="ann", source="f"), pools.EVENTS)
+
+
+def test_events_of_earlier_versions_count_in_the_order_they_came_whatever_their_clock_said() -> None:
+    events = opinions(
+        ("b", "cat", "2024-01-05", None), ("b", "dog", "2024-01-03", None), ("b", "cat", "2024-01-04", None)
+    )
+    assert pools.standing(events).index.tolist() == [2]
+    with_others = pd.concat([events, opinions(("c", "cat", "2024-01-01", "2024-01-09"))], ignore_index=True)
+    assert pools.standing(with_others).index.tolist() == [2, 3]
+
+
+def test_the_newest_opinion_stands_and_of_the_same_time_the_one_that_came_last() -> None:
+    late, early = ("b", "dog", "2024-01-02", "2024-01-08"), ("b", "cat", "2024-01-01", "2024-01-09")
+    assert pools.standing(opinions(late, early))["label"].tolist() == ["dog"]
+    assert pools.standing(opinions(early, late))["label"].tolist() == ["dog"]
+    assert pools.standing(opinions(late, (*late[:1], "cat", *late[2:])))["label"].tolist() == ["cat"]
+
+
+def test_an_opinion_that_is_older_than_what_stands_enters_the_history_and_changes_nothing() -> None:
+    before, _ = pools.apply_labels(small_pools(), opinions(("b", "dog", "2024-01-05", "2024-01-06")), 2)
+    after, report = pools.apply_labels(before, opinions(("b", "cat", "2024-01-04", "2024-01-07")), 3)
+    assert (report.received, report.outdated, report.corrected, report.repeated) == (1, 1, 0, 0)
+    assert len(after.label_events) == len(before.label_events) + 1
+    pools.check(after)
+    assert pools.digests(after)["labeled"] == pools.digests(before)["labeled"]
+    rejected, report = pools.apply_labels(after, opinions(("b", None, "2024-01-01", "2024-01-08")), 4)
+    assert (report.rejected, report.outdated) == (0, 1)
+    pools.check(rejected)
+
+
+def test_times_that_no_file_gave_leave_tables_and_digests_as_earlier_versions_made_them(tmp_path: Path) -> None:
+    made = small_pools()
+    of_version_0_1 = "69541748df8518c02a6bbca2c7cba56733820afc3d6a7e7310118c0f844fa3d5"
+    assert pools.digests(made)["label_events"] == of_version_0_1
+    pools.save(made, tmp_path / "old")
+    path = tmp_path / "old" / "label_events.parquet"
+    assert "imported_at" not in pq.ParquetFile(path).schema_arrow.names
+    assert pools.digests(pools.load(tmp_path / "old")) == pools.digests(made)
+    after, _ = pools.apply_labels(made, opinions(("b", "dog", "2024-01-05", "2024-01-06")), 2)
+    pools.save(after, tmp_path / "new")
+    assert "imported_at" in pq.ParquetFile(tmp_path / "new" / "label_events.parquet").schema_arrow.names
+    assert pools.digests(pools.load(tmp_path / "new")) == pools.digests(after)
+    other = replace(after, label_events=after.label_events.assign(imported_at=None))
+    assert pools.digests(other)["label_events"] != pools.digests(after)["label_events"]
