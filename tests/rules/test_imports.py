@@ -41,6 +41,7 @@ ADAPTER_CORE = {
     "outside",
     "progress",
     "images",
+    "delimited",
     "inbox",
 }
 # What `vabal --help` may cost.
