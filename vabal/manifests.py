@@ -158,6 +158,8 @@ def check_intake(record: Record, images: int, events: int, came: IntakeReport) -
     file, wrong = f"{record.folder}/manifest.json", []
     try:
         wrong = [f"{name} {said[name]}, counted {value}" for name, value in counted.items() if said[name] != value]
+        if said.get("outdated", 0) != came.outdated:  # earlier versions did not count them: there were none
+            wrong.append(f"outdated {said.get('outdated', 0)}, counted {came.outdated}")
         strange = said["received"] - events
         if strange < said["unknown"] or (strange > 0) != (said["unknown"] > 0) or said["duplicates"] < 0:
             wrong.append(f"{said['received']} labels received, {said['unknown']} of them unknown, {events} taken in")
