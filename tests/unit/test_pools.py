@@ -425,7 +425,7 @@ def test_an_opinion_that_is_older_than_what_stands_enters_the_history_and_change
 
 def test_times_that_no_file_gave_leave_tables_and_digests_as_earlier_versions_made_them(tmp_path: Path) -> None:
     made = small_pools()
-    of_version_0_1 = "69541748df8518c02a6bbca2c7cba56733820afc3d6a7e7310118c0f844fa3d5"
+    of_version_0_1 = "69541748df8518c02a6bbca2c7cba56733820afc3d6a7e7310118c0f844fa3d5"  # pragma: allowlist secret
     assert pools.digests(made)["label_events"] == of_version_0_1
     pools.save(made, tmp_path / "old")
     path = tmp_path / "old" / "label_events.parquet"
