@@ -17,8 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from vabal.adapters.labelling import answer
+from vabal.errors import UserError
 
 ROUNDS = 3
+# What lies in the demo's folder when it ends or is stopped: only such a folder is removed for the next one.
+MADE = {
+    *(".vabal", ".git", ".dvc", ".dvcignore", ".gitignore", ".gitattributes", "params.yaml", "data", "data.dvc"),
+    *("inbox", "quarantine", "requests", "promotions.jsonl", "mlruns"),
+}
 # Narrow and short, so that two cores bear it; everything else is as `vabal init` leaves it.
 SETTINGS = (
     "classifier.network=resnet10",
@@ -56,7 +62,11 @@ def main() -> int:
     """Run the demo; returns the exit code."""
     started = time.monotonic()
     demo = Demo(Path(__file__).resolve().parent.parent / ".vabal" / "demo")
-    _start_afresh(demo)
+    try:
+        _start_afresh(demo)
+    except UserError as error:
+        console.print(str(error), style="bold red", soft_wrap=True)
+        return 1
     try:
         demo.say("up")
         demo.say("init", *INIT, *(word for setting in SETTINGS for word in ("--set", setting)))
@@ -82,7 +92,12 @@ def main() -> int:
 
 
 def _start_afresh(demo: Demo) -> None:
+    if demo.root.is_symlink() or (demo.root.exists() and not demo.root.is_dir()):
+        raise UserError(f"{demo.root} is no folder of the demo: move it away")
     if demo.root.exists():
+        foreign = sorted({path.name for path in demo.root.iterdir()} - MADE)
+        if foreign:
+            raise UserError(f"{demo.root} holds {foreign[0]}, which the demo did not make: move it away")
         subprocess.run([*demo.vabal, "down"], cwd=demo.root, check=True, stdout=subprocess.DEVNULL)
         shutil.rmtree(demo.root)
     demo.root.mkdir(parents=True)

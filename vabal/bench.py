@@ -39,6 +39,8 @@ from vabal.store import canonical_json, code_version, write_bytes
 VERSION = 1
 NATURAL = "natural"  # as it is: what the column `imbalance` says where a source is not thinned
 TOP_PICKS = 10  # images of the first batch that a cell keeps for the report (paper, Fig. 5)
+_CELL = re.compile(r"-[0-9a-f]{16}\.json$")  # the end of a cell's file name
+_HALF = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")  # a file that is being written
 COLUMNS = (
     "source",
     "imbalance",
@@ -400,6 +402,7 @@ def run(
         strategies.get(variant.strategy)
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
+    own(out)
     with _locked(out):
         _same_common(grid, out)
         known = _known_cells(out, tell)
@@ -428,6 +431,25 @@ def run(
             f"{failures[0]}"
         )
     return summary
+
+
+def own(out: Path) -> None:
+    """Raises UserError if the folder holds things, and none of a benchmark: its files would go over theirs."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is no folder: name another --out")
+    names = {path.name for path in out.iterdir()} - {".lock", "mlflow.db", "mlruns", "mlflow.db-journal"}
+    foreign = sorted(name for name in names if not _HALF.fullmatch(name))
+    if foreign and not _is_grid(out / "grid.json"):
+        raise UserError(f"{out} is not empty and holds no benchmark (but {foreign[0]}): name a new folder with --out")
+
+
+def _is_grid(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _check(missing: Sequence[Cell], ready: Mapping[str, Prepared]) -> None:
@@ -516,16 +538,22 @@ def _same_data(ready: Mapping[str, Prepared], out: Path, with_cells: set[str]) -
     write_bytes(path, canonical_json(before | now))
 
 
+def _cell_files(out: Path) -> list[Path]:
+    """The files that cells wrote, by the names that they give; links and other people's files are passed over."""
+    found = sorted((out / "cells").glob("*.json"))
+    return [path for path in found if _CELL.search(path.name) and path.is_file() and not path.is_symlink()]
+
+
 def read_cells(out: Path) -> list[dict[str, Any]]:
     """The documents of the finished cells, ordered by source, imbalance, strategy and seed."""
-    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "cells").glob("*.json"))]
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in _cell_files(out)]
     return sorted(documents, key=lambda item: (item["source"], item["imbalance"], item["strategy"], item["seed"]))
 
 
 def _known_cells(out: Path, tell: Callable[[str], None]) -> dict[Any, str]:
     """Identity and key of the finished cells; a file that is damaged is removed, and its cell runs again."""
     known: dict[Any, str] = {}
-    for path in sorted((out / "cells").glob("*.json")):
+    for path in _cell_files(out):
         try:
             item = json.loads(path.read_text(encoding="utf-8"))
             known[item["source"], item["imbalance"], item["strategy"], item["seed"]] = item["key"]

@@ -516,6 +516,7 @@ def bench(
         settings=_assignments(settings or []),
     )
     grid = wishes.grid()
+    benchmarking.own(out)
     title = f"{protocol or ', '.join(grid.sources)}: active learning strategies compared"
     command = shlex.join(["vabal", *sys.argv[1:]])
     if ray:

@@ -2,16 +2,18 @@
 
 import re
 import unicodedata
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
 from vabal import cifar, delimited, layouts
+from vabal.bounds import check_npz
 from vabal.errors import UserError
 from vabal.folders import IMAGE_SUFFIXES, class_name, is_utf8, looks_like_an_image, once, shown, some, walk
 from vabal.images import Unreadable, png, shape, too_large
@@ -114,15 +116,18 @@ class Npz:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    names = ("images", "labels", "groups", "classes")
     try:
+        if is_zipfile(path):
+            check_npz(path, names)
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
             raise UserError(f"{path}: a single array; an .npz file with the array `images` is needed")
         with file:
-            return {name: file[name] for name in ("images", "labels", "groups", "classes") if name in file}
+            return {name: file[name] for name in names if name in file}
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable .npz file: {' '.join(str(error).split())[:200]}") from None
 
 

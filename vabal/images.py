@@ -152,8 +152,8 @@ class _ShardWriter:
         self._images: list[bytes] = []
         self._group_bytes = 0
         self._digest = hashlib.sha256()
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._file: BinaryIO = self._temporary.open("wb")
+        self._temporary = path.with_name(f".{path.name}.{os.urandom(16).hex()}.tmp")
+        self._file: BinaryIO = self._temporary.open("xb")
         self._parquet = pq.ParquetWriter(
             self._file,
             _SHARD_SCHEMA,

@@ -6,9 +6,9 @@
 
 import fcntl
 import hashlib
-import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,9 +25,11 @@ from vabal.folders import shown
 from vabal.params import Params
 from vabal.pools import EVENTS, FROM_SOURCE, INCOMING, Pools, among, read_table, stack, standing, typed, write_table
 from vabal.sources import Sieve, Sifted, name_of
-from vabal.store import sync_folder
+from vabal.store import make_folder, sync_folder
 
 _NAME: Final = re.compile(r"\d{6,}-[0-9a-f]{8}(\.parquet)?")
+_HALF: Final = re.compile(r"\.[0-9a-f]{32}\.tmp")  # an ingestion that is being written
+_KINDS: Final = ("labels", "images")
 _MEND: Final = "delete it and import or ingest again what it came from"
 _LISTED: Final = 10
 UNNAMED: Final = "unknown"  # the annotator of a label that names none
@@ -45,10 +47,7 @@ class Arrival:
 def pending(inbox: Path) -> list[str]:
     """What no round has taken yet, in the order it came: names relative to the inbox."""
     found = [
-        f"{kind}/{path.name}"
-        for kind in ("labels", "images")
-        for path in (inbox / kind).glob("*")
-        if _NAME.fullmatch(path.name)
+        f"{kind}/{path.name}" for kind in _KINDS for path in (inbox / kind).glob("*") if _NAME.fullmatch(path.name)
     ]
     return sorted(found, key=lambda name: (_number(name), name))
 
@@ -76,7 +75,9 @@ def remove(inbox: Path, names: Sequence[str]) -> None:
     """Take these names out of the inbox; those that are gone already are no error."""
     for name in names:
         path = inbox / name
-        if path.is_dir():
+        if path.parent.parent != inbox or path.parent.name not in _KINDS or not _NAME.fullmatch(path.name):
+            continue  # no name that the inbox gave
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -87,7 +88,7 @@ def remove(inbox: Path, names: Sequence[str]) -> None:
 @contextmanager
 def _one_at_a_time(inbox: Path) -> Iterator[None]:
     """Imports and ingestions wait for each other, so that each sees what came before it. Ends with the process."""
-    inbox.mkdir(parents=True, exist_ok=True)
+    make_folder(inbox)
     with (inbox / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -199,7 +200,7 @@ def take_labels(
         if events.empty:
             return report
         name = f"labels/{_next_name(inbox, digest)}.parquet"
-        _make_folder(inbox / "labels")
+        make_folder(inbox / "labels")
         write_table(events, inbox / name, EVENTS)
     return replace(report, name=name)
 
@@ -424,10 +425,11 @@ def _arriving(path: Path) -> Source:
 
 def _store(inbox: Path, source: Source, sieve: Sieve, params: Params) -> tuple[pd.DataFrame, Path | None]:
     """Catalog rows, and a folder under a temporary name with them and their shards; None where nothing is new."""
-    _make_folder(inbox / "images")
-    for left in (inbox / "images").glob(".*.tmp"):  # of a process that was killed: the lock is ours
-        shutil.rmtree(left)
-    folder = inbox / "images" / f".{os.getpid()}.tmp"
+    make_folder(inbox / "images")
+    for left in (inbox / "images").iterdir():  # of a process that was killed: the lock is ours
+        if _HALF.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+    folder = inbox / "images" / f".{uuid.uuid4().hex}.tmp"
     facts: dict[str, tuple[str, int, int]] = {}
     try:
         placed = images.write_shards(
@@ -462,9 +464,3 @@ def _content_digest(catalog: pd.DataFrame) -> str:
     for sample_id, sha256 in zip(catalog["sample_id"], catalog["sha256"], strict=True):
         hasher.update(f"{sample_id}\0{sha256}\n".encode())
     return hasher.hexdigest()
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        folder.mkdir(parents=True)
-        sync_folder(folder.parent)

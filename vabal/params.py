@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from vabal import cron
+from vabal import bounds, cron
 from vabal.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -424,7 +424,7 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Params:
     Raises UserError if the file is missing, is no YAML, or holds a wrong setting.
     """
     try:
-        raw = read_yaml(path.read_text(encoding="utf-8"))
+        raw = read_yaml(bounds.read_file(path, bounds.SETTINGS_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: restore it with `git checkout params.yaml`") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -436,7 +436,12 @@ def load(path: Path, overrides: dict[str, Any] | None = None) -> Params:
 
 def read_yaml(text: str) -> Any:
     """What a text of YAML holds, by version 1.2: 1e-4 and 0100 (a hundred) are numbers. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except ValueError as error:  # a date, or a number with more digits than Python reads
+        raise yaml.YAMLError(" ".join(str(error).split())) from None
 
 
 def override(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -507,7 +512,7 @@ def _describe(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown setting (docs/settings.md lists the known ones)"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[0].lower()}{message[1:]}, found {item['input']!r}"
+    return f"{path}: {message[0].lower()}{message[1:]}, found {bounds.shown(item['input'])}"
 
 
 def _describe_yaml(error: Exception) -> str:
@@ -527,7 +532,12 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, with `<<` for merging; a key that stands twice is refused."""
+    """YAML 1.2's core schema, with `<<` for merging; a key that stands twice is refused, and what aliases blow up."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        bounds.check_yaml(node)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vabal import inbox, pools
+from vabal.bounds import parse_json
 from vabal.errors import BRING_BACK, UserError
-from vabal.store import canonical_json, file_sha256, sync_folder, write_bytes
+from vabal.store import canonical_json, file_sha256, make_folder, sync_folder, sync_tree, write_bytes
 from vabal.workspace import Workspace
 
 # Of the rounds that record all that their scores take; round 0 and rounds of earlier versions of the package have 1.
@@ -73,7 +74,7 @@ def read_manifest(data: Path, round_number: int) -> Head:
     path = round_folder(data, round_number) / "manifest.json"
     try:
         content = path.read_bytes()
-        manifest = json.loads(content)
+        manifest = parse_json(content)
     except FileNotFoundError:
         raise UserError(f"round {round_number} has no manifest at {path}: see `vabal audit` for the rounds") from None
     except ValueError:
@@ -317,6 +318,7 @@ def stage(workspace: Workspace, plan: Plan, contents: Mapping[str, Path]) -> Non
             target.parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(source, target)
         write_bytes(temporary / "plan.json", canonical_json(asdict(plan)))
+        sync_tree(temporary)
         temporary.rename(final)
         sync_folder(workspace.state)
     finally:
@@ -377,7 +379,7 @@ def carry_out(
 
 def _move_into_place(staged: Path, target: Path, sha256: str) -> None:
     if staged.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         staged.replace(target)
         sync_folder(target.parent)
     elif not target.exists() or file_sha256(target) != sha256:

@@ -5,9 +5,9 @@ other samples changes who comes first.
 """
 
 import hashlib
-import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -253,8 +253,7 @@ def build_pools(
         found.set_aside(quarantine)
         images.note_left_out(quarantine, [*found.left_out, *plan.left_out], datetime.now(UTC))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         catalog = _write_images(source, found.items, plan, settings, temporary)
         made = _tables(catalog, found.items, plan, classes, source.name)

@@ -88,7 +88,7 @@ def file_sha256(path: Path) -> str:
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Durable and whole, or not at all: temporary name, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as stream:
@@ -123,6 +123,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder, and what is missing above it, durable."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def private_folder(folder: Path) -> Path:
@@ -219,7 +227,7 @@ class StageStore:
         temporary.mkdir(mode=0o700)
         try:
             yield temporary
-            _sync_tree(temporary)
+            sync_tree(temporary)
             try:
                 temporary.rename(place)
             except OSError:
@@ -259,7 +267,7 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
     """Make a folder's files and entries durable, what lies deepest first."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_file():

@@ -584,7 +584,7 @@ def test_a_path_with_nothing_in_it_is_refused(tmp_path: Path, name: str, said: s
 
 
 def test_what_a_killed_ingestion_left_is_cleared_away_and_never_read(tmp_path: Path) -> None:
-    left = tmp_path / "inbox" / "images" / ".4711.tmp"
+    left = tmp_path / "inbox" / "images" / ("." + "0f" * 16 + ".tmp")
     (left / "images").mkdir(parents=True)
     (left / "images" / "new-0000.parquet").write_bytes(b"half")
     assert inbox.pending(tmp_path / "inbox") == []

@@ -5,8 +5,8 @@ import csv
 import hashlib
 import io
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from xml.sax.saxutils import quoteattr
 
 import pandas as pd
 
-from vabal import delimited
+from vabal import bounds, delimited
 from vabal import inbox as inboxes
 from vabal.errors import UserError
 from vabal.images import encoded_many, extension, for_browser, safe_name
@@ -75,7 +75,7 @@ def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None =
     `label_config.xml`, and a README. Requests that `inbox`, if given, has an answer for are left out.
     Raises UserError if the folder has something in it. Nothing is written where no request is open.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise UserError(f"{folder} is not an empty folder: name another one")
     if inbox is not None:
         events, _ = inboxes.read(inbox, inboxes.pending(inbox))
@@ -85,8 +85,7 @@ def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None =
     if requests.empty:
         return report
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex}.tmp")
     try:
         (temporary / "images").mkdir(parents=True)
         files = _write_images(pools, data, requests, temporary)
@@ -158,7 +157,7 @@ def import_labels(inbox: Path, pools: Pools, file: Path, when: datetime, *, reje
     Raises UserError if the file is missing, has no known format, or has wrong lines.
     """
     try:
-        content = file.read_bytes()
+        content = bounds.read_file(file, bounds.LABELS_BYTES)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
     answers = read_answers(content, str(file))
@@ -233,11 +232,9 @@ def _wrong(problem: str | None) -> dict[str, Any]:
 
 def _from_json(text: str, name: str) -> Iterator[_Answer]:
     try:
-        tasks = json.loads(text)
+        tasks = bounds.parse_json(text)
     except ValueError as error:
         raise UserError(f"{name}: not valid JSON: {error}") from None
-    except RecursionError:
-        raise UserError(f"{name}: not Label Studio's export: lists in lists without end") from None
     if not isinstance(tasks, list):
         raise UserError(f"{name}: expected Label Studio's export, a list of tasks")
     answers: list[_Answer] = []
