@@ -119,7 +119,8 @@ def test_a_round_of_an_older_checkout_ends_before_anything_is_trained(nights: Tw
     said = run(root, "round")
     assert said.code == 1
     assert said.err.splitlines()[-1] == (
-        f"vabal: {root} is a checkout of round 1, the newest is round 2: `vabal checkout newest` goes back to the branch"
+        f"vabal: {root} is a checkout of round 1, the newest is round 2: "
+        "`vabal checkout newest` goes back to the branch"
     )
     assert sorted((root / ".vabal" / "stages").glob("*/*")) == stages
 
