@@ -31,6 +31,7 @@ ADAPTER_VENDORS = {
 }
 # What an adapter may know of the core: the books, and nothing that learns.
 ADAPTER_CORE = {
+    "bounds",
     "errors",
     "params",
     "pools",
