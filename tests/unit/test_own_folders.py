@@ -35,7 +35,7 @@ def test_a_round_refuses_a_stage_store_in_a_folder_with_other_work_before_it_beg
 
 # -- foreign files beside ours ------------------------------------------------------------------------------------
 
-HEX = "0123456789abcdef0123456789abcdef"
+HEX = "01" * 16
 # Names that look much like ours, in the folders that we clear.
 NEARLY = st.sampled_from(
     [
