@@ -85,7 +85,7 @@ def test_anchors_that_stay_small_are_taken(tmp_path: Path) -> None:
     assert params.load(tmp_path / "params.yaml").selection.budget == 7
 
 
-@pytest.mark.parametrize("value", ["9" * 5000, "2024-13-45", "[" * 3000, "&a [*a]"])
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 3000, "&a [*a]"])
 def test_a_setting_on_the_command_line_that_blows_up_is_refused(value: str) -> None:
     with pytest.raises(UserError, match=r"^--set seed="):
         _assignments([f"seed={value}"])
