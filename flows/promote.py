@@ -14,6 +14,7 @@ from prefect.states import Completed
 
 from flows.logs import one_line_for_user_errors
 from vabal import champion
+from vabal.adapters import storage
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
 from vabal.champion import NotPromoted, Office, Outcome
@@ -70,6 +71,7 @@ def _office(workspace: Workspace, params: Params, purpose: str, wait: float) -> 
     registry = Tracking(params.workspace.name)
     with workspace.lock(purpose, wait=wait):
         registry.preflight()
-        history = Versioning(workspace.root)
+        history = Versioning(workspace.root, sign=params.audit.sign)
         who = f"{history.identity()}, user {getpass.getuser()}"
-        yield Office(workspace.root, registry, history, who, params.storage.git_remote)
+        anchor = storage.Anchor(params.audit.anchor, params.audit.anchor_years).write if params.audit.anchor else None
+        yield Office(workspace.root, registry, history, who, params.storage.git_remote, anchor)

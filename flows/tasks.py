@@ -17,12 +17,13 @@ from prefect.runtime import flow_run
 from prefect.states import Running
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from vabal import record, requests, rounds, stages, strategies
+from vabal import champion, record, requests, rounds, stages, strategies
 from vabal.adapters import storage
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
 from vabal.params import Params
+from vabal.registered import OtherBytes, require_recorded_bytes
 from vabal.rounds import OpenRound, Plan, tag_name
 from vabal.stages import Night, Ref
 from vabal.store import Stages, StageStore, stage_folder
@@ -166,6 +167,7 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     """Take in labels and images that came; open the round in MLflow."""
     place, params, log = Workspace(Path(workspace)), Params.model_validate(settings), get_run_logger()
     requests.refuse_hand_edits(Versioning(place.root))
+    champion.anchored(place.root, Versioning(place.root))  # refuses, before anything is trained, what publish would
     stages.refuse_unserved(strategies.get(params.selection.strategy), params)
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
     key = stages.intake(place, begun)
@@ -254,7 +256,7 @@ def select_batch(ticket: Ticket, extracted: list[Ref], estimated: dict[str, Any]
 
 
 @task(name="register-model", task_run_name="register-model", **NETWORK)
-def register_model(ticket: Ticket, trained: Ref, evaluated: Ref) -> dict[str, str]:
+def register_model(ticket: Ticket, trained: Ref, evaluated: Ref) -> dict[str, Any]:
     """A version of the registered model, found again on a rerun."""
     night = night_of(ticket)
     tracking = Tracking(night.params.workspace.name)
@@ -270,16 +272,27 @@ def register_model(ticket: Ticket, trained: Ref, evaluated: Ref) -> dict[str, st
     )
     tracking.log_artifacts(ticket["mlflow_run"], stages.evaluation_files(night, evaluated), "evaluation")
     get_run_logger().info("register-model: %s version %s", tracking.model_name, version.version)
-    return {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256}
+    return {
+        "name": tracking.model_name,
+        "version": version.version,
+        "sha256": version.weights_sha256,
+        "files": version.registered_files or tracking.files(version.version),
+    }
 
 
 @task(name="publish", task_run_name="publish", **NETWORK)
-def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, str]) -> str:
+def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, Any]) -> str:
     """Stage the round's record, and carry the publication out to its end."""
     night = night_of(ticket)
     if rounds.pending_publication(night.workspace) is None:
         plan, contents = record.assemble(
-            night, refs, model, mlflow_run=ticket["mlflow_run"], flow_run=flow_run.id, now=datetime.now(UTC)
+            night,
+            refs,
+            model,
+            mlflow_run=ticket["mlflow_run"],
+            flow_run=flow_run.id,
+            promotions=champion.anchored(night.workspace.root, Versioning(night.workspace.root)),
+            now=datetime.now(UTC),
         )
         Tracking(night.params.workspace.name).log_artifacts(
             ticket["mlflow_run"],
@@ -303,7 +316,7 @@ def _carry_out(workspace: Workspace, params: Params) -> Plan:
             head = plan.message.splitlines()[-1]  # "manifest sha256:..."
             storage.Anchor(params.audit.anchor, params.audit.anchor_years).write(tag_name(plan.round), head)
         if plan.after.get("version"):
-            tracking.set_alias("challenger", plan.after["version"])
+            _make_challenger(workspace, tracking, plan.after["version"])
         if plan.after.get("run"):
             tracking.close(plan.after["run"])
         _show_picks(workspace, plan, tracking)
@@ -312,6 +325,16 @@ def _carry_out(workspace: Workspace, params: Params) -> Plan:
     if plan is None:
         raise UserError(f"there is nothing to publish in {workspace.root}: run `vabal round`")
     return plan
+
+
+def _make_challenger(workspace: Workspace, tracking: Tracking, version: str) -> None:
+    """The alias of the round's version; left where it is, and said, if that is no longer what the round registered."""
+    try:
+        require_recorded_bytes(workspace.data, tracking, tracking.version(version))
+    except OtherBytes as exchanged:
+        get_run_logger().error(f"version {version} is not made {champion.CHALLENGER}: {exchanged}")
+        return
+    tracking.set_alias(champion.CHALLENGER, version)
 
 
 def _show_picks(workspace: Workspace, plan: Plan, tracking: Tracking) -> None:

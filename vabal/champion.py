@@ -1,27 +1,32 @@
-"""Who is champion, since when and why: `promotions.jsonl`, an append-only chain of entries, versioned by git.
+"""Who is champion: decisions, written to the record (`promotion_record`) before the registry's alias follows.
 
-The registry's alias is what other people load, but it has no history and no compare-and-swap, so this record is the
-truth and the alias follows it. An entry is written first, then committed, then tagged on the versions; the alias moves
-last. Whatever was cut short in between is finished by the next promotion or rollback (`settle`).
+The alias is what other people load, but it has no history and no compare-and-swap, so the record is the truth. An entry
+is written first, then committed and tagged in git, pushed, then tagged on the versions; the alias moves last. Whatever
+was cut short in between is finished by the next promotion or rollback (`settle`), which goes no further where the
+record and what vouches for it disagree.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pandas as pd
 
-from vabal import rounds
+from vabal import promotion_record, rounds
 from vabal.errors import BRING_BACK, Unavailable, UserError
 from vabal.params import PromotionSettings
 from vabal.promotion import CannotJudge, Decision, best, decide, holdout_digest
-from vabal.store import canonical_json, file_sha256, write_bytes
+from vabal.promotion_record import RECORD, Copy, Entry, GitWitness, Reign, champions, read_record
+from vabal.registered import recorded_model, require_recorded_bytes
+from vabal.store import canonical_json, file_sha256
+from vabal.workspace import Workspace
 
-RECORD = "promotions.jsonl"
+__all__ = ["RECORD", "Entry", "Reign", "champions", "read_record"]  # the record's, and more below
+
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREDICTIONS = "holdout_predictions.parquet"
 STATUS_TAG = "vabal.promotion.status"
@@ -52,6 +57,8 @@ class Registry(Protocol):
 
     def version(self, version: str) -> Version: ...
     def version_by_alias(self, alias: str) -> Version | None: ...
+    def all_tags(self) -> Mapping[str, Mapping[str, str]]: ...
+    def files(self, version: str) -> Mapping[str, str]: ...
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None: ...
     def set_alias(self, alias: str, version: str) -> None: ...
 
@@ -60,38 +67,20 @@ class History(Protocol):
     """What is needed of `adapters.versioning`."""
 
     def commit(self, paths: list[str], message: str) -> bool: ...
+    def tag(self, name: str, message: str) -> None: ...
     def push_git(self, remote: str, names: list[str]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the record. `version` is whom it is about, `previous_version` the champion until then."""
-
-    sequence: int
-    when: str  # ISO 8601, UTC
-    who: str
-    action: Literal["promote", "refuse", "rollback"]
-    version: str
-    round: int
-    previous_version: str | None
-    previous_round: int | None
-    why: str
-    decision: dict[str, Any] | None  # checks and figures of both versions; none for a rollback
-    parent: str | None  # sha256 of the previous line
-
-    def line(self) -> bytes:
-        return canonical_json(asdict(self))
-
-    def digest(self) -> str:
-        return hashlib.sha256(self.line()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Reign:
-    """A champion: the version, and the round that made it."""
-
-    version: str
-    round: int
+    def branch(self) -> str | None: ...
+    def branches_with(self, name: str) -> list[str]: ...
+    def tags(self, pattern: str = ...) -> list[str]: ...
+    def tag_messages(self, pattern: str = ..., *, of_head: bool = ...) -> dict[str, str]: ...
+    def commit_of(self, name: str) -> str | None: ...
+    def contains(self, name: str, commit: str) -> bool: ...
+    def committed(self, path: str, at: str = ...) -> bytes | None: ...
+    def copies(self, path: str, at: Iterable[str]) -> dict[str, Copy | None]: ...
+    def commits_of(self, path: str) -> list[str]: ...
+    def remote_tags(self, remote: str, pattern: str = ...) -> dict[str, str]: ...
+    def remote_branch(self, remote: str) -> str | None: ...
+    def take_back(self, path: str, content: bytes, tag: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -119,43 +108,7 @@ class Office:
     history: History
     who: str
     git_remote: str | None = None
-
-
-# -- the record -------------------------------------------------------------------------------------------------
-
-
-def read_record(root: Path) -> tuple[Entry, ...]:
-    """Every entry, oldest first; none if nothing was ever promoted. Raises UserError naming the line that is wrong."""
-    path = root / RECORD
-    if not path.exists():
-        return ()
-    entries: list[Entry] = []
-    parent: str | None = None
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            entry = Entry(**json.loads(line))
-        except (ValueError, TypeError):
-            raise UserError(f"{path} line {number} is no entry of the record: {_MEND}") from None
-        if entry.parent != parent or entry.sequence != number or entry.line() != line:
-            raise UserError(f"{path} line {number} does not follow from line {number - 1}: one was edited: {_MEND}")
-        entries.append(entry)
-        parent = entry.digest()
-    return tuple(entries)
-
-
-def champions(entries: tuple[Entry, ...]) -> tuple[Reign, ...]:
-    """The champions that a rollback can reach, oldest first; the last is the present one.
-
-    A promotion goes on top, a rollback takes the top away: two rollbacks go back two promotions, and a promotion after
-    a rollback builds on the champion that was put back.
-    """
-    stack: list[Reign] = []
-    for entry in entries:
-        if entry.action == "promote":
-            stack.append(Reign(entry.version, entry.round))
-        elif entry.action == "rollback":
-            stack.pop()
-    return tuple(stack)
+    anchor: Callable[[str, str], None] | None = None  # writes the last decision's digest, by its tag's name, elsewhere
 
 
 def _withdrawn(entries: tuple[Entry, ...]) -> set[str]:
@@ -167,15 +120,6 @@ def _withdrawn(entries: tuple[Entry, ...]) -> set[str]:
         elif entry.action == "rollback" and entry.previous_version is not None:
             versions.add(entry.previous_version)
     return versions
-
-
-def _append(root: Path, entry: Entry) -> None:
-    path = root / RECORD
-    before = path.read_bytes() if path.exists() else b""
-    write_bytes(path, before + entry.line() + b"\n")
-
-
-_MEND = f"see `git log -p {RECORD}`, and bring the right one back with `git checkout`"
 
 
 # -- promotion and rollback ---------------------------------------------------------------------------------------
@@ -192,11 +136,15 @@ def promote(
     comparison yet. Asking again without anything having changed adds nothing to the record, and is no further use of
     the holdout. A version that was rolled back returns only if it is named. Raises UserError without any version.
     """
-    entries, mended = settle(office)
+    entries, mended = settle(office, alias=False)
     try:
-        return _promote(office, data, settings, now, version, entries, mended)
+        outcome = _promote(office, data, settings, now, version, entries, mended)
     except CannotJudge as missing:
+        mended = (*mended, *_seat(office, entries))
         raise NotPromoted("; ".join([f"promotion waits: {missing}", *mended])) from None
+    if outcome.action == "unchanged":
+        return replace(outcome, mended=(*mended, *_seat(office, entries)))
+    return outcome
 
 
 def _promote(
@@ -238,8 +186,10 @@ def _promote(
         decision=json.loads(canonical_json(decision.to_dict())),
         parent=entries[-1].digest() if entries else None,
     )
-    if not _says_the_same(entry, entries):
-        _carry_out(office, entry)
+    if _says_the_same(entry, entries):
+        mended = (*mended, *_seat(office, entries))
+    else:
+        mended = (*mended, *_carry_out(office, entry))
     if not decision.promoted:
         raise NotPromoted("; ".join([f"{_headline(entry)}: {entry.why}", *mended]))
     return Outcome("promoted", f"{_headline(entry)}: {entry.why}", entry, mended)
@@ -250,9 +200,10 @@ def rollback(office: Office, *, now: datetime) -> Outcome:
 
     A rollback that was cut short is finished, and no second one begun. Raises UserError if there is none to go back to.
     """
-    entries, mended = settle(office)
-    if mended and entries[-1].action == "rollback":
-        return Outcome("rolled back", _headline(entries[-1]), entries[-1], mended)
+    begun = promotion_record.deciding(_state(office))
+    entries, mended = settle(office, alias=False)
+    if entries and entries[-1].action == "rollback" and entries[-1].digest() == begun:
+        return Outcome("rolled back", _headline(entries[-1]), entries[-1], (*mended, *_seat(office, entries)))
     stack = champions(entries)
     if len(stack) < 2:
         present = f"version {stack[-1].version} is the first champion" if stack else "nothing was promoted yet"
@@ -271,13 +222,24 @@ def rollback(office: Office, *, now: datetime) -> Outcome:
         decision=None,
         parent=entries[-1].digest(),
     )
-    _carry_out(office, entry)
+    mended = (*mended, *_carry_out(office, entry))
     return Outcome("rolled back", _headline(entry), entry, mended)
 
 
-def settle(office: Office) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
-    """Bring git and the registry in line with the record. Returns its entries, and a line for all that was mended."""
-    entries = read_record(office.root)
+def settle(office: Office, *, alias: bool = True) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+    """Bring git and the registry in line with the record. Returns its entries, and a line for all that was mended.
+
+    Without `alias` the alias stays where it is: the decision that follows moves it, maybe off a version whose bytes
+    were exchanged.
+
+    Raises UserError, having changed nothing, where the record disagrees with anything that vouches for it, and where
+    this is not the newest round. Only an entry whose decision was begun on this machine is finished.
+    """
+    rounds.require_newest(Workspace(office.root), office.history, office.git_remote)
+    entries, witness = _checked(office.root, office.history)
+    theirs = _agree_with_remote(office, entries) if office.git_remote else {}
+    told, deciding = office.registry.all_tags(), promotion_record.deciding(_state(office))
+    _refuse(office.root, witness, promotion_record.registry_disagreements(entries, told, deciding=deciding))
     if not entries:
         stray = office.registry.version_by_alias(CHAMPION)
         if stray is not None:
@@ -286,49 +248,164 @@ def settle(office: Office) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
                 "promotion: bring the file back with `git checkout`, or delete the alias in MLflow"
             )
         return (), ()
+    mended = list(_publish(office, entries, witness.tags, theirs))
     last = entries[-1]
-    tag = office.registry.version(last.version).tags.get(_tag_of(last))
-    if tag is not None and last.digest() not in tag:
-        raise UserError(
-            f"the last line of {office.root / RECORD} is not the one that version {last.version} was tagged with: "
-            + _MEND
-        )
-    mended = []
-    if _publish(office, last):
-        mended.append(f"{RECORD} had an entry that was not committed: committed")
-    if tag is None:
+    if promotion_record.registry_tag(last.sequence) not in office.registry.version(last.version).tags:
         _tag(office.registry, last)
         mended.append(f"the tags of version {last.version} were missing: set")
-    if line := _move_alias(office.registry, champions(entries)):
-        mended.append(line)
+    if alias:
+        mended += _seat(office, entries)
     return entries, tuple(mended)
 
 
-def _carry_out(office: Office, entry: Entry) -> None:
-    """The record first, the alias last: whatever is cut short in between, `settle` finishes."""
-    _append(office.root, entry)
-    _publish(office, entry)
+def witness_of(history: History, *, of_head: bool = False) -> GitWitness:
+    """What git knows of the record; `of_head`: only the tags in HEAD's past, as a checkout of an older round needs."""
+    tags = history.tag_messages(promotion_record.TAGS, of_head=of_head)
+    names = ["HEAD", *history.tag_messages(of_head=of_head), *tags]
+    past = history.copies(RECORD, history.commits_of(RECORD)) if not tags else {}
+    return GitWitness(tags, history.copies(RECORD, names), past)
+
+
+def witness_here(data: Path, history: History) -> GitWitness:
+    """What git knows of the record as it stands here: in a checkout of an older round, of that round's past alone."""
+    numbers = rounds.manifest_numbers(data)
+    newest = rounds.newest_tag(history.tags())
+    older = newest is not None and (not numbers or newest > numbers[-1])
+    return witness_of(history, of_head=older or history.branch() is None)
+
+
+def anchored(root: Path, history: History) -> dict[str, Any] | None:
+    """The record's head for a manifest: the last entry whose decision is not still on its way.
+
+    Raises UserError if git or the manifests disagree with the record: a manifest would vouch for a wrong one.
+    """
+    entries, _ = _checked(root, history)
+    if entries and entries[-1].digest() == promotion_record.deciding(Workspace(root).state):
+        entries = entries[:-1]
+    return promotion_record.anchor(entries)
+
+
+def _checked(root: Path, history: History) -> tuple[tuple[Entry, ...], GitWitness]:
+    content = promotion_record.read_bytes(root)
+    entries = promotion_record.parse(content, root / RECORD)
+    witness = witness_of(history)
+    deciding = promotion_record.deciding(Workspace(root).state)
+    _refuse(root, witness, promotion_record.git_disagreements(content, entries, witness, deciding=deciding))
+    _refuse(root, witness, promotion_record.manifest_disagreements(entries, _anchors(root / "data")))
+    return entries, witness
+
+
+def _refuse(root: Path, witness: GitWitness, disagreements: Iterator[str]) -> None:
+    found = list(disagreements)
+    if not found:
+        return
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    newest, missing = witness.newest(), re.search(r"has no git tag (\S+)", found[0])
+    lacking = re.search(r"in MLflow lacks the tag (\S+) of entry (\d+)", found[0])
+    if missing and newest and missing[1] < newest:
+        digest = promotion_record.read_record(root)[int(missing[1].rpartition("/")[2]) - 1].digest()
+        way = f"`git fetch --tags` brings tags; if none has it, `git tag -a -m 'record sha256:{digest}' {missing[1]}`"
+    elif lacking:
+        digest = promotion_record.read_record(root)[int(lacking[2]) - 1].digest()
+        way = f"if MLflow was set back, set that tag in MLflow again, to {digest}"
+    elif newest:
+        way = f"`git checkout {newest} -- {RECORD}`, then `git commit -m restored {RECORD}` bring back what was tagged"
+    else:
+        way = f"see `git log -p {RECORD}`, and bring the right one back with `git checkout`"
+    raise UserError(f"{root / RECORD} {found[0]}{more}: {way}")
+
+
+def _anchors(data: Path) -> dict[int, dict[str, Any] | None]:
+    manifests = {number: rounds.read_manifest(data, number).manifest for number in rounds.manifest_numbers(data)}
+    return {number: manifest.get("promotions") for number, manifest in manifests.items()}
+
+
+def _agree_with_remote(office: Office, entries: tuple[Entry, ...]) -> dict[str, str]:
+    """The promotion tags of the git remote. Raises UserError if it is ahead, or has decided otherwise.
+
+    A decision that was begun here and has lost a race with another machine is taken back.
+    """
+    remote, branch = str(office.git_remote), office.history.branch()
+    pull = f"`git pull --tags {remote} {branch}`"
+    theirs = office.history.remote_tags(remote, promotion_record.TAGS)
+    own = {name: office.history.commit_of(name) for name in office.history.tags(promotion_record.TAGS)}
+    if entries and entries[-1].digest() == promotion_record.deciding(_state(office)):
+        name = promotion_record.tag_name(entries[-1].sequence)
+        if name in theirs and theirs[name] != own.get(name):
+            office.history.take_back(RECORD, _lines(entries[:-1]), name)
+            promotion_record.finish(_state(office))
+            raise UserError(
+                f"another machine made decision {entries[-1].sequence} first; the one of this machine was taken back: "
+                f"{pull}, then run this again"
+            )
+    for what in promotion_record.remote_disagreements(entries, own, theirs):
+        raise UserError(f"{office.root / RECORD} {what}: {pull} brings it, or the record here was rewritten")
+    ahead = office.history.remote_branch(remote)
+    if ahead is not None and not office.history.contains("HEAD", ahead):
+        raise UserError(f"git remote {remote} has commits that are not here: {pull}, then run this again")
+    return theirs
+
+
+def _lines(entries: tuple[Entry, ...]) -> bytes:
+    return b"".join(entry.line() + b"\n" for entry in entries)
+
+
+def _state(office: Office) -> Path:
+    return Workspace(office.root).state
+
+
+def _carry_out(office: Office, entry: Entry) -> tuple[str, ...]:
+    """The record first, the alias last: whatever is cut short in between, `settle` finishes. Returns what is to tell.
+
+    Raises UserError, having written nothing, if the new champion's bytes are not those that its round recorded.
+    """
+    if entry.action != "refuse":
+        require_recorded_bytes(office.root / "data", office.registry, office.registry.version(entry.version))
+    promotion_record.begin(_state(office), entry)
+    promotion_record.append(office.root, entry)
+    entries, tags = read_record(office.root), office.history.tag_messages(promotion_record.TAGS)
+    list(_publish(office, entries, tags, {}))
     _tag(office.registry, entry)
-    _move_alias(office.registry, champions(read_record(office.root)))
+    told = _seat(office, entries)
+    return told if entry.action == "refuse" else told[:-1]  # the last one tells of the move, as the headline does
 
 
-def _publish(office: Office, entry: Entry) -> bool:
-    committed = office.history.commit([RECORD], _headline(entry))
+def _publish(
+    office: Office, entries: tuple[Entry, ...], tags: Mapping[str, str], theirs: Mapping[str, str]
+) -> Iterator[str]:
+    """Commit the record, tag every entry that has no tag, push. Yields a line for all that was missing."""
+    if office.history.commit([RECORD], _headline(entries[-1])):
+        yield f"{RECORD} had an entry that was not committed: committed"
+    missing = [entry for entry in entries if promotion_record.tag_name(entry.sequence) not in tags]
+    for entry in missing:
+        name = promotion_record.tag_name(entry.sequence)
+        office.history.tag(name, promotion_record.tag_message(entry, _headline(entry)))
+    if missing:
+        first, last = (promotion_record.tag_name(entry.sequence) for entry in (missing[0], missing[-1]))
+        yield f"git had no tag {first}: set" if first == last else f"git had no tags {first} to {last}: set"
     if office.git_remote:
-        office.history.push_git(office.git_remote, [])
-    return committed
+        names = [promotion_record.tag_name(entry.sequence) for entry in entries]
+        office.history.push_git(office.git_remote, [name for name in names if name not in theirs])
+    if office.anchor:
+        office.anchor(promotion_record.tag_name(entries[-1].sequence), f"record sha256:{entries[-1].digest()}")
 
 
-def _move_alias(registry: Registry, stack: tuple[Reign, ...]) -> str | None:
-    """Point the alias at the present champion. Returns what was wrong with it, None if nothing was."""
-    if not stack:
-        return None
-    found = registry.version_by_alias(CHAMPION)
-    if found is not None and found.version == stack[-1].version:
-        return None
-    registry.set_alias(CHAMPION, stack[-1].version)
-    where = f"at version {found.version}" if found else "nowhere"
-    return f"the alias {CHAMPION} pointed {where}: moved to version {stack[-1].version}, as {RECORD} says"
+def _seat(office: Office, entries: tuple[Entry, ...]) -> tuple[str, ...]:
+    """Point the alias at the present champion, if its bytes are its round's. Returns what is to tell, the move last.
+
+    With this a decision is at its end.
+    """
+    told: tuple[str, ...] = ()
+    stack = champions(entries)
+    found = office.registry.version_by_alias(CHAMPION) if stack else None
+    if stack and (found is None or found.version != stack[-1].version):
+        version = stack[-1].version
+        told = require_recorded_bytes(office.root / "data", office.registry, office.registry.version(version))
+        office.registry.set_alias(CHAMPION, version)
+        where = f"at version {found.version}" if found else "nowhere"
+        told += (f"the alias {CHAMPION} pointed {where}: moved to version {version}, as {RECORD} says",)
+    promotion_record.finish(_state(office))
+    return told
 
 
 def _tag(registry: Registry, entry: Entry) -> None:
@@ -336,16 +413,12 @@ def _tag(registry: Registry, entry: Entry) -> None:
     decision = entry.decision or {}
     told = {key: value for key, value in asdict(entry).items() if key not in ("decision", "parent")}
     told |= {"challenger": decision.get("challenger"), "champion": decision.get("champion"), "record": entry.digest()}
-    tag = {_tag_of(entry): canonical_json(told).decode("utf-8")}
+    tag = {promotion_record.registry_tag(entry.sequence): canonical_json(told).decode("utf-8")}
     if entry.previous_version is not None:
         status = {"promote": "former champion", "refuse": "champion", "rollback": "rolled back"}[entry.action]
         registry.tag_version(entry.previous_version, {STATUS_TAG: status} | tag)
     status = "refused" if entry.action == "refuse" else "champion"
     registry.tag_version(entry.version, {STATUS_TAG: status} | tag)
-
-
-def _tag_of(entry: Entry) -> str:
-    return f"vabal.promotion.{entry.sequence:04d}"
 
 
 # -- the comparison -----------------------------------------------------------------------------------------------
@@ -450,12 +523,8 @@ def _predictions(data: Path, version: Version) -> pd.DataFrame:
     The registry says which round; that round's manifest must name the same weights, and the file must be the one
     recorded there.
     """
+    recorded_model(data, version)
     manifest = rounds.read_manifest(data, version.round).manifest
-    if (manifest["model"] or {}).get("sha256") != version.weights_sha256:
-        raise UserError(
-            f"version {version.version} says that round {version.round} made it, but the weights differ from those "
-            "that the round's manifest names: another workspace's, or tampered with"
-        )
     path = rounds.round_folder(data, version.round) / PREDICTIONS
     if PREDICTIONS not in manifest["files"]:
         raise CannotJudge(f"round {version.round} recorded no predictions for the holdout: run another round")

@@ -335,14 +335,16 @@ def audit(
     from vabal import audit as auditing
     from vabal import tables
     from vabal.adapters.versioning import Versioning
+    from vabal.champion import witness_here
 
     place = _workspace()
     place.require_round_zero()
     versions = Versioning(place.root)
-    tags = {name: versions.tag_message(name) for name in versions.tags()}
+    tags = versions.tag_messages()
     if verify:
         with _bars():
-            report = auditing.verify(place.data, tags, outside=_outside(place, versions, remote=remote))
+            outside = _outside(place, versions, remote=remote)
+            report = auditing.verify(place.data, tags, outside=outside, promotions=witness_here(place.data, versions))
         tables.show_report(report, as_json=as_json)
         if not report.ok:
             raise typer.Exit(1)

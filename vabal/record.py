@@ -22,15 +22,17 @@ HEADLINES = ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
 def assemble(
     night: Night,
     refs: Mapping[str, Any],
-    model: Mapping[str, str],
+    model: Mapping[str, Any],
     *,
     mlflow_run: str,
     flow_run: str | None,
+    promotions: Mapping[str, Any] | None,
     now: datetime,
 ) -> tuple[Plan, dict[str, Path]]:
     """What the round publishes: the plan, and for each file below `data/` where its content lies.
 
-    `refs` has the outputs of evaluate, select-batch and estimate-probabilities by name.
+    `refs` has the outputs of evaluate, select-batch and estimate-probabilities by name; `promotions` is the head of the
+    promotion record, None while it is empty.
     """
     number = night.round.round
     staging = night.workspace.state / "record"
@@ -60,6 +62,7 @@ def assemble(
         "counts": rounds.counts_of(after, len(picks)),
         "intake": night.report["intake"],
         "model": dict(model),
+        "promotions": dict(promotions) if promotions else None,
         "mlflow_run": mlflow_run,
         "prefect_flow_run": flow_run,
         "metrics": {metric.name: metric.value for metric in stages.evaluation(night, refs["evaluated"])},

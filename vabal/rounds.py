@@ -28,7 +28,7 @@ FIRST_VERSION = 1
 MANIFEST_KEYS = (
     *("version", "round", "parent", "strategy", "seed", "settings", "code", "class_terms", "selection"),
     *("pools_before", "pools_after", "tables", "files", "shards", "counts", "intake", "model", "mlflow_run"),
-    *("prefect_flow_run", "metrics", "times", "environment"),
+    *("prefect_flow_run", "metrics", "times", "environment", "promotions"),
 )
 
 

@@ -17,13 +17,14 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 
-from vabal import champion, pools, round_tables
+from vabal import pools, promotion_record, round_tables, rounds
 from vabal.errors import UserError
 from vabal.findings import UNREADABLE, Finding, Record, few, one_line, span
 from vabal.manifests import check_intake, check_manifests, check_predictions
 from vabal.outside import Outside, check_outside, later_rounds
 from vabal.pools import IntakeReport, Pools
 from vabal.progress import track
+from vabal.promotion_record import GitWitness
 from vabal.rounds import digest_of, round_folder, tag_name
 from vabal.store import canonical_json, file_sha256
 
@@ -51,13 +52,19 @@ class Report:
 
 
 def verify(
-    data: Path, tags: Mapping[str, str] | None = None, *, images: bool = True, outside: Outside | None = None
+    data: Path,
+    tags: Mapping[str, str] | None = None,
+    *,
+    images: bool = True,
+    outside: Outside | None = None,
+    promotions: GitWitness | None = None,
 ) -> Report:
     """Check the whole record in the folder `data`.
 
     `tags` maps the names of the rounds' git tags to their messages; None leaves the tags out. `images=False` leaves out
     the images' own bytes against the catalog (their shards' digests are checked in any case). `outside` is where git,
-    DVC's cache, S3 and the anchor can be asked.
+    DVC's cache, S3 and the anchor can be asked; `promotions` is what git knows of the promotion record
+    (`champion.witness_of`).
     """
     records, findings = read_records(data)
     findings += check_chain(records)
@@ -75,7 +82,7 @@ def verify(
         findings += _guarded(check_pools(data, current, records, selections), records[-1].round, "label_events.parquet")
     if images and current is not None:
         findings += check_images(data, current.catalog, records)
-    findings += check_promotions(data)
+    findings += check_promotions(data, promotions)
     hashed = sum(len(record.files) for record in records) + (
         len(records[-1].shards) + len(records[-1].tables) if records else 0
     )
@@ -494,12 +501,29 @@ def _read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def check_promotions(data: Path) -> Iterator[Finding]:
-    """The chain of `promotions.jsonl`, which lies beside `data/` and is versioned by git."""
+def check_promotions(data: Path, witness: GitWitness | None = None) -> Iterator[Finding]:
+    """The chain of `promotions.jsonl`, which lies beside `data/`; against the manifests, and what git knows of it."""
     try:
-        champion.read_record(data.parent)
+        content = promotion_record.read_bytes(data.parent)
+        entries = promotion_record.parse(content, data.parent / promotion_record.RECORD)
     except UNREADABLE as error:
-        yield Finding(None, champion.RECORD, one_line(error))
+        yield Finding(None, promotion_record.RECORD, one_line(error))
+        return
+    anchors, models = {}, {}
+    for number in rounds.manifest_numbers(data):
+        try:
+            manifest = rounds.read_manifest(data, number).manifest
+            anchors[number], models[number] = manifest.get("promotions"), (manifest.get("model") or {}).get("version")
+        except (*UNREADABLE, AttributeError):  # `read_records` names it
+            continue
+    disagreements = [*promotion_record.manifest_disagreements(entries, anchors)]
+    if witness is not None:
+        deciding = promotion_record.deciding(data.parent / ".vabal")
+        disagreements += promotion_record.git_disagreements(content, entries, witness, deciding=deciding)
+    for entry in entries:
+        if entry.round in models and models[entry.round] != entry.version:
+            disagreements.append(f"entry {entry.sequence} is about version {entry.version}, which is not its round's")
+    yield from (Finding(None, promotion_record.RECORD, what) for what in disagreements)
 
 
 # -- images -------------------------------------------------------------------------------------------------------

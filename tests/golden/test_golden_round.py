@@ -64,8 +64,9 @@ def run_round(root: Path) -> dict[str, Any]:
     estimated = {"terms": terms, "shards": [stages.estimate_likelihood(night, ref, encoded) for ref in extracted]}
     selected = stages.select_batch(night, extracted, estimated)
     refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
-    model = {"name": "none", "version": "1", "sha256": "0" * 64}
-    plan, contents = record.assemble(night, refs, model, mlflow_run="0" * 32, flow_run=None, now=now)
+    model = {"name": "none", "version": "1", "sha256": "0" * 64, "files": {"MLmodel": "0" * 64}}
+    about = {"mlflow_run": "0" * 32, "flow_run": None, "promotions": None, "now": now}
+    plan, contents = record.assemble(night, refs, model, **about)
     rounds.stage(place, plan, contents)
     rounds.carry_out(place, versions, push=False)
 

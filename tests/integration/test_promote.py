@@ -67,6 +67,7 @@ def publish(workspace: Workspace, number: int, right: int) -> None:
     table["predicted_class"] = table["label"].where(table.index < right, other)
     table.to_parquet(folder / champion.PREDICTIONS)
     model = {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256}
+    model["files"] = version.registered_files
     files = {champion.PREDICTIONS: file_sha256(folder / champion.PREDICTIONS)}
     (folder / "manifest.json").write_bytes(canonical_json({"model": model, "files": files}))
 

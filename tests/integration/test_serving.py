@@ -16,6 +16,7 @@ from running import RunningStack
 from vabal import classifier, images
 from vabal.adapters.tracking import SERVING_SOURCE, Tracking
 from vabal.params import ClassifierSettings
+from vabal.registered import classes_json
 
 CLASSES = ["crack", "dust (light)", "good"]
 KEY = "e" * 64
@@ -116,7 +117,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("model")
     classifier.save(network_of(1), folder / "weights.safetensors")
     sha256 = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
-    about = {"classes": CLASSES, "image_size": 16, "channels": 1, "weights_sha256": sha256}
+    about = classes_json(CLASSES, 16, 1, sha256)
     path = tracking._save_model(folder, "0" * 32, folder / "weights.safetensors", tracking.NETWORK_SOURCE, about)
     return mlflow.pyfunc.load_model(str(path))
 

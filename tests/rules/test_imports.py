@@ -44,6 +44,8 @@ ADAPTER_CORE = {
     "images",
     "delimited",
     "inbox",
+    "promotion_record",
+    "registered",
 }
 # What `vabal --help` may cost.
 LIGHT = {"typer", "click", "rich", "vabal", "vabal.errors", "vabal.progress"}

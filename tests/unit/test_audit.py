@@ -212,7 +212,17 @@ def test_an_image_that_was_exchanged_is_not_shown(books: Books, tmp_path: Path) 
 
 def promote(root: Path, round_number: int) -> None:
     entry = champion.Entry(
-        1, "2026-03-04T00:00:00+00:00", "ann", "promote", "2", round_number, None, None, "better", None, None
+        1,
+        "2026-03-04T00:00:00+00:00",
+        "ann",
+        "promote",
+        "2",
+        round_number,
+        None,
+        None,
+        "better",
+        {"promoted": True},
+        None,
     )
     (root / champion.RECORD).write_bytes(entry.line() + b"\n")
 

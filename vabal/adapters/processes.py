@@ -42,9 +42,11 @@ def start(
 
 
 def run(
-    command: Sequence[str], *, folder: Path, environment: Mapping[str, str], limit: float
+    command: Sequence[str], *, folder: Path, environment: Mapping[str, str], limit: float, given: bytes = b""
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run `command` to its end, its output kept. Raises TimeoutError after `limit` seconds: it and its children ended.
+    """Run `command` to its end on the input `given`, its output kept.
+
+    Raises TimeoutError after `limit` seconds: it and its children ended.
 
     It stays in this process's group, so that the terminal's Ctrl-C reaches it.
     """
@@ -52,12 +54,12 @@ def run(
         list(command),
         cwd=folder,
         env=dict(environment),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if given else subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as child:
         try:
-            out, err = child.communicate(timeout=limit)
+            out, err = child.communicate(given or None, timeout=limit)
         except subprocess.TimeoutExpired:
             end(psutil.Process(child.pid), grace=3.0)
             child.communicate()

@@ -33,15 +33,18 @@ from mlflow.utils.rest_utils import http_request
 import vabal
 from vabal.adapters import limits
 from vabal.errors import Unavailable, UserError
+from vabal.registered import classes_json
 from vabal.store import canonical_json, file_sha256
 
 with warnings.catch_warnings():
     # MLflow warns about type hints of its own (message "Any type hint is inferred as AnyType ...")
     warnings.filterwarnings("ignore", message=".*Any type hint", category=UserWarning)
+    import mlflow.artifacts
     import mlflow.pyfunc
 
 WORKSPACE, ROUND, ROUND_KEY = "vabal.workspace", "vabal.round", "vabal.round_key"
 SETTINGS, WEIGHTS = "vabal.settings_sha256", "vabal.weights_sha256"
+FILES = "vabal.files"  # the sha256 of every file of a version
 CELL_KEY = "vabal.cell"  # of a benchmark
 MODEL_FOLDER = "model"
 SERVING_SOURCE = Path(__file__).with_name("serving.py")
@@ -49,7 +52,7 @@ NETWORK_SOURCE = Path(vabal.__file__).with_name("network.py")
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch", "torchvision")
 PREFLIGHT_SECONDS = 5.0
 CUT_PAUSES_S = (0.2, 1.0)
-PARAMS_A_CALL, METRICS_A_CALL, LONGEST_NAME = 100, 1000, 250  # MLflow's own limits
+PARAMS_A_CALL, METRICS_A_CALL, LONGEST_NAME, VERSIONS_A_CALL = 100, 1000, 250, 1000  # MLflow's own limits
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,6 +67,12 @@ class Version:
     weights_sha256: str
     run_id: str
     tags: Mapping[str, str]
+
+    @property
+    def registered_files(self) -> dict[str, str]:
+        """The sha256 of every file, as they were when it was registered; empty for versions of before that."""
+        found: dict[str, str] = json.loads(self.tags.get(FILES, "{}"))
+        return found
 
 
 def _explained(method: Callable[P, T]) -> Callable[P, T]:
@@ -274,11 +283,13 @@ class Tracking:
         if found := self._versions(round_number, round_key, sha256):
             return found[0]
         with tempfile.TemporaryDirectory(prefix="vabal-") as folder:
-            about = {"classes": list(classes), "image_size": image_size, "channels": channels, "weights_sha256": sha256}
+            about = classes_json(list(classes), image_size, channels, sha256)
             model = _save_model(Path(folder), run_id, weights, network, about)
+            files = _digests(model)
             self._client.log_artifacts(run_id, str(model), MODEL_FOLDER)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
         identity = {WORKSPACE: self.workspace, ROUND: str(round_number), ROUND_KEY: round_key, WEIGHTS: sha256}
+        identity[FILES] = canonical_json(files).decode("utf-8")
         self._create_version(source, run_id, {**(tags or {}), **identity})
         kept, *doubled = self._versions(round_number, round_key, sha256)
         for version in doubled:  # a request whose answer was lost is sent again
@@ -322,6 +333,31 @@ class Tracking:
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
             self._client.set_model_version_tag(self.model_name, version, key, value)
+
+    @_explained
+    def all_tags(self) -> dict[str, dict[str, str]]:
+        """The tags of every version of the model, by version."""
+        found: dict[str, dict[str, str]] = {}
+        token: str | None = None
+        while True:
+            page = self._client.search_model_versions(f"name = '{self.model_name}'", VERSIONS_A_CALL, page_token=token)
+            found |= {str(item.version): dict(item.tags) for item in page}
+            token = page.token
+            if not token:
+                return found
+
+    @_explained
+    def files(self, version: str) -> dict[str, str]:
+        """The sha256 of every file that loading `models:/<name>/<version>` reads, downloaded now."""
+        source = self._client.get_model_version_download_uri(self.model_name, version)
+        with tempfile.TemporaryDirectory(prefix="vabal-") as folder:
+            try:
+                model = mlflow.artifacts.download_artifacts(source, dst_path=folder, tracking_uri=self.uri)
+            except MlflowException as error:
+                if str(error).startswith(("API request to", "The following failures")):
+                    raise
+                raise UserError(f"{self.model_name} version {version} has no files at {source}: {error}") from error
+            return _digests(Path(model))
 
     @_explained
     def download_weights(self, version: str, folder: Path, sha256: str | None = None) -> Path:
@@ -419,16 +455,16 @@ def _narrow_defaults() -> None:
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # it misses pip, which uv leaves out
 
 
-def _save_model(folder: Path, run_id: str, weights: Path, network: Path, about: Mapping[str, Any]) -> Path:
+def _save_model(folder: Path, run_id: str, weights: Path, network: Path, about: bytes) -> Path:
     """The model's folder in MLflow's format, from `serving.py`, the network's source, the weights and the classes."""
     parts = folder / "parts"
     parts.mkdir()
     shutil.copyfile(weights, parts / "weights.safetensors")
     shutil.copyfile(network, parts / "network.py")
-    (parts / "classes.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (parts / "classes.json").write_bytes(about)
     # No input schema: MLflow's enforces one rank and one dtype, and both grey NxHxW and colour NxHxWx3 are welcome.
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "class")]
-    outputs += [ColSpec(DataType.float, f"p_{name}") for name in about["classes"]]
+    outputs += [ColSpec(DataType.float, f"p_{name}") for name in json.loads(about)["classes"]]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
         mlflow.pyfunc.save_model(
@@ -441,6 +477,12 @@ def _save_model(folder: Path, run_id: str, weights: Path, network: Path, about: 
             mlflow_model=Model(run_id=run_id, artifact_path=MODEL_FOLDER),
         )
     return folder / MODEL_FOLDER
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file below a model's folder, by its path there."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 
 
 def _version(item: ModelVersion) -> Version:

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -21,6 +21,7 @@ import yaml
 from vabal.adapters import limits, processes
 from vabal.errors import Unavailable, UserError
 from vabal.outside import Pinned, Tag
+from vabal.promotion_record import Copy
 from vabal.store import write_bytes
 
 DVC_CONFIG = """\
@@ -188,7 +189,7 @@ class Versioning:
         if name in self.tags():
             if self.tag_message(name) == message.strip():
                 return
-            raise UserError(f"git tag {name} exists already and records another round: look at `git show {name}`")
+            raise UserError(f"git tag {name} exists already and records something else: look at `git show {name}`")
         how = "--sign" if self.sign else "--annotate"
         self._git(
             *self._as_someone(),
@@ -205,6 +206,47 @@ class Versioning:
         """Where a tag belongs: a round's at the commit that published it, though others may have come since."""
         published = self._git("log", "-1", "--format=%H", "--", "data.dvc").strip() if name.startswith("round/") else ""
         return published or "HEAD"
+
+    def tag_messages(self, pattern: str = "round/*", *, of_head: bool = False) -> dict[str, str]:
+        """The messages of all tags of a kind, by name; `of_head`: of those alone that stand in HEAD's past."""
+        merged = ["--merged=HEAD"] if of_head else []
+        listed = self._git(
+            "for-each-ref", "--format=%(refname:short)%00%(contents)%00", *merged, f"refs/tags/{pattern}"
+        )
+        words = listed.split("\0")
+        return {name.strip(): text.strip() for name, text in zip(words[::2], words[1::2], strict=False)}
+
+    def copies(self, path: str, at: Iterable[str]) -> dict[str, Copy | None]:
+        """What the file `path` (relative to the workspace) is in each of the commits; None where it is not there."""
+        names = list(at)
+        asked = "".join(f"{name}:./{path}\n" for name in names)
+        done = self._run_bytes(["git", "cat-file", "--batch-check"], asked.encode())
+        if done.returncode != 0:
+            raise UserError(f"git cat-file failed in {self.root}: {_last_line(done.stderr.decode(errors='replace'))}")
+        found: dict[str, Copy | None] = {}
+        for name, line in zip(names, done.stdout.decode().splitlines(), strict=True):
+            words = line.split()
+            found[name] = Copy(words[0], int(words[2])) if len(words) == 3 and words[1] == "blob" else None
+        return found
+
+    def commits_of(self, path: str) -> list[str]:
+        """The commits of HEAD's past that changed the file `path`, newest first."""
+        if self.commit_of("HEAD") is None:
+            return []
+        return self._git("rev-list", "--full-history", "HEAD", "--", path).split()
+
+    def take_back(self, path: str, content: bytes, tag: str) -> None:
+        """Undo what was not pushed: the tag, HEAD's commit if it changed `path` alone, the file itself. Repeatable."""
+        if tag in self.tags(tag):
+            self._git("tag", "--delete", tag)
+        changed = self._git("diff-tree", "--no-commit-id", "--name-only", "-r", "--relative", "HEAD").split()
+        if changed == [path] and self.committed(path, "HEAD") != content:
+            self._git("reset", "--quiet", "--soft", "HEAD~1")
+        if content:
+            write_bytes(self.root / path, content)
+        else:
+            (self.root / path).unlink(missing_ok=True)
+        self._git("reset", "--quiet", "--", path)
 
     def tags(self, pattern: str = "round/*") -> list[str]:
         return self._git("tag", "--list", pattern).split()
@@ -310,6 +352,13 @@ class Versioning:
         found = self.remote_tag_objects(remote)
         return {name: tag.commit for name, tag in found.items() if fnmatch.fnmatchcase(name, pattern)}
 
+    def remote_branch(self, remote: str) -> str | None:
+        """The commit of this branch in a git remote; None if it has none. Raises Unavailable without answer."""
+        done = self._run(["git", "ls-remote", "--", checked_remote(remote), f"refs/heads/{self.branch()}"])
+        if done.returncode != 0:
+            raise Unavailable(f"git remote {remote} does not answer: {_last_line(done.stderr)}")
+        return done.stdout.split()[0] if done.stdout.strip() else None
+
     def push_git(self, remote: str, names: list[str]) -> None:
         """Push branch and tags atomically. Raises UserError if the remote refuses: another machine was first."""
         branch = self.branch()
@@ -362,7 +411,7 @@ class Versioning:
         out, err = (stream.decode("utf-8", errors="replace") for stream in (done.stdout, done.stderr))
         return subprocess.CompletedProcess(command, done.returncode, out, err)
 
-    def _run_bytes(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    def _run_bytes(self, command: list[str], given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
         self._make_site_cache()
         silence = limits.silence()
@@ -381,7 +430,7 @@ class Versioning:
             environment["GIT_SSH_COMMAND"] = f"ssh -oBatchMode=yes {alive} -oServerAliveCountMax=3"
         limit = limits.transfer() if command[0] != "git" else min(GIT_SILENCES * silence, limits.transfer())
         try:
-            return processes.run(command, folder=self.root, environment=environment, limit=limit)
+            return processes.run(command, folder=self.root, environment=environment, limit=limit, given=given)
         except TimeoutError:
             words = [word for word in command if word not in (sys.executable, "-m")]
             raise Unavailable(
