@@ -135,6 +135,12 @@ def _wrong_times(record: Record, previous: Record | None) -> Iterator[str]:
 def _wrong_after(record: Record, previous: Record) -> Iterator[str]:
     if record.version < previous.version:
         yield f"version {record.version} follows version {previous.version}"
+    if record.version > 1:
+        for name in sorted(set(record.tables) & set(previous.tables)):
+            pool = name.partition(".")[0]
+            same = record.pools_after.get(pool) == previous.pools_after.get(pool)
+            if same != (record.tables[name] == previous.tables[name]):
+                yield f"tables: {name} changed and its pool did not, or the other way round"
     one: Any = previous.document.get("model")
     other: Any = record.document.get("model")
     if _is_model(one) and _is_model(other) and one["name"] == other["name"]:

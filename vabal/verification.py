@@ -438,10 +438,14 @@ def read_selections(data: Path, records: Sequence[Record]) -> tuple[dict[int, pd
             continue
         file = f"{record.folder}/selection.parquet"
         try:
-            selections[record.round] = round_tables.read_selection(data / file).sort_values("rank")
+            table = round_tables.read_selection(data / file)
+            selections[record.round] = table.sort_values("rank")
         except UNREADABLE as error:
             if (data / file).exists():  # else `check_files` names it
                 findings.append(Finding(record.round, file, f"cannot be read: {one_line(error)}"))
+        else:
+            if not table["rank"].is_monotonic_increasing:
+                findings.append(Finding(record.round, file, "its rows do not stand in the order of their ranks"))
     return selections, findings
 
 

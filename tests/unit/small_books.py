@@ -265,6 +265,8 @@ def forge(books: Books, number: int, **changes: Any) -> None:
             manifest["files"] = rounds.describe_files(books.data / f"rounds/{later:04d}")
         if later:
             manifest["parent"] = rounds.read_manifest(books.data, later - 1).digest
-        manifest["tables"] = {name: store.file_sha256(books.data / name) for name in verification.TABLE_FILES.values()}
+        if later == books.number:
+            tables = verification.TABLE_FILES.values()
+            manifest["tables"] = {name: store.file_sha256(books.data / name) for name in tables}
         manifest["shards"] = {path.stem: store.file_sha256(path) for path in (books.data / "images").iterdir()}
         books.write_manifest(manifest)
