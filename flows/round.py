@@ -10,7 +10,9 @@ from prefect.states import Completed
 
 from flows import tasks
 from flows.logs import one_line_for_user_errors
-from vabal import strategies
+from vabal import rounds, strategies
+from vabal.errors import Unavailable
+from vabal.params import Params
 from vabal.workspace import Workspace
 
 
@@ -22,7 +24,8 @@ def _run_name() -> str:
 def active_learning_round(workspace: str, strategy: str | None = None) -> State[Any]:
     """Run one round in the workspace folder `workspace`; `strategy` overrides the setting `selection.strategy`.
 
-    Ends in a completed state whose name says what happened: Published, Skipped, WaitingForLabels, NothingToLabel.
+    Ends in a completed state whose name says what happened: Published, Skipped, WaitingForLabels, NothingToLabel,
+    Overtaken (another machine's round of this number was first at `storage.git_remote`).
     A second call after a crash goes on behind the last finished stage.
     """
     one_line_for_user_errors()
@@ -42,23 +45,38 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
         log.info(verdict.message)
         if not verdict.go_on:
             return Completed(name=verdict.state, message=verdict.message)
-
-        ticket = tasks.intake(str(place.root), params.model_dump(mode="json"))
-        if ticket["nothing_to_label"]:
-            return Completed(name="NothingToLabel", message=tasks.NOTHING_TO_LABEL)
-        trained = tasks.run(tasks.train_classifier, ticket)
-        evaluated = tasks.run(tasks.evaluate, ticket, trained)
-        extracted = tasks.run_all(tasks.extract_features, [(ticket, trained, shard) for shard in ticket["shards"]])
-        estimated = None
-        if ticket["needs_vae"]:
-            encoded = tasks.run(tasks.train_vae, ticket, extracted)
-            terms = tasks.run(tasks.estimate_class_terms, ticket, trained, extracted, encoded)
-            shards = tasks.run_all(tasks.estimate_probabilities, [(ticket, ref, encoded) for ref in extracted])
-            estimated = {"terms": terms, "shards": shards}
-        selected = tasks.select_batch(ticket, extracted, estimated)
-        model = tasks.register_model(ticket, trained, evaluated)
-        refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
-        message = tasks.publish(ticket, refs, model)
+        try:
+            message = _work(place, params)
+        except rounds.Overtaken as error:
+            return Completed(name="Overtaken", message=tasks.give_way(place, params, error))
+        except Unavailable:
+            raise
+        except Exception:
+            rounds.reopen(place)  # the same again would fail again: what comes meanwhile may help
+            raise
+    if message is None:
+        return Completed(name="NothingToLabel", message=tasks.NOTHING_TO_LABEL)
     if verdict.incomplete:
         message = f"{message}; {verdict.message}"
     return Completed(name="Published", message=message)
+
+
+def _work(place: Workspace, params: Params) -> str | None:
+    """From intake to publication; what was published, or None where there was nothing to do."""
+    ticket = tasks.intake(str(place.root), params.model_dump(mode="json"))
+    if ticket["nothing_to_label"]:
+        return None
+    trained = tasks.run(tasks.train_classifier, ticket)
+    tasks.keep_inputs(ticket)
+    evaluated = tasks.run(tasks.evaluate, ticket, trained)
+    extracted = tasks.run_all(tasks.extract_features, [(ticket, trained, shard) for shard in ticket["shards"]])
+    estimated = None
+    if ticket["needs_vae"]:
+        encoded = tasks.run(tasks.train_vae, ticket, extracted)
+        terms = tasks.run(tasks.estimate_class_terms, ticket, trained, extracted, encoded)
+        shards = tasks.run_all(tasks.estimate_probabilities, [(ticket, ref, encoded) for ref in extracted])
+        estimated = {"terms": terms, "shards": shards}
+    selected = tasks.select_batch(ticket, extracted, estimated)
+    model = tasks.register_model(ticket, trained, evaluated)
+    refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
+    return str(tasks.publish(ticket, refs, model))

@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.states import Running
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from vabal import champion, record, requests, rounds, stages, strategies
+from vabal import champion, record, requests, rounds, stages, strategies, withdrawal
 from vabal.adapters import storage
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
@@ -103,8 +103,52 @@ def finish_publication(workspace: Workspace, params: Params) -> str | None:
     plan = rounds.pending_publication(workspace)
     if plan is None:
         return None
-    _carry_out(workspace, params)
-    return plan.message.splitlines()[0]
+    versions = Versioning(workspace.root)
+    if rounds.is_withdrawn(workspace):
+        withdrawal.withdraw(workspace, versions, withdrawal.ABANDONED, _teller(workspace, params))
+        return None
+    try:
+        _carry_out(workspace, params)
+    except rounds.Overtaken as error:
+        get_run_logger().warning(give_way(workspace, params, error))
+        return None
+    return plan.subject
+
+
+def give_way(workspace: Workspace, params: Params, error: Exception) -> str:
+    """Another machine's round stands, this one's is withdrawn. What is so now, for people."""
+    remote = str(params.storage.git_remote)
+    said = withdrawal.give_way(workspace, Versioning(workspace.root), remote, _teller(workspace, params))
+    return f"{error}; {said}"
+
+
+def _teller(workspace: Workspace, params: Params) -> withdrawal.Tell:
+    """Tells MLflow what became of a round that was not published."""
+
+    def tell(plan: Plan | None, status: str) -> None:
+        tracking = Tracking(params.workspace.name, owner=workspace.identity)
+        newest = rounds.head(workspace.data)
+        number, parent = newest.round + 1, newest.digest
+        if plan is not None:
+            number = plan.round
+        tracking.withdraw(number, parent, status, (newest.manifest["model"] or {}).get("version"))
+
+    return tell
+
+
+def abandon(workspace: Workspace) -> list[str]:
+    """Drop the open round or the pending publication; lines that say what went and what stays."""
+
+    def tell(plan: Plan | None, status: str) -> str | None:
+        try:
+            params = workspace.params()
+            Tracking(params.workspace.name).preflight()
+            _teller(workspace, params)(plan, status)
+        except UserError as error:
+            return f"MLflow was not told that the round's run and model version do not count: {error}"
+        return None
+
+    return withdrawal.abandon(workspace, Versioning(workspace.root), tell)
 
 
 def anything_new(workspace: Workspace) -> bool:
@@ -162,6 +206,11 @@ def check_newest(workspace: str, git_remote: str | None) -> None:
     rounds.require_newest(place, Versioning(place.root), git_remote)
 
 
+def keep_inputs(ticket: Ticket) -> None:
+    """The classifier has learned: a rerun goes on with what this round took in."""
+    rounds.keep(Workspace(Path(ticket["workspace"])), OpenRound.from_json(ticket["round"]))
+
+
 @task(name="intake", task_run_name="intake", **NETWORK)
 def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     """Take in labels and images that came; open the round in MLflow."""
@@ -192,8 +241,10 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
         if not begun.inbox:
             rounds.give_up(place)
             return ticket | {"nothing_to_label": True}
-    tracking = Tracking(params.workspace.name)
-    run_id = tracking.open_round(begun.round, begun.parent, settings, {"vabal.strategy": params.selection.strategy})
+    tracking = Tracking(params.workspace.name, owner=place.identity)
+    run_id = tracking.open_round(
+        begun.round, begun.parent, settings, {"vabal.strategy": params.selection.strategy}, inputs=begun.inbox
+    )
     tracking.log_datasets(run_id, night.report["digests"], {"workspace": params.workspace.name})
     return ticket | {
         "mlflow_run": run_id,
@@ -257,9 +308,12 @@ def select_batch(ticket: Ticket, extracted: list[Ref], estimated: dict[str, Any]
 
 @task(name="register-model", task_run_name="register-model", **NETWORK)
 def register_model(ticket: Ticket, trained: Ref, evaluated: Ref) -> dict[str, Any]:
-    """A version of the registered model, found again on a rerun."""
+    """A version of the registered model, found again on a rerun. Raises Overtaken if another machine was first."""
     night = night_of(ticket)
-    tracking = Tracking(night.params.workspace.name)
+    if night.params.storage.git_remote:
+        versions = Versioning(night.workspace.root)
+        rounds.refuse_overtaken(versions, night.params.storage.git_remote, night.round.round)
+    tracking = Tracking(night.params.workspace.name, owner=night.workspace.identity)
     images = night.params.images
     version = tracking.register(
         ticket["mlflow_run"],

@@ -426,7 +426,10 @@ def _tag(registry: Registry, entry: Entry) -> None:
 
 def _challenger(registry: Registry, version: str | None) -> Version:
     if version is not None:
-        return registry.version(version)
+        named = registry.version(version)
+        if what := named.tags.get("vabal.status"):
+            raise UserError(f"version {version} does not count: its round was not published here ({what})")
+        return named
     found = registry.version_by_alias(CHALLENGER)
     if found is None:
         raise UserError("no version is challenger yet: run a round (`vabal round`), or name one with --version")

@@ -38,7 +38,8 @@ def checkout(workspace: Workspace, versions: Repository, wanted: str | None, *, 
         versions.go_to(tag, _branch_of(versions, tag))
     elif wanted is not None:
         versions.go_to(_tag_of(versions, workspace, wanted))
-    versions.bring_back()
+    with workspace.data_lock(alone=True):
+        versions.bring_back()
     here = rounds.head(workspace.data).round
     if versions.branch() is None:
         return f"data/ is as round {here} left it; `vabal checkout {NEWEST}` goes back to the newest round"

@@ -162,10 +162,12 @@ def ingest(
 
     place = _workspace()
     place.require_round_zero()
+    with _reading(place):
+        known = pools.load(place.data)
     with _bars():
         report = inbox.ingest(
             place.inbox,
-            pools.load(place.data),
+            known,
             path,
             place.params(),
             quarantine=place.quarantine,
@@ -190,8 +192,7 @@ def labels_export(
 
     place = _workspace()
     place.require_round_zero()
-    _finish_publication(place)
-    with _bars():
+    with _bars(), _reading(place):
         report = labelling.export_requests(pools.load(place.data), place.data, folder, place.inbox)
     _say(report, as_json)
 
@@ -213,7 +214,9 @@ def labels_import(
 
     place = _workspace()
     place.require_round_zero()
-    report = labelling.import_labels(place.inbox, pools.load(place.data), file, datetime.now(UTC), reject=reject)
+    with _reading(place):
+        known = pools.load(place.data)
+    report = labelling.import_labels(place.inbox, known, file, datetime.now(UTC), reject=reject)
     _say(report, as_json)
 
 
@@ -300,6 +303,22 @@ def round_(
 
 
 @app.command()
+def abandon() -> None:
+    """Drop the round that was begun, or that is half published; what came in stays in the inbox.
+
+    Example: `vabal abandon`, then `vabal round`
+    """
+    place = _workspace()
+    place.require_round_zero()
+    from flows.tasks import abandon as abandon_now
+
+    with place.lock("vabal abandon"):
+        lines = abandon_now(place)
+    for line in lines:
+        typer.echo(line)
+
+
+@app.command()
 def deploy() -> None:
     """Put the nightly round, and the promotion after it, on the Prefect server's schedule.
 
@@ -342,18 +361,24 @@ def audit(
     versions = Versioning(place.root)
     tags = versions.tag_messages()
     if verify:
-        with _bars():
+        with _bars(), _reading(place):
             outside = _outside(place, versions, remote=remote)
             report = auditing.verify(place.data, tags, outside=outside, promotions=witness_here(place.data, versions))
         tables.show_report(report, as_json=as_json)
         if not report.ok:
             raise typer.Exit(1)
     elif sample is not None:
-        tables.show_history(auditing.history(place.data, sample), as_json=as_json)
+        with _reading(place):
+            history = auditing.history(place.data, sample)
+        tables.show_history(history, as_json=as_json)
     elif round_number is not None:
-        tables.show_picks(auditing.picks(place.data, round_number), as_json=as_json)
+        with _reading(place):
+            picks = auditing.picks(place.data, round_number)
+        tables.show_picks(picks, as_json=as_json)
     else:
-        tables.show_rounds(auditing.rounds(place.data, tags), as_json=as_json)
+        with _reading(place):
+            records = auditing.rounds(place.data, tags)
+        tables.show_rounds(records, as_json=as_json)
 
 
 def _outside(place: "Workspace", versions: Any, *, remote: bool) -> Any:
@@ -425,7 +450,9 @@ def show(
 
     place = _workspace()
     place.require_round_zero()
-    typer.echo(str(auditing.show(place.data, sample, out)))
+    with _reading(place):
+        written = auditing.show(place.data, sample, out)
+    typer.echo(str(written))
 
 
 # -- promotion ----------------------------------------------------------------------------------------------------
@@ -622,16 +649,14 @@ def _assignments(pairs: list[str]) -> dict[str, Any]:
     return values
 
 
-def _finish_publication(place: "Workspace") -> None:
-    """What a killed round left half published is carried out first, so that its requests can be seen."""
+@contextmanager
+def _reading(place: "Workspace") -> Iterator[None]:
+    """`data/` as one round left it, whatever a killed run left half published."""
     from vabal import rounds
+    from vabal.adapters.versioning import Versioning
 
-    if rounds.pending_publication(place) is None:
-        return
-    from flows.tasks import finish_publication
-
-    with place.lock("finishing a round's publication", wait=10.0):
-        finish_publication(place, place.params())
+    with rounds.reading(place, Versioning(place.root)):
+        yield
 
 
 def _end(state: Any) -> None:

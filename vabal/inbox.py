@@ -30,7 +30,7 @@ from vabal.store import make_folder, sync_folder
 _NAME: Final = re.compile(r"\d{6,}-[0-9a-f]{8}(\.parquet)?")
 _HALF: Final = re.compile(r"\.[0-9a-f]{32}\.tmp")  # an ingestion that is being written
 _KINDS: Final = ("labels", "images")
-_MEND: Final = "delete it and import or ingest again what it came from"
+MEND: Final = "move this entry out of inbox/, and import or ingest again what it came from"
 _LISTED: Final = 10
 UNNAMED: Final = "unknown"  # the annotator of a label that names none
 
@@ -62,9 +62,9 @@ def read(inbox: Path, names: Sequence[str]) -> tuple[pd.DataFrame, list[Arrival]
     Raises UserError if something of it is gone or damaged.
     """
     ordered = sorted(names, key=lambda name: (_number(name), name))
-    events = [read_table(inbox / name, EVENTS, _MEND) for name in ordered if name.startswith("labels/")]
+    events = [read_table(inbox / name, EVENTS, MEND) for name in ordered if name.startswith("labels/")]
     arrivals = [
-        Arrival(name, read_table(inbox / name / "catalog.parquet", INCOMING, _MEND), inbox / name / "images")
+        Arrival(name, read_table(inbox / name / "catalog.parquet", INCOMING, MEND), inbox / name / "images")
         for name in ordered
         if name.startswith("images/")
     ]

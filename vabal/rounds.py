@@ -7,11 +7,13 @@ step of it can be repeated.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -159,34 +161,63 @@ def table_files(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class OpenRound:
-    """A round that was begun: what it takes in was settled then, so that a rerun computes the same bits."""
+    """A round that was begun. Once it has learned (`keep`), what it takes in is settled: a rerun picks the same."""
 
     round: int
     parent: str  # digest of the manifest that it builds on
     inbox: tuple[str, ...]
     started: str  # ISO 8601, UTC
+    learned: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"inbox": list(self.inbox)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "OpenRound":
-        return cls(document["round"], document["parent"], tuple(document["inbox"]), document["started"])
+        learned = bool(document.get("learned", False))
+        return cls(document["round"], document["parent"], tuple(document["inbox"]), document["started"], learned)
+
+
+def begun_round(workspace: Workspace) -> OpenRound | None:
+    """The round that was begun and never published; None also where its note is damaged: nothing rests on it."""
+    try:
+        return OpenRound.from_json(json.loads((workspace.state / "round.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def open_round(workspace: Workspace, pending: list[str], now: datetime) -> OpenRound:
-    """Begin the next round, or go on with the one that was begun and never published."""
+    """Begin the next round, or go on with the one that was begun and has learned something.
+
+    One that has not, or failed (`reopen`), takes in what came meanwhile.
+    """
     newest = head(workspace.data)
-    path = workspace.state / "round.json"
-    if path.exists():
-        begun = OpenRound.from_json(json.loads(path.read_text(encoding="utf-8")))
-        if begun.parent == newest.digest and all((workspace.inbox / name).exists() for name in begun.inbox):
+    begun = begun_round(workspace)
+    if begun is not None and begun.parent == newest.digest:
+        present = all((workspace.inbox / name).exists() for name in begun.inbox)
+        if present and (begun.learned or list(begun.inbox) == pending):
             return begun
     fresh = OpenRound(
         newest.round + 1, newest.digest, tuple(pending), now.astimezone(UTC).isoformat(timespec="seconds")
     )
-    write_bytes(path, canonical_json(fresh.to_json()))
+    _note(workspace, fresh)
     return fresh
+
+
+def keep(workspace: Workspace, begun: OpenRound) -> None:
+    """The round has learned from what it took in: a rerun goes on with that."""
+    _note(workspace, replace(begun, learned=True))
+
+
+def reopen(workspace: Workspace) -> None:
+    """The round failed: a rerun takes in what came meanwhile."""
+    begun = begun_round(workspace)
+    if begun is not None:
+        _note(workspace, replace(begun, learned=False))
+
+
+def _note(workspace: Workspace, begun: OpenRound) -> None:
+    write_bytes(workspace.state / "round.json", canonical_json(begun.to_json()))
 
 
 def give_up(workspace: Workspace) -> None:
@@ -291,9 +322,18 @@ class Versions(Protocol):
     def add(self) -> None: ...
     def push(self) -> None: ...
     def defer_push(self) -> None: ...
+    def bring_back(self) -> None: ...
     def commit(self, paths: list[str], message: str) -> bool: ...
     def tag(self, name: str, message: str) -> None: ...
+    def undo(self, name: str, message: str) -> None: ...
+    def commit_of(self, name: str) -> str | None: ...
+    def remote_tags(self, remote: str) -> dict[str, str]: ...
     def push_git(self, remote: str, names: list[str]) -> None: ...
+    def follow(self, remote: str) -> None: ...
+
+
+class Overtaken(UserError):  # noqa: N818 -- an answer, as much as an error
+    """Another machine has published this round at the git remote: this one's gives way (`vabal.withdrawal`)."""
 
 
 @dataclass(frozen=True)
@@ -307,11 +347,18 @@ class Plan:
     git_remote: str | None = None
     after: dict[str, Any] = field(default_factory=dict)  # for `finish`: MLflow's run, model version
 
+    @property
+    def subject(self) -> str:
+        return self.message.splitlines()[0]
+
 
 def stage(workspace: Workspace, plan: Plan, contents: Mapping[str, Path]) -> None:
     """Put everything that the plan publishes into place for `carry_out`, in one rename."""
-    final = workspace.state / "publish"
+    final = publish_folder(workspace)
     temporary = workspace.state / f"publish.{uuid.uuid4().hex}"
+    for left in workspace.state.glob("publish.*"):  # of a process that was killed: the workspace is ours
+        if re.fullmatch(r"publish\.[0-9a-f]{32}", left.name):
+            shutil.rmtree(left)
     try:
         for name, source in contents.items():
             target = temporary / "data" / name
@@ -325,9 +372,19 @@ def stage(workspace: Workspace, plan: Plan, contents: Mapping[str, Path]) -> Non
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def publish_folder(workspace: Workspace) -> Path:
+    return workspace.state / "publish"
+
+
 def pending_publication(workspace: Workspace) -> Plan | None:
-    path = workspace.state / "publish" / "plan.json"
-    return Plan(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    """The publication that was staged and not carried out to its end. Raises UserError if its plan is damaged."""
+    path = publish_folder(workspace) / "plan.json"
+    try:
+        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged, or of a newer version: `vabal abandon` drops that publication") from None
 
 
 def carry_out(
@@ -341,16 +398,18 @@ def carry_out(
     """Carry a staged publication out to its end; None if there is none. Call with the workspace locked.
 
     `finish` closes what lies outside (MLflow's run, aliases) and must be repeatable; `reached` hears the name of each
-    step once it is done; without `push` the next publication sends this one along. Raises Unavailable if S3 or MLflow
-    is away: nothing is lost, the next call goes on.
+    step once it is done; without `push` the next publication sends this one along. Raises Unavailable if S3, MLflow or
+    the git remote is away: nothing is lost, the next call goes on. Raises Overtaken if the git remote has another
+    round of this number: nothing is committed or tagged then that was not before, and the publication waits to be
+    withdrawn.
     """
     plan = pending_publication(workspace)
     if plan is None:
         return None
+    if is_withdrawn(workspace):
+        raise UserError(f"round {plan.round} is half withdrawn: `vabal abandon` ends that")
     reached = reached or (lambda _step: None)
-    folder = workspace.state / "publish"
-    for name, sha256 in plan.files.items():
-        _move_into_place(folder / "data" / name, workspace.data / name, sha256)
+    _place_all(workspace, versions, plan)
     reached("moved")
     versions.add()
     reached("added")
@@ -359,31 +418,165 @@ def carry_out(
     else:
         versions.defer_push()
     reached("pushed")
-    versions.commit(["data.dvc"], plan.message.splitlines()[0])
-    reached("committed")
-    versions.tag(tag_name(plan.round), plan.message)
-    reached("tagged")
+    tag = tag_name(plan.round)
+    there = False  # published at the remote already, by a call that did not come to its end
     if plan.git_remote:
-        versions.push_git(plan.git_remote, [tag_name(plan.round)])
+        there = _is_ours(versions, plan.git_remote, tag)
+    if not there:
+        versions.commit(["data.dvc"], plan.subject)
+        reached("committed")
+        versions.tag(tag, plan.message)
+        reached("tagged")
+        if plan.git_remote:
+            _push_git(versions, plan, tag)
     if finish:
         finish(plan)
     reached("finished")
     inbox.remove(workspace.inbox, plan.inbox)
     (workspace.state / "round.json").unlink(missing_ok=True)
     reached("emptied")
-    gone = workspace.state / f"publish.{uuid.uuid4().hex}"
-    folder.rename(gone)
-    shutil.rmtree(gone)
+    clear(workspace)
     return plan
 
 
-def _move_into_place(staged: Path, target: Path, sha256: str) -> None:
-    if staged.exists():
-        make_folder(target.parent)
-        staged.replace(target)
-        sync_folder(target.parent)
-    elif not target.exists() or file_sha256(target) != sha256:
-        raise UserError(f"{target} was changed while its round was being published: restore it, then run this again")
+def clear(workspace: Workspace) -> None:
+    """Remove what was staged: from then on no publication is pending."""
+    gone = workspace.state / f"publish.{uuid.uuid4().hex}"
+    with workspace.data_lock(alone=True):
+        publish_folder(workspace).rename(gone)
+    shutil.rmtree(gone)
+
+
+def _is_ours(versions: Versions, remote: str, tag: str) -> bool:
+    """Whether the remote has the tag. Raises Overtaken if it stands at another commit than here."""
+    theirs = versions.remote_tags(remote).get(tag)
+    if theirs is not None and theirs != versions.commit_of(tag):
+        raise Overtaken(f"another machine has published {tag} at git remote {remote} first")
+    return theirs is not None
+
+
+def refuse_overtaken(versions: Versions, remote: str, round_number: int) -> None:
+    """Raises Overtaken if the git remote has this round, which is not published here, already."""
+    _is_ours(versions, remote, tag_name(round_number))
+
+
+def _push_git(versions: Versions, plan: Plan, tag: str) -> None:
+    """The push is the lock between machines. Commits of others that are no round are gone below."""
+    remote = str(plan.git_remote)
+    try:
+        versions.push_git(remote, [tag])
+    except UserError:  # refused, or away: what the remote has tells which
+        if _is_ours(versions, remote, tag):
+            return
+        versions.follow(remote)
+        versions.tag(tag, plan.message)
+        versions.push_git(remote, [tag])
+
+
+# -- what a publication puts into data/ -----------------------------------------------------------------------------
+
+
+@contextmanager
+def reading(workspace: Workspace, versions: Versions) -> Iterator[None]:
+    """`data/` stays as one round left it while the block runs.
+
+    A publication or withdrawal that was cut short in the midst of its files is first brought to where data/ is whole;
+    that needs no server. One that is under way is waited for.
+    """
+    while True:
+        with workspace.data_lock(alone=False):
+            if not _is_torn(workspace):
+                yield
+                return
+        plan = pending_publication(workspace)
+        if plan is not None:
+            _place_all(workspace, versions, plan)
+
+
+def _is_torn(workspace: Workspace) -> bool:
+    plan = pending_publication(workspace)
+    if plan is None:
+        return False
+    if is_withdrawn(workspace):
+        return not (publish_folder(workspace) / BROUGHT_BACK).exists()
+    return not all(_is_file(workspace.data / name, sha256) for name, sha256 in plan.files.items())
+
+
+WITHDRAWN, BROUGHT_BACK = "withdrawn", "brought-back"  # marks beside the plan
+
+
+def is_withdrawn(workspace: Workspace) -> bool:
+    """Whether the pending publication is being taken back instead of being carried out."""
+    return (publish_folder(workspace) / WITHDRAWN).exists()
+
+
+def _place_all(workspace: Workspace, versions: Versions, plan: Plan) -> None:
+    """Every file of the plan in `data/`, beside all that its round builds on; or, of one that is withdrawn, none."""
+    with workspace.data_lock(alone=True):
+        if not publish_folder(workspace).exists():
+            return  # another process has ended it meanwhile
+        if is_withdrawn(workspace):
+            take_back(workspace, versions, plan)
+            return
+        _put_all(workspace, plan)
+        if _missing(workspace.data, plan):
+            versions.bring_back()
+            _put_all(workspace, plan)
+        if lost := _missing(workspace.data, plan):
+            raise UserError(
+                f"data/{lost} is not as round {plan.round} left it while it was being published: `vabal abandon`, "
+                "then `vabal round`"
+            )
+
+
+def take_back(workspace: Workspace, versions: Versions, plan: Plan) -> None:
+    """Commit and tag of a withdrawn publication are undone, `data/` is as it was. Hold `data/` alone."""
+    mark = publish_folder(workspace) / BROUGHT_BACK
+    if not mark.exists():
+        versions.undo(tag_name(plan.round), plan.message)
+        versions.bring_back()
+        write_bytes(mark, b"")
+
+
+def _put_all(workspace: Workspace, plan: Plan) -> None:
+    for name, sha256 in plan.files.items():
+        _put(publish_folder(workspace) / "data" / name, workspace.data / name, sha256)
+
+
+def _put(staged: Path, target: Path, sha256: str) -> None:
+    """A copy, so that what is staged outlives whatever becomes of `data/` until the publication's end."""
+    if _is_file(target, sha256):
+        return
+    if not _is_file(staged, sha256):
+        raise UserError(f"{staged} is gone or was changed: `vabal abandon` drops this publication, then `vabal round`")
+    make_folder(target.parent)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        shutil.copyfile(staged, temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(target.parent)
+
+
+def _is_file(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_sha256(path) == sha256
+
+
+def _missing(data: Path, plan: Plan) -> str | None:
+    """A file that the round's manifest names and `data/` lacks, or has with other content; None if all is there."""
+    path = round_folder(data, plan.round) / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    tables = manifest.get("tables") or {}
+    wrong = [name for name, sha256 in tables.items() if not _is_file(data / name, sha256)]
+    wrong += [f"images/{name}.parquet" for name in manifest.get("shards") or {}]
+    wrong += [f"rounds/{number:04d}/manifest.json" for number in range(plan.round)]
+    return next((name for name in wrong if name in tables or not (data / name).is_file()), None)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ A `Night` says what a round works on; a stage's output is named by its key, so c
 look-up. Nothing here knows Prefect, MLflow or DVC: `flows` wires these functions, and so can a script.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,11 +180,14 @@ def _take_in(workspace: Workspace, begun: OpenRound, folder: Path) -> None:
     before = pools.load(workspace.data)
     events, arrivals = inbox.read(workspace.inbox, list(begun.inbox))
     after, counts, said = before, Counter[str](), []
+    _refuse_unreadable(arrivals)
     for arrival in arrivals:
         after, came = pools.apply_images(after, arrival.catalog, begun.round)
         counts.update(_counts(came))
         said += [f"{name}: left out, the pool has it already" for name in came.duplicates]
-    after, came = pools.apply_labels(after, events, begun.round)
+    taken = pools.among(events["source"], before.label_events["source"])  # the very same file, by another machine
+    said += [f"{name}: taken in by an earlier round already" for name in events.loc[taken, "source"].unique()]
+    after, came = pools.apply_labels(after, events[~taken].reset_index(drop=True), begun.round)
     counts.update(_counts(came))
     said += [f"{name}: a label for an image that no round took in" for name in came.unknown]
     written = pools.save(after, folder, before)
@@ -191,7 +195,7 @@ def _take_in(workspace: Workspace, begun: OpenRound, folder: Path) -> None:
         if name not in written:
             (folder / name).hardlink_to(workspace.data / name)
     (folder / "images").mkdir()
-    for source in [*(workspace.data / "images").glob("*.parquet"), *_arrived_shards(after, arrivals)]:
+    for source in [*(workspace.data / "images").glob("*.parquet"), *_arrived_shards(after, arrivals, before)]:
         (folder / "images" / source.name).hardlink_to(source)
     candidates = _write_roles(after, folder)
     missing = sorted(set(after.classes) - set(after.labeled["label"]))
@@ -214,10 +218,27 @@ def _counts(came: pools.IntakeReport) -> dict[str, int]:
     return {key: len(value) if isinstance(value, list) else value for key, value in came.to_dict().items()}
 
 
-def _arrived_shards(after: pools.Pools, arrivals: Sequence[inbox.Arrival]) -> list[Path]:
-    """New shards of which at least one image was taken in."""
-    used = set(after.catalog["shard"].unique())
-    return [path for arrival in arrivals for path in sorted(arrival.shards.glob("*.parquet")) if path.stem in used]
+def _arrived_shards(after: pools.Pools, arrivals: Sequence[inbox.Arrival], before: pools.Pools) -> list[Path]:
+    """New shards of which at least one image was taken in.
+
+    Their names tell their content: one that the pool has (another machine took in the same images) is there already.
+    """
+    used = set(after.catalog["shard"].unique()) - set(before.catalog["shard"].unique())
+    found = (path for arrival in arrivals for path in sorted(arrival.shards.glob("*.parquet")) if path.stem in used)
+    return list({path.name: path for path in found}.values())
+
+
+def _refuse_unreadable(arrivals: Sequence[inbox.Arrival]) -> None:
+    """Raises UserError naming the entry of the inbox whose shards are not those of its catalog, with the way out."""
+    for arrival in arrivals:
+        expected = dict(zip(arrival.catalog["sample_id"], arrival.catalog["sha256"], strict=True))
+        try:
+            read = images.encoded_many(arrival.shards.parent, arrival.catalog)
+            found = {name: hashlib.sha256(content).hexdigest() for name, content in read}
+        except (UserError, pa.ArrowException, OSError):
+            found = {}
+        if found != expected:
+            raise UserError(f"inbox/{arrival.name}: its images are damaged; {inbox.MEND}")
 
 
 def _shard_digests(workspace: Workspace, folder: Path, after: pools.Pools) -> dict[str, str]:

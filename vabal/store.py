@@ -38,6 +38,7 @@ _TAKEN: Final = ("data", "inbox", "quarantine", "mlruns", ".git", ".dvc")
 BOOKKEEPING = (
     *("audit", "bench", "champion", "checkout", "cli", "comparison", "derivation", "findings", "initial", "manifests"),
     *("promotion", "protocols", "reference", "report", "simulation", "statistics", "tables", "verification"),
+    "withdrawal",
 )
 
 

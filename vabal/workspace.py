@@ -131,7 +131,8 @@ class Workspace:
 
     def require_round_zero(self) -> None:
         """Raises UserError unless `data/` is here, with the way to get it."""
-        if (self.data / "catalog.parquet").is_file():
+        half_published = (self.state / "publish" / "plan.json").is_file()  # what it needs is brought when it goes on
+        if half_published or (self.data / "catalog.parquet").is_file():
             return
         if (self.root / "data.dvc").is_file():
             raise UserError(f"{self.data} is missing: `vabal checkout` brings it (needs the S3 address and keys)")
@@ -158,6 +159,27 @@ class Workspace:
                     time.sleep(0.1)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "purpose": purpose}).encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def data_lock(self, *, alone: bool, wait: float = 600.0) -> Iterator[None]:
+        """Hold `data/` as it is: those who read it together, whoever changes files in it alone.
+
+        Short, and taken by readers too, unlike `lock`. Raises UserError if it is still taken after `wait` seconds.
+        """
+        descriptor = os.open(self.state / "data.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            deadline = time.monotonic() + wait
+            while True:
+                try:
+                    fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise UserError(f"{self.data} is in use by another command: try again once it ended") from None
+                    time.sleep(0.05)
             yield
         finally:
             os.close(descriptor)

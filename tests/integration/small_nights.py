@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from vabal import inbox, pools, record, requests, rounds, stages
 from vabal.adapters.versioning import Versioning
@@ -87,21 +89,39 @@ def _estimate(night: Night, trained: Ref, extracted: Sequence[Ref]) -> dict[str,
     return {"terms": terms, "shards": [stages.estimate_likelihood(night, ref, encoded) for ref in extracted]}
 
 
-def stage(place: Workspace, strategy: str | None = None) -> Plan:
+def stage(place: Workspace, strategy: str | None = None, *, git_remote: str | None = None) -> Plan:
     """A night up to its staged publication."""
     night = begin(place, strategy)
     model = {"name": "none", "version": str(night.round.round), "sha256": "0" * 64}
     plan, contents = record.assemble(night, learn(night), model, mlflow_run="run", flow_run=None, now=datetime.now(UTC))
+    plan = replace(plan, git_remote=git_remote)
     rounds.stage(place, plan, contents)
     return plan
 
 
-def night(place: Workspace, strategy: str | None = None) -> Plan:
+def night(place: Workspace, strategy: str | None = None, *, git_remote: str | None = None) -> Plan:
     """A whole night."""
-    stage(place, strategy)
+    stage(place, strategy, git_remote=git_remote)
     done = rounds.carry_out(place, Versioning(place.root))
     assert done is not None
     return done
+
+
+def pending(place: Workspace) -> list[str]:
+    return inbox.pending(place.inbox)
+
+
+def is_published(repository: Path, tag: str) -> bool:
+    return tag in git(repository, "tag").split()
+
+
+def pictures(folder: Path) -> Path:
+    """Three new images, the same ones each time."""
+    folder.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(100 + number).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
 
 
 def take(place: Workspace, labels: dict[str, str], file: str = "labels.csv") -> str:

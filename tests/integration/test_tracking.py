@@ -349,3 +349,39 @@ def test_a_rounds_bookkeeping_takes_less_than_three_seconds(tracking: Tracking, 
     tracking.set_alias("challenger", version.version)  # type: ignore[attr-defined]
     tracking.close(run_id)
     assert time.monotonic() - start < 3
+
+
+# -- rounds that were not published ---------------------------------------------------------------------------------
+
+
+def test_two_clones_share_no_run_or_version_and_the_second_ones_do_not_count(
+    tracking: Tracking, client: MlflowClient, tmp_path: Path
+) -> None:
+    first, second = (Tracking(tracking.workspace, tracking.uri, owner=name) for name in ("first", "second"))
+    runs = [clone.open_round(1, KEY, SETTINGS, inputs=["labels/1"]) for clone in (first, second)]
+    made = [register(clone, run, weights(tmp_path)) for clone, run in zip((first, second), runs, strict=True)]
+    assert len(set(runs)) == 2
+    assert [version.version for version in made] == ["1", "2"]  # type: ignore[attr-defined]
+    assert first.open_round(1, KEY, SETTINGS, inputs=["labels/1"]) == runs[0]
+    for version in ("1", "2"):
+        first.set_alias("challenger", version)
+    second.withdraw(1, KEY, "lost", "1")
+    second.withdraw(1, KEY, "lost", "1")
+    assert client.get_run(runs[0]).info.status == "RUNNING"
+    lost = client.get_run(runs[1])
+    assert (lost.info.status, lost.data.tags["vabal.status"]) == ("KILLED", "lost")
+    assert second.version("2").tags["vabal.status"] == "lost"
+    assert "vabal.status" not in second.version("1").tags
+    assert second.version_by_alias("challenger").version == "1"  # type: ignore[union-attr]
+    again = second.open_round(1, KEY, SETTINGS, inputs=["labels/1"])
+    assert again not in runs
+    assert register(second, again, weights(tmp_path)).version == "3"  # type: ignore[attr-defined]
+
+
+def test_other_inputs_take_another_run_in_the_place_of_the_unfinished_one(
+    tracking: Tracking, client: MlflowClient
+) -> None:
+    first = tracking.open_round(1, KEY, SETTINGS, inputs=["labels/1"])
+    second = tracking.open_round(1, KEY, SETTINGS, inputs=["labels/1", "labels/2"])
+    assert second != first
+    assert [run.info.run_id for run in runs_of(client, tracking)] == [second]  # type: ignore[attr-defined]

@@ -67,7 +67,9 @@ def test_round_0_is_published_under_a_tag_that_names_its_manifest(tmp_path: Path
     versions = Versioning(root)
     assert audit.verify(root / "data", {name: versions.tag_message(name) for name in versions.tags()}).ok
     assert len((root / ".vabal" / "oracle.csv").read_text().splitlines()) == 1 + 39
-    assert sorted(path.name for path in (root / ".vabal").iterdir()) == ["dvc", "lock", "oracle.csv", "push-deferred"]
+    assert sorted(path.name for path in (root / ".vabal").iterdir()) == [
+        *("data.lock", "dvc", "lock", "oracle.csv", "push-deferred")
+    ]
 
 
 def test_the_same_arguments_make_the_same_bytes_and_another_seed_others(tmp_path: Path, source: str) -> None:

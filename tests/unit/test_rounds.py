@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ class Recording:
     def tag(self, name: str, message: str) -> None:
         self._note("tag", name, message)
 
+    def bring_back(self) -> None:
+        self._note("bring_back")
+
+    def undo(self, name: str, message: str) -> None:
+        self._note("undo", name, message)
+
+    def follow(self, remote: str) -> None:
+        self._note("follow", remote)
+
+    def commit_of(self, name: str) -> str | None:
+        return name
+
+    def remote_tags(self, remote: str) -> dict[str, str]:
+        self._note("remote_tags", remote)
+        return {}
+
     def push_git(self, remote: str, names: list[str]) -> None:
         self._note("push_git", remote, tuple(names))
 
@@ -108,14 +125,35 @@ def test_the_tags_message_tells_the_counts_and_the_manifests_digest() -> None:
 # -- the open round -----------------------------------------------------------------------------------------------
 
 
-def test_a_round_that_was_begun_keeps_what_it_takes_in_whatever_comes_later(workspace: Workspace) -> None:
+def test_a_round_that_has_learned_keeps_what_it_takes_in_whatever_comes_later(workspace: Workspace) -> None:
     begun = rounds.open_round(workspace, ["labels/000001-aaaaaaaa.parquet"], NOW)
     assert begun == OpenRound(
         1, rounds.head(workspace.data).digest, ("labels/000001-aaaaaaaa.parquet",), "2024-06-01T02:00:00+00:00"
     )
     later = datetime(2024, 6, 2, tzinfo=UTC)
+    rounds.keep(workspace, begun)
+    begun = replace(begun, learned=True)
     assert rounds.open_round(workspace, ["labels/000002-bbbbbbbb.parquet"], later) == begun
     assert OpenRound.from_json(json.loads(json.dumps(begun.to_json()))) == begun
+
+
+def test_a_round_that_has_not_learned_or_has_failed_takes_in_what_came_meanwhile(workspace: Workspace) -> None:
+    first, second = ["labels/000001-aaaaaaaa.parquet"], ["labels/000001-aaaaaaaa.parquet", "images/000003-cccccccc"]
+    begun = rounds.open_round(workspace, first, NOW)
+    again = rounds.open_round(workspace, second, NOW)
+    assert again.inbox == tuple(second)
+    rounds.keep(workspace, again)
+    assert rounds.open_round(workspace, first, NOW).inbox == tuple(second)
+    rounds.reopen(workspace)
+    assert rounds.open_round(workspace, first, NOW) == begun
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b'{"round": 1, "parent": "x", "inbox": 3, "started": ""}']
+)
+def test_a_damaged_note_of_a_begun_round_is_no_round(workspace: Workspace, content: bytes) -> None:
+    (workspace.state / "round.json").write_bytes(content)
+    assert rounds.open_round(workspace, [], NOW).round == 1
 
 
 def test_a_begun_round_is_given_up_when_its_parent_or_its_inbox_changed(workspace: Workspace) -> None:
@@ -151,7 +189,7 @@ def staged(workspace: Workspace, **more: Any) -> Plan:
     return plan
 
 
-STEPS = ("add", "push", "commit", "tag", "push_git", "finish")
+STEPS = ("add", "push", "remote_tags", "commit", "tag", "push_git", "finish")
 
 
 def test_a_publication_goes_its_steps_in_order_and_leaves_nothing_behind(workspace: Workspace) -> None:
@@ -165,6 +203,7 @@ def test_a_publication_goes_its_steps_in_order_and_leaves_nothing_behind(workspa
     assert versions.calls == [
         ("add",),
         ("push",),
+        ("remote_tags", "origin"),
         ("commit", ("data.dvc",), "round 1: 2 picked"),
         ("tag", "round/0001", plan.message),
         ("push_git", "origin", ("round/0001",)),
@@ -174,7 +213,7 @@ def test_a_publication_goes_its_steps_in_order_and_leaves_nothing_behind(workspa
     assert (workspace.data / "labeled.parquet").read_bytes() == b"new labels"
     left = sorted(path.name for path in workspace.inbox.rglob("*") if not path.is_dir())
     assert left == ["000002-bbbbbbbb.parquet"]
-    assert list(workspace.state.iterdir()) == []
+    assert [path.name for path in workspace.state.iterdir()] == ["data.lock"]
     assert rounds.carry_out(workspace, versions) is None
 
 
@@ -203,12 +242,26 @@ def test_without_s3_the_push_is_left_to_the_next_publication(workspace: Workspac
     assert [name for name, *_ in versions.calls] == ["add", "defer_push", "commit", "tag"]
 
 
-def test_a_file_changed_while_its_round_was_being_published_stops_it(workspace: Workspace) -> None:
+def test_a_file_changed_while_its_round_was_being_published_is_put_right(workspace: Workspace) -> None:
     staged(workspace)
     with pytest.raises(Unavailable):
         rounds.carry_out(workspace, Recording("add"))
     (workspace.data / "labeled.parquet").write_bytes(b"by hand")
-    with pytest.raises(UserError, match=r"labeled\.parquet was changed while its round was being published"):
+    rounds.carry_out(workspace, Recording())
+    assert (workspace.data / "labeled.parquet").read_bytes() == b"new labels"
+
+
+def test_a_file_that_an_earlier_version_moved_into_place_is_taken_as_it_is(workspace: Workspace) -> None:
+    staged(workspace)
+    (workspace.state / "publish" / "data" / "labeled.parquet").replace(workspace.data / "labeled.parquet")
+    rounds.carry_out(workspace, Recording())
+    assert (workspace.data / "labeled.parquet").read_bytes() == b"new labels"
+
+
+def test_a_staged_file_that_was_changed_stops_it_with_the_way_out(workspace: Workspace) -> None:
+    staged(workspace)
+    (workspace.state / "publish" / "data" / "labeled.parquet").write_bytes(b"by hand")
+    with pytest.raises(UserError, match=r"is gone or was changed: `vabal abandon` drops this publication"):
         rounds.carry_out(workspace, Recording())
 
 

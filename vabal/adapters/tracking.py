@@ -45,6 +45,7 @@ with warnings.catch_warnings():
 WORKSPACE, ROUND, ROUND_KEY = "vabal.workspace", "vabal.round", "vabal.round_key"
 SETTINGS, WEIGHTS = "vabal.settings_sha256", "vabal.weights_sha256"
 FILES = "vabal.files"  # the sha256 of every file of a version
+OWNER, STATUS = "vabal.clone", "vabal.status"  # who made it; of what does not count: lost or abandoned
 CELL_KEY = "vabal.cell"  # of a benchmark
 MODEL_FOLDER = "model"
 SERVING_SOURCE = Path(__file__).with_name("serving.py")
@@ -115,14 +116,21 @@ def _explained(method: Callable[P, T]) -> Callable[P, T]:
 class Tracking:
     """One workspace's experiment and registered model on an MLflow server."""
 
-    def __init__(self, workspace_name: str, uri: str | None = None, experiment: str = "vabal") -> None:
-        """`uri` defaults to `MLFLOW_TRACKING_URI`. Nothing is contacted yet. Raises UserError if neither is set."""
+    def __init__(
+        self, workspace_name: str, uri: str | None = None, experiment: str = "vabal", *, owner: str = ""
+    ) -> None:
+        """`uri` defaults to `MLFLOW_TRACKING_URI`. Nothing is contacted yet. Raises UserError if neither is set.
+
+        `owner` tells this clone of the workspace from others: runs and versions of an open round are found again by the
+        clone that made them alone.
+        """
         address = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
         if not address:
             raise UserError("MLFLOW_TRACKING_URI is not set: start the local stack (`vabal up`) or name a server")
         _narrow_defaults()
         prefix = "" if workspace_name == "default" else f"{workspace_name}-"
         self.workspace = workspace_name
+        self.owner = owner
         self.uri = address.rstrip("/")
         self.experiment_name = f"{prefix}{experiment}"
         self.model_name = f"{prefix}vabal-classifier"
@@ -165,24 +173,27 @@ class Tracking:
         round_key: str,
         settings: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
+        *,
+        inputs: Sequence[str] = (),
     ) -> str:
         """The id of the round's run: found again by workspace, round and `round_key`, else made; never doubled.
 
         `round_key` is the digest of the parent manifest; `settings` are logged as parameters with dotted names. Since
-        MLflow's parameters cannot be changed, an unfinished run of the same round with other settings is deleted
-        (MLflow keeps it in its bin) and a new one takes its place.
+        MLflow's parameters cannot be changed, an unfinished run of the same round with other settings, or of other
+        `inputs`, is deleted (MLflow keeps it in its bin) and a new one takes its place.
         """
         params = dict(_flatten(settings))
         identity = {WORKSPACE: self.workspace, ROUND: str(round_number), ROUND_KEY: round_key}
-        settings_sha256 = hashlib.sha256(canonical_json(params)).hexdigest()
+        hashed = params | ({"inputs": list(inputs)} if inputs else {})
+        settings_sha256 = hashlib.sha256(canonical_json(hashed)).hexdigest()
         experiment = self._experiment()
-        if self._choose(found := self._runs(experiment, identity), settings_sha256) is None:
+        if self._choose(found := self._own_runs(experiment, identity), settings_sha256) is None:
             self._client.create_run(
                 experiment,
                 run_name=f"round {round_number:04d}",
-                tags={**(tags or {}), **identity, SETTINGS: settings_sha256},
+                tags={**(tags or {}), **identity, **self._owned, SETTINGS: settings_sha256},
             )
-            found = self._runs(experiment, identity)
+            found = self._own_runs(experiment, identity)
         run = self._choose(found, settings_sha256)
         if run is None:
             raise UserError(f"MLflow at {self.uri} does not list the run that it just made: look at its log")
@@ -195,6 +206,25 @@ class Tracking:
         for chunk in _chunks(missing, PARAMS_A_CALL):
             self._client.log_batch(run.info.run_id, params=chunk)
         return str(run.info.run_id)
+
+    @_explained
+    def withdraw(self, round_number: int, round_key: str, status: str, challenger: str | None) -> None:
+        """The round's unpublished runs end as KILLED, its versions are tagged with `status`: neither counts any more.
+
+        Where the alias points at one of them it goes back to the version `challenger`. Repeatable.
+        """
+        identity = {WORKSPACE: self.workspace, ROUND: str(round_number), ROUND_KEY: round_key}
+        for run in self._own_runs(self._experiment(), identity):
+            self._client.set_terminated(run.info.run_id, "KILLED")
+            self._client.set_tag(run.info.run_id, STATUS, status)  # last: what has it is not looked at again
+        pointed = self.version_by_alias("challenger")
+        for version in self._versions(round_number, round_key):
+            if pointed is not None and pointed.version == version.version:
+                if challenger is None:
+                    self._client.delete_registered_model_alias(self.model_name, "challenger")
+                else:
+                    self.set_alias("challenger", challenger)
+            self.tag_version(version.version, {STATUS: status})
 
     @_explained
     def log_cell(self, cell: Mapping[str, Any]) -> str:
@@ -290,7 +320,7 @@ class Tracking:
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
         identity = {WORKSPACE: self.workspace, ROUND: str(round_number), ROUND_KEY: round_key, WEIGHTS: sha256}
         identity[FILES] = canonical_json(files).decode("utf-8")
-        self._create_version(source, run_id, {**(tags or {}), **identity})
+        self._create_version(source, run_id, {**(tags or {}), **identity, **self._owned})
         kept, *doubled = self._versions(round_number, round_key, sha256)
         for version in doubled:  # a request whose answer was lost is sent again
             self._client.delete_model_version(self.model_name, version.version)
@@ -397,6 +427,17 @@ class Tracking:
             raise UserError(f"MLflow's experiment {self.experiment_name} was deleted: restore it in MLflow")
         return str(found.experiment_id)
 
+    @property
+    def _owned(self) -> dict[str, str]:
+        return {OWNER: self.owner} if self.owner else {}
+
+    def _is_own(self, tags: Mapping[str, str]) -> bool:
+        """Made by this clone (or before clones were told apart), and not withdrawn."""
+        return STATUS not in tags and (not self.owner or tags.get(OWNER, self.owner) == self.owner)
+
+    def _own_runs(self, experiment: str, identity: Mapping[str, str]) -> list[Run]:
+        return [run for run in self._runs(experiment, identity) if self._is_own(run.data.tags)]
+
     def _runs(self, experiment: str, identity: Mapping[str, str]) -> list[Run]:
         runs = self._client.search_runs([experiment], _filter(identity))
         return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
@@ -408,7 +449,8 @@ class Tracking:
     def _versions(self, round_number: int, round_key: str, sha256: str | None = None) -> list[Version]:
         identity = {ROUND: str(round_number), ROUND_KEY: round_key} | ({WEIGHTS: sha256} if sha256 else {})
         found = self._client.search_model_versions(f"name = '{self.model_name}' and {_filter(identity)}")
-        return sorted((_version(item) for item in found), key=lambda version: int(version.version))
+        own = (version for version in map(_version, found) if self._is_own(version.tags))
+        return sorted(own, key=lambda version: int(version.version))
 
     def _create_version(self, source: str, run_id: str, tags: dict[str, str]) -> None:
         try:

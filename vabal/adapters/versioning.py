@@ -182,14 +182,17 @@ class Versioning:
         return True
 
     def tag(self, name: str, message: str) -> None:
-        """An annotated tag at HEAD, signed where `sign` says so.
+        """An annotated tag at the round's commit, signed where `sign` says so.
 
-        Raises UserError if it stands already and says something else, or git cannot sign.
+        One that says the same but stands beside the branch (a rebase) is moved there. Raises UserError if there is one
+        that says something else, or git cannot sign.
         """
         if name in self.tags():
-            if self.tag_message(name) == message.strip():
+            if self.tag_message(name) != message.strip():
+                raise UserError(f"git tag {name} exists already and records something else: look at `git show {name}`")
+            if self.contains("HEAD", name) or not name.startswith("round/"):
                 return
-            raise UserError(f"git tag {name} exists already and records something else: look at `git show {name}`")
+            self._git("tag", "--delete", name)
         how = "--sign" if self.sign else "--annotate"
         self._git(
             *self._as_someone(),
@@ -247,6 +250,54 @@ class Versioning:
         else:
             (self.root / path).unlink(missing_ok=True)
         self._git("reset", "--quiet", "--", path)
+
+    def undo(self, name: str, message: str) -> None:
+        """Take back the tag `name` that says `message`, and the commit of `data.dvc` that it names in its first line.
+
+        Where others came on top of that commit, a new one undoes it. `data.dvc` is as it was before.
+        """
+        if name in self.tags() and self.tag_message(name) == message.strip():
+            self._git("tag", "--delete", name)
+        subject = message.splitlines()[0]
+        commit = self._commit_of_pointer(subject)
+        if commit is not None and commit == self.commit_of("HEAD"):
+            self._git("reset", "--quiet", "--soft", "HEAD~1")
+        elif commit is not None and (before := self.committed("data.dvc", f"{commit}~1")) is not None:
+            write_bytes(self.root / "data.dvc", before)
+            self.commit(["data.dvc"], f"Undone: {subject}")
+        if self.committed("data.dvc") is not None:
+            self._git("checkout", "--quiet", "HEAD", "--", "data.dvc")
+
+    def _commit_of_pointer(self, subject: str) -> str | None:
+        """The newest of the last commits that has this subject and changes `data.dvc` alone."""
+        if self.commit_of("HEAD") is None:
+            return None
+        for line in self._git("log", "--max-count=50", "--format=%H %s").splitlines():
+            commit, _, said = line.partition(" ")
+            if said == subject and self._git("show", "--format=", "--name-only", "--relative", commit).split() == [
+                "data.dvc"
+            ]:
+                return commit
+        return None
+
+    def follow(self, remote: str) -> None:
+        """The branch, with commits of our own on top, from where the remote's is; and its rounds' tags.
+
+        Raises UserError, the branch being as it was, where that takes a decision.
+        """
+        branch = self.branch()
+        if branch is None:
+            raise UserError(f"{self.root} has a detached HEAD: `vabal checkout newest` goes back to the branch")
+        address = checked_remote(remote)
+        self._git("fetch", "--quiet", "--no-tags", "--", address, "refs/tags/round/*:refs/tags/round/*")
+        self._git("fetch", "--quiet", "--no-tags", "--", address, f"refs/heads/{branch}")
+        try:
+            self._git(*self._as_someone(), "rebase", "--quiet", "--autostash", "FETCH_HEAD")
+        except UserError as error:
+            self._run(["git", "rebase", "--abort"])
+            raise UserError(
+                f"{error}: bring {branch} and that of {remote} together by hand: `git pull --rebase {remote} {branch}`"
+            ) from None
 
     def tags(self, pattern: str = "round/*") -> list[str]:
         return self._git("tag", "--list", pattern).split()
