@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -417,6 +418,39 @@ def checkout(
     place = _workspace()
     with place.lock("vabal checkout"):
         typer.echo(check_out(place, Versioning(place.root), wanted, force=force))
+
+
+@app.command()
+def replay(
+    round_number: Annotated[int, typer.Argument(metavar="ROUND", help="The round to compute again.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compute a past round again from its pinned pools, settings and seed, and compare weights, scores and picks.
+
+    Example: `vabal replay 2`
+    """
+    import shutil
+
+    from vabal.adapters.versioning import Versioning
+    from vabal.replay import replay as replay_round
+    from vabal.rounds import tag_name
+    from vabal.workspace import Workspace
+
+    place = _workspace()
+    versions = Versioning(place.root)
+    if tag_name(round_number) not in versions.tags():
+        raise UserError(f"git has no tag {tag_name(round_number)} (`git fetch --tags` brings those of a remote)")
+    scratch = place.state / "replay" / uuid.uuid4().hex
+    scratch.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        versions.clone_at(scratch, tag_name(round_number)).bring_back()
+        with _bars():
+            again = replay_round(Workspace(scratch), round_number)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _say(again, as_json)
+    if not again.identical and not again.versions:
+        raise typer.Exit(1)
 
 
 @app.command()

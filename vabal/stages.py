@@ -197,12 +197,42 @@ def _take_in(workspace: Workspace, begun: OpenRound, folder: Path) -> None:
     (folder / "images").mkdir()
     for source in [*(workspace.data / "images").glob("*.parquet"), *_arrived_shards(after, arrivals, before)]:
         (folder / "images" / source.name).hardlink_to(source)
+    _write_report(workspace, begun.round, after, folder, counts, said, written)
+
+
+def intake_again(workspace: Workspace, begun: OpenRound, after: pools.Pools) -> str:
+    """The view of a past round's intake, from the pools that are known to have come of it; the key of that view.
+
+    `workspace` has that round's `data/`: its shards are those that the round saw.
+    """
+    store = own_store(workspace)
+    key = stage_key("intake", {}, {"parent": begun.parent, "round": begun.round, "inbox": "again"})
+    if store.get("intake", key) is None:
+        with store.produce("intake", key) as folder:
+            written = pools.save(after, folder)
+            (folder / "images").mkdir()
+            for source in (workspace.data / "images").glob("*.parquet"):
+                (folder / "images" / source.name).hardlink_to(source)
+            _write_report(workspace, begun.round, after, folder, Counter(), [], written)
+    return key
+
+
+def _write_report(
+    workspace: Workspace,
+    round_number: int,
+    after: pools.Pools,
+    folder: Path,
+    counts: Counter[str],
+    said: list[str],
+    written: list[str],
+) -> None:
+    """`roles/` and `intake.json`, behind the view's tables and images."""
     candidates = _write_roles(after, folder)
     missing = sorted(set(after.classes) - set(after.labeled["label"]))
     if missing and len(after.labeled):
         said.append(f"no labelled sample yet of {', '.join(missing)}: the classifier cannot know them")
     document = {
-        "round": begun.round,
+        "round": round_number,
         "classes": list(after.classes),
         "digests": pools.digests(after),
         "shards": _shard_digests(workspace, folder, after),

@@ -37,8 +37,8 @@ _TAKEN: Final = ("data", "inbox", "quarantine", "mlruns", ".git", ".dvc")
 # Modules that no stage's output depends on.
 BOOKKEEPING = (
     *("audit", "bench", "champion", "checkout", "cli", "comparison", "derivation", "findings", "initial", "manifests"),
-    *("promotion", "protocols", "reference", "report", "simulation", "statistics", "tables", "verification"),
-    "withdrawal",
+    *("outside", "promotion", "protocols", "reference", "replay", "report", "simulation", "statistics", "tables"),
+    *("verification", "withdrawal"),
 )
 
 

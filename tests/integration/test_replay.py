@@ -1,0 +1,57 @@
+"""A past round computed again, in a clone that has only git and the S3 address."""
+
+from pathlib import Path
+
+import pytest
+from running import RunningStack
+from workspaces import TwoNights, ask, call, done, git
+
+from vabal import stages
+
+
+@pytest.fixture
+def clone(nights: TwoNights, stack: RunningStack, tmp_path: Path) -> Path:
+    git(tmp_path, "clone", "--quiet", str(nights.root), "clone")
+    done(call(tmp_path / "clone", "checkout"))
+    return tmp_path / "clone"
+
+
+def test_both_nights_come_out_the_same_bit_for_bit(clone: Path) -> None:
+    for number in (1, 2):
+        said = done(call(clone, "replay", str(number)))
+        assert said.out.splitlines()[-1] == f"round {number} again: identical"
+        assert "weights of the classifier: the same bytes" in said.out
+        assert "8 picks: the same, in the same order" in said.out
+    assert list((clone / ".vabal" / "replay").iterdir()) == []
+    assert git(clone, "status", "--porcelain") == ""
+
+
+def test_other_weights_scores_and_picks_are_told_and_end_with_exit_code_1(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = stages.derive_seed
+    monkeypatch.setattr(stages, "derive_seed", lambda seed, number, purpose: real(seed + 1, number, purpose))
+    said = call(clone, "replay", "1")
+    assert said.code == 1
+    assert "weights of the classifier: other bytes" in said.out
+    assert "rank correlation" in said.out
+    assert " of 8 the same\nround 1 again: not identical\n" in said.out
+
+
+def test_another_installed_version_is_named_first(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vabal.replay.code_version", lambda: "9.9.9+000000000000")
+    again = ask(clone, "replay", "2")
+    assert again["versions"][0].startswith("code 9.9.9+000000000000 is installed, the round had 0.")
+    assert call(clone, "replay", "2").out.startswith("another version: code 9.9.9+000000000000 is installed")
+    assert again["identical"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [("0", "round 0 computed nothing: `vabal init`"), ("7", "git has no tag round/0007 (`git fetch --tags`")],
+)
+def test_a_round_that_cannot_be_computed_again_is_one_line(clone: Path, number: str, message: str) -> None:
+    said = call(clone, "replay", number)
+    assert said.code == 1
+    assert said.err.startswith(f"vabal: {message}")
+    assert len(said.err.splitlines()) == 1

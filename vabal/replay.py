@@ -1,0 +1,162 @@
+"""A past round computed again, from its pinned pools, settings and seed: does the same come out?
+
+The same packages on the same kind of machine give the same bits. Elsewhere the last bits of sums differ, and training
+carries them on; then picks are compared by overlap and scores by the correlation of their ranks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from vabal import params, pools, record, round_tables, rounds, stages, verification
+from vabal.errors import UserError
+from vabal.pools import Pools
+from vabal.rounds import OpenRound, round_folder
+from vabal.stages import Night
+from vabal.store import code_version, file_sha256
+from vabal.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Again:
+    """What came out, beside what the round recorded."""
+
+    round: int
+    versions: tuple[str, ...]  # of code and libraries, where the installed ones are others than the recorded
+    same_weights: bool
+    same_predictions: bool
+    candidates: int
+    same_scores: bool
+    largest_difference: float
+    rank_correlation: float
+    picks: int
+    picks_in_common: int
+    same_picks: bool
+
+    @property
+    def identical(self) -> bool:
+        """Whether weights, predictions, scores and picks are the same, bit for bit."""
+        return self.same_weights and self.same_predictions and self.same_scores and self.same_picks
+
+    def lines(self) -> list[str]:
+        """For people; another version first, for it may be why."""
+        scores = "the same, bit for bit"
+        if not self.same_scores:
+            scores = f"rank correlation {self.rank_correlation:.4f}, largest difference {self.largest_difference:.3g}"
+        picks = "the same, in the same order"
+        if not self.same_picks:
+            picks = f"{self.picks_in_common} of {self.picks} the same"
+        return [
+            *(f"another version: {line}" for line in self.versions),
+            f"weights of the classifier: {'the same bytes' if self.same_weights else 'other bytes'}",
+            f"predictions for the holdout: {'the same bytes' if self.same_predictions else 'others'}",
+            f"scores of {self.candidates} candidates: {scores}",
+            f"{self.picks} picks: {picks}",
+            f"round {self.round} again: " + ("identical" if self.identical else "not identical"),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"identical": self.identical}
+
+
+def replay(workspace: Workspace, round_number: int) -> Again:
+    """Compute the round again in `workspace`, a scratch one whose `data/` is as that round left it, and compare.
+
+    Raises UserError for round 0, which computed nothing, or where its pools cannot be made again from the record.
+    """
+    if round_number == 0:
+        raise UserError("round 0 computed nothing: `vabal init` with the same arguments makes it again")
+    manifest = rounds.read_manifest(workspace.data, round_number).manifest
+    night = _night(workspace, manifest, _taken_in(workspace.data, round_number))
+    trained, evaluated, selected = _compute(night)
+    recorded = round_folder(workspace.data, round_number)
+    made = stages.selection_folder(night, selected)
+    scores = pd.concat([_scores(made).rename("made"), _scores(recorded).rename("recorded")], axis=1)
+    difference = (scores["made"] - scores["recorded"]).abs()
+    picks, before = (
+        list(round_tables.read_selection(place / "selection.parquet")["sample_id"]) for place in (made, recorded)
+    )
+    predictions = "holdout_predictions.parquet"
+    return Again(
+        round=round_number,
+        versions=tuple(_other_versions(manifest)),
+        same_weights=file_sha256(stages.weights(night, trained)) == (manifest["model"] or {}).get("sha256"),
+        same_predictions=_same_file(stages.evaluation_folder(night, evaluated) / predictions, recorded / predictions),
+        candidates=len(scores),
+        same_scores=bool((difference == 0).all()),
+        largest_difference=float(difference.max()) if len(scores) else 0.0,
+        rank_correlation=_correlation(scores),
+        picks=len(before),
+        picks_in_common=len(set(picks) & set(before)),
+        same_picks=picks == before,
+    )
+
+
+def _taken_in(data: Path, round_number: int) -> Pools:
+    """The pools as the round's training saw them: made again from images, label events and picks, then compared."""
+    records, findings = verification.read_records(data)
+    current, unread = verification.read_pools(data, records)
+    selections, more = verification.read_selections(data, records)
+    problems = [*findings, *unread, *more]
+    if current is None or not records or records[-1].round != round_number:
+        what = (
+            f"{problems[0].file}: {problems[0].what}" if problems else f"{data} is not as round {round_number} left it"
+        )
+        raise UserError(f"round {round_number} cannot be made again: {what}")
+    *_, last = verification.replay(current, records, selections)
+    if pools.digests(last.after) != records[-1].pools_after:
+        raise UserError(f"round {round_number} cannot be made again: its pools do not follow from the record")
+    return last.taken_in
+
+
+def _night(workspace: Workspace, manifest: Mapping[str, Any], taken_in: Pools) -> Night:
+    settings = params.parse(manifest["settings"], where="settings of the manifest")
+    begun = OpenRound(manifest["round"], manifest["parent"], (), manifest["times"]["started"])
+    key = stages.intake_again(workspace, begun, taken_in)
+    return Night(workspace, settings, begun, stages.own_store(workspace), key)
+
+
+def _compute(night: Night) -> tuple[stages.Ref, stages.Ref, stages.Ref]:
+    """The classifier, its evaluation and the selection, by the steps of the flow."""
+    trained = stages.train_classifier(night)
+    evaluated = stages.evaluate(night, trained)
+    extracted = [stages.extract_features(night, trained, shard) for shard in stages.shard_names(night)]
+    estimated = None
+    if night.needs.vae and night.report["candidates"] > 0:
+        encoded = stages.train_vae(night, extracted)
+        terms = stages.estimate_class_terms(night, trained, extracted, encoded)
+        likelihoods = [stages.estimate_likelihood(night, ref, encoded) for ref in extracted]
+        estimated = {"terms": terms, "shards": likelihoods}
+    return trained, evaluated, stages.select_batch(night, extracted, estimated)
+
+
+def _scores(folder: Path) -> "pd.Series[float]":
+    table = pq.ParquetFile(folder / "candidates.parquet").read(columns=["sample_id", "score"])
+    scores: pd.Series[float] = table.to_pandas().set_index("sample_id")["score"]
+    return scores
+
+
+def _correlation(scores: pd.DataFrame) -> float:
+    """Spearman's, of the scores that both have; 1 where there is nothing to order."""
+    ranks = scores.dropna().rank()
+    if len(ranks) < 2 or (ranks.nunique() == 1).any():
+        return 1.0
+    return float(ranks.corr().to_numpy()[0, 1])
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.is_file() == other.is_file() and (not one.is_file() or file_sha256(one) == file_sha256(other))
+
+
+def _other_versions(manifest: Mapping[str, Any]) -> list[str]:
+    recorded = {"code": manifest["code"], **(manifest["environment"] or {})}
+    installed: dict[str, Any] = {"code": code_version(), **record.environment()}
+    return [
+        f"{name} {installed.get(name)} is installed, the round had {value}"
+        for name, value in recorded.items()
+        if installed.get(name) != value
+    ]
