@@ -398,6 +398,9 @@ def _outside(place: "Workspace", versions: Any, *, remote: bool) -> Any:
             outside.git_remote = params.storage.git_remote or versions.default_remote()
             if outside.git_remote is None:
                 outside.notes.append("no git remote is known: tags were not compared (storage.git_remote)")
+            from vabal.adapters.tracking import Tracking
+
+            outside.registry = Tracking(params.workspace.name)
     return outside
 
 

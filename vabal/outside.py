@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from vabal import pools
+from vabal import pools, promotion_record, registered
 from vabal.errors import Unavailable, UserError
 from vabal.findings import UNREADABLE, Finding, Record, one_line, span
 from vabal.progress import track
@@ -70,6 +70,13 @@ class Anchor(Protocol):
     def read(self) -> dict[str, str]: ...
 
 
+class Registry(Protocol):
+    """What is needed of `adapters.tracking`."""
+
+    def version(self, version: str) -> registered.Registered: ...
+    def files(self, version: str) -> Mapping[str, str]: ...
+
+
 @dataclass
 class Outside:
     """What the checks may ask, and the notes of what they could not look at."""
@@ -79,6 +86,7 @@ class Outside:
     anchor: Anchor | None = None
     bucket: Bucket | None = None  # with --remote alone
     git_remote: str | None = None  # with --remote alone
+    registry: Registry | None = None  # with --remote alone
     notes: list[str] = field(default_factory=list)
     _md5: dict[Path, str] = field(default_factory=dict)
 
@@ -100,11 +108,13 @@ def check_outside(data: Path, records: Sequence[Record], outside: Outside) -> It
     if outside.sign or any(_asks_for_signature(record) for record in records):
         yield from check_signatures(records, tags, outside)
     if outside.anchor is not None:
-        yield from check_anchor(records, later, outside)
+        yield from check_anchor(data, records, later, outside)
     if outside.git_remote is not None:
         yield from check_remote_tags(tags, outside)
     if outside.bucket is not None:
         yield from check_bucket(data, records, tags, outside)
+    if outside.registry is not None:
+        yield from check_registry(data, records, outside)
 
 
 # -- a checkout of an older round --------------------------------------------------------------------------------------
@@ -260,7 +270,7 @@ def _table_problem(cached: Path | None, sha256: str | None) -> str | None:
 # -- the anchor --------------------------------------------------------------------------------------------------------
 
 
-def check_anchor(records: Sequence[Record], later: Collection[int], outside: Outside) -> Iterator[Finding]:
+def check_anchor(data: Path, records: Sequence[Record], later: Collection[int], outside: Outside) -> Iterator[Finding]:
     """Every head that was anchored is the one here; every round published with an anchor set has its head there."""
     assert outside.anchor is not None  # noqa: S101 -- asked before
     try:
@@ -280,11 +290,50 @@ def check_anchor(records: Sequence[Record], later: Collection[int], outside: Out
         if number is not None and number not in later:
             file = round_folder(Path(), number).as_posix()
             yield Finding(number, file, f"round {number} was anchored and is not here: undone, or not fetched")
+    yield from _check_decisions(data, anchored, later)
+
+
+def _check_decisions(data: Path, anchored: Mapping[str, str], later: Collection[int]) -> Iterator[Finding]:
+    """The anchored decisions are those of the record; in a checkout of an older round later ones are no alarm."""
+    try:
+        content = promotion_record.read_bytes(data.parent)
+        entries = promotion_record.parse(content, data.parent / promotion_record.RECORD)
+    except UNREADABLE:
+        return  # `check_promotions` names it
+    digests = {promotion_record.tag_name(entry.sequence): entry.digest() for entry in entries}
+    for name in sorted(anchored):
+        if not DECISION.fullmatch(name) or (name not in digests and later):
+            continue
+        if name not in digests:
+            yield Finding(None, promotion_record.RECORD, f"lacks the decision that was anchored as {name}")
+        elif anchored[name] != f"record sha256:{digests[name]}":
+            yield Finding(None, promotion_record.RECORD, f"is not the record that was anchored as {name}")
 
 
 def _is_anchored(record: Record) -> bool:
     asked = record.settings.get("audit")
     return isinstance(asked, dict) and bool(asked.get("anchor"))
+
+
+# -- the registry ------------------------------------------------------------------------------------------------------
+
+
+def check_registry(data: Path, records: Sequence[Record], outside: Outside) -> Iterator[Finding]:
+    """Every version that a round registered is in the registry, with the files that the round's manifest names."""
+    assert outside.registry is not None  # noqa: S101 -- asked before
+    for record in track(records, "verify versions", len(records)):
+        name = (record.document.get("model") or {}).get("version")
+        if name is None:
+            continue
+        file = f"{record.folder}/manifest.json"
+        try:
+            told = registered.require_recorded_bytes(data, outside.registry, outside.registry.version(name))
+            outside.notes.extend(told)
+        except Unavailable as error:
+            yield Finding(None, "MLflow", f"the registry was not looked at: {error}")
+            return
+        except UNREADABLE as error:
+            yield Finding(record.round, file, one_line(error))
 
 
 # -- the git remote and the bucket -------------------------------------------------------------------------------------

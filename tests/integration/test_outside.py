@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.unit.test_audit import Books
-from vabal import audit
+from vabal import audit, promotion_record, verification
 from vabal.adapters.storage import Anchor, Bucket
 from vabal.adapters.versioning import Versioning
 from vabal.errors import UserError
-from vabal.outside import Outside
+from vabal.outside import Outside, check_registry
 from vabal.rounds import tag_name
 from vabal.verification import Report
 
@@ -426,3 +427,91 @@ def test_a_tag_stands_at_the_commit_that_published_though_others_came_since(root
     versions.tag("round/0004", "round 4")
     assert versions.commit_of("round/0004") == published
     assert os.environ["GIT_CONFIG_GLOBAL"] == "/dev/null"
+
+
+# -- decisions ------------------------------------------------------------------------------------------------------
+
+
+def decide(root: Path, count: int) -> list[promotion_record.Entry]:
+    """A record of that many refusals."""
+    entries: list[promotion_record.Entry] = []
+    for number in range(1, count + 1):
+        entry = promotion_record.Entry(
+            sequence=number,
+            when="2026-03-09T00:00:00+00:00",
+            who="a",
+            action="refuse",
+            version="1",
+            round=1,
+            previous_version=None,
+            previous_round=None,
+            why="no better",
+            decision={"promoted": False},
+            parent=entries[-1].digest() if entries else None,
+        )
+        promotion_record.append(root, entry)
+        entries.append(entry)
+    return entries
+
+
+def test_a_record_that_was_cut_or_rewritten_with_its_tags_is_found_by_the_anchor(root: Path, s3: Any) -> None:
+    anchor = anchored(root)
+    for entry in decide(root, 3):
+        anchor.write(promotion_record.tag_name(entry.sequence), f"record sha256:{entry.digest()}")
+    assert "anchored" not in found(verify(root, anchor=anchor))
+    path = root / promotion_record.RECORD
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    assert "lacks the decision that was anchored as promotion/0003" in found(verify(root, anchor=anchor))
+    path.unlink()
+    assert "lacks the decision that was anchored as promotion/0001" in found(verify(root, anchor=anchor))
+    path.write_bytes(whole.replace(b"no better", b"no worse!"))
+    assert found(verify(root, anchor=anchor)) != ""
+
+
+# -- registered versions ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Registered:
+    version: str
+    round: int
+    weights_sha256: str
+    tags: dict[str, str]
+
+
+class Shelf:
+    """A registry whose files the test decides."""
+
+    def __init__(self, files: dict[str, dict[str, str]]) -> None:
+        self.held = files
+
+    def version(self, version: str) -> Registered:
+        if version not in self.held:
+            raise UserError(f"no version {version}")
+        return Registered(version, int(version), "0" * 64, {})
+
+    def files(self, version: str) -> dict[str, str]:
+        return self.held[version]
+
+
+def test_registered_bytes_that_are_gone_or_exchanged_are_found(kept: Path, tmp_path: Path) -> None:
+    books = Books(tmp_path / "made").begin()
+    books.round().round()
+    for number in (1, 2):
+        path = books.data / "rounds" / f"{number:04d}" / "manifest.json"
+        manifest = json.loads(path.read_bytes())
+        manifest["model"] |= {"files": {"weights.safetensors": "0" * 64, "MLmodel": "1" * 64}}
+        books.write_manifest(manifest)
+    records, _ = verification.read_records(books.data)
+    good = {"weights.safetensors": "0" * 64, "MLmodel": "1" * 64}
+
+    def told(files: dict[str, dict[str, str]]) -> str:
+        outside = Outside(Versioning(kept), registry=Shelf(files))
+        return "; ".join(finding.what for finding in check_registry(books.data, records, outside))
+
+    assert told({"1": good, "2": good}) == ""
+    assert "MLmodel was changed or added" in told({"1": good, "2": good | {"MLmodel": "2" * 64}})
+    assert "python_model.pkl was changed or added" in told({"1": good | {"python_model.pkl": "3" * 64}, "2": good})
+    assert "MLmodel is missing" in told({"1": {"weights.safetensors": "0" * 64}, "2": good})
+    assert "no version 2" in told({"1": good})
