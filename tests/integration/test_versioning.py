@@ -86,6 +86,16 @@ def test_files_edited_added_or_removed_by_hand_are_named(versions: Versioning) -
     assert versions.changed() == ["data/gone.parquet", "data/labeled.parquet", "data/new.parquet"]
 
 
+def test_adding_the_pools_takes_no_file_away_even_for_a_moment(versions: Versioning, tmp_path: Path) -> None:
+    """DVC would remove a file with a second name, as a round's view has it, and copy it back: a kill loses it."""
+    path = versions.root / "data" / "labeled.parquet"
+    (tmp_path / "view.parquet").hardlink_to(path)
+    before = path.stat().st_ino
+    versions.add()
+    assert path.stat().st_ino == before
+    assert versions.changed() == []
+
+
 def test_a_broken_rwlock_and_a_stale_index_lock_of_a_killed_run_do_not_stop_the_next(versions: Versioning) -> None:
     import os
 

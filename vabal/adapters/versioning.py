@@ -111,9 +111,13 @@ class Versioning:
         return self.root.absolute() / ".vabal" / "dvc"
 
     def add(self) -> None:
-        """`dvc add data`: hashes what changed, fills the cache, writes `data.dvc`."""
+        """`dvc add data`: hashes what changed, fills the cache, writes `data.dvc`.
+
+        Nothing below `data/` is touched. Without `--no-relink` DVC removes each file that has a second name (a round's
+        view has) and copies it back: killed in between, the next call would publish the pools without it.
+        """
         self._mend_rwlock()
-        self._dvc("add", "data")
+        self._dvc("add", "--no-relink", "data")
 
     def push(self) -> None:
         """`dvc push`: sends what the remote lacks. Raises Unavailable if S3 is down or refuses."""
