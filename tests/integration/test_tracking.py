@@ -378,6 +378,17 @@ def test_two_clones_share_no_run_or_version_and_the_second_ones_do_not_count(
     assert register(second, again, weights(tmp_path)).version == "3"  # type: ignore[attr-defined]
 
 
+def test_a_version_of_other_settings_counts_no_more_once_the_round_registers_another(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    mine, other = (Tracking(tracking.workspace, tracking.uri, owner=name) for name in ("mine", "other"))
+    run_id = mine.open_round(1, KEY, SETTINGS)
+    for clone, seed in ((other, 0), (mine, 0), (mine, 1), (mine, 1)):
+        register(clone, run_id, weights(tmp_path, seed))
+    statuses = {number: mine.version(number).tags.get("vabal.status") for number in ("1", "2", "3")}
+    assert statuses == {"1": None, "2": "superseded", "3": None}
+
+
 def test_other_inputs_take_another_run_in_the_place_of_the_unfinished_one(
     tracking: Tracking, client: MlflowClient
 ) -> None:

@@ -45,7 +45,7 @@ with warnings.catch_warnings():
 WORKSPACE, ROUND, ROUND_KEY = "vabal.workspace", "vabal.round", "vabal.round_key"
 SETTINGS, WEIGHTS = "vabal.settings_sha256", "vabal.weights_sha256"
 FILES = "vabal.files"  # the sha256 of every file of a version
-OWNER, STATUS = "vabal.clone", "vabal.status"  # who made it; of what does not count: lost or abandoned
+OWNER, STATUS = "vabal.clone", "vabal.status"  # who made it; of what does not count: lost, abandoned or superseded
 CELL_KEY = "vabal.cell"  # of a benchmark
 MODEL_FOLDER = "model"
 SERVING_SOURCE = Path(__file__).with_name("serving.py")
@@ -308,9 +308,13 @@ class Tracking:
         network: Path = NETWORK_SOURCE,
         tags: Mapping[str, str] | None = None,
     ) -> Version:
-        """The round's version of the model: found again by round and weights, else uploaded and made; never doubled."""
+        """The round's version of the model: found again by round and weights, else uploaded and made; never doubled.
+
+        What this clone had registered for the same round with other weights (by other settings) counts no more.
+        """
         sha256 = file_sha256(weights)
         if found := self._versions(round_number, round_key, sha256):
+            self._supersede(round_number, round_key, found[0])
             return found[0]
         with tempfile.TemporaryDirectory(prefix="vabal-") as folder:
             about = classes_json(list(classes), image_size, channels, sha256)
@@ -324,7 +328,14 @@ class Tracking:
         kept, *doubled = self._versions(round_number, round_key, sha256)
         for version in doubled:  # a request whose answer was lost is sent again
             self._client.delete_model_version(self.model_name, version.version)
+        self._supersede(round_number, round_key, kept)
         return kept
+
+    def _supersede(self, round_number: int, round_key: str, kept: Version) -> None:
+        """Only where clones are told apart: another one's version of the round is not this one's to judge."""
+        for version in self._versions(round_number, round_key) if self.owner else ():
+            if version.version != kept.version:
+                self._client.set_model_version_tag(self.model_name, version.version, STATUS, "superseded")
 
     @_explained
     def find_version(self, round_number: int, round_key: str) -> Version | None:
