@@ -63,8 +63,12 @@ def test_a_lost_record_does_not_start_a_second_server_on_the_same_database(stack
     record = stack.root / ".vabal" / "stack.json"
     kept = json.loads(record.read_text())
     record.write_text(json.dumps({**kept, "processes": {}}))
+    assert _pids(stack.root) == before
+    record.unlink()  # as after an `up` that was killed before it could record what it had started
+    assert _pids(stack.root) == before
     local_stack.up(stack.root)
     assert _pids(stack.root) == before
+    assert json.loads(record.read_text())["ports"] == kept["ports"]
 
 
 def test_credentials_are_for_their_owner_and_on_no_command_line(stack: RunningStack) -> None:

@@ -16,11 +16,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -32,6 +33,7 @@ from vabal.workspace import reach_loopback
 HOST = "127.0.0.1"
 REGION = "us-east-1"
 FIRST_PORTS = {"s3": 19000, "mlflow": 15000, "prefect": 14000}
+ADDRESSES = {"s3": "AWS_ENDPOINT_URL", "mlflow": "MLFLOW_TRACKING_URI", "prefect": "PREFECT_API_URL"}
 PORTS_TRIED = 1000  # a service; where the search begins follows from the folder, so that two workspaces rarely meet
 PORT_PATIENCE_S = 3.0
 SERVICES = ("s3", "mlflow", "prefect", "worker")
@@ -73,12 +75,26 @@ class Stack:
         return marks if service is None else {**marks, SERVICE_MARK: service}
 
     def state(self) -> dict[str, Any]:
-        """Ports and processes as last recorded; an unreadable record counts as none, the marks find what runs."""
+        """Ports and processes as last recorded; an unreadable record counts as none, the marks find what runs.
+
+        A server is started after its address was written to `env` and before it is recorded: an `up` that was killed
+        in between left it running on the port that stands there.
+        """
         try:
             state = json.loads(self.state_file.read_text(encoding="utf-8"))
-            return {"ports": dict(state["ports"]), "processes": dict(state["processes"])}
+            return {"ports": self._ports() | dict(state["ports"]), "processes": dict(state["processes"])}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return {"ports": {}, "processes": {}}
+            return {"ports": self._ports(), "processes": {}}
+
+    def _ports(self) -> dict[str, int]:
+        """By the addresses in `env`, as far as they are this machine's."""
+        environment, found = self.environment(), {}
+        for service, name in ADDRESSES.items():
+            with suppress(ValueError):
+                address = urlsplit(environment.get(name, ""))
+                if address.hostname == HOST and address.port:
+                    found[service] = address.port
+        return found
 
     def record(self, state: dict[str, Any]) -> None:
         _write_private(self.state_file, json.dumps(state, indent=1, sort_keys=True) + "\n")
