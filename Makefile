@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 UV := .uv/bin/uv
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test check bench faults lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,9 @@ check: setup  ## lint, types, import rules, secrets
 
 bench: setup  ## measure speed and memory; writes benchmarks/results.json
 	$(BIN)/python -m benchmarks
+
+faults: setup  ## kill, starve and cut off every command; half an hour. SAMPLE=1: a minute. ONLY=kills|surroundings|servers
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults $(if $(SAMPLE),--sample) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
 lock: $(UV)  ## resolve requirements.lock again, with no addresses in it
 	$(UV) pip compile pyproject.toml --extra pipeline --extra dev --python-version 3.11 \

@@ -1,0 +1,302 @@
+"""A command in a child of this process, which has everything imported, with a fault in it: a second instead of ten.
+
+The child is forked, so it runs `vabal.cli.main` as a command of its own does. What it leaves out: Prefect's engine
+around the round's tasks (they are called as functions), and DVC's imports (DVC runs in a forked process as well). The
+rounds that `servers` drives leave out neither.
+"""
+
+import contextlib
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dvc.cli
+import dvc.commands.add
+import dvc.commands.checkout
+import dvc.commands.data
+import dvc.commands.data_sync
+import mlflow.store.model_registry.sqlalchemy_store
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+from mlflow.utils import requirements_utils
+from PIL import Image
+from prefect import Task
+from prefect.logging import disable_run_logger
+
+import flows.promote
+import flows.round
+import vabal.audit
+import vabal.initial
+import vabal.near_copies
+import vabal.sources
+import vabal.tables
+from flows import tasks
+from vabal import cli, inbox, promotion_record, rounds, stages
+from vabal.adapters import orchestration, processes, storage
+from vabal.adapters.tracking import Tracking
+from vabal.adapters.versioning import Versioning
+
+Image.init()
+requirements_utils._init_modules_to_packages_map()
+
+# What changes a file or starts a process, as Python's audit events name it (`open`: where it is for writing).
+WRITES = {
+    *("os.rename", "os.link", "os.symlink", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"),
+    "subprocess.Popen",
+}
+LIMIT_S = 300.0  # a command that takes longer hangs
+
+Fault = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: `code` is negative for the signal that killed it, None if it hung; what it said."""
+
+    code: int | None
+    said: str
+    calls: int
+    seconds: float
+
+    @property
+    def killed(self) -> bool:
+        return self.code == -signal.SIGKILL
+
+    @property
+    def in_one_line(self) -> bool:
+        """Ended well, or killed, or with one line that says why."""
+        if self.code == 0 or self.killed:
+            return True
+        told = [line for line in self.said.splitlines() if line.startswith("vabal: ")]
+        return self.code == 1 and len(told) == 1 and "Traceback" not in self.said
+
+
+def run(
+    root: Path,
+    *words: str,
+    fault: Fault = lambda: None,
+    environment: Mapping[str, str] | None = None,
+    after_s: float | None = None,
+    real_dvc: bool = False,
+    limit: float = LIMIT_S,
+) -> Ended:
+    """`vabal WORDS` in `root`. `fault` is called in the child before; after `after_s` seconds its group is killed."""
+    counter = mmap.mmap(-1, 8)
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        child = os.fork()
+        if not child:
+            _be(root, words, fault, environment or {}, log.fileno(), counter, real_dvc)
+        code = _wait(child, after_s, limit)
+        log.seek(0)
+        said = log.read().decode(errors="replace")
+    return Ended(code, said, int.from_bytes(counter[:], "little"), time.monotonic() - started)
+
+
+def do(deed: Callable[[], object]) -> None:
+    """Do it in a child, so that this process keeps no thread and no connection of it. Raises RuntimeError."""
+    child = os.fork()
+    if not child:
+        code = 70
+        try:
+            os.setsid()
+            deed()
+            code = 0
+        except BaseException:  # noqa: BLE001 -- shown; the parent raises
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if code := _wait(child, None, LIMIT_S):
+        raise RuntimeError(f"a child that prepares something ended with {code}")
+
+
+def _wait(child: int, after_s: float | None, limit: float) -> int | None:
+    started, hung = time.monotonic(), False
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        spent = time.monotonic() - started
+        hung = spent > limit
+        if hung or (after_s is not None and spent > after_s):
+            _kill_group(child)
+            _, status = os.waitpid(child, 0)
+            break
+        time.sleep(0.005)
+    _kill_group(child)  # what it started does not outlive it: a power cut spares nobody
+    return None if hung else os.waitstatus_to_exitcode(status)
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _be(
+    root: Path,
+    words: Sequence[str],
+    fault: Fault,
+    environment: Mapping[str, str],
+    log: int,
+    counter: mmap.mmap,
+    real_dvc: bool,
+) -> None:
+    """Become the command. Never returns."""
+    code = 70
+    try:
+        os.setsid()
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        os.chdir(root)
+        os.environ.update(environment)
+        _without_prefect()
+        if not os.environ.get("AWS_ENDPOINT_URL"):
+            storage.preflight = lambda *_: None  # the bucket is a folder
+        if not real_dvc:
+            processes.run = _forking_dvc(processes.run)
+        count_calls(str(root.parent), counter, None, False)
+        fault()
+        sys.argv = ["vabal", *words]
+        cli.main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:  # noqa: BLE001 -- a child must end here, and show what escaped
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _without_prefect() -> None:
+    """The round's flow as a plain function; its tasks as well."""
+    orchestration.preflight = lambda: None
+    flow = flows.round.active_learning_round
+    for name, value in list(vars(tasks).items()):
+        if isinstance(value, Task):
+            setattr(tasks, name, value.fn)
+
+    def plain(root: str, strategy: str | None = None, **_options: Any) -> Any:
+        with disable_run_logger():
+            return flow.fn(root, strategy)
+
+    flows.round.active_learning_round = plain
+    flows.round._run_name = lambda: "round"
+
+
+def _forking_dvc(real: Callable[..., Any]) -> Callable[..., Any]:
+    def run(command: Sequence[str], *, folder: Path, environment: Mapping[str, str], **options: Any) -> Any:
+        if list(command[1:3]) != ["-m", "dvc"]:
+            return real(command, folder=folder, environment=environment, **options)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = os.fork()
+            if not child:
+                code = 70
+                try:
+                    os.dup2(out.fileno(), 1)
+                    os.dup2(err.fileno(), 2)
+                    os.chdir(folder)
+                    os.environ.clear()
+                    os.environ.update(environment)
+                    code = dvc.cli.main(list(command[3:])) or 0
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                finally:
+                    os._exit(code)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            texts = []
+            for stream in (out, err):
+                stream.seek(0)
+                texts.append(stream.read())
+        return subprocess.CompletedProcess(list(command), code, *texts)
+
+    return run
+
+
+# -- faults -------------------------------------------------------------------------------------------------------
+
+
+def count_calls(below: str, counter: mmap.mmap | None, dies_at: int | None, alone: bool) -> None:
+    """Count what writes below the folder `below` and what starts processes; die at that call, before it happens."""
+    shared = counter or mmap.mmap(-1, 8)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if not isinstance(flags, int) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return
+        elif event in WRITES:
+            path = arguments[0]
+        else:
+            return
+        if event != "subprocess.Popen" and not os.fsdecode(path if not isinstance(path, int) else "").startswith(below):
+            return
+        calls = int.from_bytes(shared[:], "little") + 1
+        shared[:] = calls.to_bytes(8, "little")
+        if calls == dies_at:
+            die(alone)
+
+    sys.addaudithook(hook)
+
+
+def die(alone: bool = False) -> None:
+    """SIGKILL: this process, or all that the command started with it."""
+    if alone:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.killpg(0, signal.SIGKILL)
+
+
+def at_call(below: Path, number: int, alone: bool) -> Fault:
+    return lambda: count_calls(str(below), None, number, alone)
+
+
+def after_step(where: str, deed: Callable[[], None] = die) -> Fault:
+    """Do `deed` (default: die) once the named step is done."""
+
+    def install() -> None:
+        kind, _, name = where.partition(":")
+        if kind == "reached":
+            _on_reached(name, deed)
+            return
+        owners: dict[str, Any] = {
+            **{"stages": stages, "rounds": rounds, "inbox": inbox},
+            **{"tracking": Tracking, "versioning": Versioning, "promotion_record": promotion_record},
+        }
+        owner = owners[kind]
+        real = getattr(owner, name)
+
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            result = real(*arguments, **options)
+            deed()
+            return result
+
+        setattr(owner, name, wrapped)
+
+    return install
+
+
+def _on_reached(wanted: str, deed: Callable[[], None]) -> None:
+    def hear(step: str) -> None:
+        if step == wanted:
+            deed()
+
+    begin, carry_out = vabal.initial.initialise, rounds.carry_out
+
+    def initialise(*arguments: Any, **options: Any) -> Any:
+        return begin(*arguments, **{**options, "reached": hear})
+
+    def carrying(workspace: Any, versions: Any, finish: Any = None, **options: Any) -> Any:
+        return carry_out(workspace, versions, finish, **{**options, "reached": hear})
+
+    vabal.initial.initialise = initialise
+    rounds.carry_out = carrying

@@ -1,0 +1,100 @@
+"""SIGKILL: after every named step, before a call that writes (the n-th, by a seed), and at a moment."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.faults import children
+from benchmarks.faults.nights import Nights
+from benchmarks.faults.outcomes import Outcome, settle
+
+PUBLICATION = ("moved", "added", "pushed", "committed", "tagged", "finished", "emptied")
+LEARNING = ("train_classifier", "evaluate", "extract_features", "select_batch")
+ESTIMATING = ("train_vae", "estimate_class_terms", "estimate_likelihood")  # where the strategy asks for it
+DECIDING = (
+    *("promotion_record:begin", "promotion_record:append", "versioning:commit", "versioning:tag"),
+    *("tracking:tag_version", "tracking:set_alias", "promotion_record:finish"),
+)
+
+
+def places(step: str, strategy: str) -> list[str]:
+    """The named places of a step, in the order in which it comes to them."""
+    if step == "init":
+        begun = ("built", "begun", "repository", "workspace committed", "staged")
+        return [f"reached:{name}" for name in (*begun, *PUBLICATION)]
+    if step.endswith("round"):
+        learning = [*LEARNING[:3], *(ESTIMATING if strategy == "vabal" else ()), LEARNING[3]]
+        before = ["rounds:open_round", "stages:intake", "tracking:open_round"]
+        stages = [f"stages:{name}" for name in learning]
+        return [*before, *stages, "tracking:register", "rounds:stage", *(f"reached:{name}" for name in PUBLICATION)]
+    if step == "import":
+        return ["inbox:read", "inbox:_next_name", "inbox:write_table"]
+    if step == "ingest":
+        return ["inbox:read", "inbox:_store", "inbox:write_table", "inbox:_next_name", "inbox:sync_folder"]
+    return list(DECIDING)  # of a promotion or a rollback
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Where a command dies: a named place, a call (and whether one process dies alone), or a share of its time."""
+
+    place: str = ""
+    call: float = 0.0
+    alone: bool = False
+    time: float = 0.0
+
+    def __str__(self) -> str:
+        if self.place:
+            return self.place
+        if self.time:
+            return f"at {self.time:.3f} of its time"
+        return f"before {self.call:.3f} of its calls{', alone' * self.alone}"
+
+
+def plan(seed: int, strategy: str, count: int, *, timed: bool = True) -> list[tuple[str, list[Kill]]]:
+    """Every named place once, then `count` others by the seed, several in a row; without `timed` none by the clock."""
+    source = random.Random(seed)  # noqa: S311 -- repeatable
+    steps = ["init", "round", "import", "ingest", "second round", "promote", "second promote", "rollback"]
+    weights = (20, 30, 5, 10, 15, 6, 6, 8)
+    # An init that is begun again after it was staged publishes at once: its places are come to from the beginning.
+    planned = [("init", [Kill(place)]) for place in places("init", strategy)]
+    planned += [
+        (step, [Kill(place) for place in places(step, strategy)])
+        for step in ("round", "import", "ingest", "promote", "rollback")
+    ]
+    drawn = 0
+    while drawn < count:
+        step = source.choices(steps, weights)[0]
+        kills = []
+        for _ in range(4 if step.endswith("round") else 3):
+            if not timed or source.random() < 0.7:
+                kills.append(Kill(call=source.random(), alone=source.random() < 0.25))
+            else:
+                kills.append(Kill(time=source.uniform(0.02, 1.0)))
+        planned.append((step, kills))
+        drawn += len(kills)
+    return planned
+
+
+def sweep(nights: Nights, planned: list[tuple[str, list[Kill]]]) -> Iterator[Outcome]:
+    """One outcome a history: a step from a copy of what was before it, killed in a row, then run to its end."""
+    for step, kills in planned:
+        nights.restore(step)
+        told, tried = [], 0
+        for kill in kills:
+            ended = _killed(nights, step, kill)
+            tried += ended.killed
+            if not ended.killed and ended.code != 0:
+                told.append(ended)
+            if settle.is_done(nights, step):
+                break
+        yield settle(nights, step, f"SIGKILL, {step}", "; ".join(map(str, kills)), told, tried=tried)
+
+
+def _killed(nights: Nights, step: str, kill: Kill) -> children.Ended:
+    if kill.place:
+        return nights.run(step, fault=children.after_step(kill.place))
+    if kill.time:
+        return nights.run(step, after_s=kill.time * nights.seconds[step])
+    number = 1 + int(kill.call * nights.calls[step])
+    return nights.run(step, fault=children.at_call(nights.folder, number, kill.alone))

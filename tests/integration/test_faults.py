@@ -1,0 +1,30 @@
+"""A seeded sample of the sweep over faults; `make faults` runs all of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(600)
+def test_a_sample_of_faults_breaks_no_promise(tmp_path: Path) -> None:
+    out = tmp_path / "outcomes.json"
+    command = [sys.executable, "-m", "benchmarks.faults", "--sample", "--seed", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = json.loads(out.read_text())
+    assert [outcome for outcome in outcomes if outcome["broken"]] == []
+    tried = {kind: sum(item["tried"] for item in outcomes if item["kind"] == kind) for kind in _kinds(outcomes)}
+    assert tried["SIGKILL, init"] >= 12
+    assert tried["SIGKILL, round"] >= 16
+    assert {"SIGKILL, import", "SIGKILL, ingest", "SIGKILL, promote", "SIGKILL, rollback"} <= tried.keys()
+    assert tried["no file beyond a limit"] >= 1
+    assert tried["clock set back"] >= 2
+
+
+def _kinds(outcomes: list[dict[str, str]]) -> set[str]:
+    return {outcome["kind"] for outcome in outcomes}
