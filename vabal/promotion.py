@@ -369,8 +369,8 @@ def _labelled(table: pd.DataFrame, labels: Mapping[str, str] | None, classes: Se
 
 
 _MORE_LABELS = (
-    "label more of the holdout (`vabal labels export` asks for it, `vabal ingest --holdout` adds to it) "
-    "and run a round, which predicts it"
+    "`vabal labels export` asks for those of the holdout without a label, and the next round predicts them; "
+    "how large the holdout is, `vabal init --holdout` decides"
 )
 
 
