@@ -30,7 +30,7 @@ def everything(nights: Nights, elsewhere: Path, seed: int) -> Iterator[Outcome]:
 def a_few(nights: Nights, seed: int) -> Iterator[Outcome]:
     """What needs no rights and little time."""
     yield from large_files_refused(nights, seed, 3)
-    yield from clock_set_back(nights, ["import", "second round"])
+    yield from clock_set_back(nights, ["ingest", "promote"])
 
 
 def _mount(*words: str) -> bool:

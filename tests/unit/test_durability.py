@@ -107,7 +107,16 @@ def _quarantine(folder: Path) -> None:
         images.quarantine(folder, f"{number}.png", b"no image %d" % number, "damaged", WHEN)
 
 
-@pytest.mark.parametrize("write", [_in_place, _once, _a_stage, _labels, _images, _quarantine])
+def _left_out(folder: Path) -> None:
+    images.note_left_out(folder, [("again.png", "same content")], WHEN)
+
+
+def _shards(folder: Path) -> None:
+    files = ((str(number), file_of(picture(number))) for number in range(3))
+    list(images.write_shards(files, folder, settings=Params().pool, name_prefix="new"))
+
+
+@pytest.mark.parametrize("write", [_in_place, _once, _a_stage, _labels, _images, _quarantine, _left_out, _shards])
 def test_what_was_written_survives_a_power_cut(write: Callable[[Path], None], tmp_path: Path, disk: Disk) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
