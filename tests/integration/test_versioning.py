@@ -96,6 +96,19 @@ def test_adding_the_pools_takes_no_file_away_even_for_a_moment(versions: Version
     assert versions.changed() == []
 
 
+@pytest.mark.parametrize("left", [b"", b'[{"md5": "00'])
+def test_a_listing_that_a_killed_run_left_half_written_in_the_cache_does_not_stop_the_next(
+    left: bytes, versions: Versioning, tmp_path: Path
+) -> None:
+    versions.add()
+    (listing,) = (versions.root / ".dvc" / "cache").glob("files/md5/*/*.dir")
+    listing.unlink()
+    listing.write_bytes(left)
+    versions.add()
+    versions.push()
+    assert len(list((tmp_path / "remote").glob("files/md5/*/*.dir"))) == 1
+
+
 def test_a_broken_rwlock_and_a_stale_index_lock_of_a_killed_run_do_not_stop_the_next(versions: Versioning) -> None:
     import os
 

@@ -117,6 +117,7 @@ class Versioning:
         view has) and copies it back: killed in between, the next call would publish the pools without it.
         """
         self._mend_rwlock()
+        self._remove_cut_listings()
         self._dvc("add", "--no-relink", "data")
 
     def push(self) -> None:
@@ -514,6 +515,18 @@ class Versioning:
                 json.loads(path.read_text() or "{}")
             except ValueError:
                 path.unlink()
+
+    def _remove_cut_listings(self) -> None:
+        """A kill inside `dvc add` can leave a folder's listing half written in the cache, which DVC then takes as done.
+
+        What DVC has finished there is read-only.
+        """
+        for path in (self.root / ".dvc" / "cache" / "files" / "md5").glob("*/*.dir"):
+            if path.stat().st_mode & 0o200:
+                try:
+                    json.loads(path.read_bytes())
+                except ValueError:
+                    path.unlink()
 
     def _remove_stale_index_lock(self) -> None:
         """A kill inside `git commit` leaves `index.lock`; git works for seconds, so an older one belongs to nobody."""
