@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -28,6 +29,7 @@ def main() -> int:
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "PREFECT_", "GIT_"))]:
         del os.environ[name]
     os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "1"}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends what was started and mounted
     started, outcomes = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         for outcome in _all(Path(folder), chosen):
