@@ -140,3 +140,48 @@ def test_a_workspace_in_use_is_not_promoted_in(workspace: Workspace) -> None:
     with workspace.lock("vabal round"), pytest.raises(UserError, match="in use by vabal round"):
         promote(workspace)
     assert champion_in_mlflow(workspace) is None
+
+
+# -- what was exchanged, cut, or is not the newest ------------------------------------------------------------------
+
+
+def test_what_loading_a_version_reads_is_what_was_registered_and_other_bytes_move_no_alias(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    publish(workspace, 1, right=140)
+    promote(workspace)
+    publish(workspace, 2, right=190)
+    tracking = tracking_of(workspace)
+    for version in ("1", "2"):
+        assert tracking.files(version) == tracking.version(version).registered_files
+        assert len(tracking.files(version)) == 8
+    planted = tmp_path / "serving.py"
+    planted.write_text("raise SystemExit\n")
+    tracking._client.log_artifact(tracking.version("2").run_id, str(planted), "model")
+    with pytest.raises(UserError, match=r"version 2 in MLflow is not what round 2 registered: serving\.py was changed"):
+        promote(workspace)
+    assert champion_in_mlflow(workspace) == "1"
+    assert len(read_record(workspace.root)) == 1
+    assert sorted(tracking.all_tags()) == ["1", "2"]
+
+
+def test_a_cut_record_fails_the_flow_in_one_line_and_a_detached_head_moves_no_alias(
+    workspace: Workspace,
+) -> None:
+    for number, right in ((1, 140), (2, 190)):
+        publish(workspace, number, right=right)
+        promote(workspace)
+    record = workspace.root / champion.RECORD
+    record.write_bytes(record.read_bytes().splitlines(keepends=True)[0])
+    command = [sys.executable, "-c", FLOW, str(workspace.root)]
+    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
+    kind, _name, message = json.loads(done.stdout.splitlines()[-1])[-1]
+    assert kind == "FAILED"
+    assert "ends with entry 1" in message or "promotion/0002" in message
+    assert "\n" not in message.strip()
+    assert champion_in_mlflow(workspace) == "2"
+    subprocess.run(["git", "checkout", "-q", "promotion/0001", "--force"], cwd=workspace.root, check=True)
+    for act in (promote, rollback):
+        with pytest.raises(UserError, match="detached HEAD"):
+            act(workspace)
+    assert champion_in_mlflow(workspace) == "2"
