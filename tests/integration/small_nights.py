@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vabal import inbox, pools, record, requests, rounds, stages
+from vabal import champion, inbox, pools, record, requests, rounds, stages
 from vabal.adapters.versioning import Versioning
 from vabal.initial import initialise
 from vabal.rounds import Plan
@@ -93,7 +93,15 @@ def stage(place: Workspace, strategy: str | None = None, *, git_remote: str | No
     """A night up to its staged publication."""
     night = begin(place, strategy)
     model = {"name": "none", "version": str(night.round.round), "sha256": "0" * 64}
-    plan, contents = record.assemble(night, learn(night), model, mlflow_run="run", flow_run=None, now=datetime.now(UTC))
+    plan, contents = record.assemble(
+        night,
+        learn(night),
+        model,
+        mlflow_run="0" * 32,
+        flow_run=None,
+        now=datetime.now(UTC),
+        promotions=champion.anchored(place.root, Versioning(place.root)),
+    )
     plan = replace(plan, git_remote=git_remote)
     rounds.stage(place, plan, contents)
     return plan
