@@ -303,6 +303,8 @@ class IngestReport:
         if self.near_holdout:
             listed = [f"{path} ({twin})" for path, twin in self.near_holdout]
             said.append(f"{len(listed)} left out, near copies of images in the holdout: {_some(listed)}")
+            if len(listed) > len(self.sample_ids):
+                said.append("if they are different pictures that look alike: pool.near_copies: 0, and ingest again")
         if self.near_pool:
             listed = [f"{path} ({twin})" for path, twin in self.near_pool]
             said.append(f"{len(listed)} taken in are near copies of images in the pool: {_some(listed)}")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageStat
 from scipy.fft import dctn  # type: ignore[import-untyped]
 from scipy.sparse import coo_matrix  # type: ignore[import-untyped]
 from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
@@ -25,22 +25,29 @@ from scipy.spatial import KDTree  # type: ignore[import-untyped]
 from vabal import images
 from vabal.params import ImageSettings
 
-_VERSION: Final = f"1-{images.decoder()}-{imagehash.__version__}"
+GROUP: Final = "near "  # how names of groups begin that near copies make
+_VERSION: Final = f"2-{images.decoder()}-{imagehash.__version__}"
 _HASH_SIDE: Final = 16  # 256 bits
 _THUMB_SIDE: Final = 16
 _LEAST_SIDE: Final = 8  # a smaller picture, or a flatter one, has no near copies, only equals
 _LEAST_DEVIATION: Final = 2.0  # grey levels of the thumbnail
-_LARGE_SIDE: Final = 128  # a copy of such a picture keeps more of it
-_CORRELATION: Final = {True: 0.998, False: 0.97}  # by whether both are large
+_CORRELATION: Final = {True: 0.998, False: 0.97}  # by whether both are of the largest class: their copies keep more
 _CLEAR: Final = 0.999  # so alike that more bits may differ: of a smooth picture, most of them are noise
 _CLEAR_SHARE: Final = 3
+_GAIN: Final = 1.5  # how many times the contrast of one may be that of the other
+_SIDES: Final = (32, 64, 128)  # pixels, where the classes of size begin
+_DIFFERENCE: Final = np.array([255.0, 12.0, 6.0, 6.0])  # grey levels at one place of the thumbnail, by class of size
+_COLOUR: Final = 16.0  # levels that the mean red and blue, each less green, may differ; grey may be of any colour
 _LOW: Final = 4  # frequencies a side by which candidates are looked up
 _CHUNK: Final = 1024
 _TABLE: Final = pa.schema([("sample_id", pa.string()), ("pixels", pa.string()), ("print", pa.binary())])
 
 
 def fingerprint(image: Image.Image) -> bytes:
-    """A picture's fingerprint, of its grey values: large or not, hash, thumbnail; empty where there is too little."""
+    """A picture's fingerprint: its size's class and tint, then of its grey values hash and thumbnail.
+
+    Empty where there is too little in the picture.
+    """
     grey = image.convert("L")
     thumb = np.asarray(grey.resize((_THUMB_SIDE, _THUMB_SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0))
     if min(image.size) < _LEAST_SIDE or thumb.std() < _LEAST_DEVIATION:
@@ -48,7 +55,14 @@ def fingerprint(image: Image.Image) -> bytes:
     side = 4 * _HASH_SIDE
     small = grey.resize((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0) if min(grey.size) > side else grey
     bits = imagehash.phash(small, hash_size=_HASH_SIDE).hash
-    return bytes([min(image.size) >= _LARGE_SIDE]) + np.packbits(bits).tobytes() + thumb.tobytes()
+    size = sum(min(image.size) >= side for side in _SIDES)
+    return bytes([size, *_tint(image)]) + np.packbits(bits).tobytes() + thumb.tobytes()
+
+
+def _tint(image: Image.Image) -> tuple[int, int]:
+    """Mean red and mean blue, each less the mean green, halved to fit a byte: 128 is grey."""
+    red, green, blue = ImageStat.Stat(image.convert("RGB")).mean
+    return min(255, round(128 + (red - green) / 2)), min(255, round(128 + (blue - green) / 2))
 
 
 class Index:
@@ -86,7 +100,25 @@ class Index:
         places, bits = places[some], bits[some]
         alike = there.normal(places) @ asked.normal(np.array([one]))[0]
         allowed = np.where(alike >= _CLEAR, _CLEAR_SHARE * self._distance, self._distance)
-        return np.sort(places[(alike >= least) & (bits <= allowed)])
+        places = places[(alike >= least) & (bits <= allowed)]
+        return np.sort(places[self._same_everywhere(asked, one, places)])
+
+    def _same_everywhere(self, asked: "_Parts", one: int, places: np.ndarray) -> np.ndarray:
+        """Which show the same at each place of the thumbnail, but for brightness and contrast, in the same colours.
+
+        Other pictures of one kind of part correlate as copies do, and differ at the part's edges or where its fault is.
+        """
+        there = self._parts
+        thumb, deviation = asked.normal(np.array([one])), asked.deviation(np.array([one]))
+        gain = there.deviation(places) / deviation
+        levels = np.maximum(there.deviation(places), deviation) * _THUMB_SIDE  # a normal thumbnail has length 1
+        difference = np.abs(there.normal(places) - thumb).max(axis=1, initial=0) * levels
+        most = _DIFFERENCE[np.minimum(there.size_N[places], asked.size_N[one])]
+        tints, tint = there.tint_N_2[places], asked.tint_N_2[one]
+        some_grey = (np.abs(tints).max(axis=1, initial=0) <= 1) | (np.abs(tint).max() <= 1)
+        coloured = np.abs(tints - tint).max(axis=1, initial=0) * 2 <= _COLOUR
+        same: np.ndarray = (difference <= most) & (gain <= _GAIN) & (gain >= 1 / _GAIN) & (some_grey | coloured)
+        return same
 
 
 class _Parts:
@@ -94,11 +126,12 @@ class _Parts:
 
     def __init__(self, prints: Sequence[bytes]) -> None:
         self.there_N = np.array([len(item) > 0 for item in prints], dtype=bool)
-        length = 1 + _HASH_SIDE**2 // 8 + _THUMB_SIDE**2
+        length = 3 + _HASH_SIDE**2 // 8 + _THUMB_SIDE**2
         rows = np.frombuffer(b"".join(item or bytes(length) for item in prints), dtype=np.uint8).reshape(-1, length)
-        self.large_N = rows[:, 0] > 0
-        self.hash_N_4 = np.ascontiguousarray(rows[:, 1 : 1 + _HASH_SIDE**2 // 8]).view(np.uint64)
-        self._thumbs = rows[:, 1 + _HASH_SIDE**2 // 8 :]
+        self.size_N, self.large_N = rows[:, 0], rows[:, 0] == len(_SIDES)
+        self.tint_N_2 = rows[:, 1:3].astype(np.float32) - 128
+        self.hash_N_4 = np.ascontiguousarray(rows[:, 3 : 3 + _HASH_SIDE**2 // 8]).view(np.uint64)
+        self._thumbs = rows[:, 3 + _HASH_SIDE**2 // 8 :]
         self.low_N_15 = np.empty((len(rows), _LOW**2 - 1), dtype=np.float32)
         for start in range(0, len(rows), 16 * _CHUNK):
             places = np.arange(start, min(start + 16 * _CHUNK, len(rows)))
@@ -113,6 +146,11 @@ class _Parts:
         lengths: np.ndarray = np.linalg.norm(thumbs, axis=1, keepdims=True)
         normal: np.ndarray = thumbs / np.maximum(lengths, 1e-6)
         return normal
+
+    def deviation(self, places: np.ndarray) -> np.ndarray:
+        """The thumbnails' standard deviations, in grey levels."""
+        deviation: np.ndarray = self._thumbs[places].astype(np.float32).std(axis=1)
+        return deviation
 
 
 def pairs(prints: Sequence[bytes], distance: int) -> list[tuple[int, int]]:
@@ -134,7 +172,7 @@ def grouped(items: pd.DataFrame, near: Sequence[tuple[int, int]]) -> pd.Series:
     edges = coo_matrix((np.ones(len(left)), (left, right)), shape=(len(items), len(items)))
     _, part = connected_components(edges, directed=False)
     touched = pd.Series(part).isin(part[[place for pair in near for place in pair]]).to_numpy()
-    names = "near " + items["sample_id"].astype(object).groupby(part).transform("min")
+    names = GROUP + items["sample_id"].astype(object).groupby(part).transform("min")
     return group.where(~touched, names)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -144,6 +144,35 @@ def thin(items: pd.DataFrame, imbalance: str, classes: Sequence[str], seed: int)
     return items[~items["sample_id"].isin(gone)]
 
 
+_TIED: Final = 10  # near copies of one class, from which on they may be a kind of picture and no copies
+
+
+def _wanted(items: pd.DataFrame, fraction: float) -> tuple[pd.Series, dict[str, int]]:
+    """The images' labels (null: a class of its own), and how many of each the holdout is to have."""
+    label = items["label"].astype(object).where(items["label"].notna(), "\0unknown")
+    sizes = label.value_counts()
+    return label, {
+        name: min(max(1, int(fraction * size + 0.5)), size - 1) if size > 1 else 0 for name, size in sizes.items()
+    }
+
+
+def _refuse_tied(items: pd.DataFrame, held: Sequence[str], fraction: float) -> None:
+    """Raise UserError where so many pictures of a class count as near copies that its holdout falls short."""
+    label, wanted = _wanted(items, fraction)
+    inside = items["sample_id"].isin(set(held))
+    tied = items["group"].astype(object).astype(str).str.startswith(near_copies.GROUP)
+    for name in sorted(wanted):
+        here = label == name
+        count, drawn = int((here & tied).sum()), int((here & inside).sum())
+        if 2 * drawn < wanted[name] and count >= max(_TIED, int(here.sum()) / 2):
+            kind = "" if name == "\0unknown" else f" of class {name}"
+            raise UserError(
+                f"{count} of {int(here.sum())} images{kind} count as near copies of others, so that the holdout gets "
+                f"{drawn} of {wanted[name]}: if they are different pictures that look alike, --set pool.near_copies=0 "
+                "(in params.yaml, where there is one) looks for equal ones only; if they are copies, take them out"
+            )
+
+
 def draw_holdout(items: pd.DataFrame, fraction: float, seed: int) -> list[str]:
     """Ids of a holdout, stratified: of each class (label null: a class of its own) about `fraction`, groups whole.
 
@@ -151,11 +180,7 @@ def draw_holdout(items: pd.DataFrame, fraction: float, seed: int) -> list[str]:
     holdout where groups allow it, and never all. Groups are taken in the order of their hash, each where that brings
     the counts per class nearer to what is wanted.
     """
-    label = items["label"].astype(object).where(items["label"].notna(), "\0unknown")
-    sizes = label.value_counts()
-    wanted = {
-        name: min(max(1, int(fraction * size + 0.5)), size - 1) if size > 1 else 0 for name, size in sizes.items()
-    }
+    label, wanted = _wanted(items, fraction)
     group = items["group"].astype(object).where(items["group"].notna(), "\0" + items["sample_id"].astype(object))
     members: dict[str, list[tuple[str, str]]] = {}
     for key, sample_id, name in zip(group, items["sample_id"], label, strict=True):
@@ -605,7 +630,9 @@ def plan_draws(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wi
         held = []
         notes.append("no holdout: no round measures anything, and no model is compared with another")
     else:
-        held = draw_holdout(items[known] if labelled else items, wishes.holdout, wishes.seed)
+        drawable = items[known] if labelled else items
+        held = draw_holdout(drawable, wishes.holdout, wishes.seed)
+        _refuse_tied(drawable, held, wishes.holdout)
     pool, stray = _without_copies(items, set(held))
     if len(stray):
         names = stray["sample_id"].tolist()

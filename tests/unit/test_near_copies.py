@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.unit.small_pools import file_of, picture
 from vabal import inbox, near_copies, pools, sources
+from vabal.errors import UserError
 from vabal.params import ImageSettings, Params
 from vabal.pools import Pools
 
@@ -119,10 +120,63 @@ def test_the_search_finds_what_comparing_each_with_each_finds() -> None:
             bits = int(np.bitwise_count(parts.hash_N_4[one] ^ parts.hash_N_4[other]).sum())
             least = 0.998 if parts.large_N[one] and parts.large_N[other] else 0.97
             alike = normal[one] @ normal[other]
-            if alike >= least and bits <= (72 if alike >= 0.999 else 24):
+            same = near_copies.Index([prints[other]], 24)._same_everywhere(parts, one, np.array([0]))[0]
+            if alike >= least and bits <= (72 if alike >= 0.999 else 24) and same:
                 expected.append((one, other))
     assert len(expected) > 20
     assert near_copies.pairs(prints, 24) == expected
+
+
+def part(seed: int, side: int, *, fault: bool = False) -> Image.Image:
+    """A part on a belt, a little off its place."""
+    rng = np.random.default_rng(seed)
+    canvas = Image.new("L", (4 * side, 4 * side), 40)
+    x, y = (int(value) for value in rng.integers(-side // 16, side // 16 + 1, 2))
+    drawing = ImageDraw.Draw(canvas)
+    drawing.rectangle((side + x, side + y, 3 * side + x, 3 * side + y), fill=170)
+    if fault:
+        drawing.rectangle((2 * side + x, 2 * side + y, 2.3 * side + x, 2.3 * side + y), fill=230)
+    shot = np.asarray(canvas.resize((side, side), Image.Resampling.BOX)) + rng.normal(0, 4, (side, side))
+    return Image.fromarray(shot.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("side", [64, 160])
+def test_a_part_with_a_fault_is_no_near_copy_of_one_without(side: int) -> None:
+    sound = [near_copies.fingerprint(part(seed, side)) for seed in range(30)]
+    faulty = [near_copies.fingerprint(part(seed, side, fault=True)) for seed in range(30)]
+    assert list(near_copies.Index(sound, 24).near(faulty)) == []
+    saved_anew = [
+        near_copies.fingerprint(Image.open(io.BytesIO(saved(part(seed, side), "JPEG", quality=75))))
+        for seed in range(30)
+    ]
+    assert {(place, place) for place in range(30)} <= set(near_copies.Index(sound, 24).near(saved_anew))
+
+
+def test_cards_of_other_colours_or_brightness_are_no_near_copies() -> None:
+    shade = np.linspace(0, 40, 64)[None, :, None]
+    cards = [(200, 40, 40), (40, 40, 200), (120, 120, 120), (40, 160, 40)]
+    prints = [near_copies.fingerprint(Image.fromarray((shade + card).repeat(64, 0).astype(np.uint8))) for card in cards]
+    assert [pair for pair in near_copies.pairs(prints, 24) if 2 not in pair] == []  # grey may be a copy of any
+    strong, weak = (Image.fromarray((smooth_ramp * 100 + 20).astype(np.uint8)) for smooth_ramp in (ramp(), ramp() / 3))
+    assert near_copies.pairs([near_copies.fingerprint(image) for image in (strong, weak)], 24) == []
+
+
+def ramp() -> np.ndarray:
+    return np.outer(np.linspace(0, 1, 64), np.linspace(1, 0.2, 64))
+
+
+def test_a_class_whose_pictures_all_look_alike_is_refused_with_the_setting_that_lets_it_in(tmp_path: Path) -> None:
+    root = tmp_path / "source"
+    for place, name in enumerate(("sound", "faulty")):
+        (root / name).mkdir(parents=True)
+        for number in range(12):
+            shot = np.asarray(smooth(0, 64)) + np.random.default_rng(100 * place + number).normal(0, 2, (64, 64, 3))
+            (root / name / f"{number:02d}.png").write_bytes(saved(Image.fromarray(shot.clip(0, 255).astype(np.uint8))))
+    with pytest.raises(UserError, match=r"the holdout gets 0 of \d+: .* --set pool.near_copies=0") as refused:
+        built(tmp_path / "one", root)
+    assert "12 of 12 images of class" in str(refused.value)
+    off = Params.model_validate({"pool": {"near_copies": 0}})
+    assert len(built(tmp_path / "two", root, off).pools.holdout) >= 4
 
 
 def test_flat_and_tiny_pictures_have_no_near_copies() -> None:
