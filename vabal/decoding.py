@@ -30,9 +30,10 @@ _FORMATS: Final = {
     "PPM": ".ppm",
     "JPEG2000": ".jp2",
 }
-_DECODER: Final = 2  # count up where the same file gives other pixels than before
+_DECODER: Final = 3  # count up where the same file gives other pixels than before
 _DEPTHS: Final = (8, 10, 12, 14, 16)
 _BITS_PER_SAMPLE: Final = 258  # TIFF's tags
+_PHOTOMETRIC: Final = 262
 _MAX_SAMPLE_VALUE: Final = 281
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _SLOPPY: Final = 16  # stray bytes before a JPEG's end, which some cameras write, and which cost no pixel
@@ -256,6 +257,8 @@ def _deep_grey(image: Image.Image, data: bytes, stored: int, bit_depth: BitDepth
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey_H_W[values_H_W == transparent] = 255
+    if image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0:  # type: ignore[attr-defined]
+        grey_H_W = 255 - grey_H_W  # 0 is white; PIL turns values of up to 8 bits only
     return Image.fromarray(grey_H_W), guessed
 
 

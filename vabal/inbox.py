@@ -106,8 +106,8 @@ class ImportReport:
     """What became of a file of labels. `name` is its place in the inbox, None if there was nothing to take in.
 
     `repeated` opinions were known and are left out. `disagreeing` are the images on which people's last opinions
-    differ, `changed` those of which another label stands now (sample, label before, label now; None: rejected),
-    `outdated` those of which a newer opinion stands than the file's.
+    differ, or of which one person says two things at one time; `changed` those of which another label stands now
+    (sample, label before, label now; None: rejected), `outdated` those of which a newer opinion stands than the file's.
     """
 
     file: str
@@ -240,10 +240,12 @@ def _consequences(past: pd.DataFrame, events: pd.DataFrame) -> dict[str, Any]:
     pairs = pairs.astype(object).where(pairs.notna(), None)
     people = standing(both[both["annotator"] != FROM_SOURCE], by=["sample_id", "annotator"])
     opinions = people.groupby("sample_id", sort=False)["label"].nunique(dropna=False)
+    at_once = events.groupby(["sample_id", "annotator", "labeled_at"], sort=False)["label"].nunique(dropna=False)
+    torn = set(at_once.index[at_once > 1].get_level_values("sample_id"))
     return {
         "changed": tuple((sample, old, new) for sample, old, new in pairs.to_numpy() if old != new),
         "outdated": tuple(outdated),
-        "disagreeing": tuple(opinions.index[opinions > 1]),
+        "disagreeing": tuple(name for name, count in opinions.items() if count > 1 or name in torn),
     }
 
 

@@ -150,7 +150,7 @@ _TIED: Final = 10  # near copies of one class, from which on they may be a kind 
 def _wanted(items: pd.DataFrame, fraction: float) -> tuple[pd.Series, dict[str, int]]:
     """The images' labels (null: a class of its own), and how many of each the holdout is to have."""
     label = items["label"].astype(object).where(items["label"].notna(), "\0unknown")
-    sizes = label.value_counts()
+    sizes = {str(name): int(size) for name, size in label.value_counts().items()}
     return label, {
         name: min(max(1, int(fraction * size + 0.5)), size - 1) if size > 1 else 0 for name, size in sizes.items()
     }

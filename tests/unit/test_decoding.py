@@ -126,6 +126,14 @@ def test_what_a_file_says_of_its_depth_comes_first() -> None:
     assert grey(pgm) == [[0, 6], [32, 64]]
 
 
+@pytest.mark.parametrize(("array", "expected"), [(np.uint8(200), 55), (np.uint16(64000), 6), (np.uint16(0), 255)])
+def test_a_tiff_in_which_0_is_white_is_read_so_at_any_depth(array: np.generic, expected: int) -> None:
+    told = struct.pack("<HHI", 262, 3, 1)  # BlackIsZero
+    written = file_of(np.full((8, 8), array), "TIFF")
+    assert written.count(told) == 1
+    assert grey(written.replace(told + b"\1\0", told + b"\0\0")) == [[expected] * 2] * 2
+
+
 def test_a_tiff_of_12_bits_a_value_is_read() -> None:
     values = np.array([[0, 4095], [2048, 16]], dtype=np.uint16)
     packed = b"".join(

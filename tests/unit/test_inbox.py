@@ -323,6 +323,12 @@ def test_all_formats_of_one_project_give_the_same_labels(tmp_path: Path, form: s
     assert stand(tmp_path / "inbox") == {"a": "cat", "b": "cat", "c": "dog", "d": "dog"}
 
 
+def test_two_labels_of_one_person_in_one_file_without_times_are_told(tmp_path: Path) -> None:
+    report = imported(tmp_path / "inbox", "sample_id,label\nb,cat\nc,cat\nb,dog\n", "twice.csv")
+    assert report.disagreeing == ("b",)
+    assert stand(tmp_path / "inbox")["b"] == "dog"
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_an_export_that_repeats_an_old_opinion_undoes_no_correction(tmp_path: Path, form: str) -> None:
     old: Given = ("b", "cat", "2024-01-01T00:00:00Z", 7, False)
