@@ -73,5 +73,5 @@ def _office(workspace: Workspace, params: Params, purpose: str, wait: float) -> 
         registry.preflight()
         history = Versioning(workspace.root, sign=params.audit.sign)
         who = f"{history.identity()}, user {getpass.getuser()}"
-        anchor = storage.Anchor(params.audit.anchor, params.audit.anchor_years).write if params.audit.anchor else None
+        anchor = storage.Anchor(params.audit.anchor, params.audit.anchor_years) if params.audit.anchor else None
         yield Office(workspace.root, registry, history, who, params.storage.git_remote, anchor)

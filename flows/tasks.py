@@ -148,7 +148,10 @@ def abandon(workspace: Workspace) -> list[str]:
             return f"MLflow was not told that the round's run and model version do not count: {error}"
         return None
 
-    return withdrawal.abandon(workspace, Versioning(workspace.root), tell)
+    def anchored(name: str) -> str | None:
+        return _anchored(workspace.params(), name)
+
+    return withdrawal.abandon(workspace, Versioning(workspace.root), tell, anchored)
 
 
 def anything_new(workspace: Workspace) -> bool:
@@ -211,12 +214,28 @@ def keep_inputs(ticket: Ticket) -> None:
     rounds.keep(Workspace(Path(ticket["workspace"])), OpenRound.from_json(ticket["round"]))
 
 
+def _refuse_taken_anchor(workspace: Workspace, params: Params) -> None:
+    """Raises UserError if the round that would come next was anchored already: it could not be published."""
+    name = tag_name(rounds.head(workspace.data).round + 1)
+    if _anchored(params, name) is not None:
+        raise UserError(
+            f"{name} was anchored at {params.audit.anchor} already: another workspace anchors there (each needs a "
+            "prefix of its own), or that round was undone here (`vabal audit --verify`)"
+        )
+
+
+def _anchored(params: Params, name: str) -> str | None:
+    """The head that was anchored under the name of a tag."""
+    return storage.Anchor(params.audit.anchor, params.audit.anchor_years).known(name) if params.audit.anchor else None
+
+
 @task(name="intake", task_run_name="intake", **NETWORK)
 def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     """Take in labels and images that came; open the round in MLflow."""
     place, params, log = Workspace(Path(workspace)), Params.model_validate(settings), get_run_logger()
     requests.refuse_hand_edits(Versioning(place.root))
     champion.anchored(place.root, Versioning(place.root))  # refuses, before anything is trained, what publish would
+    _refuse_taken_anchor(place, params)
     stages.refuse_unserved(strategies.get(params.selection.strategy), params)
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
     key = stages.intake(place, begun)

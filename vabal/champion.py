@@ -8,7 +8,7 @@ record and what vouches for it disagree.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,6 +83,13 @@ class History(Protocol):
     def take_back(self, path: str, content: bytes, tag: str) -> None: ...
 
 
+class Anchor(Protocol):
+    """Where the last decision's digest is written elsewhere, by its tag's name: `adapters.storage.Anchor`."""
+
+    def known(self, name: str) -> str | None: ...
+    def write(self, name: str, head: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a promotion or a rollback came to, and what it had to mend first."""
@@ -108,7 +115,7 @@ class Office:
     history: History
     who: str
     git_remote: str | None = None
-    anchor: Callable[[str, str], None] | None = None  # writes the last decision's digest, by its tag's name, elsewhere
+    anchor: Anchor | None = None
 
 
 def _withdrawn(entries: tuple[Entry, ...]) -> set[str]:
@@ -260,7 +267,7 @@ def settle(office: Office, *, alias: bool = True) -> tuple[tuple[Entry, ...], tu
 
 def witness_of(history: History, *, of_head: bool = False) -> GitWitness:
     """What git knows of the record; `of_head`: only the tags in HEAD's past, as a checkout of an older round needs."""
-    tags = history.tag_messages(promotion_record.TAGS, of_head=of_head)
+    tags = promotion_record.ours(history.tag_messages(promotion_record.TAGS, of_head=of_head))
     names = ["HEAD", *history.tag_messages(of_head=of_head), *tags]
     past = history.copies(RECORD, history.commits_of(RECORD)) if not tags else {}
     return GitWitness(tags, history.copies(RECORD, names), past)
@@ -292,7 +299,23 @@ def _checked(root: Path, history: History) -> tuple[tuple[Entry, ...], GitWitnes
     deciding = promotion_record.deciding(Workspace(root).state)
     _refuse(root, witness, promotion_record.git_disagreements(content, entries, witness, deciding=deciding))
     _refuse(root, witness, promotion_record.manifest_disagreements(entries, _anchors(root / "data")))
+    _require_tagged_manifests(root / "data", history)
     return entries, witness
+
+
+def _require_tagged_manifests(data: Path, history: History) -> None:
+    """The manifests say what a version is made of and what it predicted: their digests are those in the rounds' tags.
+
+    Where git has no tag of a round at all there is nothing to compare. Raises UserError, with the way out.
+    """
+    tags = history.tag_messages()
+    for number in rounds.manifest_numbers(data) if any(map(rounds.number_of, tags)) else []:
+        name, place = rounds.tag_name(number), rounds.round_folder(data, number) / "manifest.json"
+        if name not in tags:
+            if rounds.pending_publication(Workspace(data.parent)) is None:
+                raise UserError(f"git has no tag {name}, which vouches for {place}: `git fetch --tags` brings tags")
+        elif f"manifest sha256:{rounds.read_manifest(data, number).digest}" not in tags[name]:
+            raise UserError(f"{place} is not the one that git tag {name} names: {BRING_BACK}")
 
 
 def _refuse(root: Path, witness: GitWitness, disagreements: Iterator[str]) -> None:
@@ -304,7 +327,9 @@ def _refuse(root: Path, witness: GitWitness, disagreements: Iterator[str]) -> No
     lacking = re.search(r"in MLflow lacks the tag (\S+) of entry (\d+)", found[0])
     if missing and newest and missing[1] < newest:
         digest = promotion_record.read_record(root)[int(missing[1].rpartition("/")[2]) - 1].digest()
-        way = f"`git fetch --tags` brings tags; if none has it, `git tag -a -m 'record sha256:{digest}' {missing[1]}`"
+        after = min(name for name in witness.tags if name > missing[1])
+        again = f"`git tag -a -m 'record sha256:{digest}' {missing[1]} {after}^{{}}`"
+        way = f"`git fetch --tags` brings tags; if none has it, {again}"
     elif lacking:
         digest = promotion_record.read_record(root)[int(lacking[2]) - 1].digest()
         way = f"if MLflow was set back, set that tag in MLflow again, to {digest}"
@@ -361,6 +386,12 @@ def _carry_out(office: Office, entry: Entry) -> tuple[str, ...]:
     """
     if entry.action != "refuse":
         require_recorded_bytes(office.root / "data", office.registry, office.registry.version(entry.version))
+    name = promotion_record.tag_name(entry.sequence)
+    if office.anchor and office.anchor.known(name) is not None:
+        raise UserError(
+            f"{name} was anchored already, and the record here has no such entry: it was cut, or another workspace "
+            "anchors to the same audit.anchor (each needs a prefix of its own)"
+        )
     promotion_record.begin(_state(office), entry)
     promotion_record.append(office.root, entry)
     entries, tags = read_record(office.root), office.history.tag_messages(promotion_record.TAGS)
@@ -387,7 +418,7 @@ def _publish(
         names = [promotion_record.tag_name(entry.sequence) for entry in entries]
         office.history.push_git(office.git_remote, [name for name in names if name not in theirs])
     if office.anchor:
-        office.anchor(promotion_record.tag_name(entries[-1].sequence), f"record sha256:{entries[-1].digest()}")
+        office.anchor.write(promotion_record.tag_name(entries[-1].sequence), f"record sha256:{entries[-1].digest()}")
 
 
 def _seat(office: Office, entries: tuple[Entry, ...]) -> tuple[str, ...]:
@@ -445,6 +476,11 @@ class _Holdout:
 
     @staticmethod
     def read(data: Path) -> "_Holdout":
+        """Raises UserError if the tables are not those that the newest round published."""
+        published = rounds.head(data).manifest.get("tables", {})
+        for name in ("holdout.parquet", "classes.json"):
+            if name in published and file_sha256(data / name) != published[name]:
+                raise UserError(f"{data / name} was changed: {BRING_BACK}")
         table = pd.read_parquet(data / "holdout.parquet", columns=["sample_id", "label"]).dropna()
         classes = json.loads((data / "classes.json").read_text(encoding="utf-8"))
         return _Holdout(classes, dict(zip(table["sample_id"], table["label"], strict=True)))

@@ -384,10 +384,11 @@ def audit(
 
 def _outside(place: "Workspace", versions: Any, *, remote: bool) -> Any:
     """What the audit may ask besides `data/`: git, DVC's cache, the anchor if there is one; with `remote` the rest."""
+    from vabal import rounds
     from vabal.outside import Outside
 
-    params = place.params()
-    outside = Outside(versions, sign=params.audit.sign)
+    params, plan = place.params(), rounds.pending_publication(place)
+    outside = Outside(versions, sign=params.audit.sign, pending=plan.round if plan else None)
     if remote or params.audit.anchor:
         from vabal.adapters import storage
 

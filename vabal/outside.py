@@ -34,7 +34,7 @@ class Pinned:
 
 @dataclass(frozen=True)
 class Tag:
-    """A git tag: its own object, the commit that it stands at, and whether it is annotated."""
+    """A git tag: its own object, the commit that it stands at, and whether it is annotated (not a tag of a tag)."""
 
     object: str
     commit: str
@@ -51,7 +51,9 @@ class Repository(Protocol):
     def is_on_a_branch(self, commit: str) -> bool: ...
     def precedes(self, commit: str, later: str) -> bool: ...
     def changed_in(self, commit: str, path: str) -> bool: ...
-    def pinned(self, at: str) -> Pinned | None: ...
+    def pinned(self, at: str | None) -> Pinned | None: ...
+    def is_shallow(self) -> bool: ...
+    def damage(self) -> str | None: ...
     def listing(self, digest: str) -> dict[str, str] | None: ...
     def cached(self, md5: str) -> Path | None: ...
     def signature_problem(self, tag: str) -> str | None: ...
@@ -87,6 +89,7 @@ class Outside:
     bucket: Bucket | None = None  # with --remote alone
     git_remote: str | None = None  # with --remote alone
     registry: Registry | None = None  # with --remote alone
+    pending: int | None = None  # the round whose publication was cut short: git may not know it yet
     notes: list[str] = field(default_factory=list)
     _md5: dict[Path, str] = field(default_factory=dict)
 
@@ -103,7 +106,15 @@ def check_outside(data: Path, records: Sequence[Record], outside: Outside) -> It
         return
     tags = outside.repository.tag_objects()
     later = later_rounds(records, outside.repository)
-    yield from check_places(records, tags, outside.repository)
+    damage = outside.repository.damage()
+    if damage is not None:
+        yield Finding(None, "git", f"the repository's objects were changed or lost: {damage}")
+    if outside.repository.is_shallow():
+        yield Finding(None, "git", "this clone left older commits out: `git fetch --unshallow --tags` brings them")
+    else:
+        yield from check_places(records, tags, outside.repository)
+        yield from check_decisions(tags, outside.repository)
+    yield from check_here(records, tags, outside)
     yield from check_pins(data, records, tags, outside)
     if outside.sign or any(_asks_for_signature(record) for record in records):
         yield from check_signatures(records, tags, outside)
@@ -159,31 +170,57 @@ def check_places(records: Sequence[Record], tags: Mapping[str, Tag], repository:
         previous = tag
 
 
-def check_signatures(records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
-    """Tags of rounds that were published under `audit.sign`, and of all decisions since, have a good signature.
+def check_decisions(tags: Mapping[str, Tag], repository: Repository) -> Iterator[Finding]:
+    """Each decision's tag is annotated and stands at a commit that wrote the record, in this history or after it.
 
-    With the setting on now, the newest round's tag must have one, and so must all behind the first that has.
+    Which entry it names is `promotion_record`'s question. Tags of several entries may stand at one commit.
     """
-    problems = {
-        name: outside.repository.signature_problem(name)
-        for name in tags
-        if number_of(name) is not None or DECISION.fullmatch(name)
-    }
-    must = [record.round for record in records if _asks_for_signature(record)]
-    if outside.sign:
-        must += [record.round for record in records if problems.get(tag_name(record.round), "") is None]
-        must.append(records[-1].round)
-    first = min(must)
+    head, previous, file = repository.commit_of("HEAD"), None, promotion_record.RECORD
+    for name in sorted(filter(DECISION.fullmatch, tags), key=lambda name: (len(name), name)):
+        tag = tags[name]
+        if not tag.annotated:
+            yield Finding(None, file, f"git tag {name} is no annotated tag")
+        if not repository.changed_in(tag.commit, file):
+            yield Finding(None, file, f"git tag {name} stands at a commit that wrote no decision")
+        here = head in (None, tag.commit) or repository.precedes(tag.commit, str(head))
+        if not here and not repository.precedes(str(head), tag.commit):
+            yield Finding(None, file, f"git tag {name} stands at a commit that is not in this history")
+        follows = previous is None or previous.commit == tag.commit or repository.precedes(previous.commit, tag.commit)
+        if not follows:
+            yield Finding(None, file, f"git tag {name} does not stand behind the tag of the decision before")
+        previous = tag
+
+
+def check_signatures(records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
+    """Tags of rounds that were published under `audit.sign` have a good signature.
+
+    With the setting on now, once any tag has one, none after the last that has may lack it: what stands before is
+    vouched for by the chains. Where it was just switched on, a note says what is not signed.
+    """
+    wanted = [tag_name(record.round) for record in records]
+    decisions = sorted(filter(DECISION.fullmatch, tags), key=lambda name: (len(name), name))
+    problems = {name: outside.repository.signature_problem(name) for name in (*wanted, *decisions) if name in tags}
     for record in records:
         problem = problems.get(tag_name(record.round))
-        if record.round >= first and problem is not None:
-            file = f"{record.folder}/manifest.json"
-            yield Finding(record.round, file, f"git tag {tag_name(record.round)}: {problem}")
-    begun = tags.get(tag_name(first))
-    for name, problem in problems.items():
-        decided = DECISION.fullmatch(name) and problem is not None
-        if decided and begun is not None and outside.repository.precedes(begun.commit, tags[name].commit):
-            yield Finding(None, "promotions.jsonl", f"git tag {name}: {problem}")
+        if problem is not None and _asks_for_signature(record):
+            yield _unsigned(tag_name(record.round), problem)
+    if not outside.sign:
+        return
+    good = {name for name, problem in problems.items() if problem is None}
+    asked = {tag_name(record.round) for record in records if _asks_for_signature(record)}
+    for names in (wanted, decisions):
+        last = max((place for place, name in enumerate(names) if name in good), default=-1)
+        late = [name for name in names[last + 1 :] if name in problems and name not in asked]
+        if good or asked:
+            yield from (_unsigned(name, str(problems[name])) for name in late)
+        elif late:
+            outside.notes.append(f"audit.sign is set, but no tag up to {late[-1]} is signed: the next one will be")
+
+
+def _unsigned(name: str, problem: str) -> Finding:
+    number = number_of(name)
+    file = promotion_record.RECORD if number is None else f"{round_folder(Path(), number).as_posix()}/manifest.json"
+    return Finding(number, file, f"git tag {name}: {problem}")
 
 
 def _asks_for_signature(record: Record) -> bool:
@@ -192,6 +229,22 @@ def _asks_for_signature(record: Record) -> bool:
 
 
 # -- what `data.dvc` pins ----------------------------------------------------------------------------------------------
+
+
+def check_here(records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
+    """`data.dvc` at HEAD, and as it lies in the workspace, pins what the newest round's tag does."""
+    newest = records[-1].round
+    tag = tags.get(tag_name(newest))
+    if tag is None or outside.pending is not None:
+        return
+    pinned = outside.repository.pinned(tag.commit)
+    for at, where, way in (
+        ("HEAD", "at HEAD", f"`git checkout {tag_name(newest)} -- data.dvc`, then `git commit -m restored data.dvc`"),
+        (None, "in the workspace", "`git checkout HEAD -- data.dvc`"),
+    ):
+        if outside.repository.pinned(at) != pinned:
+            yield Finding(newest, "data.dvc", f"{where} it is not that of git tag {tag_name(newest)}: {way} brings it")
+            return
 
 
 def check_pins(data: Path, records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from vabal.store import canonical_json, write_bytes
 
 RECORD = "promotions.jsonl"
 TAGS = "promotion/*"
+_TAG = re.compile(r"promotion/(\d{4,})")  # others that begin so are somebody's own
 _DIGEST = re.compile(r"^record sha256:([0-9a-f]{64})$", re.MULTILINE)
 _MEND = f"see `git log -p {RECORD}`, and bring the right one back with `git checkout`"
 
@@ -158,6 +159,11 @@ def tag_name(sequence: int) -> str:
     return f"promotion/{sequence:04d}"
 
 
+def ours(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags that stand for decisions; `promotion/summer` is somebody's own."""
+    return {name: message for name, message in tags.items() if _TAG.fullmatch(name)}
+
+
 def tag_message(entry: Entry, headline: str) -> str:
     return f"{headline}\n\nrecord sha256:{entry.digest()}"
 
@@ -230,7 +236,7 @@ def git_disagreements(
             break
     ends = [match.end() for match in re.finditer(rb"\n", content)]
     for name, message in sorted(witness.tags.items()):
-        number = re.fullmatch(r"promotion/(\d{4,})", name)
+        number = _TAG.fullmatch(name)
         sequence, said, copy = int(number[1]) if number else 0, _DIGEST.search(message), witness.copies.get(name)
         if not 0 < sequence <= len(entries):
             yield f"ends with entry {len(entries)}, git has a tag {name}"
@@ -253,7 +259,7 @@ def remote_disagreements(
 ) -> Iterator[str]:
     """What the promotion tags of the git remote say: `theirs` by name with their commits, `own` likewise."""
     for name, commit in sorted(theirs.items()):
-        number = re.fullmatch(r"promotion/(\d{4,})", name)
+        number = _TAG.fullmatch(name)
         if number and int(number[1]) > len(entries):
             yield f"ends with entry {len(entries)}, the git remote has a tag {name}"
         elif number and own.get(name) not in (None, commit):

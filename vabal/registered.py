@@ -56,6 +56,11 @@ def classes_json(classes: list[str], image_size: int, channels: int, weights_sha
 def recorded_model(data: Path, version: Registered) -> dict[str, Any]:
     """What the manifest of the version's round says of its model. Raises UserError if that is another version."""
     model: dict[str, Any] = rounds.read_manifest(data, version.round).manifest["model"] or {}
+    if model.get("version") != version.version:
+        raise OtherBytes(
+            f"version {version.version} says that round {version.round} made it, which registered version "
+            f"{model.get('version')}: a copy of it is no candidate"
+        )
     if model.get("sha256") != version.weights_sha256:
         raise UserError(
             f"version {version.version} says that round {version.round} made it, but the weights differ from those "
@@ -70,8 +75,6 @@ def require_recorded_bytes(data: Path, registry: Files, version: Registered) -> 
     Returns what is to tell: of a version whose round recorded the weights alone, what could not be compared.
     """
     model = recorded_model(data, version)
-    if model.get("version") != version.version:
-        raise OtherBytes(f"round {version.round} registered version {model.get('version')}, not {version.version}")
     found = registry.files(version.version)
     expected = model.get("files")
     allowed = {name: {sha256} for name, sha256 in expected.items()} if expected else _allowed(data, version, found)

@@ -70,7 +70,8 @@ def verify(
     findings += check_chain(records)
     findings += check_manifests(records)
     later = later_rounds(records, outside.repository) if outside else []
-    findings += check_tags(records, tags, later) if tags is not None else []
+    pending = outside.pending if outside else None
+    findings += check_tags(records, tags, later, pending) if tags is not None else []
     findings += check_outside(data, records, outside) if outside else []
     findings += check_files(data, records)
     findings += check_strangers(data, records)
@@ -87,11 +88,13 @@ def verify(
         len(records[-1].shards) + len(records[-1].tables) if records else 0
     )
     seen = len(current.catalog) if images and current is not None else 0
-    notes = [*_said_of(records, later), *(outside.notes if outside else [])]
+    notes = [*_said_of(records, later, pending), *(outside.notes if outside else [])]
     return Report(tuple(dict.fromkeys(findings)), len(records), hashed, seen, tuple(notes))
 
 
-def _said_of(records: Sequence[Record], later: Sequence[int]) -> list[str]:
+def _said_of(records: Sequence[Record], later: Sequence[int], pending: int | None) -> list[str]:
+    if pending is not None:
+        return [f"round {pending} is half published: `vabal round` finishes it, `vabal abandon` drops it"]
     if not later:
         return []
     return [
@@ -170,15 +173,20 @@ def check_chain(records: Sequence[Record]) -> Iterator[Finding]:
         previous = record
 
 
-def check_tags(records: Sequence[Record], tags: Mapping[str, str], later: Collection[int] = ()) -> Iterator[Finding]:
+def check_tags(
+    records: Sequence[Record], tags: Mapping[str, str], later: Collection[int] = (), pending: int | None = None
+) -> Iterator[Finding]:
     """Every round's tag stands, and names the digest of its manifest; no tag stands for a round that is gone.
 
-    `later`: rounds that came after this checkout.
+    `later`: rounds that came after this checkout. `pending`: the round whose publication was cut short, maybe before
+    its tag.
     """
     by_tag = {tag_name(record.round): record for record in records}
     for name, record in by_tag.items():
         file = f"{record.folder}/manifest.json"
         said = _TAGGED.search(tags.get(name, ""))
+        if name not in tags and record.round == pending:
+            continue
         if name not in tags:
             yield Finding(record.round, file, f"git has no tag {name} (`git fetch --tags` brings tags)")
         elif said is None:
@@ -186,11 +194,13 @@ def check_tags(records: Sequence[Record], tags: Mapping[str, str], later: Collec
         elif said.group(1) != record.digest:
             yield Finding(record.round, file, f"its sha256 is not the one in git tag {name}")
     for name in sorted(set(tags) - set(by_tag)):
-        number = re.fullmatch(r"round/(\d+)", name)
-        if number and int(number.group(1)) not in later:
-            round_number = int(number.group(1))
+        round_number = rounds.number_of(name)
+        if round_number is not None and round_number not in later and round_number != pending:
             file = round_folder(Path(), round_number).as_posix()
-            yield Finding(round_number, file, f"git tag {name} stands for a round that is not here")
+            what = f"git tag {name} stands for a round that is not here"
+            yield Finding(
+                round_number, file, f"{what}: undone, or this branch is behind (`git pull`, `vabal checkout`)"
+            )
 
 
 # -- files --------------------------------------------------------------------------------------------------------
@@ -525,7 +535,9 @@ def check_promotions(data: Path, witness: GitWitness | None = None) -> Iterator[
         deciding = promotion_record.deciding(data.parent / ".vabal")
         disagreements += promotion_record.git_disagreements(content, entries, witness, deciding=deciding)
     for entry in entries:
-        if entry.round in models and models[entry.round] != entry.version:
+        if not rounds.round_folder(data, entry.round).is_dir():
+            disagreements.append(f"entry {entry.sequence} is about round {entry.round}, which is not here")
+        elif entry.round in models and models[entry.round] != entry.version:
             disagreements.append(f"entry {entry.sequence} is about version {entry.version}, which is not its round's")
     yield from (Finding(None, promotion_record.RECORD, what) for what in disagreements)
 

@@ -55,11 +55,14 @@ def give_way(workspace: Workspace, versions: Versions, remote: str, tell: Tell) 
     )
 
 
-def abandon(workspace: Workspace, versions: Versions, tell: Tell) -> list[str]:
+def abandon(
+    workspace: Workspace, versions: Versions, tell: Tell, anchored: Callable[[str], str | None] = lambda _name: None
+) -> list[str]:
     """Drop the pending publication or the round that was begun; lines that say what went and what stays.
 
-    `tell` tells MLflow, and answers with a line where that did not work. Call with the workspace locked. Raises
-    UserError, having changed nothing, if there is neither, or if other machines may have the round already.
+    `tell` tells MLflow, and answers with a line where that did not work; `anchored` says which head is anchored under
+    a tag's name. Call with the workspace locked. Raises UserError, having changed nothing, if there is neither, or if
+    the round is public already, at the git remote or by its anchor.
     """
     stays = f"{len(inbox.pending(workspace.inbox))} files of labels and images stay in the inbox for the next round"
     damaged = False
@@ -77,7 +80,7 @@ def abandon(workspace: Workspace, versions: Versions, tell: Tell) -> list[str]:
         rounds.give_up(workspace)
         number = f"round {begun.round}" if begun is not None else "the round that was begun"
         return [f"{number} is dropped: what it had computed is found again by the next one", *_lines(said), stays]
-    _refuse_published(versions, plan)
+    _refuse_published(versions, plan, anchored)
     told: list[str] = []
 
     def noting(dropped: Plan | None, status: str) -> None:
@@ -93,11 +96,15 @@ def abandon(workspace: Workspace, versions: Versions, tell: Tell) -> list[str]:
     ]
 
 
-def _refuse_published(versions: Versions, plan: Plan) -> None:
+def _refuse_published(versions: Versions, plan: Plan, anchored: Callable[[str], str | None]) -> None:
     if plan.round == 0:
         raise UserError("round 0 is half made: `vabal init` with the same arguments finishes it")
     ours = versions.commit_of(tag_name(plan.round))
-    if plan.git_remote is None or ours is None:  # the push comes after the tag
+    if ours is None:  # push and anchor come after the tag
+        return
+    if anchored(tag_name(plan.round)) is not None:
+        raise UserError(f"round {plan.round} is anchored already: `vabal round` finishes it here")
+    if plan.git_remote is None:
         return
     try:
         theirs = versions.remote_tags(plan.git_remote)

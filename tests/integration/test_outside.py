@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from tests.unit.test_audit import Books
-from vabal import audit, promotion_record, verification
+from vabal import audit, champion, promotion_record, verification
 from vabal.adapters.storage import Anchor, Bucket
 from vabal.adapters.versioning import Versioning
 from vabal.errors import UserError
@@ -155,6 +155,114 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "data.dvc damaged": (damage_pin, "3 data.dvc: missing or damaged at git tag round/0003"),
     "the newest round undone": (undo_the_newest, "round/0003 stands for a round that is not here"),
 }
+
+
+def forge_under_its_name(root: Path, *, by_replacing: bool) -> None:
+    """A forged tag under the name that the genuine object has: by `git replace`, or by its file's bytes."""
+    genuine = git(root, "rev-parse", "refs/tags/round/0002")
+    retag(root, "round/0002", "round/0002^{}", "-a", "-m", f"round 2\n\nmanifest sha256:{'0' * 64}")
+    forged = git(root, "rev-parse", "refs/tags/round/0002")
+    git(root, "update-ref", "refs/tags/round/0002", genuine)
+    if by_replacing:
+        git(root, "replace", genuine, forged)
+        return
+    objects = root / ".git" / "objects"
+    file = objects / genuine[:2] / genuine[2:]
+    file.chmod(0o644)
+    shutil.copyfile(objects / forged[:2] / forged[2:], file)
+
+
+def forged_parents(root: Path) -> None:
+    """Commits of the same trees that do not go on from one another, but for a file of grafts."""
+    alone = git(root, "-c", "user.name=x", "-c", "user.email=x@y", "commit-tree", "round/0002^{tree}", "-m", "round 2")
+    retag(root, "round/0002", alone)
+    (root / ".git" / "info").mkdir(exist_ok=True)
+    before, after = git(root, "rev-parse", "round/0001^{}"), git(root, "rev-parse", "round/0003^{}")
+    (root / ".git" / "info" / "grafts").write_text(f"{alone} {before}\n{after} {alone}\n")
+
+
+def pin_another(root: Path, *, commit: bool) -> None:
+    (root / "data.dvc").write_text(git(root, "show", "round/0001:data.dvc") + "\n")
+    if commit:
+        git(root, "-c", "user.name=x", "-c", "user.email=x@y", "commit", "--quiet", "-am", "x")
+
+
+CHANGES |= {
+    "data.dvc at HEAD alone": (lambda root: pin_another(root, commit=True), "3 data.dvc: at HEAD it is not that of"),
+    "data.dvc in the workspace": (lambda root: pin_another(root, commit=False), "3 data.dvc: in the workspace it is"),
+    "a tag of a tag": (lambda root: retag(root, "round/0002", "refs/tags/round/0002"), "round/0002 is no annotated"),
+    "its bytes under their name": (lambda root: forge_under_its_name(root, by_replacing=False), "None git: the repos"),
+    "commits joined by grafts": (forged_parents, "round/0002 stands at a commit that is not in this history"),
+}
+
+
+def test_a_tag_is_read_as_it_was_made_whatever_git_replace_says(root: Path) -> None:
+    forge_under_its_name(root, by_replacing=True)
+    assert "0" * 64 in git(root, "for-each-ref", "--format=%(contents)", "refs/tags/round/0002")
+    assert found(verify(root, git_remote="origin")) == ""
+
+
+@pytest.mark.parametrize("name", ["round/0003", "promotion/0001", "main"])
+def test_other_refs_of_the_same_short_name_hide_nothing_and_raise_no_alarm(root: Path, name: str) -> None:
+    decide_in_git(root, 2)
+    for ref in (f"refs/heads/{name}", f"refs/{name}", *(["refs/tags/main"] if name == "main" else [])):
+        if ref != "refs/heads/main":
+            git(root, "update-ref", ref, "round/0001^{}")
+    assert found(verify(root)) == ""
+    versions = Versioning(root)
+    versions.push_git("origin", ["round/0003", "promotion/0001", "promotion/0002"])
+    assert found(verify(root, git_remote="origin")) == ""
+    versions.go_to("round/0003")
+    assert versions.commit_of("HEAD") == git(root, "rev-parse", "refs/tags/round/0003^{}")
+
+
+def test_tags_of_somebody_elses_raise_no_alarm(root: Path) -> None:
+    decide_in_git(root, 1)
+    for name in ("promotion/summer", "promotion/1", "round/best", "round/12"):
+        git(root, "tag", name)
+    assert found(verify(root)) == ""
+
+
+def test_settings_of_git_that_change_what_it_prints_change_no_answer(root: Path) -> None:
+    decide_in_git(root, 2)
+    for key, value in {
+        "color.ui": "always",
+        "column.ui": "always",
+        "tag.sort": "-version:refname",
+        "log.showSignature": "true",
+        "core.abbrev": "4",
+        "core.quotePath": "true",
+        "i18n.logOutputEncoding": "latin1",
+        "diff.external": "false",
+    }.items():
+        git(root, "config", key, value)
+    assert Versioning(root).tag_message("round/0002").count("\n") == 2
+    assert found(verify(root)) == ""
+
+
+def test_a_clone_without_older_commits_says_how_to_bring_them_and_then_verifies(root: Path, tmp_path: Path) -> None:
+    address = f"file://{root.parent / 'remote.git'}"
+    git(tmp_path, "clone", "--quiet", "--depth", "1", "--branch", "main", address, "clone")
+    clone = tmp_path / "clone"
+    git(clone, "fetch", "--quiet", "--tags", "--depth", "1")
+    shutil.copytree(root / "data", clone / "data")
+    assert found(verify(clone)) == (
+        "None git: this clone left older commits out: `git fetch --unshallow --tags` brings them"
+    )
+    git(clone, "fetch", "--quiet", "--unshallow", "--tags")
+    assert found(verify(clone)) == ""
+
+
+def test_a_half_published_round_is_told_as_such_and_is_no_alarm(root: Path) -> None:
+    at = git(root, "rev-parse", "round/0002^{}")
+    git(root, "tag", "--delete", "round/0003")
+    assert "git has no tag round/0003" in found(verify(root))
+    git(root, "reset", "--quiet", "--soft", at)
+    report = verify(root, pending=3)
+    assert (found(report), report.notes) == (
+        "",
+        ("round 3 is half published: `vabal round` finishes it, `vabal abandon` drops it",),
+    )
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -348,7 +456,7 @@ def test_a_head_is_anchored_once_and_another_is_refused(root: Path, s3: Any) -> 
 
 def test_two_that_anchor_at_once_do_not_write_over_each_other(root: Path, s3: Any) -> None:
     anchor = Anchor("s3://vabal/anchor", 1)
-    known = anchor._known
+    known = anchor.known
 
     def late(name: str) -> str | None:
         answer = known(name)
@@ -356,7 +464,7 @@ def test_two_that_anchor_at_once_do_not_write_over_each_other(root: Path, s3: An
             s3.put_object(Bucket="vabal", Key=f"anchor/{name}", Body=b"manifest sha256:theirs")
         return answer
 
-    anchor._known = late  # type: ignore[method-assign]
+    anchor.known = late  # type: ignore[method-assign]
     with pytest.raises(UserError, match="anchors another head"):
         anchor.write("round/0009", "manifest sha256:ours")
     assert anchor.read()["round/0009"] == "manifest sha256:theirs"
@@ -429,6 +537,29 @@ def test_a_tag_stands_at_the_commit_that_published_though_others_came_since(root
     assert os.environ["GIT_CONFIG_GLOBAL"] == "/dev/null"
 
 
+def sign_again(root: Path, number: int) -> None:
+    versions, name = Versioning(root), tag_name(number)
+    message, at = versions.tag_message(name), str(versions.commit_of(name))
+    git(root, "tag", "--delete", name)
+    git(root, "tag", "--sign", "-m", message, name, at)
+
+
+def test_signing_that_is_switched_on_off_and_on_again_raises_no_alarm_for_what_lay_between(
+    root: Path, signer: Path
+) -> None:
+    decide_in_git(root, 2)
+    report = verify(root, sign=True)  # switched on just now
+    assert found(report) == ""
+    assert "audit.sign is set, but no tag up to round/0003 is signed: the next one will be" in report.notes
+    sign_again(root, 1)
+    assert found(verify(root)) == ""  # and off again
+    assert "round/0003: no good signature" in found(verify(root, sign=True))
+    sign_again(root, 3)
+    assert "promotion/0002: no good signature" in found(verify(root, sign=True))
+    git(root, "tag", "--force", "--sign", "-m", Versioning(root).tag_message("promotion/0002"), "promotion/0002")
+    assert found(verify(root, sign=True)) == ""
+
+
 # -- decisions ------------------------------------------------------------------------------------------------------
 
 
@@ -452,6 +583,51 @@ def decide(root: Path, count: int) -> list[promotion_record.Entry]:
         promotion_record.append(root, entry)
         entries.append(entry)
     return entries
+
+
+def decide_in_git(root: Path, count: int) -> None:
+    """The same, each committed and tagged."""
+    versions, path = Versioning(root), root / promotion_record.RECORD
+    entries = decide(root, count)
+    whole = path.read_bytes().splitlines(keepends=True)
+    for number, entry in enumerate(entries, start=1):
+        path.write_bytes(b"".join(whole[:number]))
+        versions.commit([promotion_record.RECORD], f"decision {number}")
+        versions.tag(promotion_record.tag_name(number), promotion_record.tag_message(entry, "refused"))
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("elsewhere", "git tag promotion/0001 stands at a commit that is not in this history"),
+        ("at another file's commit", "git tag promotion/0002 stands at a commit that wrote no decision"),
+        ("behind the next", "git tag promotion/0002 does not stand behind the tag of the decision before"),
+        ("lightweight", "git tag promotion/0001 is no annotated tag"),
+        ("of no round", "entry 3 is about round 99, which is not here"),
+    ],
+)
+def test_a_decisions_tag_that_was_moved_or_made_otherwise_is_found(root: Path, how: str, expected: str) -> None:
+    decide_in_git(root, 2)
+    someone = ("-c", "user.name=x", "-c", "user.email=x@y")
+    first, second = promotion_record.read_record(root)
+    if how == "elsewhere":
+        retag(root, "promotion/0001", git(root, *someone, "commit-tree", "promotion/0001^{tree}", "-m", "x"))
+    elif how == "at another file's commit":
+        git(root, *someone, "commit", "--quiet", "--allow-empty", "-m", "x")
+        retag(root, "promotion/0002", "HEAD")
+    elif how == "behind the next":
+        promotion_record.append(root, replace(second, sequence=3, parent=second.digest()))
+        Versioning(root).commit([promotion_record.RECORD], "decision 3")
+        retag(root, "promotion/0001", "HEAD")
+    elif how == "lightweight":
+        git(root, "tag", "--force", "promotion/0001", "promotion/0001^{}")
+    else:
+        promotion_record.append(root, replace(second, sequence=3, parent=second.digest(), round=99, version="99"))
+    versions = Versioning(root)
+    witness = champion.witness_here(root / "data", versions)
+    report = audit.verify(root / "data", heads(root), images=False, outside=Outside(versions), promotions=witness)
+    assert expected in found(report)
+    assert first.sequence == 1
 
 
 def test_a_record_that_was_cut_or_rewritten_with_its_tags_is_found_by_the_anchor(root: Path, s3: Any) -> None:

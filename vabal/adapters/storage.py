@@ -285,7 +285,7 @@ class Anchor:
 
     def write(self, name: str, head: str) -> None:
         """Anchor a head. Raises UserError if another one stands there, Unavailable if S3 is away."""
-        known = self._known(name)
+        known = self.known(name)
         if known is None:
             known = self._put(name, head)
         if known != head:
@@ -294,7 +294,8 @@ class Anchor:
                 "another clone or workspace writes there, or this history was rewritten (`vabal audit --verify`)"
             )
 
-    def _known(self, name: str) -> str | None:
+    def known(self, name: str) -> str | None:
+        """The head that stands there; None if none does. Raises Unavailable if S3 is away."""
         with _explained(self._bucket.bucket, "read from"):
             try:
                 answer = self._bucket._s3.get_object(Bucket=self._bucket.bucket, Key=self._bucket.prefix + name)
@@ -313,7 +314,7 @@ class Anchor:
             except ClientError as error:
                 if _code(error) not in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
                     raise
-                return self._known(name) or ""
+                return self.known(name) or ""
         return head
 
     def _lock(self) -> dict[str, Any]:

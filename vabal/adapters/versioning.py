@@ -21,7 +21,7 @@ import yaml
 from vabal.adapters import limits, processes
 from vabal.errors import Unavailable, UserError
 from vabal.outside import Pinned, Tag
-from vabal.promotion_record import Copy
+from vabal.promotion_record import RECORD, Copy
 from vabal.store import write_bytes
 
 DVC_CONFIG = """\
@@ -60,6 +60,13 @@ ELSEWHERE = {
     *("GIT_NO_REPLACE_OBJECTS", "GIT_REPLACE_REF_BASE", "GIT_PREFIX", "GIT_SHALLOW_FILE", "GIT_COMMON_DIR"),
     *("GIT_INTERNAL_SUPER_PREFIX", "GIT_NAMESPACE", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM"),
 }
+
+
+# The history is what was committed: not what `git replace` or a file of grafts says in its place.
+AS_COMMITTED = {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_GRAFT_FILE": os.devnull}
+# Who shows signatures in every log gets lines that are no answer.
+PLAIN = ("-c", "log.showSignature=false")
+OUR_TAGS = re.compile(r"(round|promotion)/")
 
 
 class Versioning:
@@ -147,7 +154,7 @@ class Versioning:
     def go_to(self, name: str, branch: str | None = None) -> None:
         """Check out the tag `name` (a detached HEAD), or `branch` where one is given, with the files of that commit."""
         try:
-            self._git("switch", "--quiet", *([branch] if branch else ["--detach", name]))
+            self._git("switch", "--quiet", *([branch] if branch else ["--detach", _ref(name)]))
         except UserError as error:
             raise UserError(f"git cannot go to {branch or name}: {error}; commit or undo what you changed") from None
 
@@ -163,7 +170,7 @@ class Versioning:
 
     def branches_with(self, name: str) -> list[str]:
         """Local branches that contain the tag `name`."""
-        listed = self._git("for-each-ref", "--format=%(refname:short)", f"--contains={name}", "refs/heads")
+        listed = self._git("for-each-ref", "--format=%(refname:strip=2)", f"--contains={_ref(name)}", "refs/heads")
         return listed.split()
 
     def changed(self, kinds: Sequence[str] = ("added", "deleted", "modified", "unknown")) -> list[str]:
@@ -221,15 +228,15 @@ class Versioning:
         )
 
     def _place_of(self, name: str) -> str:
-        """Where a tag belongs: a round's at the commit that published it, though others may have come since."""
-        published = self._git("log", "-1", "--format=%H", "--", "data.dvc").strip() if name.startswith("round/") else ""
-        return published or "HEAD"
+        """Where a tag belongs: at the commit that published a round or wrote a decision, though others came since."""
+        path = "data.dvc" if name.startswith("round/") else RECORD
+        return self._git("rev-list", "--max-count=1", "HEAD", "--", path).strip() or "HEAD"
 
     def tag_messages(self, pattern: str = "round/*", *, of_head: bool = False) -> dict[str, str]:
         """The messages of all tags of a kind, by name; `of_head`: of those alone that stand in HEAD's past."""
         merged = ["--merged=HEAD"] if of_head else []
         listed = self._git(
-            "for-each-ref", "--format=%(refname:short)%00%(contents)%00", *merged, f"refs/tags/{pattern}"
+            "for-each-ref", "--format=%(refname:strip=2)%00%(contents)%00", *merged, f"refs/tags/{pattern}"
         )
         words = listed.split("\0")
         return {name.strip(): text.strip() for name, text in zip(words[::2], words[1::2], strict=False)}
@@ -237,7 +244,7 @@ class Versioning:
     def copies(self, path: str, at: Iterable[str]) -> dict[str, Copy | None]:
         """What the file `path` (relative to the workspace) is in each of the commits; None where it is not there."""
         names = list(at)
-        asked = "".join(f"{name}:./{path}\n" for name in names)
+        asked = "".join(f"{_ref(name)}:./{path}\n" for name in names)
         done = self._run_bytes(["git", "cat-file", "--batch-check"], asked.encode())
         if done.returncode != 0:
             raise UserError(f"git cat-file failed in {self.root}: {_last_line(done.stderr.decode(errors='replace'))}")
@@ -287,11 +294,10 @@ class Versioning:
         """The newest of the last commits that has this subject and changes `data.dvc` alone."""
         if self.commit_of("HEAD") is None:
             return None
-        for line in self._git("log", "--max-count=50", "--format=%H %s").splitlines():
+        for line in self._git(*PLAIN, "log", "--max-count=50", "--format=%H %s").splitlines():
             commit, _, said = line.partition(" ")
-            if said == subject and self._git("show", "--format=", "--name-only", "--relative", commit).split() == [
-                "data.dvc"
-            ]:
+            changed = ("diff-tree", "--root", "--no-commit-id", "--name-only", "-r", "--relative", commit)
+            if said == subject and self._git(*changed).split() == ["data.dvc"]:
                 return commit
         return None
 
@@ -315,11 +321,12 @@ class Versioning:
             ) from None
 
     def tags(self, pattern: str = "round/*") -> list[str]:
-        return self._git("tag", "--list", pattern).split()
+        return self._git("for-each-ref", "--format=%(refname:strip=2)", f"refs/tags/{pattern}").split()
 
     def tag_message(self, name: str) -> str:
         """What the tag says, its signature left out."""
-        return self._git("tag", "--list", "--format=%(contents:subject)%0a%0a%(contents:body)", name).strip()
+        words = "--format=%(contents:subject)%0a%0a%(contents:body)"
+        return self._git("for-each-ref", words, f"refs/tags/{name}").strip()
 
     def branch(self) -> str | None:
         """The branch that is checked out; None for a detached HEAD."""
@@ -327,14 +334,14 @@ class Versioning:
 
     def commit_of(self, name: str) -> str | None:
         """The commit that a tag, branch or HEAD stands at; None if there is no such name."""
-        done = self._run(["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"])
+        done = self._run(["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{_ref(name)}^{{commit}}"])
         return done.stdout.strip() if done.returncode == 0 else None
 
     def contains(self, name: str, commit: str) -> bool:
         """Whether `commit` is in the history of `name` (tags, branches, HEAD); so are a name's own commits."""
         if self.commit_of(name) is None or self.commit_of(commit) is None:
             return False
-        return self._succeeds("merge-base", "--is-ancestor", f"{commit}^{{commit}}", f"{name}^{{commit}}")
+        return self._succeeds("merge-base", "--is-ancestor", f"{_ref(commit)}^{{commit}}", f"{_ref(name)}^{{commit}}")
 
     def committed(self, path: str, at: str = "HEAD") -> bytes | None:
         """The content of the file `path` (relative to the workspace) in the commit `at`; None if it is not there."""
@@ -346,11 +353,11 @@ class Versioning:
 
     def tag_objects(self) -> dict[str, Tag]:
         """Every tag here, with its object and the commit that it stands at."""
-        words = "%(refname:strip=2)%09%(objecttype)%09%(objectname)%09%(*objectname)"
+        words = "%(refname:strip=2)%09%(objecttype)%09%(objectname)%09%(*objectname)%09%(*objecttype)"
         found = {}
         for line in self._git("for-each-ref", f"--format={words}", "refs/tags").splitlines():
-            name, kind, own, peeled = line.split("\t")
-            found[name] = Tag(own, peeled or own, annotated=kind == "tag")
+            name, kind, own, peeled, what = line.split("\t")
+            found[name] = Tag(own, peeled or own, annotated=(kind, what) == ("tag", "commit"))
         return found
 
     def remote_tag_objects(self, remote: str) -> dict[str, Tag]:
@@ -377,22 +384,35 @@ class Versioning:
         """Whether `later` was built on `commit`, and is another one."""
         return commit != later and self._succeeds("merge-base", "--is-ancestor", commit, later)
 
+    def is_shallow(self) -> bool:
+        """Whether this is a clone that left older commits out."""
+        return self._git("rev-parse", "--is-shallow-repository").strip() == "true"
+
+    def damage(self) -> str | None:
+        """The first object whose bytes are not those of its name, or that is gone, in git's words: it reads them so."""
+        done = self._run(["git", "fsck", "--full", "--no-reflogs", "--no-dangling", "--no-progress"])
+        said = [*done.stderr.splitlines(), *done.stdout.splitlines()]
+        return next((line for line in said if re.search(r"mismatch|^missing|corrupt|unable to", line)), None)
+
     def changed_in(self, commit: str, path: str) -> bool:
         """Whether the commit changed the file, against the commit before it (the first one: whether it has it)."""
         return self.committed(path, commit) != self.committed(path, f"{commit}^")
 
     def signature_problem(self, tag: str) -> str | None:
         """What is wrong with a tag's signature, in git's words; None for a good one."""
-        done = self._run(["git", "verify-tag", "--", tag])
+        done = self._run(["git", "verify-tag", "--", _ref(tag)])
         if done.returncode == 0:
             return None
         return f"no good signature ({_last_line(done.stderr)})"
 
-    def pinned(self, at: str) -> Pinned | None:
-        """What `data.dvc` names in the commit `at`; None where it is missing or damaged."""
-        content = self.committed("data.dvc", at)
+    def pinned(self, at: str | None) -> Pinned | None:
+        """What `data.dvc` names in the commit `at` (None: as it lies here); None where it is missing or damaged."""
+        here = self.root / "data.dvc"
+        content = self.committed("data.dvc", at) if at else here.read_bytes() if here.is_file() else None
         try:
-            out = yaml.safe_load(content or b"")["outs"][0]
+            (out,) = yaml.safe_load(content or b"")["outs"]
+            if out["path"] != "data":
+                return None
             return Pinned(str(out["md5"]), int(out["size"]), int(out["nfiles"]))
         except (yaml.YAMLError, TypeError, KeyError, IndexError, ValueError):
             return None
@@ -431,7 +451,8 @@ class Versioning:
         if branch is None:
             raise UserError(f"{self.root} has a detached HEAD: `vabal checkout newest` goes back to the branch")
         try:
-            self._git("push", "--quiet", "--atomic", "--", checked_remote(remote), branch, *names)
+            sent = [f"refs/heads/{branch}", *(f"refs/tags/{name}" for name in names)]
+            self._git("push", "--quiet", "--atomic", "--", checked_remote(remote), *sent)
         except Unavailable as error:
             raise Unavailable(f"git remote {remote} is away, and the round waits for it: {error}") from None
         except UserError as error:
@@ -490,6 +511,8 @@ class Versioning:
             "GIT_HTTP_LOW_SPEED_TIME": environment.get("GIT_HTTP_LOW_SPEED_TIME", f"{silence:.0f}"),
             "AWS_MAX_ATTEMPTS": environment.get("AWS_MAX_ATTEMPTS", "1"),
             "LC_ALL": "C.UTF-8",
+            "LANGUAGE": "",
+            **AS_COMMITTED,
         }
         if command[0] == "git" and command[1] in NETWORK_VERBS and not self._has_own_ssh(environment):
             alive = f"-oConnectTimeout={silence:.0f} -oServerAliveInterval={max(silence / 3, 1):.0f}"
@@ -537,6 +560,11 @@ class Versioning:
             time.sleep(0.1)
         if time.time() - path.stat().st_mtime > 5:
             path.unlink(missing_ok=True)
+
+
+def _ref(name: str) -> str:
+    """The full name of one of our tags: a branch, or another ref, may have the same short one."""
+    return f"refs/tags/{name}" if OUR_TAGS.match(name) else name
 
 
 def checked_remote(remote: str) -> str:
