@@ -419,3 +419,18 @@ def test_a_remote_that_is_away_keeps_the_publication_and_a_public_round_is_not_a
     )
     assert rounds.carry_out(place, Versioning(place.root)) is not None
     assert verified(place)
+
+
+def test_a_round_that_was_anchored_is_not_abandoned(place: Workspace) -> None:
+    small.stage(place)
+
+    def die(_: rounds.Plan) -> None:
+        raise Cut
+
+    with pytest.raises(Cut):
+        rounds.carry_out(place, Versioning(place.root), die)
+    anchored = {"round/0002": "manifest sha256:00"}
+    with pytest.raises(UserError, match="round 2 is anchored already: `vabal round` finishes it here"):
+        withdrawal.abandon(place, Versioning(place.root), tell([]), anchored.get)
+    assert rounds.carry_out(place, Versioning(place.root)) is not None
+    assert verified(place)

@@ -730,3 +730,82 @@ def test_a_git_remote_that_refuses_stops_a_promotion_before_the_registry_changes
         cwd=place.root, check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
     assert "version 1 (round 1) is champion" in pushed
+
+
+# -- what vouches for versions, predictions and labels ----------------------------------------------------------------
+
+
+def tag_rounds(place: Place) -> None:
+    for path in sorted((place.data / "rounds").iterdir()):
+        digest = file_sha256(path / "manifest.json")
+        place.git("tag", "-a", "-m", f"round\n\nmanifest sha256:{digest}", f"round/{path.name}")
+
+
+def test_a_manifest_that_its_rounds_tag_does_not_name_moves_nothing(place: Place) -> None:
+    place.publish(1, even(0.7))
+    place.promote()
+    place.publish(2, even(0.5))
+    tag_rounds(place)
+    before = place.state()
+    folder = place.data / "rounds" / "0002"
+    right = pd.read_parquet(folder / champion.PREDICTIONS).assign(predicted_class=list(HOLDOUT.values()))
+    genuine = (folder / champion.PREDICTIONS).read_bytes(), (folder / "manifest.json").read_bytes()
+    right.to_parquet(folder / champion.PREDICTIONS)
+    manifest = json.loads(genuine[1]) | {"files": {champion.PREDICTIONS: file_sha256(folder / champion.PREDICTIONS)}}
+    (folder / "manifest.json").write_bytes(canonical_json(manifest))
+    with pytest.raises(UserError, match=r"0002/manifest\.json is not the one that git tag round/0002 names"):
+        place.promote()
+    assert place.state() == before
+    (folder / champion.PREDICTIONS).write_bytes(genuine[0])
+    (folder / "manifest.json").write_bytes(genuine[1])
+    place.git("tag", "--delete", "round/0002")
+    with pytest.raises(UserError, match=r"git has no tag round/0002, which vouches for .*git fetch --tags"):
+        place.promote()
+    tag_two = f"round\n\nmanifest sha256:{file_sha256(folder / 'manifest.json')}"
+    place.git("tag", "-a", "-m", tag_two, "round/0002")
+    with pytest.raises(NotPromoted):
+        place.promote()
+
+
+def test_labels_of_the_holdout_that_no_round_published_decide_nothing(place: Place) -> None:
+    place.publish(1, even(0.8))
+    manifest = place.data / "rounds" / "0001" / "manifest.json"
+    tables = {name: file_sha256(place.data / name) for name in ("holdout.parquet", "classes.json")}
+    manifest.write_bytes(canonical_json(json.loads(manifest.read_bytes()) | {"tables": tables}))
+    genuine = (place.data / "holdout.parquet").read_bytes()
+    swapped = {sample: CLASSES[(CLASSES.index(label) + 1) % 3] for sample, label in HOLDOUT.items()}
+    pd.DataFrame({"sample_id": swapped.keys(), "label": swapped.values()}).to_parquet(place.data / "holdout.parquet")
+    with pytest.raises(UserError, match=r"holdout\.parquet was changed: `vabal checkout --force`"):
+        place.promote()
+    assert not (place.root / champion.RECORD).exists()
+    (place.data / "holdout.parquet").write_bytes(genuine)
+    assert place.promote().action == "promoted"
+
+
+def test_a_copy_of_a_rounds_version_is_refused_and_leaves_no_entry_that_the_audit_would_find(place: Place) -> None:
+    place.publish(1, even(0.9))
+    place.promote()
+    place.publish(2, even(0.5))
+    place.registry.versions["9"] = replace(place.registry.versions["2"], version="9")
+    with pytest.raises(UserError, match="round 2 made it, which registered version 2: a copy of it is no candidate"):
+        place.promote("9")
+    assert place.actions() == ["promote"]
+
+
+def test_a_decision_that_another_workspace_anchored_under_its_name_is_refused_before_anything_is_written(
+    place: Place,
+) -> None:
+    heads: dict[str, str] = {}
+    anchor = mock.Mock(known=heads.get, write=heads.__setitem__)
+    place.office = replace(place.office, anchor=anchor)
+    place.publish(1, even(0.7))
+    place.promote()
+    assert heads == {"promotion/0001": f"record sha256:{read_record(place.root)[0].digest()}"}
+    place.publish(2, even(0.9))
+    heads["promotion/0002"] = "record sha256:theirs"
+    before = place.state()
+    with pytest.raises(UserError, match=r"promotion/0002 was anchored already.*prefix of its own"):
+        place.promote()
+    assert place.state() == before
+    del heads["promotion/0002"]
+    assert place.promote().action == "promoted"
