@@ -48,7 +48,7 @@ def another(value: Any) -> Any:
     if isinstance(value, str):
         return "dog" if value == "cat" else "cat"
     if isinstance(value, list):
-        return [value[0] + 1, *value[1:]]
+        return [-item for item in value]  # its largest is another one
     return value + 0.25 if isinstance(value, float) else value + 1
 
 
