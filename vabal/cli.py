@@ -188,12 +188,14 @@ def labels_export(
 
     Example: `vabal labels export requests/`
     """
-    from vabal import pools
+    from vabal import pools, rounds
     from vabal.adapters import labelling
+    from vabal.adapters.versioning import Versioning
 
     place = _workspace()
     place.require_round_zero()
     with _bars(), _reading(place):
+        rounds.refuse_older_checkout(place, Versioning(place.root))
         report = labelling.export_requests(pools.load(place.data), place.data, folder, place.inbox)
     _say(report, as_json)
 

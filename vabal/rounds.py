@@ -255,13 +255,11 @@ def require_newest(workspace: Workspace, versions: Tags, git_remote: str | None 
     plan = pending_publication(workspace)
     if plan is not None:
         raise UserError(half_published(plan))
+    refuse_older_checkout(workspace, versions)
     here, newest = head(workspace.data).round, newest_tag(versions.tags())
     branch = versions.branch()
     if branch is None:
-        what = "has a detached HEAD"
-        if newest is not None and newest > here:
-            what = f"is a checkout of round {here}, the newest is round {newest}"
-        raise UserError(f"{workspace.root} {what}: `vabal checkout newest` goes back to the branch")
+        raise UserError(f"{workspace.root} has a detached HEAD: `vabal checkout newest` goes back to the branch")
     if newest is not None and newest >= here:
         _require_on_branch(versions, branch, tag_name(newest))
     if newest is not None and newest > here:
@@ -271,6 +269,16 @@ def require_newest(workspace: Workspace, versions: Tags, git_remote: str | None 
         )
     if git_remote:
         _require_none_ahead(versions, git_remote, branch, here)
+
+
+def refuse_older_checkout(workspace: Workspace, versions: Tags) -> None:
+    """Raises UserError, with the way out, in a checkout of an older round: what it asks people for may be answered."""
+    here, newest = head(workspace.data).round, newest_tag(versions.tags())
+    if versions.branch() is None and newest is not None and newest > here:
+        raise UserError(
+            f"{workspace.root} is a checkout of round {here}, the newest is round {newest}: "
+            "`vabal checkout newest` goes back to the branch"
+        )
 
 
 def half_published(plan: "Plan") -> str:

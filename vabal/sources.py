@@ -24,6 +24,7 @@ from vabal.layouts import LAYOUTS
 from vabal.params import BitDepth, ImageSettings, Params
 from vabal.pools import Pools
 from vabal.progress import track
+from vabal.promotion import FEWEST_IMAGES
 from vabal.store import sync_folder, write_bytes
 
 _KINDS = {
@@ -680,6 +681,17 @@ def _class_notes(classes: tuple[str, ...], held: pd.DataFrame, begun: pd.DataFra
         missing = [name for name in classes if name not in set(rows["label"])]
         if missing:
             notes.append(f"no sample of class {_first(missing)} in the {where}")
+    images = held["label"].value_counts()
+    few = [f"{name} ({images[name]})" for name in classes if 0 < images.get(name, 0) < FEWEST_IMAGES]
+    if few:
+        notes.append(
+            f"promotion does not judge classes with fewer than {FEWEST_IMAGES} images in the holdout: {_first(few)}"
+        )
+    if len(held) and (images >= FEWEST_IMAGES).sum() < 2:
+        notes.append(
+            f"promotion will wait, for two classes with {FEWEST_IMAGES} images each in the holdout are needed: "
+            "take more images or a larger --holdout"
+        )
     return notes
 
 

@@ -37,6 +37,15 @@ def labels(root: Path) -> str:
     return (root / "data" / "labeled.parquet").read_text()
 
 
+def test_an_older_checkout_asks_nobody_for_labels(workspace: Path) -> None:
+    done(call(workspace, "checkout", "0"))
+    (workspace / "data" / "catalog.parquet").touch()
+    refused = call(workspace, "labels", "export", "asked")
+    assert refused.code == 1
+    assert "is a checkout of round 0, the newest is round 1: `vabal checkout newest`" in refused.err
+    assert not (workspace / "asked").exists()
+
+
 def test_a_past_round_comes_back_and_newest_leads_home_to_the_branch(workspace: Path) -> None:
     said = done(call(workspace, "checkout", "0"))
     assert labels(workspace) == "labels of round 0"

@@ -171,3 +171,12 @@ def test_another_round_of_the_same_number_at_the_remote_is_refused(root: Path) -
 def test_a_remote_that_does_not_answer_is_told_as_that(root: Path) -> None:
     with pytest.raises(Unavailable, match="does not answer"):
         ask(root, str(root.parent / "nowhere.git"))
+
+
+def test_an_older_checkout_asks_nobody_for_labels_that_may_have_come(root: Path) -> None:
+    rounds.refuse_older_checkout(Workspace(root), Versioning(root))
+    git(root, "checkout", "--quiet", "round/0000")
+    forget_data_of(root, 1)
+
+    with pytest.raises(UserError, match="checkout of round 0, the newest is round 1: `vabal checkout newest`"):
+        rounds.refuse_older_checkout(Workspace(root), Versioning(root))

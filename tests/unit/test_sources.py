@@ -507,6 +507,16 @@ def test_classes_without_a_sample_are_said_not_refused(tmp_path: Path) -> None:
     assert "no sample of class b in the holdout" in report.notes
 
 
+def test_a_holdout_that_promotion_cannot_judge_is_told_before_the_first_round(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "pics", a=40, b=10)
+    few = build(open_source(f"folder:{root}"), tmp_path / "few", initial=2)
+    assert any("classes with fewer than 6 images in the holdout: b (" in note for note in few.notes)
+    assert any("promotion will wait, for two classes with 6 images each in the holdout" in note for note in few.notes)
+
+    enough = build(open_source(f"folder:{root}"), tmp_path / "enough", initial=2, holdout=0.6)
+    assert not any("promotion" in note for note in enough.notes)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
