@@ -293,6 +293,9 @@ class Folder(Files):
             listed = resolve(root, str(listing), _read_listing(root / listing), list(known))
             nothing = Known()
             missing, about = listed.missing, [*about, *listed.notes]
+            if layout is None:
+                labelled = [path for path, said in listed.known.items() if said.label]
+                about += layouts.splits_beside_table(place, str(listing), images, labelled)
             about += layouts.check_names(
                 f"{place}/{listing}", [said.label for said in listed.known.values() if said.label], chosen
             )

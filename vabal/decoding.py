@@ -71,6 +71,8 @@ def read(data: bytes, settings: ImageSettings) -> Picture:
     Raises Unreadable with the reason: empty, no image, damaged, too many bytes or pixels, values out of range.
     """
     too_large(len(data), settings)
+    if data.startswith(b"version https://git-lfs.github.com/"):
+        raise Unreadable("a pointer of Git LFS in the place of an image: `git lfs pull` brings it")
     with _opened(data) as image:
         pixels = image.width * image.height
         if pixels > settings.max_megapixels * 1e6:

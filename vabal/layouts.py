@@ -7,7 +7,7 @@ readings are likely, neither is taken: the error names both, and the option that
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final, Literal
@@ -34,10 +34,13 @@ _ROLES: Final[dict[str, str]] = {
 }
 _SPLIT: Final = re.compile(rf"({'|'.join(_ROLES)})([ _-]?(set|data|split|images|imgs|\d{{1,4}}))?")
 _UNLABELLED: Final = re.compile(r"(unlabell?ed|no[ _-]?labels?|without[ _-]labels?)")
-_DAYS: Final = re.compile(r"(mon|tues?|wed(nes)?|thu(rs)?|fri|satur|sat|sun)(day)?")
+_DAYS: Final = re.compile(
+    r"(mon|tues?|wed(nes)?|thu(rs)?|fri|satur|sat|sun)(day)?|(mon|diens|donners|frei|sams|sonn)tag|mittwoch|sonnabend"
+    r"|lundi|mardi|mercredi|jeudi|vendredi|samedi|dimanche|lunes|martes|mi[eé]rcoles|jueves|viernes|s[aá]bado|domingo"
+)
 _MONTHS: Final = re.compile(
     r"(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|nov(ember)?"
-    r"|dec(ember)?)"
+    r"|dec(ember)?|januar|februar|m[aä]rz|mai|jun[io]|jul[io]|oktober|dezember)"
 )
 _DATE: Final = re.compile(  # a day at the front of a name
     r"((19|20)\d\d[-_. ]?(0[1-9]|1[0-2])[-_. ]?(0[1-9]|[12]\d|3[01])"
@@ -45,7 +48,7 @@ _DATE: Final = re.compile(  # a day at the front of a name
 )
 _PERIOD: Final = re.compile(r"(19|20)\d\d([-_. ]?(w|kw|q)?\d{1,2})?")
 _NUMBERED: Final = re.compile(
-    r"(cam|camera|kamera|webcam|gopro|sensor|device|station|channel|line|site|batch|session|run|day|week|month|shift|visit"
+    r"(cam|camera|kamera|kw|cw|tag|woche|schicht|charge|linie|webcam|gopro|sensor|device|station|channel|line|site|batch|session|run|day|week|month|shift|visit"
     r"|patient|subject|scan|roll|shoot|fold|shard|chunk|clip|video|sequence|seq|upload|export|dcim|folder|dir)"
     r"([ _.#-]*\d+[a-z]?|[ _.#-]+[a-z])|cam[a-d]"
 )
@@ -54,6 +57,7 @@ _CAMERA_CARD: Final = re.compile(  # as cameras name folders: 100CANON, 101MSDCF
 )
 _HASH: Final = re.compile(r"(?=.*\d)([0-9a-f]{12,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 _NUMBER: Final = re.compile(r"\d{8,}")  # times in seconds, ids
+_COPY: Final = re.compile(r"(?i)(?P<of>.+?)[ _-]+(copy|kopie|copie|copia|\(\d+\)|\[\d+\])([ _]*\(?\d+\)?)?")
 _SHARD: Final = re.compile(r"[0-9a-f]{2,3}")
 _FILE_KINDS: Final = {
     *("images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "pics", "frames", "masks", "mask"),
@@ -275,14 +279,26 @@ def check_names(root: str, names: Sequence[str], classes: Sequence[str] | None =
             notes.append(f"{name} is spelled in {len(spelled)} forms (Unicode): one class")
     folded: dict[str, list[str]] = {}
     for name in spellings:
-        folded.setdefault(name.casefold(), []).append(name)
+        folded.setdefault(_folded(name), []).append(name)
     for alike in folded.values():
         if len(alike) > 1 and not set(alike) <= set(classes or ()):
             raise UserError(
-                f"{root}: {_named(alike)} differ in case alone: rename or merge them if they are one class; if each is "
-                f"a class of its own, name all classes: --classes {','.join(spellings)}"
+                f"{root}: {_named(alike)} differ in {_difference(alike)} alone: rename or merge them if they are one "
+                f"class; if each is a class of its own, name all classes: --classes {','.join(spellings)}"
             )
     return notes
+
+
+def _folded(name: str) -> str:
+    """What is left of a name where file systems and people see no difference: case, width, blanks, dots at the end."""
+    seen = "".join(
+        sign for sign in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(sign) != "Cf"
+    )
+    return " ".join(seen.rstrip(". ").split()) or name
+
+
+def _difference(alike: Sequence[str]) -> str:
+    return "case" if len({name.casefold() for name in alike}) == 1 else "case, blanks, width or dots at the end"
 
 
 # --- what is ambiguous ------------------------------------------------------------------------------------------------
@@ -345,6 +361,26 @@ def _refuse_ambiguous(root: str, tree: _Tree) -> None:
         )
 
 
+def splits_beside_table(
+    root: str, table: str, images: Sequence[PurePosixPath], labelled: Collection[PurePosixPath]
+) -> list[str]:
+    """Notes on folders that look like splits where a table has the labels.
+
+    Raises UserError if it has none for what looks like a test set: its images would be candidates.
+    """
+    tree = _Tree(images, None)
+    roles = _roles(tree.names)
+    held = [name for name, role in roles.items() if role == "holdout"]
+    if not held:
+        return []
+    if not any(len(path.parts) > tree.depth and path.parts[tree.depth] in held for path in labelled):
+        raise UserError(
+            f"{root}: {table} has labels, but none of {_named(held)}: --layout {SPLITS} takes {_named(held)} as the "
+            f"holdout, --layout {FLAT} takes all images as one pool"
+        )
+    return [f"the folders {_named(list(roles))} say nothing; --layout {SPLITS} keeps them apart"]
+
+
 def _about_splits(tree: _Tree, splits: Sequence[str]) -> str:
     roles = _roles(tree.names)
     held = _named([name for name in splits if roles.get(name) == "holdout"])
@@ -385,9 +421,11 @@ def _doubts(tree: _Tree) -> str | None:
             return f"the folders {_named(names)} look like {what}"
     if len(names) >= 16 and all(_is(_SHARD, name) for name in names) and any(not name.isdecimal() for name in names):
         return f"the folders {_named(names)} look like parts of a digest"
+    copies = [name for name in names if (found := _COPY.fullmatch(name)) and found.group("of").strip() in names]
     kinds = [name for name in names if name.casefold().strip() in _FILE_KINDS]
-    if kinds:
-        return f"{_named(kinds)} look{'s' * (len(kinds) == 1)} like a kind of file, not a class"
+    for odd, what in ((copies, "a copy of another folder"), (kinds, "a kind of file, not a class")):
+        if odd:
+            return f"{_named(odd)} look{'s' * (len(odd) == 1)} like {what}"
     shared = set.intersection(*(tree.below(name) for name in names))
     if len(names) > 1 and len(shared) > 1 and "" not in shared:
         return f"the folders {_named(names)} all hold the same folders {_named(sorted(shared))}"

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vabal.errors import BRING_BACK, UserError
+from vabal.folders import shown
 from vabal.store import write_bytes
 
 AVAILABLE: Final = "available"
@@ -355,7 +356,7 @@ def _check_classes(classes: tuple[str, ...]) -> None:
         twice = sorted({name for name in classes if classes.count(name) > 1})
         raise UserError(f"{_CLASSES}: class {twice[0]!r} stands there twice")
     for name in classes:
-        if not name or name != name.strip() or not name.isprintable():
+        if not name or name != name.strip() or shown(name) != name:
             raise UserError(f"{_CLASSES}: {name!r} is no class name (empty, spaces around it, or control characters)")
 
 

@@ -629,17 +629,22 @@ def plan_draws(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wi
         notes.append(f"{source.name} brings its own holdout of {len(held)} images: --holdout is not used")
     elif not wishes.holdout:
         held = []
-        notes.append("no holdout: no round measures anything, and no model is compared with another")
     else:
         drawable = items[known] if labelled else items
         held = draw_holdout(drawable, wishes.holdout, wishes.seed)
         _refuse_tied(drawable, held, wishes.holdout)
+    if not held:
+        why = "too few images of each class for a holdout" if wishes.holdout else "no holdout"
+        notes.append(f"{why}: no round measures anything, and no model is compared with another")
     pool, stray = _without_copies(items, set(held))
     if len(stray):
         names = stray["sample_id"].tolist()
         notes.append(f"{len(names)} left out, near copies or of the group of an image in the holdout: {_first(names)}")
     if wishes.imbalance:
         pool = thin(pool, wishes.imbalance, classes, wishes.seed)
+    if labelled and not pool["label"].notna().any():  # the source's own holdout has its only labels
+        labelled = False
+        notes.append("no image of the pool has a label: the initial ones are asked for")
     eligible = pool[pool["label"].notna()] if labelled else pool
     if wishes.initial > len(eligible):
         what = "labelled images" if labelled else "images"

@@ -134,6 +134,11 @@ def test_a_tiff_in_which_0_is_white_is_read_so_at_any_depth(array: np.generic, e
     assert grey(written.replace(told + b"\1\0", told + b"\0\0")) == [[expected] * 2] * 2
 
 
+def test_a_pointer_of_git_lfs_is_told_as_one() -> None:
+    with pytest.raises(Unreadable, match="git lfs pull"):
+        decoding.read(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", LIMITS)
+
+
 def test_a_tiff_of_12_bits_a_value_is_read() -> None:
     values = np.array([[0, 4095], [2048, 16]], dtype=np.uint16)
     packed = b"".join(

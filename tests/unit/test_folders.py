@@ -19,7 +19,7 @@ from tests.unit.test_sources import build
 from vabal import bench, inbox, pools, sources
 from vabal.datasets import Folder, sample_id_of
 from vabal.errors import UserError
-from vabal.folders import shown, walk
+from vabal.folders import class_name, shown, walk
 from vabal.layouts import LAYOUTS
 from vabal.params import ImageSettings, Params
 from vabal.sources import open_source
@@ -279,6 +279,41 @@ def test_names_that_break_a_line_or_turn_it_are_written_as_escapes(tmp_path: Pat
     assert all("\n" not in line for line in said.lines)
     assert shown("plain/ä b.png") == "plain/ä b.png"
     assert sample_id_of("cat/001.png") == "cat-001"
+
+
+@pytest.mark.parametrize("twin", ["cat.", "cat\u200b", "ｃａｔ", "cat...", "CAT "])
+def test_names_that_look_alike_are_refused_until_all_are_named(tmp_path: Path, twin: str) -> None:
+    root = classes_of(tmp_path, "cat", twin, "dog")
+    assert "alone: rename or merge them" in refusal(root)
+    assert understand(root, ["cat", twin, "dog"]).classes == ("cat", class_name(twin), "dog")
+
+
+def test_copies_of_a_folder_days_and_weeks_in_other_languages_are_refused(tmp_path: Path) -> None:
+    assert "cat - Copy looks like a copy of another folder" in refusal(classes_of(tmp_path / "a", "cat", "cat - Copy"))
+    assert "look like copies" not in " ".join(understand(classes_of(tmp_path / "b", "class (1)", "class (2)")).lines)
+    assert "days of the week" in refusal(classes_of(tmp_path / "c", "Montag", "Dienstag"))
+    assert "batches" in refusal(classes_of(tmp_path / "d", "KW01", "KW02"))
+
+
+def test_a_table_without_labels_of_the_test_folder_is_refused_with_both_ways_out(tmp_path: Path) -> None:
+    root = classes_of(tmp_path, "train", "test")
+    (root / "labels.csv").write_text("path,label\n" + "".join(f"train/{n}.png,c{n % 2}\n" for n in range(3)))
+    said = refusal(root)
+    assert "labels.csv has labels, but none of test: --layout splits" in said
+    assert understand(root, layout="flat").classes == understand(root, layout="splits").classes == ("c0", "c1")
+
+
+def test_a_pool_without_labels_beside_a_holdout_with_labels_asks_for_the_first_ones(tmp_path: Path) -> None:
+    root = classes_of(tmp_path, "test/cat", "test/dog")
+    fill(root, "train/a.png", "train/b.png", "train/c.png", start=50)
+    report = build(open_source(f"folder:{root}", layout="splits"), tmp_path / "data", initial=2)
+    assert "no image of the pool has a label: the initial ones are asked for" in report.lines()
+    assert (report.requested, len(report.pools.labeled), len(report.pools.holdout)) == (2, 0, 6)
+
+
+def test_a_holdout_that_no_class_can_give_is_told(tmp_path: Path) -> None:
+    report = build(open_source(f"folder:{classes_of(tmp_path, 'cat', 'dog', count=1)}"), tmp_path / "data", initial=1)
+    assert "too few images of each class for a holdout" in " ".join(report.lines())
 
 
 def test_blanks_around_a_name_are_not_part_of_the_class(tmp_path: Path) -> None:
