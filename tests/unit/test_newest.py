@@ -180,3 +180,14 @@ def test_an_older_checkout_asks_nobody_for_labels_that_may_have_come(root: Path)
 
     with pytest.raises(UserError, match="checkout of round 0, the newest is round 1: `vabal checkout newest`"):
         rounds.refuse_older_checkout(Workspace(root), Versioning(root))
+
+
+def test_a_remote_that_was_named_late_gets_the_tags_of_the_past_with_the_next_push(root: Path) -> None:
+    git(root.parent, "init", "-q", "--bare", "-b", "main", "late.git")
+    add_round(root, 2)
+    versions = Versioning(root)
+    versions.push_git(str(root.parent / "late.git"), ["round/0002"])
+
+    there = versions.remote_tag_objects(str(root.parent / "late.git"))
+    assert there == versions.tag_objects()
+    assert sorted(there) == ["round/0000", "round/0001", "round/0002"]

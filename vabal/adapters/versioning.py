@@ -446,13 +446,20 @@ class Versioning:
         return done.stdout.split()[0] if done.stdout.strip() else None
 
     def push_git(self, remote: str, names: list[str]) -> None:
-        """Push branch and tags atomically. Raises UserError if the remote refuses: another machine was first."""
+        """Push branch and tags atomically, then the tags of past rounds that the remote lacks, as one named late does.
+
+        Raises UserError if the remote refuses: another machine was first.
+        """
         branch = self.branch()
         if branch is None:
             raise UserError(f"{self.root} has a detached HEAD: `vabal checkout newest` goes back to the branch")
         try:
             sent = [f"refs/heads/{branch}", *(f"refs/tags/{name}" for name in names)]
             self._git("push", "--quiet", "--atomic", "--", checked_remote(remote), *sent)
+            there = self.remote_tags(remote)
+            past = [name for name in self.tag_messages(of_head=True) if name not in there]
+            if past:
+                self._git("push", "--quiet", "--", checked_remote(remote), *(f"refs/tags/{name}" for name in past))
         except Unavailable as error:
             raise Unavailable(f"git remote {remote} is away, and the round waits for it: {error}") from None
         except UserError as error:
