@@ -19,6 +19,7 @@ from vabal import champion, promotion_record, registered, verification
 from vabal.adapters.versioning import Versioning
 from vabal.champion import Entry, Office, read_record, settle
 from vabal.errors import UserError
+from vabal.outside import check_decisions
 
 
 def record_of(place: Place) -> Path:
@@ -268,6 +269,7 @@ def test_a_tag_that_was_lost_is_made_again_as_the_message_says(place: Place) -> 
         place.rollback()
     advice = re.findall(r"`(git tag [^`]*)`", str(refusal.value))
     subprocess.run(shlex.split(advice[0]), cwd=place.root, check=True)
+    assert list(check_decisions(place.history.tag_objects(), place.history)) == []
     assert place.rollback().action == "rolled back"
 
 
