@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vabal import round_tables, strategies
 from vabal.findings import UNREADABLE, Finding, Record, few, one_line
 from vabal.params import Params, parse
-from vabal.pools import Pools
+from vabal.pools import AVAILABLE, Pools
 from vabal.probabilities import ClassTerms
 from vabal.rounds import derive_seed
 from vabal.store import code_version
@@ -288,7 +288,8 @@ def _predicted(part: Candidates, inputs: tuple[str, ...]) -> Candidates:
 
 def _wrong_terms(terms: ClassTerms | None, settings: Params, strategy: Any, taken_in: Pools) -> list[str]:
     """What Eqs. 11 and 12 cannot have come to, with so many samples, draws and so much smoothing."""
-    needed = needs_of(strategy, settings).vae
+    nothing_left = not (taken_in.unlabeled["status"] == AVAILABLE).any()
+    needed = needs_of(strategy, settings).vae and not nothing_left
     if terms is None or not needed:
         return [] if (terms is None) != needed else ["class_terms are there where none are needed, or missing"]
     prior_C, precision_C = terms.prior_C, terms.precision_C

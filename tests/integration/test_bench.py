@@ -162,12 +162,12 @@ def test_a_grid_killed_midway_goes_on_where_it_stopped(tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*.json")}
     assert 1 <= len(before) < 12
     (tmp_path / "out" / "results.csv").write_text("source,imbalance,strat")  # half written
-    (tmp_path / "out" / "cells" / "cut.json").write_text('{"source": "dig')
+    (tmp_path / "out" / "cells" / "cut-0123456789abcdef.json").write_text('{"source": "dig')
 
     told: list[str] = []
     wanted = grid(seeds=tuple(range(6)))
     bench.run(wanted, tmp_path / "out", bench.on_processes(1), tell=told.append)
-    assert any("cut.json was damaged" in line for line in told)
+    assert any("cut-0123456789abcdef.json was damaged" in line for line in told)
     assert any(line.startswith(f"{len(before)} of 12 cells are there already") for line in told)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*.json")}
     assert len(after) == 12
