@@ -21,7 +21,7 @@ from vabal.errors import BRING_BACK, Unavailable, UserError
 from vabal.params import PromotionSettings
 from vabal.promotion import CannotJudge, Decision, best, decide, holdout_digest
 from vabal.promotion_record import RECORD, Copy, Entry, GitWitness, Reign, champions, read_record
-from vabal.registered import recorded_model, require_recorded_bytes
+from vabal.registered import Registered, recorded_model, require_recorded_bytes
 from vabal.store import canonical_json, file_sha256
 from vabal.workspace import Workspace
 
@@ -39,15 +39,9 @@ class NotPromoted(UserError):  # noqa: N818  # an answer, as much as an error
     """
 
 
-class Version(Protocol):
-    """What a registered version tells of itself."""
+class Version(Registered, Protocol):
+    """What a registered version tells of itself, with MLflow's tags."""
 
-    @property
-    def version(self) -> str: ...
-    @property
-    def round(self) -> int: ...
-    @property
-    def weights_sha256(self) -> str: ...
     @property
     def tags(self) -> Mapping[str, str]: ...
 

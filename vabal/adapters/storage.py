@@ -245,13 +245,13 @@ class Bucket:
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self._s3 = client(attempts=4, read_timeout=60.0)
+        self.s3 = client(attempts=4, read_timeout=60.0)
 
     def objects(self) -> dict[str, tuple[int, str]]:
         """Size and entity tag of every object, by its name below the prefix. Raises Unavailable if S3 is."""
         found: dict[str, tuple[int, str]] = {}
         with _explained(self.bucket, "list"):
-            pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
+            pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
             for page in pages:
                 for item in page.get("Contents", []):
                     name = item["Key"].removeprefix(self.prefix)
@@ -261,7 +261,7 @@ class Bucket:
     def read(self, name: str) -> bytes:
         """An object's bytes. Raises Unavailable if S3 is, or lacks it."""
         with _explained(self.bucket, "read from"):
-            return bytes(self._s3.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read())
+            return bytes(self.s3.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read())
 
 
 class Anchor:
@@ -298,7 +298,7 @@ class Anchor:
         """The head that stands there; None if none does. Raises Unavailable if S3 is away."""
         with _explained(self._bucket.bucket, "read from"):
             try:
-                answer = self._bucket._s3.get_object(Bucket=self._bucket.bucket, Key=self._bucket.prefix + name)
+                answer = self._bucket.s3.get_object(Bucket=self._bucket.bucket, Key=self._bucket.prefix + name)
             except ClientError as error:
                 if _code(error) in MISSING:
                     return None
@@ -310,7 +310,7 @@ class Anchor:
         place: Any = {"Bucket": self._bucket.bucket, "Key": self._bucket.prefix + name}
         with _explained(self._bucket.bucket, "write to"):
             try:
-                self._bucket._s3.put_object(**place, Body=head.encode(), IfNoneMatch="*", **self._lock())
+                self._bucket.s3.put_object(**place, Body=head.encode(), IfNoneMatch="*", **self._lock())
             except ClientError as error:
                 if _code(error) not in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
                     raise
@@ -320,7 +320,7 @@ class Anchor:
     def _lock(self) -> dict[str, Any]:
         """Retention, where the bucket has Object Lock and no rule of its own."""
         try:
-            found = self._bucket._s3.get_object_lock_configuration(Bucket=self._bucket.bucket)
+            found = self._bucket.s3.get_object_lock_configuration(Bucket=self._bucket.bucket)
         except ClientError:  # a bucket, or a server, without it
             return {}
         configuration = found.get("ObjectLockConfiguration", {})
