@@ -8,7 +8,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,24 +142,20 @@ class Workspace:
     def lock(self, purpose: str, *, wait: float = 0.0) -> Iterator[None]:
         """Hold the workspace alone: one round, promotion or recovery at a time.
 
-        An advisory lock of the kernel: it dies with its process, so nothing has to be cleaned up after a crash.
+        An advisory lock of the kernel: it dies with its process, so nothing has to be cleaned up after a crash. Where
+        there was no workspace before and what is done here fails, its file goes again.
         Raises UserError naming the holder if it is still taken after `wait` seconds.
         """
         path = self.state / "lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = _hold(path, time.monotonic() + wait)
         try:
-            deadline = time.monotonic() + wait
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise UserError(_held_by(path)) from None
-                    time.sleep(0.1)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "purpose": purpose}).encode(), 0)
             yield
+        except BaseException:
+            if not (self.root / "data").exists() and [*self.state.iterdir()] == [path]:
+                path.unlink()
+            raise
         finally:
             os.close(descriptor)
 
@@ -200,6 +196,27 @@ def _narrow(path: Path, mode: int) -> None:
     if now & ~mode:
         with suppress(PermissionError):
             path.chmod(now & mode)
+
+
+def _hold(path: Path, deadline: float) -> int:
+    """A descriptor that holds the lock of the file at `path`, which another command may take away meanwhile.
+
+    Raises UserError naming the holder if it is still taken at `deadline`.
+    """
+    while True:
+        with ExitStack() as undo:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            undo.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise UserError(_held_by(path)) from None
+                time.sleep(0.1)
+                continue
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                undo.pop_all()
+                return descriptor
 
 
 def _held_by(path: Path) -> str:

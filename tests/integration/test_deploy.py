@@ -144,8 +144,12 @@ def test_an_unknown_deployment_is_told_with_the_command_that_makes_it(stack: Run
 
 
 def test_a_schedule_that_is_none_is_refused_before_anything_is_registered(stack: RunningStack, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^params\.yaml: schedule\.cron: its minute '99' is none[^\n]*$"):
+        parse({"schedule": {"cron": "99 2 * * *"}})
+    params = Params()
+    unread = params.model_copy(update={"schedule": params.schedule.model_copy(update={"cron": "99 2 * * *"})})
     with pytest.raises(UserError, match=r"^params\.yaml: schedule: cron `99 2 \* \* \*`[^\n]*$"):
-        deploy.deploy(tmp_path, parse({"schedule": {"cron": "99 2 * * *"}}))
+        deploy.deploy(tmp_path, unread)
 
 
 def test_the_deployments_are_named_after_the_workspace() -> None:

@@ -6,6 +6,8 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -153,6 +155,28 @@ def test_the_lock_dies_with_its_process_however_it_dies(workspace: Workspace, ho
     holder.wait()
     with workspace.lock("audit"):
         pass
+
+
+def test_a_refused_beginning_leaves_no_lock_and_one_that_waited_for_it_holds_a_new_one(tmp_path: Path) -> None:
+    started = threading.Event()
+
+    def refused() -> None:
+        with pytest.raises(RuntimeError), Workspace(tmp_path).lock("vabal init"):
+            started.set()
+            time.sleep(0.3)
+            raise RuntimeError
+
+    first = threading.Thread(target=refused)
+    first.start()
+    assert started.wait(10)
+    with Workspace(tmp_path).lock("vabal init", wait=10.0):
+        with pytest.raises(UserError, match="in use by vabal init"), Workspace(tmp_path).lock("vabal init"):
+            pass
+        (tmp_path / "data").mkdir()
+    first.join()
+    with pytest.raises(RuntimeError), Workspace(tmp_path).lock("vabal round"):
+        raise RuntimeError
+    assert (tmp_path / ".vabal" / "lock").exists()
 
 
 def test_waiting_for_the_lock_ends_when_its_holder_ends(workspace: Workspace, holder: "subprocess.Popen[str]") -> None:

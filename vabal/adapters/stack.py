@@ -142,6 +142,7 @@ def up(root: Path, progress: Progress | None = None, *, timeout: float = 180.0) 
                 notes += _settle(stack, environment)
             start.unless_running("worker")
             start.wait(*SERVICES)
+            start.record()
         except BaseException:
             start.undo()
             raise
@@ -356,7 +357,12 @@ class _Start:
             private=service != "worker",  # what the worker's flows write belongs to the workspace
         )
         self.started[service] = process
-        self.state["processes"][service] = {"pid": process.pid, "since": _since(process).isoformat()}
+        self.record()
+
+    def record(self) -> None:
+        """Note what runs, by this `up` or an earlier one, whose record may be lost."""
+        for service, process in {**self.running, **self.started}.items():
+            self.state["processes"][service] = {"pid": process.pid, "since": _since(process).isoformat()}
         self.stack.record(self.state)
 
     def undo(self) -> None:
