@@ -23,7 +23,7 @@ $(UV):
 $(VENV)/.installed: requirements.lock pyproject.toml | $(UV)
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
 	$(UV) pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
-	$(UV) pip install --quiet --no-deps --python $(BIN)/python --editable .
+	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	touch $@
 
 demo: setup  ## three nights of active learning on the embedded stack, from nothing to a promoted model
@@ -32,11 +32,12 @@ demo: setup  ## three nights of active learning on the embedded stack, from noth
 test: setup  ## unit, property, integration and golden-round tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85
 
-check: setup  ## lint, types, import rules, secrets
+check: setup  ## lint, types, import rules, secrets, wheel and source distribution
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/rules
+	$(UV) build --quiet --clear --no-build-isolation --python $(BIN)/python --out-dir .build_cache
 
 bench: setup  ## measure speed and memory; writes benchmarks/results.json
 	$(BIN)/python -m benchmarks
@@ -49,4 +50,4 @@ lock: $(UV)  ## resolve requirements.lock again, with no addresses in it
 		--no-emit-index-url --generate-hashes --quiet --custom-compile-command "make lock" -o requirements.lock
 
 clean:  ## remove what make built (not the workspaces' data)
-	rm -rf .venv .uv .mypy_cache .ruff_cache .pytest_cache htmlcov .coverage
+	rm -rf .venv .uv .mypy_cache .ruff_cache .build_cache .pytest_cache htmlcov .coverage
