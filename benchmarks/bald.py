@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vabal import committee
-from vabal.classifier import Images, pieces, place
-from vabal.committee import DropoutPasses
-from vabal.network import ResNetClassifier
+from vabal.learning import committee
+from vabal.learning.committee import DropoutPasses
+from vabal.learning.network import ResNetClassifier
+from vabal.learning.recipe import Images, pieces, place
 from vabal.strategies import Needs
 
 DROPOUT, PASSES = 0.25, 100

@@ -40,7 +40,7 @@ SETTINGS = {
     "selection.budget": 100,
     "compute.threads": 1,
 }
-LEARNING = ("train_classifier", "evaluate", "extract_features")  # of vabal.stages; `random` needs no VAE
+LEARNING = ("train_classifier", "evaluate", "extract_features")  # of vabal.rounds.steps; `random` needs no VAE
 STARTS = 3  # times that a start is measured after each round
 MOST_SECONDS, MOST_RATIO = 10.0, 3.0
 
@@ -133,12 +133,12 @@ def cpu_seconds() -> float:
 @contextmanager
 def _watched() -> Iterator[Spent]:
     """Within the block, what the round does is timed by purpose."""
-    from vabal import round_tables, stages  # noqa: PLC0415
+    from vabal.rounds import steps, tables  # noqa: PLC0415
     from vabal.strategies.random import RandomStrategy  # noqa: PLC0415
 
     spent = Spent()
-    watched: list[tuple[Any, str, str]] = [(stages, name, "learning") for name in LEARNING]
-    watched += [(RandomStrategy, "select", "scoring and writing"), (round_tables.ScoredWriter, "write", "writing")]
+    watched: list[tuple[Any, str, str]] = [(steps, name, "learning") for name in LEARNING]
+    watched += [(RandomStrategy, "select", "scoring and writing"), (tables.ScoredWriter, "write", "writing")]
     with ExitStack() as patches:
         for owner, name, purpose in watched:
             patches.enter_context(patch.object(owner, name, spent.watch(getattr(owner, name), purpose)))
@@ -184,7 +184,9 @@ def _starts(spent: Spent) -> Spent:
 
 def answer_request(root: Path) -> None:
     """Labels for all that the last round asked for, at random, into the inbox."""
-    from vabal import inbox, pools, requests  # noqa: PLC0415
+    from vabal import pools  # noqa: PLC0415
+    from vabal.labels import inbox  # noqa: PLC0415
+    from vabal.rounds import requests  # noqa: PLC0415
     from vabal.workspace import Workspace  # noqa: PLC0415
 
     place = Workspace(root)

@@ -23,11 +23,13 @@ from scipy.stats import chi, qmc
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from vabal import classifier, probabilities, strategies
+from vabal import strategies
 from vabal import vae as vaes
-from vabal.params import PRESETS, ClassifierSettings
+from vabal.learning import classifier, recipe
 from vabal.probabilities import estimate_class_terms, estimate_likelihood, mistake_score, pool_moments
-from vabal.strategies.seam import Shard, margin, posteriors
+from vabal.probabilities import noise as probabilities_noise
+from vabal.settings.models import PRESETS, ClassifierSettings
+from vabal.strategies.base import Shard, margin, posteriors
 
 LABELED, PICKS = 200, 100
 REFERENCE = 4000  # draws of the reference; its own error is a sixth of that of PLAIN draws
@@ -94,12 +96,12 @@ def pool_of(case: Case) -> Pool:
     order = numbers.permutation(kept)
     labeled, unlabeled = order[:LABELED], order[LABELED:]
     settings = ClassifierSettings(network="resnet10", width=8, epochs=30)
-    mean, std = classifier.channel_statistics(images[labeled])
+    mean, std = recipe.channel_statistics(images[labeled])
     network = classifier.build(settings, num_classes=10, image_size=8, channels=1, mean=mean, std=std, seed=case.seed)
     for _ in classifier.fit(network, images[labeled], digits.target[labeled], settings, seed=case.seed):
         pass
     with torch.inference_mode():
-        stages = [network.stages(piece) for piece in classifier.pieces(images, network, torch.device("cpu"))]
+        stages = [network.stages(piece) for piece in recipe.pieces(images, network, torch.device("cpu"))]
     features_N_D, logits_N_C = (torch.cat(parts).numpy() for parts in zip(*stages, strict=True))
     vae = vaes.build(network.feature_dims, 10, PRESETS[case.preset]["vae"], seed=case.seed)
     for _ in vaes.fit(vae, features_N_D[unlabeled], logits_N_C[unlabeled].argmax(axis=1), seed=case.seed):
@@ -215,7 +217,7 @@ def _noise_of(make: Noise | None) -> Iterator[None]:
         generator = torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator
         return make(rows, vae.num_latents, generator).to(vae.reconstruction.weight)
 
-    with patch.object(probabilities, "_noise", noise):
+    with patch.object(probabilities_noise, "_noise", noise):
         yield
 
 

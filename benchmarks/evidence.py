@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vabal import statistics
-from vabal.bench import NATURAL
-from vabal.comparison import MAIN
+from vabal.benchmark.grids import NATURAL
+from vabal.statistics import MAIN
 
 DRAWN = 5  # rivals in a panel, those with the highest means over all settings
 MEASURES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from vabal.classifier import pieces, place
-from vabal.features import extract
-from vabal.images import DecodedShards, png, write_shards
-from vabal.network import ResNetClassifier
-from vabal.params import PoolSettings
+from vabal.images import DecodedShards, write_shards
+from vabal.images.shards import png
+from vabal.learning.features import extract
+from vabal.learning.network import ResNetClassifier
+from vabal.learning.recipe import pieces, place
+from vabal.settings.models import PoolSettings
 
 SIZE, CHANNELS, BATCH = 32, 3, 256
 TARGET = 0.85

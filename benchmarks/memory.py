@@ -40,7 +40,7 @@ def run(*, small: int = SMALL, large: int = LARGE, repeats: int = 2) -> dict[str
     """
     from benchmarks.random_pool import encoded_images  # noqa: PLC0415
     from vabal import images  # noqa: PLC0415
-    from vabal.params import PoolSettings  # noqa: PLC0415
+    from vabal.settings.models import PoolSettings  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(prefix="vabal-bench-") as name:
         folder = Path(name)
@@ -76,14 +76,14 @@ def _measure(folder: Path, count: int) -> dict[str, Any]:
 
 def measure(root: Path, shards: list[Path]) -> dict[str, Any]:
     """Runs the stages over these shards in the workspace `root`; megabytes and CPU seconds of this process."""
-    from vabal import stages  # noqa: PLC0415
+    from vabal.rounds import steps  # noqa: PLC0415
 
     trained, encoded = _prepare(root, shards)
     start = memory_mb("VmRSS")
-    extracted = [stages.extract_features(_night(root), trained, shard.stem) for shard in shards]
-    stages.estimate_class_terms(_night(root), trained, extracted, encoded)
+    extracted = [steps.extract_features(_night(root), trained, shard.stem) for shard in shards]
+    steps.estimate_class_terms(_night(root), trained, extracted, encoded)
     for ref in extracted:
-        stages.estimate_likelihood(_night(root), ref, encoded)
+        steps.estimate_likelihood(_night(root), ref, encoded)
     times = os.times()
     return {
         "shards": len(shards),
@@ -95,21 +95,22 @@ def measure(root: Path, shards: list[Path]) -> dict[str, Any]:
 
 def _night(root: Path) -> Any:
     """As a task of the flow makes it: anew for every shard."""
-    from vabal import params, stages  # noqa: PLC0415
-    from vabal.rounds import OpenRound  # noqa: PLC0415
-    from vabal.stages import Night  # noqa: PLC0415
+    from vabal.rounds import OpenRound, context  # noqa: PLC0415
+    from vabal.rounds.context import RoundContext  # noqa: PLC0415
+    from vabal.settings import params  # noqa: PLC0415
     from vabal.workspace import Workspace  # noqa: PLC0415
 
     place = Workspace(root)
     begun = OpenRound(1, "0" * 64, (), "2024-06-01T02:00:00+00:00")
-    return Night(place, params.parse(PARAMS), begun, stages.own_store(place), KEY)
+    return RoundContext(place, params.parse(PARAMS), begun, context.own_store(place), KEY)
 
 
 def _prepare(root: Path, shards: list[Path]) -> tuple[dict[str, str], dict[str, str]]:
     """Puts into the stage store what stands before these stages: intake's view, a classifier and a VAE, untrained."""
     from benchmarks.random_pool import CLASSES  # noqa: PLC0415
-    from vabal import classifier, vae  # noqa: PLC0415
-    from vabal.store import canonical_json, file_sha256, write_bytes  # noqa: PLC0415
+    from vabal import vae  # noqa: PLC0415
+    from vabal.files import canonical_json, file_sha256, write_bytes  # noqa: PLC0415
+    from vabal.learning import classifier  # noqa: PLC0415
 
     night = _night(root)
     settings = night.params
@@ -137,7 +138,7 @@ def _prepare(root: Path, shards: list[Path]) -> tuple[dict[str, str], dict[str, 
 def _write_roles(path: Path, shard: Path, labeled: int) -> None:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    from vabal.stages import CANDIDATE, LABELED  # noqa: PLC0415
+    from vabal.rounds.context import CANDIDATE, LABELED  # noqa: PLC0415
 
     rows = pq.ParquetFile(shard).metadata.num_rows
     role, label = np.full(rows, CANDIDATE, np.uint8), np.full(rows, -1, np.int32)

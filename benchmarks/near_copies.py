@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vabal import near_copies, sources
-from vabal.images import read
-from vabal.params import ImageSettings
+from vabal import sources
+from vabal.images import near_copies, read
+from vabal.settings.models import ImageSettings
 
 DISTANCES = (8, 16, 24, 32, 40)
 TWINS = 300  # pictures of a set that are saved anew

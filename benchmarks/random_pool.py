@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vabal import images, initial, params, pools, rounds
+from vabal import images, pools, rounds
 from vabal.adapters import storage
 from vabal.adapters.versioning import Versioning
-from vabal.params import Params
-from vabal.store import write_bytes
+from vabal.files import write_bytes
+from vabal.rounds import initial
+from vabal.settings import params
+from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
 SIZE = 8

@@ -22,9 +22,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vabal import rounds, verification
+from vabal import audit, rounds
 from vabal.adapters.versioning import Versioning
-from vabal.store import canonical_json, file_sha256
+from vabal.files import canonical_json, file_sha256
 
 WAYS = ("blunt", "forged", "forged with tags")
 RECORD = "promotions.jsonl"
@@ -49,7 +49,7 @@ def tamper(data: Path, tags: Mapping[str, str], folder: Path, *, changes: int, s
     shutil.copytree(data, copy)
     if (data.parent / RECORD).exists():
         shutil.copyfile(data.parent / RECORD, folder / RECORD)
-    before = verification.verify(copy, tags)
+    before = audit.verify(copy, tags)
     if not before.ok:
         raise ValueError(f"the record is not intact: {before.findings[0]}")
     numbers = random.Random(seed)  # noqa: S311 -- nothing secret
@@ -63,7 +63,7 @@ def tamper(data: Path, tags: Mapping[str, str], folder: Path, *, changes: int, s
                 _forge(copy, forged)
             if said is None or kept.is_whole():  # the cell was empty, or a digest that is made to agree again
                 continue
-            report = verification.verify(copy, forged if way == WAYS[2] else tags)
+            report = audit.verify(copy, forged if way == WAYS[2] else tags)
         done += 1
         yield Attempt(way, *said, not report.ok)
 

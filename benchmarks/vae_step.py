@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.threads import one_thread
 from vabal import vae as vaes
-from vabal.params import VaeSettings
+from vabal.settings.models import VaeSettings
 from vabal.vae import Loss
 
 WIDTHS = {"ResNet-18": (64, 128, 256, 512), "ResNet-10, width 8": (8, 16, 32, 64)}

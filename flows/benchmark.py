@@ -1,7 +1,7 @@
 """`vabal bench --ray`: a benchmark's cells as Prefect tasks on Ray, over the cores and GPUs of one machine or of many.
 
 `RAY_ADDRESS` names a cluster, without it Ray starts on this machine. On several machines the results' folder lies on a
-file system that all of them share. Which cells there are, and what they come to, is `vabal.bench`'s affair.
+file system that all of them share. Which cells there are, and what they come to, is `vabal.benchmark.running`'s affair.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,21 +17,21 @@ from prefect_ray import RayTaskRunner
 from prefect_ray.context import remote_options
 
 from flows.logs import one_line_for_user_errors
-from vabal import bench, protocols
 from vabal.adapters.tracking import Tracking
+from vabal.benchmark import cells, grids, protocols, running
 
 AT_ONCE = 64  # tasks that Ray is given; a grid may have thousands
 
 
 @task(name="bench-cell", task_run_name="{cell[source]} {cell[imbalance]} {cell[label]} seed {cell[seed]}")
-def bench_cell(cell: dict[str, Any], prepared: dict[str, Any], folder: str) -> bench.Ended:
-    return bench.run_cell(bench.Cell(**cell), bench.Prepared(**prepared), Path(folder))
+def bench_cell(cell: dict[str, Any], prepared: dict[str, Any], folder: str) -> cells.CellOutcome:
+    return cells.run_cell(grids.Cell(**cell), cells.Prepared(**prepared), Path(folder))
 
 
-def on_task_runner(gpus_per_task: float) -> bench.Execute:
+def on_task_runner(gpus_per_task: float) -> running.Execute:
     """Runs cells as tasks of the flow around it, wherever its task runner puts them."""
 
-    def execute(work: Sequence[bench.Work]) -> Iterator[bench.Ended]:
+    def execute(work: Sequence[running.Work]) -> Iterator[cells.CellOutcome]:
         for first in range(0, len(work), AT_ONCE):
             with remote_options(num_cpus=1, num_gpus=gpus_per_task):
                 futures = [
@@ -52,14 +52,14 @@ def benchmark(
     one_line_for_user_errors()
     variants = tuple(protocols.Variant(**variant) for variant in grid["variants"])
     tracking = Tracking(workspace, experiment="vabal-bench") if workspace else None
-    summary = bench.run(
-        bench.Grid(**{**_tuples(grid), "variants": variants}),
+    summary = running.run(
+        grids.Grid(**{**_tuples(grid), "variants": variants}),
         Path(out),
         on_task_runner(gpus_per_task),
         title=title,
         command=command,
         tell=get_run_logger().info,
-        record=tracking.log_cell if tracking else bench.nobody,
+        record=tracking.log_cell if tracking else running.nobody,
     )
     return Completed(name="Compared", message=f"{summary['cells']} cells in {out}")
 

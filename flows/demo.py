@@ -16,8 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vabal.adapters.labelling import answer
 from vabal.errors import UserError
+from vabal.labels.oracle import answer
 
 ROUNDS = 3
 # What lies in the demo's folder when it ends or is stopped: only such a folder is removed for the next one.

@@ -27,7 +27,7 @@ import vabal
 from vabal.adapters import limits, processes
 from vabal.adapters.orchestration import POOL, Server
 from vabal.errors import Unavailable, UserError
-from vabal.params import Params
+from vabal.settings.models import Params
 
 ROUND_FLOW, PROMOTION_FLOW = "active-learning-round", "promote-challenger"
 # Three heartbeats of the workers' 30 seconds.

@@ -1,4 +1,4 @@
-"""Promotion and rollback: wires the workspace, the registry and git to `vabal.champion`, for people and for Prefect."""
+"""Promotion and rollback: wires workspace, registry and git to `vabal.promotion`, for people and for Prefect."""
 
 import getpass
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.logs import one_line_for_user_errors
-from vabal import champion
 from vabal.adapters import storage
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
-from vabal.champion import NotPromoted, Office, Outcome
-from vabal.params import Params
+from vabal.promotion import champion
+from vabal.promotion.registry import NotPromoted, Outcome, PromotionContext
+from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
 A_ROUND_MAY_STILL_RUN_S = 6 * 3600.0
@@ -66,7 +66,7 @@ def promote_challenger(workspace: str, version: str | None = None) -> State[Any]
 
 
 @contextmanager
-def _office(workspace: Workspace, params: Params, purpose: str, wait: float) -> Iterator[Office]:
+def _office(workspace: Workspace, params: Params, purpose: str, wait: float) -> Iterator[PromotionContext]:
     workspace.environment()
     registry = Tracking(params.workspace.name)
     with workspace.lock(purpose, wait=wait):
@@ -74,4 +74,4 @@ def _office(workspace: Workspace, params: Params, purpose: str, wait: float) -> 
         history = Versioning(workspace.root, sign=params.audit.sign)
         who = f"{history.identity()}, user {getpass.getuser()}"
         anchor = storage.Anchor(params.audit.anchor, params.audit.anchor_years) if params.audit.anchor else None
-        yield Office(workspace.root, registry, history, who, params.storage.git_remote, anchor)
+        yield PromotionContext(workspace.root, registry, history, who, params.storage.git_remote, anchor)

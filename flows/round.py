@@ -12,7 +12,7 @@ from flows import tasks
 from flows.logs import one_line_for_user_errors
 from vabal import rounds, strategies
 from vabal.errors import Unavailable
-from vabal.params import Params
+from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
 

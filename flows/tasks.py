@@ -17,16 +17,17 @@ from prefect.runtime import flow_run
 from prefect.states import Running
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from vabal import champion, record, requests, rounds, stages, strategies, withdrawal
+from vabal import rounds, strategies
 from vabal.adapters import storage
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
-from vabal.params import Params
-from vabal.registered import OtherBytes, require_recorded_bytes
-from vabal.rounds import OpenRound, Plan, tag_name
-from vabal.stages import Night, Ref
-from vabal.store import Stages, StageStore, stage_folder
+from vabal.promotion import agreement, registry
+from vabal.promotion.registered import OtherBytes, require_recorded_bytes
+from vabal.rounds import OpenRound, Plan, context, record, requests, steps, tag_name, withdrawal, words
+from vabal.rounds.context import RoundContext, StageReference
+from vabal.rounds.stage_store import LocalStageStore, StageStore, stage_folder
+from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
 Ticket = dict[
@@ -49,12 +50,12 @@ NETWORK: dict[str, Any] = {
 LEARNING: dict[str, Any] = {"persist_result": False, **NETWORK}
 
 
-def run(step: Task[..., Ref], *arguments: Any) -> Ref:
+def run(step: Task[..., StageReference], *arguments: Any) -> StageReference:
     """Run a learning task where the flow's task runner puts it: in this process, or on a Ray worker."""
     return run_all(step, [arguments])[0]
 
 
-def run_all(step: Task[..., Ref], calls: list[tuple[Any, ...]]) -> list[Ref]:
+def run_all(step: Task[..., StageReference], calls: list[tuple[Any, ...]]) -> list[StageReference]:
     """One task a call, side by side where the task runner has room. A local run stays in this thread, for Ctrl-C."""
     context = FlowRunContext.get()
     if context is None or isinstance(context.task_runner, ThreadPoolTaskRunner):
@@ -66,26 +67,26 @@ def run_all(step: Task[..., Ref], calls: list[tuple[Any, ...]]) -> list[Ref]:
     return [future.result() for future in futures]
 
 
-def night_of(ticket: Ticket) -> Night:
+def night_of(ticket: Ticket) -> RoundContext:
     workspace = Workspace(Path(ticket["workspace"]))
     workspace.environment()
     params = Params.model_validate(ticket["params"])
-    return Night(
+    return RoundContext(
         workspace, params, OpenRound.from_json(ticket["round"]), stage_store(workspace, params), ticket["intake"]
     )
 
 
-def stage_store(workspace: Workspace, params: Params) -> Stages:
-    own = stages.own_store(workspace)
+def stage_store(workspace: Workspace, params: Params) -> StageStore:
+    own = context.own_store(workspace)
     if params.stages.startswith("s3://"):
         return storage.S3StageStore(params.stages, own)
     folder = stage_folder(workspace.root, params.stages)
-    return own if folder == own.folder.resolve() else StageStore(folder, workspace.identity)
+    return own if folder == own.folder.resolve() else LocalStageStore(folder, workspace.identity)
 
 
 def claim_stores(workspace: Workspace, params: Params) -> None:
     """Raises UserError, before anything was begun, where the stage store's place is somebody else's."""
-    stages.own_store(workspace).claim()
+    context.own_store(workspace).claim()
     stage_store(workspace, params).claim()
 
 
@@ -234,11 +235,11 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     """Take in labels and images that came; open the round in MLflow."""
     place, params, log = Workspace(Path(workspace)), Params.model_validate(settings), get_run_logger()
     requests.refuse_hand_edits(Versioning(place.root))
-    champion.anchored(place.root, Versioning(place.root))  # refuses, before anything is trained, what publish would
+    agreement.anchored(place.root, Versioning(place.root))  # refuses, before anything is trained, what publish would
     _refuse_taken_anchor(place, params)
-    stages.refuse_unserved(strategies.get(params.selection.strategy), params)
+    steps.refuse_unserved(strategies.get(params.selection.strategy), params)
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
-    key = stages.intake(place, begun)
+    key = steps.intake(place, begun)
     ticket: Ticket = {
         "workspace": workspace,
         "params": settings,
@@ -267,7 +268,7 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     tracking.log_datasets(run_id, night.report["digests"], {"workspace": params.workspace.name})
     return ticket | {
         "mlflow_run": run_id,
-        "shards": stages.shard_names(night),
+        "shards": steps.shard_names(night),
         # What came in last is learned from and published, though there is nothing left to pick.
         "needs_vae": night.needs.vae and night.report["candidates"] > 0,
         "nothing_to_label": False,
@@ -275,58 +276,60 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
 
 
 @task(name="train-classifier", task_run_name="train-classifier", **LEARNING)
-def train_classifier(ticket: Ticket) -> Ref:
+def train_classifier(ticket: Ticket) -> StageReference:
     night = night_of(ticket)
-    ref = stages.train_classifier(night)
+    ref = steps.train_classifier(night)
     _log_training(ticket, night, ref)
     return ref
 
 
 @task(name="evaluate", task_run_name="evaluate", **LEARNING)
-def evaluate(ticket: Ticket, trained: Ref) -> Ref:
+def evaluate(ticket: Ticket, trained: StageReference) -> StageReference:
     night = night_of(ticket)
-    ref = stages.evaluate(night, trained)
-    measured = stages.evaluation(night, ref)
+    ref = steps.evaluate(night, trained)
+    measured = steps.evaluation(night, ref)
     Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
-    get_run_logger().log(logging.INFO if measured else logging.WARNING, record.in_words(measured))
+    get_run_logger().log(logging.INFO if measured else logging.WARNING, words.in_words(measured))
     return ref
 
 
 @task(name="extract-features", task_run_name="extract-features {shard}", **LEARNING)
-def extract_features(ticket: Ticket, trained: Ref, shard: str) -> Ref:
-    return stages.extract_features(night_of(ticket), trained, shard)
+def extract_features(ticket: Ticket, trained: StageReference, shard: str) -> StageReference:
+    return steps.extract_features(night_of(ticket), trained, shard)
 
 
 @task(name="train-vae", task_run_name="train-vae", **LEARNING)
-def train_vae(ticket: Ticket, extracted: list[Ref]) -> Ref:
+def train_vae(ticket: Ticket, extracted: list[StageReference]) -> StageReference:
     night = night_of(ticket)
-    ref = stages.train_vae(night, extracted)
+    ref = steps.train_vae(night, extracted)
     _log_training(ticket, night, ref)
     return ref
 
 
 @task(name="estimate-class-terms", task_run_name="estimate-class-terms", **LEARNING)
-def estimate_class_terms(ticket: Ticket, trained: Ref, extracted: list[Ref], encoded: Ref) -> Ref:
-    return stages.estimate_class_terms(night_of(ticket), trained, extracted, encoded)
+def estimate_class_terms(
+    ticket: Ticket, trained: StageReference, extracted: list[StageReference], encoded: StageReference
+) -> StageReference:
+    return steps.estimate_class_terms(night_of(ticket), trained, extracted, encoded)
 
 
 @task(name="estimate-probabilities", task_run_name="estimate-probabilities {extracted[shard]}", **LEARNING)
-def estimate_probabilities(ticket: Ticket, extracted: Ref, encoded: Ref) -> Ref:
-    return stages.estimate_likelihood(night_of(ticket), extracted, encoded)
+def estimate_probabilities(ticket: Ticket, extracted: StageReference, encoded: StageReference) -> StageReference:
+    return steps.estimate_likelihood(night_of(ticket), extracted, encoded)
 
 
 @task(name="select-batch", task_run_name="select-batch", **LEARNING)
-def select_batch(ticket: Ticket, extracted: list[Ref], estimated: dict[str, Any] | None) -> Ref:
+def select_batch(ticket: Ticket, extracted: list[StageReference], estimated: dict[str, Any] | None) -> StageReference:
     night = night_of(ticket)
-    ref = stages.select_batch(night, extracted, estimated)
-    get_run_logger().info("select-batch: %s", stages.selection_in_words(night, ref))
-    for note in stages.selection_document(night, ref)["notes"]:
+    ref = steps.select_batch(night, extracted, estimated)
+    get_run_logger().info("select-batch: %s", steps.selection_in_words(night, ref))
+    for note in steps.selection_document(night, ref)["notes"]:
         get_run_logger().warning(note)
     return ref
 
 
 @task(name="register-model", task_run_name="register-model", **NETWORK)
-def register_model(ticket: Ticket, trained: Ref, evaluated: Ref) -> dict[str, Any]:
+def register_model(ticket: Ticket, trained: StageReference, evaluated: StageReference) -> dict[str, Any]:
     """A version of the registered model, found again on a rerun. Raises Overtaken if another machine was first."""
     night = night_of(ticket)
     if night.params.storage.git_remote:
@@ -338,12 +341,12 @@ def register_model(ticket: Ticket, trained: Ref, evaluated: Ref) -> dict[str, An
         ticket["mlflow_run"],
         night.round.round,
         night.round.parent,
-        weights=stages.weights(night, trained),
+        weights=steps.weights(night, trained),
         classes=night.classes,
         image_size=images.size,
         channels=images.channels,
     )
-    tracking.log_artifacts(ticket["mlflow_run"], stages.evaluation_files(night, evaluated), "evaluation")
+    tracking.log_artifacts(ticket["mlflow_run"], steps.evaluation_files(night, evaluated), "evaluation")
     get_run_logger().info("register-model: %s version %s", tracking.model_name, version.version)
     return {
         "name": tracking.model_name,
@@ -364,7 +367,7 @@ def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, Any]) -> str:
             model,
             mlflow_run=ticket["mlflow_run"],
             flow_run=flow_run.id,
-            promotions=champion.anchored(night.workspace.root, Versioning(night.workspace.root)),
+            promotions=agreement.anchored(night.workspace.root, Versioning(night.workspace.root)),
             now=datetime.now(UTC),
         )
         Tracking(night.params.workspace.name).log_artifacts(
@@ -378,7 +381,7 @@ def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, Any]) -> str:
     for store in (night.local, night.stages):
         store.forget(begun)  # features of a large pool are gigabytes a night
     said = done.message.splitlines()[0]
-    return said if stages.evaluation(night, refs["evaluated"]) else f"{said}; {record.UNMEASURED}"
+    return said if steps.evaluation(night, refs["evaluated"]) else f"{said}; {words.UNMEASURED}"
 
 
 def _carry_out(workspace: Workspace, params: Params) -> Plan:
@@ -405,9 +408,9 @@ def _make_challenger(workspace: Workspace, tracking: Tracking, version: str) -> 
     try:
         require_recorded_bytes(workspace.data, tracking, tracking.version(version))
     except OtherBytes as exchanged:
-        get_run_logger().error(f"version {version} is not made {champion.CHALLENGER}: {exchanged}")
+        get_run_logger().error(f"version {version} is not made {registry.CHALLENGER}: {exchanged}")
         return
-    tracking.set_alias(champion.CHALLENGER, version)
+    tracking.set_alias(registry.CHALLENGER, version)
 
 
 def _show_picks(workspace: Workspace, plan: Plan, tracking: Tracking) -> None:
@@ -422,13 +425,13 @@ def _show_picks(workspace: Workspace, plan: Plan, tracking: Tracking) -> None:
         }
     create_markdown_artifact(
         key=f"round-{plan.round:04d}",
-        markdown=record.picks_in_markdown(workspace.data, plan.round, links),
+        markdown=words.picks_in_markdown(workspace.data, plan.round, links),
         description=plan.message.splitlines()[0],
     )
 
 
-def _log_training(ticket: Ticket, night: Night, ref: Ref) -> None:
-    measured = stages.metrics_of(night, ref)
+def _log_training(ticket: Ticket, night: RoundContext, ref: StageReference) -> None:
+    measured = context.metrics_of(night, ref)
     Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
     last = {metric.name: metric for metric in measured if not metric.name.startswith("committee/")}
     told = ", ".join(f"{name} {metric.value:.4g}" for name, metric in sorted(last.items()))

@@ -1,6 +1,10 @@
 """What a user can mend is told in one line; everything else is a bug and keeps its traceback."""
 
 import errno
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
 
 #: How damaged or missing files of `data/` are mended.
 BRING_BACK = "`vabal checkout --force` brings the published files back"
@@ -21,3 +25,29 @@ def os_error_line(error: OSError) -> str:
 
 class Unavailable(UserError):  # noqa: N818 -- says what is so, as its siblings in the field do
     """A server (S3, MLflow, Prefect) is down, or refuses the credentials. Nothing was changed."""
+
+
+_EXAMPLES: Final = 3
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def shown(path: str | PurePosixPath | Path) -> str:
+    """A path for people and tables: bytes that are no UTF-8, and signs that would break a line, as escapes."""
+    text = str(path)
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(sign: str) -> str:
+    if "\udc80" <= sign <= "\udcff":  # a byte that is no UTF-8, as Python keeps it
+        return f"\\x{ord(sign) - 0xDC00:02x}"
+    breaks = unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or sign in "\u202a\u202b\u202c\u202d\u202e"
+    return sign.encode("unicode_escape").decode() if breaks else sign
+
+
+def some(names: Sequence[str], count: int = _EXAMPLES) -> str:
+    """The first few of many names."""
+    if len(names) <= count:
+        return ", ".join(names)
+    return f"{', '.join(names[:count])} and {len(names) - count} more ({len(names)} in all)"

@@ -20,14 +20,14 @@ def listening(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def report(stage: str, done: int, total: int | None) -> None:
+def advance(stage: str, done: int, total: int | None) -> None:
     for listener in _listeners:
         listener(stage, done, total)
 
 
 def track(items: Iterable[Item], stage: str, total: int | None) -> Iterator[Item]:
     """Yield the items, telling how many were dealt with."""
-    report(stage, 0, total)
+    advance(stage, 0, total)
     for done, item in enumerate(items, start=1):
         yield item
-        report(stage, done, total)
+        advance(stage, done, total)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats  # type: ignore[import-untyped]
 
+MAIN = "accuracy"  # the metric that a benchmark compares by
 CONFIDENCE = 0.95
 MOST_EXACT = 15  # differences; up to here all 2^n sign flips are counted
 RANDOM_FLIPS = 2**15

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vabal.batches import batches_of
 from vabal.errors import UserError
-from vabal.metrics import Metric
-from vabal.params import VaeSettings
+from vabal.learning.batches import batches_of
+from vabal.learning.metrics import Metric
+from vabal.settings.models import VaeSettings
 
 FORMAT = "vabal.FeatureVAE/1"
 ANCHORS = 64  # typical samples that a trained network remembers ...

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vabal.errors import UserError
-from vabal.params import Params
-from vabal.params import load as load_params
-from vabal.store import write_once
+from vabal.files import write_once
+from vabal.settings.models import Params
+from vabal.settings.params import load as load_params
 
 # What `.vabal/env` may set; anything else there is passed over.
 ENVIRONMENT = {

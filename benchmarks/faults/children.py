@@ -1,6 +1,6 @@
 """A command in a child of this process, which has everything imported, with a fault in it: a second instead of ten.
 
-The child is forked, so it runs `vabal.cli.main` as a command of its own does. What it leaves out: Prefect's engine
+The child is forked, so it runs `vabal.cli.app.main` as a command of its own does. What it leaves out: Prefect's engine
 around the round's tasks (they are called as functions), and DVC's imports (DVC runs in a forked process as well). The
 rounds that `servers` drives leave out neither.
 """
@@ -33,16 +33,17 @@ from prefect.logging import disable_run_logger
 
 import flows.promote
 import flows.round
-import vabal.audit
-import vabal.initial
-import vabal.near_copies
-import vabal.sources
-import vabal.tables
+import vabal.rounds.initial
 from flows import tasks
-from vabal import cli, inbox, promotion_record, rounds, stages
+from vabal import rounds
 from vabal.adapters import orchestration, processes, storage
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
+from vabal.cli import app
+from vabal.labels import inbox
+from vabal.promotion import record
+from vabal.rounds import publication, steps
+from vabal.sources import ingestion
 
 Image.init()
 requirements_utils._init_modules_to_packages_map()
@@ -165,7 +166,7 @@ def _be(
         count_calls(str(root.parent), counter, None, False)
         fault()
         sys.argv = ["vabal", *words]
-        cli.main()
+        app.main()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -269,8 +270,8 @@ def after_step(where: str, deed: Callable[[], None] = die) -> Fault:
             _on_reached(name, deed)
             return
         owners: dict[str, Any] = {
-            **{"stages": stages, "rounds": rounds, "inbox": inbox},
-            **{"tracking": Tracking, "versioning": Versioning, "promotion_record": promotion_record},
+            **{"stages": steps, "rounds": rounds, "inbox": inbox, "ingestion": ingestion},
+            **{"tracking": Tracking, "versioning": Versioning, "promotion_record": record},
         }
         owner = owners[kind]
         real = getattr(owner, name)
@@ -290,7 +291,7 @@ def _on_reached(wanted: str, deed: Callable[[], None]) -> None:
         if step == wanted:
             deed()
 
-    begin, carry_out = vabal.initial.initialise, rounds.carry_out
+    begin, carry_out = vabal.rounds.initial.initialise, rounds.carry_out
 
     def initialise(*arguments: Any, **options: Any) -> Any:
         return begin(*arguments, **{**options, "reached": hear})
@@ -298,5 +299,5 @@ def _on_reached(wanted: str, deed: Callable[[], None]) -> None:
     def carrying(workspace: Any, versions: Any, finish: Any = None, **options: Any) -> Any:
         return carry_out(workspace, versions, finish, **{**options, "reached": hear})
 
-    vabal.initial.initialise = initialise
-    rounds.carry_out = carrying
+    vabal.rounds.initial.initialise = initialise
+    rounds.carry_out = publication.carry_out = carrying

@@ -28,9 +28,9 @@ def places(step: str, strategy: str) -> list[str]:
         stages = [f"stages:{name}" for name in learning]
         return [*before, *stages, "tracking:register", "rounds:stage", *(f"reached:{name}" for name in PUBLICATION)]
     if step == "import":
-        return ["inbox:read", "inbox:_next_name", "inbox:write_table"]
+        return ["inbox:read", "inbox:next_name", "inbox:write_table"]
     if step == "ingest":
-        return ["inbox:read", "inbox:_store", "inbox:write_table", "inbox:_next_name", "inbox:sync_folder"]
+        return [f"ingestion:{name}" for name in ("read", "_store", "write_table", "next_name", "sync_folder")]
     return list(DECIDING)  # of a promotion or a rollback
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks.faults import children
 from benchmarks.faults.children import Ended
 from vabal import pools, rounds
-from vabal.adapters.labelling import answer
+from vabal.labels.oracle import answer
 
 SETTINGS = {
     "classifier.network": "resnet10",

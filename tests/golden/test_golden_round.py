@@ -13,10 +13,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from vabal import audit, record, round_tables, rounds, stages
+from vabal import audit, rounds
 from vabal.adapters.versioning import Versioning
-from vabal.initial import initialise
-from vabal.stages import Night
+from vabal.rounds import context, record, steps, tables
+from vabal.rounds.context import RoundContext
+from vabal.rounds.initial import initialise
 from vabal.strategies.spread import departures
 from vabal.workspace import Workspace
 
@@ -55,14 +56,14 @@ def run_round(root: Path) -> dict[str, Any]:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     begun = rounds.open_round(place, [], now)
     params = place.params()
-    night = Night(place, params, begun, stages.own_store(place), stages.intake(place, begun))
-    trained = stages.train_classifier(night)
-    evaluated = stages.evaluate(night, trained)
-    extracted = [stages.extract_features(night, trained, shard) for shard in stages.shard_names(night)]
-    encoded = stages.train_vae(night, extracted)
-    terms = stages.estimate_class_terms(night, trained, extracted, encoded)
-    estimated = {"terms": terms, "shards": [stages.estimate_likelihood(night, ref, encoded) for ref in extracted]}
-    selected = stages.select_batch(night, extracted, estimated)
+    night = RoundContext(place, params, begun, context.own_store(place), steps.intake(place, begun))
+    trained = steps.train_classifier(night)
+    evaluated = steps.evaluate(night, trained)
+    extracted = [steps.extract_features(night, trained, shard) for shard in steps.shard_names(night)]
+    encoded = steps.train_vae(night, extracted)
+    terms = steps.estimate_class_terms(night, trained, extracted, encoded)
+    estimated = {"terms": terms, "shards": [steps.estimate_likelihood(night, ref, encoded) for ref in extracted]}
+    selected = steps.select_batch(night, extracted, estimated)
     refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
     model = {"name": "none", "version": "1", "sha256": "0" * 64, "files": {"MLmodel": "0" * 64}}
     about = {"mlflow_run": "0" * 32, "flow_run": None, "promotions": None, "now": now}
@@ -71,22 +72,22 @@ def run_round(root: Path) -> dict[str, Any]:
     rounds.carry_out(place, versions, push=False)
 
     at_random = replace(night, params=place.params({"selection.strategy": "random"}))
-    drawn = stages.selection_folder(at_random, stages.select_batch(at_random, extracted, None))
-    picks = round_tables.read_selection(rounds.round_folder(place.data, 1) / "selection.parquet")
+    drawn = steps.selection_folder(at_random, steps.select_batch(at_random, extracted, None))
+    picks = tables.read_selection(rounds.round_folder(place.data, 1) / "selection.parquet")
     return {
-        "metrics": {metric.name: metric.value for metric in stages.evaluation(night, evaluated)},
-        "prior": stages.class_terms(night, terms).prior_C.tolist(),
-        "precision": stages.class_terms(night, terms).precision_C.tolist(),
+        "metrics": {metric.name: metric.value for metric in steps.evaluation(night, evaluated)},
+        "prior": steps.class_terms(night, terms).prior_C.tolist(),
+        "precision": steps.class_terms(night, terms).precision_C.tolist(),
         "picks": picks["sample_id"].tolist(),
         "departures": _departures(place, picks),
-        "picks_at_random": round_tables.read_selection(drawn / "selection.parquet")["sample_id"].tolist(),
+        "picks_at_random": tables.read_selection(drawn / "selection.parquet")["sample_id"].tolist(),
     }
 
 
 def _departures(place: Workspace, picks: pd.DataFrame) -> list[int]:
     """Where the picks leave the order in which the search among the shortlist takes them."""
     folder = rounds.round_folder(place.data, 1)
-    ids, features_N_D = round_tables.read_shortlist(folder / "shortlist.parquet")
+    ids, features_N_D = tables.read_shortlist(folder / "shortlist.parquet")
     scores = pd.read_parquet(folder / "candidates.parquet").set_index("sample_id")["score"]
     assert scores[ids].is_monotonic_decreasing
     return departures(scores[ids].to_numpy(), features_N_D, pd.Index(ids).get_indexer(picks["sample_id"]))

@@ -27,13 +27,15 @@ import pytest
 from small_nights import asked, begin, git, learn, without_servers
 from workspaces import ask, call, done, oracle, write_labels
 
-from vabal import champion, images, record, rounds, stages
-from vabal.adapters.labelling import answer
+from vabal import images, rounds
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
-from vabal.datasets import Digits
-from vabal.initial import initialise
-from vabal.params import PoolSettings
+from vabal.labels.oracle import answer
+from vabal.promotion import agreement, champion, registry
+from vabal.rounds import record, steps
+from vabal.rounds.initial import initialise
+from vabal.settings.models import PoolSettings
+from vabal.sources.arrays import Digits
 from vabal.workspace import Workspace
 
 VERSION = "0.1.0"
@@ -99,24 +101,24 @@ def _night(place: Workspace) -> None:
     night, tracking, versions = begin(place), Tracking("default"), Versioning(place.root)
     number, parent = night.round.round, night.round.parent
     run = tracking.open_round(number, parent, night.params.model_dump(mode="json"), inputs=night.round.inbox)
-    trained = stages.train_classifier(night)
+    trained = steps.train_classifier(night)
     about = {"classes": night.classes, "image_size": night.params.images.size, "channels": 1}
-    version = tracking.register(run, number, parent, weights=stages.weights(night, trained), **about)
+    version = tracking.register(run, number, parent, weights=steps.weights(night, trained), **about)
     files = tracking.files(version.version)
     model = {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256, "files": files}
-    promotions = champion.anchored(place.root, versions)
+    promotions = agreement.anchored(place.root, versions)
     told = {"mlflow_run": run, "flow_run": None, "promotions": promotions, "now": datetime.now(UTC)}
     plan, contents = record.assemble(night, learn(night), model, **told)
     rounds.stage(place, plan, contents)
     rounds.carry_out(place, versions)
-    tracking.set_alias(champion.CHALLENGER, version.version)
+    tracking.set_alias(registry.CHALLENGER, version.version)
 
 
 def _promote(place: Workspace) -> None:
     """Ask the gate, whose refusal is an entry of the record as well."""
     history = Versioning(place.root)
-    office = champion.Office(place.root, Tracking("default"), history, history.identity())
-    with contextlib.suppress(champion.NotPromoted):
+    office = registry.PromotionContext(place.root, Tracking("default"), history, history.identity())
+    with contextlib.suppress(registry.NotPromoted):
         champion.promote(office, place.data, place.params().promotion, now=datetime.now(UTC))
 
 

@@ -13,11 +13,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vabal import champion, inbox, pools, record, requests, rounds, stages
+from vabal import pools, rounds
 from vabal.adapters.versioning import Versioning
-from vabal.initial import initialise
-from vabal.rounds import Plan
-from vabal.stages import Night, Ref
+from vabal.labels import arrivals, inbox
+from vabal.promotion import agreement
+from vabal.rounds import Plan, context, record, requests, steps
+from vabal.rounds.context import RoundContext, StageReference
+from vabal.rounds.initial import initialise
 from vabal.workspace import Workspace
 
 SETTINGS = {
@@ -67,26 +69,26 @@ def make(folder: Path, *, labelled: bool = True, settings: dict[str, Any] | None
     return Workspace(root)
 
 
-def begin(place: Workspace, strategy: str | None = None) -> Night:
+def begin(place: Workspace, strategy: str | None = None) -> RoundContext:
     params = place.params({"selection.strategy": strategy} if strategy else None)
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
-    return Night(place, params, begun, stages.own_store(place), stages.intake(place, begun))
+    return RoundContext(place, params, begun, context.own_store(place), steps.intake(place, begun))
 
 
-def learn(night: Night) -> dict[str, Any]:
+def learn(night: RoundContext) -> dict[str, Any]:
     """All learning stages; their outputs by name, as the record wants them."""
-    trained = stages.train_classifier(night)
-    evaluated = stages.evaluate(night, trained)
-    extracted = [stages.extract_features(night, trained, shard) for shard in stages.shard_names(night)]
+    trained = steps.train_classifier(night)
+    evaluated = steps.evaluate(night, trained)
+    extracted = [steps.extract_features(night, trained, shard) for shard in steps.shard_names(night)]
     estimated = _estimate(night, trained, extracted) if night.needs.vae else None
-    selected = stages.select_batch(night, extracted, estimated)
+    selected = steps.select_batch(night, extracted, estimated)
     return {"evaluated": evaluated, "estimated": estimated, "selected": selected}
 
 
-def _estimate(night: Night, trained: Ref, extracted: Sequence[Ref]) -> dict[str, Any]:
-    encoded = stages.train_vae(night, extracted)
-    terms = stages.estimate_class_terms(night, trained, extracted, encoded)
-    return {"terms": terms, "shards": [stages.estimate_likelihood(night, ref, encoded) for ref in extracted]}
+def _estimate(night: RoundContext, trained: StageReference, extracted: Sequence[StageReference]) -> dict[str, Any]:
+    encoded = steps.train_vae(night, extracted)
+    terms = steps.estimate_class_terms(night, trained, extracted, encoded)
+    return {"terms": terms, "shards": [steps.estimate_likelihood(night, ref, encoded) for ref in extracted]}
 
 
 def stage(place: Workspace, strategy: str | None = None, *, git_remote: str | None = None) -> Plan:
@@ -100,7 +102,7 @@ def stage(place: Workspace, strategy: str | None = None, *, git_remote: str | No
         mlflow_run="0" * 32,
         flow_run=None,
         now=datetime.now(UTC),
-        promotions=champion.anchored(place.root, Versioning(place.root)),
+        promotions=agreement.anchored(place.root, Versioning(place.root)),
     )
     plan = replace(plan, git_remote=git_remote)
     rounds.stage(place, plan, contents)
@@ -116,7 +118,7 @@ def night(place: Workspace, strategy: str | None = None, *, git_remote: str | No
 
 
 def pending(place: Workspace) -> list[str]:
-    return inbox.pending(place.inbox)
+    return arrivals.pending(place.inbox)
 
 
 def is_published(repository: Path, tag: str) -> bool:

@@ -18,9 +18,15 @@ from mlflow import MlflowClient
 from running import RunningStack
 from workspaces import DIGITS, SETTINGS, call, done, make_workspace, picked_ids, run, until
 
-from vabal import bench, images, params, protocols, sources, strategies
+from vabal import sources, strategies
+from vabal.benchmark import cells as benchmark_cells
+from vabal.benchmark import grids, protocols
+from vabal.benchmark import running as benchmark_running
 from vabal.errors import UserError
-from vabal.params import Params, parse
+from vabal.images import shards
+from vabal.settings import models
+from vabal.settings.models import Params
+from vabal.settings.params import parse
 from vabal.strategies import Candidates, Context, Needs, ScoringStrategy, Shard
 
 QUICK = {
@@ -35,8 +41,8 @@ QUICK = {
 OPTIONS = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
 
 
-def grid(*specs: str, **changes: Any) -> bench.Grid:
-    chosen = bench.Grid(
+def grid(*specs: str, **changes: Any) -> grids.Grid:
+    chosen = grids.Grid(
         sources=("digits",),
         imbalances=("dominant:0:0.1",),
         variants=tuple(protocols.parse_variants(specs or ("random", "margin"))),
@@ -51,7 +57,7 @@ def grid(*specs: str, **changes: Any) -> bench.Grid:
 
 
 def timeless(out: Path) -> list[dict[str, Any]]:
-    cells = bench.read_cells(out)
+    cells = benchmark_cells.read_cells(out)
     for cell in cells:
         for item in cell["rounds"]:
             del item["seconds"]
@@ -68,8 +74,8 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 def test_strategies_of_one_seed_start_from_the_same_pools_and_the_same_classifier(tmp_path: Path) -> None:
-    bench.run(grid("random", "margin", "vabal", seeds=(0, 1)), tmp_path, bench.on_processes(1))
-    cells = bench.read_cells(tmp_path)
+    benchmark_running.run(grid("random", "margin", "vabal", seeds=(0, 1)), tmp_path, benchmark_running.on_processes(1))
+    cells = benchmark_cells.read_cells(tmp_path)
     assert len(cells) == 6
     for seed in (0, 1):
         first = [cell["rounds"][0] for cell in cells if cell["seed"] == seed]
@@ -79,7 +85,7 @@ def test_strategies_of_one_seed_start_from_the_same_pools_and_the_same_classifie
 
 def test_processes_and_one_process_come_to_the_same(tmp_path: Path) -> None:
     for jobs in (1, 2):
-        bench.run(grid(), tmp_path / str(jobs), bench.on_processes(jobs))
+        benchmark_running.run(grid(), tmp_path / str(jobs), benchmark_running.on_processes(jobs))
     assert timeless(tmp_path / "1") == timeless(tmp_path / "2")
 
 
@@ -89,8 +95,8 @@ def test_the_pools_are_those_that_init_draws(tmp_path: Path) -> None:
     built = sources.build_pools(
         opened, imbalance="rare:3:0.1", initial=30, holdout=0.2, seed=7, settings=chosen, folder=tmp_path / "data"
     )
-    prepared = bench.prepare("digits", {}, tmp_path / "cache")
-    arena = bench.arena("digits", prepared, "rare:3:0.1", 7, 30, 0.2)
+    prepared = benchmark_cells.prepare("digits", {}, tmp_path / "cache")
+    arena = benchmark_cells.simulated_pool("digits", prepared, "rare:3:0.1", 7, 30, 0.2)
     assert sorted(built.pools.labeled["sample_id"]) == sorted(arena.sample_ids[arena.initial_L])
     assert sorted(built.pools.holdout["sample_id"]) == sorted(arena.sample_ids[arena.holdout_M])
     unlabeled = np.setdiff1d(arena.pool_P, arena.initial_L)
@@ -109,18 +115,18 @@ def test_a_simulated_first_batch_is_the_one_that_a_night_picks(stack: RunningSta
         budget=budget,
         settings=settings | {"compute.device": "cpu"},
     )
-    bench.run(wanted, tmp_path / "out", bench.on_processes(1))
-    (cell,) = bench.read_cells(tmp_path / "out")
+    benchmark_running.run(wanted, tmp_path / "out", benchmark_running.on_processes(1))
+    (cell,) = benchmark_cells.read_cells(tmp_path / "out")
     first = [pick["sample_id"] for pick in cell["top_picks"]]
     assert first == picked_ids(tmp_path / "night", 1)[: len(first)]
 
 
 def test_a_grid_on_larger_images_knows_nothing_of_the_one_before_it_in_this_process(tmp_path: Path) -> None:
-    bench.run(grid("random", rounds=1), tmp_path / "small", bench.on_processes(1))
+    benchmark_running.run(grid("random", rounds=1), tmp_path / "small", benchmark_running.on_processes(1))
     wanted = grid("random", rounds=1, settings=QUICK | {"images.size": 12})
-    bench.run(wanted, tmp_path / "large", bench.on_processes(1))
-    bench._shared._kept.clear()
-    bench.run(wanted, tmp_path / "alone", bench.on_processes(1))
+    benchmark_running.run(wanted, tmp_path / "large", benchmark_running.on_processes(1))
+    benchmark_cells._shared._kept.clear()
+    benchmark_running.run(wanted, tmp_path / "alone", benchmark_running.on_processes(1))
     assert timeless(tmp_path / "large") == timeless(tmp_path / "alone")
     assert timeless(tmp_path / "large")[0]["rounds"] != timeless(tmp_path / "small")[0]["rounds"]
 
@@ -129,7 +135,7 @@ def test_a_grid_on_larger_images_knows_nothing_of_the_one_before_it_in_this_proc
 
 
 def test_results_have_a_row_a_round_and_add_up(tmp_path: Path) -> None:
-    summary = bench.run(grid(), tmp_path, bench.on_processes(1))
+    summary = benchmark_running.run(grid(), tmp_path, benchmark_running.on_processes(1))
     assert summary["cells"] == 2
     found = rows(tmp_path)
     assert [(row["strategy"], row["round"], row["labeled"]) for row in found] == [
@@ -166,14 +172,14 @@ def test_a_grid_killed_midway_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
     told: list[str] = []
     wanted = grid(seeds=tuple(range(6)))
-    bench.run(wanted, tmp_path / "out", bench.on_processes(1), tell=told.append)
+    benchmark_running.run(wanted, tmp_path / "out", benchmark_running.on_processes(1), tell=told.append)
     assert any("cut-0123456789abcdef.json was damaged" in line for line in told)
     assert any(line.startswith(f"{len(before)} of 12 cells are there already") for line in told)
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*.json")}
     assert len(after) == 12
     assert {name: after[name] for name in before} == before  # what was there was not run again
     assert len(rows(tmp_path / "out")) == 24
-    bench.run(wanted, tmp_path / "undisturbed", bench.on_processes(1))
+    benchmark_running.run(wanted, tmp_path / "undisturbed", benchmark_running.on_processes(1))
     assert timeless(tmp_path / "out") == timeless(tmp_path / "undisturbed")
 
 
@@ -187,16 +193,18 @@ def _group_lives(group: int) -> bool:
 
 def test_who_stops_listening_stops_the_cells_that_are_waiting(tmp_path: Path) -> None:
     wanted = grid("random", seeds=tuple(range(12)), rounds=1)
-    prepared = bench.prepare("digits", QUICK, tmp_path / "cache")
-    running = bench.on_processes(2)([(cell, prepared, tmp_path / "cells") for cell in wanted.cells()])
+    prepared = benchmark_cells.prepare("digits", QUICK, tmp_path / "cache")
+    running = benchmark_running.on_processes(2)([(cell, prepared, tmp_path / "cells") for cell in wanted.cells()])
     assert next(running).file is not None
     running.close()  # type: ignore[attr-defined]
     assert 1 <= len(list((tmp_path / "cells").glob("*.json"))) < 12
 
 
 def test_seeds_and_strategies_may_be_added_and_what_is_there_stays(tmp_path: Path) -> None:
-    bench.run(grid("random"), tmp_path, bench.on_processes(1))
-    summary = bench.run(grid("random", "entropy", seeds=(0, 1)), tmp_path, bench.on_processes(1))
+    benchmark_running.run(grid("random"), tmp_path, benchmark_running.on_processes(1))
+    summary = benchmark_running.run(
+        grid("random", "entropy", seeds=(0, 1)), tmp_path, benchmark_running.on_processes(1)
+    )
     assert summary["cells"] == 4
 
 
@@ -209,7 +217,7 @@ def test_every_cell_has_one_mlflow_run_however_often_it_is_told(stack: RunningSt
     client = MlflowClient(stack.environment["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("vabal-bench")
     assert experiment is not None
-    keys = {cell["key"] for cell in bench.read_cells(tmp_path / "out")}
+    keys = {cell["key"] for cell in benchmark_cells.read_cells(tmp_path / "out")}
     found = [run for run in client.search_runs([experiment.experiment_id]) if run.data.tags["vabal.cell"] in keys]
     assert sorted(run.data.tags["strategy"] for run in found) == ["margin", "random"]
     assert {run.info.status for run in found} == {"FINISHED"}
@@ -236,23 +244,23 @@ def test_cells_run_on_ray_as_prefect_tasks(stack: RunningStack, tmp_path: Path) 
     words += ["--seeds", "1", "--rounds", "2", "--budget", "5", "--initial", "12", "--no-mlflow", *OPTIONS]
     environment = {**stack.environment, "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(tmp_path)}
     done(run(tmp_path, *words, "--out", str(tmp_path / "out"), environment=environment))
-    bench.run(grid(), tmp_path / "here", bench.on_processes(1))
+    benchmark_running.run(grid(), tmp_path / "here", benchmark_running.on_processes(1))
     assert timeless(tmp_path / "out") == timeless(tmp_path / "here")
 
 
 # -- what cannot be run -------------------------------------------------------------------------------------------
 
 
-def refused(out: Path, wanted: bench.Grid, match: str) -> None:
+def refused(out: Path, wanted: grids.Grid, match: str) -> None:
     with pytest.raises(UserError, match=match):
-        bench.run(wanted, out, bench.on_processes(1))
+        benchmark_running.run(wanted, out, benchmark_running.on_processes(1))
 
 
 def test_other_budgets_and_other_settings_are_not_mixed_into_one_folder(tmp_path: Path) -> None:
-    bench.run(grid("random", rounds=1), tmp_path, bench.on_processes(1))
+    benchmark_running.run(grid("random", rounds=1), tmp_path, benchmark_running.on_processes(1))
     refused(tmp_path, grid("random", rounds=1, budget=6), "budget 5 and now 6")
     refused(tmp_path, grid("random=margin", rounds=1), "'random' had other settings")
-    assert len(bench.read_cells(tmp_path)) == 1
+    assert len(benchmark_cells.read_cells(tmp_path)) == 1
 
 
 def test_another_default_is_another_run_though_nothing_was_said(
@@ -260,17 +268,20 @@ def test_another_default_is_another_run_though_nothing_was_said(
 ) -> None:
     """A strategy's label stands for all settings that its run came to, not for those alone that were named."""
     wanted = grid("vabal", rounds=1)
-    bench.run(wanted, tmp_path, bench.on_processes(1))
-    monkeypatch.setitem(params.PRESETS["vabal"]["probabilities"], "members", 2)
+    benchmark_running.run(wanted, tmp_path, benchmark_running.on_processes(1))
+    monkeypatch.setitem(models.PRESETS["vabal"]["probabilities"], "members", 2)
     refused(tmp_path, replace(wanted, seeds=(0, 1)), "'vabal' had other settings")
 
 
 def test_cells_run_by_other_code_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     with monkeypatch.context() as patched:
-        patched.setattr(bench, "code_version", lambda: "0.0.1+old")
-        bench.run(grid("random", rounds=1), tmp_path, bench.on_processes(1))
-    bench.run(grid("random", rounds=1, seeds=(0, 1)), tmp_path, bench.on_processes(1), tell=said.append)
+        patched.setattr(benchmark_running, "code_version", lambda: "0.0.1+old")
+        patched.setattr(benchmark_cells, "code_version", lambda: "0.0.1+old")
+        benchmark_running.run(grid("random", rounds=1), tmp_path, benchmark_running.on_processes(1))
+    benchmark_running.run(
+        grid("random", rounds=1, seeds=(0, 1)), tmp_path, benchmark_running.on_processes(1), tell=said.append
+    )
     assert "1 of 2 cells are there already, some of them run by other code (0.0.1+old)" in said
 
 
@@ -280,14 +291,14 @@ def test_results_of_other_images_are_not_mixed_into_one_folder(tmp_path: Path) -
     for place in range(24):
         folder = tmp_path / "photos" / ("cat", "dog")[place % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{place}.png").write_bytes(images.png(numbers.integers(0, 256, (8, 8), dtype=np.uint8)))
+        (folder / f"{place}.png").write_bytes(shards.png(numbers.integers(0, 256, (8, 8), dtype=np.uint8)))
     wanted = grid("random", rounds=1, sources=(f"folder:{tmp_path / 'photos'}",), imbalances=(None,), initial=6)
-    bench.run(wanted, out, bench.on_processes(1))
-    bench.run(replace(wanted, seeds=(0, 1)), out, bench.on_processes(1))
-    assert len(bench.read_cells(out)) == 2
-    (tmp_path / "photos/cat/0.png").write_bytes(images.png(numbers.integers(0, 256, (8, 8), dtype=np.uint8)))
+    benchmark_running.run(wanted, out, benchmark_running.on_processes(1))
+    benchmark_running.run(replace(wanted, seeds=(0, 1)), out, benchmark_running.on_processes(1))
+    assert len(benchmark_cells.read_cells(out)) == 2
+    (tmp_path / "photos/cat/0.png").write_bytes(shards.png(numbers.integers(0, 256, (8, 8), dtype=np.uint8)))
     refused(out, replace(wanted, seeds=(0, 1, 2)), "its images or labels changed since")
-    assert len(bench.read_cells(out)) == 2
+    assert len(benchmark_cells.read_cells(out)) == 2
 
 
 def test_a_pool_that_cannot_answer_all_requests_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
@@ -346,18 +357,18 @@ def test_a_score_that_is_no_number_names_the_samples_and_the_cell(
 
 
 def test_two_benchmarks_do_not_write_into_one_folder_at_once(tmp_path: Path) -> None:
-    def execute(_work: Sequence[bench.Work]) -> Any:
+    def execute(_work: Sequence[benchmark_running.Work]) -> Any:
         refused(tmp_path, grid("random"), "another benchmark is writing there")
         return iter(())
 
-    bench.run(grid("entropy", rounds=1), tmp_path, bench.on_processes(1))
-    bench.run(grid("random", rounds=1), tmp_path, execute)
+    benchmark_running.run(grid("entropy", rounds=1), tmp_path, benchmark_running.on_processes(1))
+    benchmark_running.run(grid("random", rounds=1), tmp_path, execute)
 
 
 def test_a_setting_of_a_strategy_s_own_changes_it_alone(tmp_path: Path) -> None:
     specs = ("random", "quick=random[classifier.epochs=1]")
-    bench.run(grid(*specs), tmp_path, bench.on_processes(1))
-    settings = {cell["strategy"]: cell["settings"] for cell in bench.read_cells(tmp_path)}
+    benchmark_running.run(grid(*specs), tmp_path, benchmark_running.on_processes(1))
+    settings = {cell["strategy"]: cell["settings"] for cell in benchmark_cells.read_cells(tmp_path)}
     assert settings["random"]["classifier.epochs"] == 2
     assert settings["quick"]["classifier.epochs"] == 1
-    assert isinstance(bench.Cell("digits", "natural", "a", "random", {}, 0, grid().common()).params(8, 1), Params)
+    assert isinstance(grids.Cell("digits", "natural", "a", "random", {}, 0, grid().common()).params(8, 1), Params)

@@ -9,7 +9,7 @@ import pytest
 from workspaces import call, done, git
 
 from vabal.adapters.versioning import Versioning
-from vabal.store import canonical_json, write_bytes
+from vabal.files import canonical_json, write_bytes
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from vabal.adapters import processes
 from vabal.adapters import stack as local_stack
 from vabal.adapters.orchestration import Server
 from vabal.errors import Unavailable, UserError
-from vabal.params import Params, parse
+from vabal.settings.models import Params
+from vabal.settings.params import parse
 
 FLOW = '''
 import time

@@ -14,14 +14,17 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.unit.test_audit import Books
-from vabal import audit, champion, promotion_record, verification
+from tests.unit.audit.test_audit import Books
+from vabal import audit
 from vabal.adapters.storage import Anchor, Bucket
 from vabal.adapters.versioning import Versioning
+from vabal.audit import AuditReport, chain
+from vabal.audit.places import Outside
+from vabal.audit.storage import check_bucket
+from vabal.audit.witnesses import check_registry
 from vabal.errors import UserError
-from vabal.outside import Outside, check_bucket, check_registry
+from vabal.promotion import agreement, record
 from vabal.rounds import tag_name
-from vabal.verification import Report
 
 ROUNDS = 3
 
@@ -95,11 +98,11 @@ def root(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copy
 
 
-def verify(root: Path, **options: Any) -> Report:
+def verify(root: Path, **options: Any) -> AuditReport:
     return audit.verify(root / "data", heads(root), images=False, outside=Outside(Versioning(root), **options))
 
 
-def found(report: Report) -> str:
+def found(report: AuditReport) -> str:
     return "; ".join(f"{finding.round} {finding.file}: {finding.what}" for finding in report.findings)
 
 
@@ -397,7 +400,7 @@ def test_an_object_that_is_gone_cut_or_exchanged_in_s3_is_found(root: Path, s3: 
         return "; ".join(f"{finding.round} {finding.file}: {finding.what}" for finding in findings)
 
     upload(root, s3)
-    records, _ = verification.read_records(root / "data")
+    records, _ = chain.read_records(root / "data")
     assert found(verify(root, bucket=Bucket("vabal", "dvc"))) == ""
     key = object_of(root, tag, file)
     content = s3.get_object(Bucket="vabal", Key=key)["Body"].read()
@@ -569,11 +572,11 @@ def test_signing_that_is_switched_on_off_and_on_again_raises_no_alarm_for_what_l
 # -- decisions ------------------------------------------------------------------------------------------------------
 
 
-def decide(root: Path, count: int) -> list[promotion_record.Entry]:
+def decide(root: Path, count: int) -> list[record.Entry]:
     """A record of that many refusals."""
-    entries: list[promotion_record.Entry] = []
+    entries: list[record.Entry] = []
     for number in range(1, count + 1):
-        entry = promotion_record.Entry(
+        entry = record.Entry(
             sequence=number,
             when="2026-03-09T00:00:00+00:00",
             who="a",
@@ -586,20 +589,20 @@ def decide(root: Path, count: int) -> list[promotion_record.Entry]:
             decision={"promoted": False},
             parent=entries[-1].digest() if entries else None,
         )
-        promotion_record.append(root, entry)
+        record.append(root, entry)
         entries.append(entry)
     return entries
 
 
 def decide_in_git(root: Path, count: int) -> None:
     """The same, each committed and tagged."""
-    versions, path = Versioning(root), root / promotion_record.RECORD
+    versions, path = Versioning(root), root / record.RECORD
     entries = decide(root, count)
     whole = path.read_bytes().splitlines(keepends=True)
     for number, entry in enumerate(entries, start=1):
         path.write_bytes(b"".join(whole[:number]))
-        versions.commit([promotion_record.RECORD], f"decision {number}")
-        versions.tag(promotion_record.tag_name(number), promotion_record.tag_message(entry, "refused"))
+        versions.commit([record.RECORD], f"decision {number}")
+        versions.tag(record.tag_name(number), record.tag_message(entry, "refused"))
 
 
 @pytest.mark.parametrize(
@@ -615,22 +618,22 @@ def decide_in_git(root: Path, count: int) -> None:
 def test_a_decisions_tag_that_was_moved_or_made_otherwise_is_found(root: Path, how: str, expected: str) -> None:
     decide_in_git(root, 2)
     someone = ("-c", "user.name=x", "-c", "user.email=x@y")
-    first, second = promotion_record.read_record(root)
+    first, second = record.read_record(root)
     if how == "elsewhere":
         retag(root, "promotion/0001", git(root, *someone, "commit-tree", "promotion/0001^{tree}", "-m", "x"))
     elif how == "at another file's commit":
         git(root, *someone, "commit", "--quiet", "--allow-empty", "-m", "x")
         retag(root, "promotion/0002", "HEAD")
     elif how == "behind the next":
-        promotion_record.append(root, replace(second, sequence=3, parent=second.digest()))
-        Versioning(root).commit([promotion_record.RECORD], "decision 3")
+        record.append(root, replace(second, sequence=3, parent=second.digest()))
+        Versioning(root).commit([record.RECORD], "decision 3")
         retag(root, "promotion/0001", "HEAD")
     elif how == "lightweight":
         git(root, "tag", "--force", "promotion/0001", "promotion/0001^{}")
     else:
-        promotion_record.append(root, replace(second, sequence=3, parent=second.digest(), round=99, version="99"))
+        record.append(root, replace(second, sequence=3, parent=second.digest(), round=99, version="99"))
     versions = Versioning(root)
-    witness = champion.witness_here(root / "data", versions)
+    witness = agreement.witness_here(root / "data", versions)
     report = audit.verify(root / "data", heads(root), images=False, outside=Outside(versions), promotions=witness)
     assert expected in found(report)
     assert first.sequence == 1
@@ -639,9 +642,9 @@ def test_a_decisions_tag_that_was_moved_or_made_otherwise_is_found(root: Path, h
 def test_a_record_that_was_cut_or_rewritten_with_its_tags_is_found_by_the_anchor(root: Path, s3: Any) -> None:
     anchor = anchored(root)
     for entry in decide(root, 3):
-        anchor.write(promotion_record.tag_name(entry.sequence), f"record sha256:{entry.digest()}")
+        anchor.write(record.tag_name(entry.sequence), f"record sha256:{entry.digest()}")
     assert "anchored" not in found(verify(root, anchor=anchor))
-    path = root / promotion_record.RECORD
+    path = root / record.RECORD
     whole = path.read_bytes()
     path.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
     assert "lacks the decision that was anchored as promotion/0003" in found(verify(root, anchor=anchor))
@@ -685,7 +688,7 @@ def test_registered_bytes_that_are_gone_or_exchanged_are_found(kept: Path, tmp_p
         manifest = json.loads(path.read_bytes())
         manifest["model"] |= {"files": {"weights.safetensors": "0" * 64, "MLmodel": "1" * 64}}
         books.write_manifest(manifest)
-    records, _ = verification.read_records(books.data)
+    records, _ = chain.read_records(books.data)
     good = {"weights.safetensors": "0" * 64, "MLmodel": "1" * 64}
 
     def told(files: dict[str, dict[str, str]]) -> str:

@@ -10,12 +10,14 @@ import pytest
 from running import RunningStack
 
 from flows.promote import promote, rollback
-from vabal import champion, classifier
 from vabal.adapters.tracking import Tracking
-from vabal.champion import NotPromoted, read_record
 from vabal.errors import Unavailable, UserError
-from vabal.params import ClassifierSettings
-from vabal.store import canonical_json, file_sha256
+from vabal.files import canonical_json, file_sha256
+from vabal.learning import classifier
+from vabal.promotion import champion, comparison, registry
+from vabal.promotion.champion import read_record
+from vabal.promotion.registry import NotPromoted
+from vabal.settings.models import ClassifierSettings
 from vabal.workspace import Workspace
 
 CLASSES = ["crack", "good"]
@@ -65,10 +67,10 @@ def publish(workspace: Workspace, number: int, right: int) -> None:
     table = pd.DataFrame({"sample_id": LABELS.keys(), "label": LABELS.values()})
     other = table["label"].map({"crack": "good", "good": "crack"})
     table["predicted_class"] = table["label"].where(table.index < right, other)
-    table.to_parquet(folder / champion.PREDICTIONS)
+    table.to_parquet(folder / comparison.PREDICTIONS)
     model = {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256}
     model["files"] = version.registered_files
-    files = {champion.PREDICTIONS: file_sha256(folder / champion.PREDICTIONS)}
+    files = {comparison.PREDICTIONS: file_sha256(folder / comparison.PREDICTIONS)}
     (folder / "manifest.json").write_bytes(canonical_json({"model": model, "files": files}))
 
 
@@ -90,7 +92,7 @@ def test_promotion_refusal_and_rollback_move_the_alias_and_tag_both_versions(wor
     assert rollback(workspace).action == "rolled back"
     assert champion_in_mlflow(workspace) == "1"
     tracking = tracking_of(workspace)
-    statuses = [tracking.version(version).tags[champion.STATUS_TAG] for version in "123"]
+    statuses = [tracking.version(version).tags[registry.STATUS_TAG] for version in "123"]
     assert statuses == ["champion", "rolled back", "refused"]
     told = json.loads(tracking.version("1").tags["vabal.promotion.0002"])
     assert (told["champion"]["accuracy"], told["challenger"]["accuracy"]) == (0.7, 0.9)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit import small_sources
-from vabal import bench, protocols, sources
-from vabal.protocols import PROTOCOLS, Protocol
+from tests.support import small_sources
+from vabal import sources
+from vabal.benchmark import grids, protocols, running
+from vabal.benchmark.protocols import PROTOCOLS, Protocol
 from vabal.strategies import vaal
 from vabal.strategies.bald import BaldStrategy
 from vabal.strategies.power_bald import PowerBaldStrategy
@@ -65,14 +66,14 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_a_protocol_runs_on_a_stand_in_of_its_data(protocol: Protocol, root: Path | None, tmp_path: Path) -> None:
     """All its strategies on one imbalance, the baseline on the others: the same folder takes up both."""
-    small = bench.Wishes(protocol.name, root, seeds=1, rounds=2, initial=8, budget=4, settings=SMALLER).grid()
+    small = grids.BenchmarkOptions(protocol.name, root, seeds=1, rounds=2, initial=8, budget=4, settings=SMALLER).grid()
     out, baseline = tmp_path / "out", tuple(protocols.parse_variants(["random"]))
-    bench.run(replace(small, imbalances=small.imbalances[-1:]), out, bench.on_processes(1))
-    bench.run(replace(small, variants=baseline), out, bench.on_processes(1))
+    running.run(replace(small, imbalances=small.imbalances[-1:]), out, running.on_processes(1))
+    running.run(replace(small, variants=baseline), out, running.on_processes(1))
     with (out / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["strategy"] for row in rows} == {item.label for item in protocols.parse_variants(protocol.strategies)}
-    assert {row["imbalance"] for row in rows} == {imbalance or bench.NATURAL for imbalance in protocol.imbalances}
+    assert {row["imbalance"] for row in rows} == {imbalance or grids.NATURAL for imbalance in protocol.imbalances}
     assert len(rows) == 2 * (len(protocol.strategies) + len(protocol.imbalances) - 1)
     assert {(row["round"], row["labeled"]) for row in rows} == {("1", "8"), ("2", "12")}
     if protocol.name == "elpv":

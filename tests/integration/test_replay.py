@@ -6,7 +6,8 @@ import pytest
 from running import RunningStack
 from workspaces import TwoNights, ask, call, done, git
 
-from vabal import stages
+from vabal import rounds
+from vabal.rounds import context
 
 
 @pytest.fixture
@@ -29,8 +30,8 @@ def test_both_nights_come_out_the_same_bit_for_bit(clone: Path) -> None:
 def test_other_weights_scores_and_picks_are_told_and_end_with_exit_code_1(
     clone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = stages.derive_seed
-    monkeypatch.setattr(stages, "derive_seed", lambda seed, number, purpose: real(seed + 1, number, purpose))
+    real = rounds.derive_seed
+    monkeypatch.setattr(context, "derive_seed", lambda seed, number, purpose: real(seed + 1, number, purpose))
     said = call(clone, "replay", "1")
     assert said.code == 1
     assert "weights of the classifier: other bytes" in said.out
@@ -39,7 +40,7 @@ def test_other_weights_scores_and_picks_are_told_and_end_with_exit_code_1(
 
 
 def test_another_installed_version_is_named_first(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vabal.replay.code_version", lambda: "9.9.9+000000000000")
+    monkeypatch.setattr("vabal.audit.replay.code_version", lambda: "9.9.9+000000000000")
     again = ask(clone, "replay", "2")
     assert again["versions"][0].startswith("code 9.9.9+000000000000 is installed, the round had 0.")
     assert call(clone, "replay", "2").out.startswith("another version: code 9.9.9+000000000000 is installed")

@@ -26,7 +26,8 @@ STEPS = ("staged", "moved", "added", "pushed", "committed", "tagged", "finished"
 NURSERY = """
 import os, signal, sys
 
-from vabal import rounds, stages
+from vabal import rounds
+from vabal.rounds import steps
 from flows import tasks
 from flows.round import active_learning_round
 
@@ -38,8 +39,8 @@ def dying(function):
     return run
 
 def die_after(where):
-    if hasattr(stages, where):
-        setattr(stages, where, dying(getattr(stages, where)))
+    if hasattr(steps, where):
+        setattr(steps, where, dying(getattr(steps, where)))
     elif where == "staged":
         rounds.stage = dying(rounds.stage)
     elif where == "registered":

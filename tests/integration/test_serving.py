@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 from running import RunningStack
 
-from vabal import classifier, images
+from vabal import images
 from vabal.adapters.tracking import SERVING_SOURCE, Tracking
-from vabal.params import ClassifierSettings
-from vabal.registered import classes_json
+from vabal.images import shards
+from vabal.learning import classifier
+from vabal.promotion.registered import classes_json
+from vabal.settings.models import ClassifierSettings
 
 CLASSES = ["crack", "dust (light)", "good"]
 KEY = "e" * 64
@@ -76,7 +78,7 @@ def registered(uri: str, folder: Path, channels: int, size: int = 16) -> tuple[s
 
 def own_predictions(network: Any, raw: np.ndarray, channels: int, size: int = 16) -> np.ndarray:
     """Probabilities by the path that a round takes: encoded images, decoded and resized, through the classifier."""
-    decoded = np.stack([images.decode(images.png(image), size, channels) for image in raw])
+    decoded = np.stack([images.decode(shards.png(image), size, channels) for image in raw])
     return classifier.predict(network, [decoded])
 
 

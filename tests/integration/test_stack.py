@@ -19,6 +19,7 @@ from running import RunningStack
 from vabal.adapters import processes
 from vabal.adapters import stack as local_stack
 from vabal.adapters.orchestration import Server, preflight, settle
+from vabal.adapters.stack import services
 from vabal.errors import Unavailable
 
 MARK = {"VABAL_STACK": "a test's own"}
@@ -178,7 +179,7 @@ def test_a_server_that_dies_at_start_is_told_with_the_end_of_its_log_and_nothing
     broken = tmp_path / "rclone"
     broken.write_text("#!/bin/sh\necho 'no space left on device' >&2\nexit 3\n")
     broken.chmod(0o700)
-    monkeypatch.setattr(local_stack, "_rclone", lambda: str(broken))
+    monkeypatch.setattr(services, "_rclone", lambda: str(broken))
     with pytest.raises(Unavailable, match=r"s3 ended at start; the end of .*s3\.log:\nno space left on device"):
         local_stack.up(tmp_path)
     assert processes.marked({"VABAL_STACK": str(tmp_path / ".vabal")}) == []
@@ -204,7 +205,7 @@ def test_a_port_taken_by_another_program_is_given_up_and_said(tmp_path: Path) ->
         taken = stranger.getsockname()[1]
         state = {"ports": {"s3": taken, "mlflow": 1, "prefect": 2}, "processes": {}}
         here = psutil.Process()
-        notes = local_stack._choose_ports(local_stack.Stack(tmp_path), state, {"mlflow": here, "prefect": here})
+        notes = local_stack.choose_ports(local_stack.Stack(tmp_path), state, {"mlflow": here, "prefect": here})
     assert notes == [f"s3: port {taken} is taken by another program, so it listens on {state['ports']['s3']} now"]
     assert state["ports"]["s3"] != taken
     assert state["ports"]["mlflow"] == 1

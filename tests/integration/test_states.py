@@ -10,9 +10,10 @@ import small_nights as small
 from small_nights import asked, git
 from workspaces import TwoNights, call, done, run
 
-from vabal import audit, pools, rounds, withdrawal
+from vabal import audit, pools, rounds
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
+from vabal.rounds import moves, withdrawal
 from vabal.workspace import Workspace
 
 
@@ -182,7 +183,7 @@ def cut_between_two_files(place: Workspace, monkeypatch: pytest.MonkeyPatch, git
     """A night with a label, cut when one of its files was in place; the label's name in the inbox."""
     name = small.take(place, {asked(place)[0]: "1"})
     small.stage(place, git_remote=git_remote)
-    put, done = rounds._put, []
+    put, done = moves._put, []
 
     def once(*arguments: object) -> None:
         if done:
@@ -190,7 +191,7 @@ def cut_between_two_files(place: Workspace, monkeypatch: pytest.MonkeyPatch, git
         done.append(put(*arguments))  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "_put", once)
+        patch.setattr(moves, "_put", once)
         with pytest.raises(Cut):
             rounds.carry_out(place, Versioning(place.root))
     return name

@@ -14,7 +14,7 @@ from running import RunningStack
 from vabal.adapters import storage
 from vabal.adapters.storage import S3StageStore
 from vabal.errors import Unavailable, UserError
-from vabal.store import StageStore
+from vabal.rounds.stage_store import LocalStageStore
 
 OLD, NEW = "0" * 16, "f" * 16
 
@@ -109,8 +109,8 @@ def _fill(folder: Path) -> None:
 
 def test_a_stage_made_on_one_machine_is_done_on_another(stack: RunningStack, tmp_path: Path) -> None:
     storage.preflight("stages")
-    here = S3StageStore("s3://stages/team", StageStore(tmp_path / "here"))
-    there = S3StageStore("s3://stages/team", StageStore(tmp_path / "there"))
+    here = S3StageStore("s3://stages/team", LocalStageStore(tmp_path / "here"))
+    there = S3StageStore("s3://stages/team", LocalStageStore(tmp_path / "there"))
     assert there.get("extract-features", "1111111111111111") is None
     with here.produce("extract-features", "1111111111111111") as folder:
         _fill(folder)
@@ -126,7 +126,7 @@ def test_a_stage_made_on_one_machine_is_done_on_another(stack: RunningStack, tmp
 
 def test_a_stage_that_failed_counts_as_not_done_anywhere(stack: RunningStack, tmp_path: Path) -> None:
     storage.preflight("stages")
-    store = S3StageStore("s3://stages/failed", StageStore(tmp_path))
+    store = S3StageStore("s3://stages/failed", LocalStageStore(tmp_path))
     with pytest.raises(RuntimeError, match="out of memory"), store.produce("train-vae", "2222222222222222") as folder:
         _fill(folder)
         raise RuntimeError("out of memory")
@@ -136,19 +136,19 @@ def test_a_stage_that_failed_counts_as_not_done_anywhere(stack: RunningStack, tm
 
 def test_an_upload_cut_off_before_its_marker_counts_as_not_done(stack: RunningStack, tmp_path: Path) -> None:
     storage.preflight("stages")
-    store = S3StageStore("s3://stages/cut", StageStore(tmp_path))
+    store = S3StageStore("s3://stages/cut", LocalStageStore(tmp_path))
     storage.client().put_object(Bucket="stages", Key="cut/train-vae/3333333333333333/vae.safetensors", Body=b"half")
     assert store.get("train-vae", "3333333333333333") is None
     with store.produce("train-vae", "3333333333333333") as folder:
         (folder / "vae.safetensors").write_bytes(b"whole")
-    other = S3StageStore("s3://stages/cut", StageStore(tmp_path / "other")).get("train-vae", "3333333333333333")
+    other = S3StageStore("s3://stages/cut", LocalStageStore(tmp_path / "other")).get("train-vae", "3333333333333333")
     assert other is not None
     assert (other / "vae.safetensors").read_bytes() == b"whole"
 
 
 def test_forgetting_old_outputs_clears_the_cache_and_not_the_bucket(stack: RunningStack, tmp_path: Path) -> None:
     storage.preflight("stages")
-    store = S3StageStore("s3://stages/kept", StageStore(tmp_path))
+    store = S3StageStore("s3://stages/kept", LocalStageStore(tmp_path))
     for key in (OLD, NEW):
         with store.produce("train-vae", key) as folder:
             _fill(folder)
@@ -161,7 +161,7 @@ def test_forgetting_old_outputs_clears_the_cache_and_not_the_bucket(stack: Runni
 
 def test_an_address_that_is_no_bucket_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="s3://bucket/prefix"):
-        S3StageStore("s3:///only-a-prefix", StageStore(tmp_path))
+        S3StageStore("s3:///only-a-prefix", LocalStageStore(tmp_path))
 
 
 # -- only what is its own -----------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_an_address_that_is_no_bucket_is_refused(tmp_path: Path) -> None:
 def test_a_prefix_is_marked_once_and_used_again_with_its_mark(moto: str, tmp_path: Path) -> None:
     storage.preflight("stages", "dvc")
     for name in ("here", "there"):
-        store = S3StageStore("s3://stages/team", StageStore(tmp_path / name))
+        store = S3StageStore("s3://stages/team", LocalStageStore(tmp_path / name))
         store.claim()
         with store.produce("train-vae", NEW) as folder:
             _fill(folder)
@@ -186,14 +186,14 @@ def test_a_prefix_with_other_things_below_it_is_refused(moto: str, tmp_path: Pat
     storage.client().put_object(Bucket="mixed", Key="thesis/chapter1.tex", Body=b"")
     before = _keys("mixed")
     with pytest.raises(UserError, match=r"^stages: s3://mixed/[^\n]*holds other things [^\n]*another prefix$"):
-        S3StageStore(f"s3://mixed{prefix}", StageStore(tmp_path)).claim()
+        S3StageStore(f"s3://mixed{prefix}", LocalStageStore(tmp_path)).claim()
     assert _keys("mixed") == before
 
 
 def test_a_prefix_from_before_there_were_marks_is_taken_over(moto: str, tmp_path: Path) -> None:
     storage.preflight("older", "dvc")
     storage.client().put_object(Bucket="older", Key=f"team/train-vae/{OLD}/_complete", Body=b"")
-    store = S3StageStore("s3://older/team", StageStore(tmp_path))
+    store = S3StageStore("s3://older/team", LocalStageStore(tmp_path))
     store.claim()
     assert store.get("train-vae", OLD) is not None
 
@@ -204,5 +204,5 @@ def test_an_object_whose_name_leads_out_of_the_output_is_refused(moto: str, tmp_
     for item in ("_complete", name):
         storage.client().put_object(Bucket="hostile", Key=f"team/train-vae/{OLD}/{item}", Body=b"x")
     with pytest.raises(UserError, match=r"^stages: s3://hostile/team/[^\n]* which no stage put there[^\n]*$"):
-        S3StageStore("s3://hostile/team", StageStore(tmp_path / "cache")).get("train-vae", OLD)
+        S3StageStore("s3://hostile/team", LocalStageStore(tmp_path / "cache")).get("train-vae", OLD)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".vabal-stages"]

@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 from requests import Session
 from running import RunningStack
 
-from vabal import classifier
 from vabal.adapters.tracking import Tracking, metric_name
 from vabal.errors import Unavailable, UserError
-from vabal.params import ClassifierSettings, Params
+from vabal.learning import classifier
+from vabal.settings.models import ClassifierSettings, Params
 
 CLASSES = ["0", "sol/der", "crazing (fine)"]
 KEY = hashlib.sha256(b"parent").hexdigest()

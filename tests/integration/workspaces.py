@@ -23,9 +23,9 @@ from PIL import Image
 from running import RunningStack
 from sklearn.datasets import load_digits
 
-from vabal import cli
-from vabal.adapters.labelling import answer
-from vabal.params import override, read_yaml
+from vabal.cli import app
+from vabal.labels.oracle import answer
+from vabal.settings.params import override, read_yaml
 
 # Narrow and short: a round's time is then that of its processes and its bookkeeping.
 SETTINGS = {
@@ -76,7 +76,7 @@ def call(root: Path, *arguments: str, environment: Mapping[str, str] | None = No
         contextlib.redirect_stderr(err),
     ):
         try:
-            cli.main()
+            app.main()
         except SystemExit as ended:
             code = int(ended.code or 0)
     return Said(code, out.getvalue(), err.getvalue())

@@ -13,13 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.small_pools import WHEN, file_of, picture, small_pools
-from tests.unit.test_inbox import FORMATS, Given, exported, imported, stand, taken
-from vabal import images, inbox, pools, sources
-from vabal.adapters import labelling
+from tests.support.small_pools import WHEN, file_of, picture, small_pools
+from tests.unit.labels.test_inbox import FORMATS, Given, exported, imported, stand, taken
+from vabal import images, pools, sources
 from vabal.errors import UserError
 from vabal.images import DecodedShards
-from vabal.params import Params, PoolSettings
+from vabal.labels import answers as labels_answers
+from vabal.labels import arrivals, inbox
+from vabal.settings.models import Params, PoolSettings
+from vabal.sources import ingestion
 
 FEW = settings(deadline=None, max_examples=20)
 CELLS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), max_size=8)
@@ -41,7 +43,7 @@ def csv_of(rows: list[tuple[str, str, str]], delimiter: str, end: str) -> bytes:
     st.sampled_from(["\n", "\r\n"]),
 )
 def test_every_csv_comes_back_cell_for_cell(rows: list[tuple[str, str, str]], delimiter: str, end: str) -> None:
-    table = labelling.read_answers(csv_of(rows, delimiter, end), "f.csv")
+    table = labels_answers.read_answers(csv_of(rows, delimiter, end), "f.csv")
     back = [tuple(cell or "" for cell in row) for row in table[["sample_id", "label", "annotator"]].to_numpy()]
     assert back == rows
     assert table["problem"].isna().all()
@@ -60,7 +62,7 @@ def test_a_file_is_taken_in_whole_or_not_at_all(
     content = csv_of(rows, ",", "\n")
     with tempfile.TemporaryDirectory() as folder:
         box = Path(folder) / "inbox"
-        answers = labelling.read_answers(content, "f.csv")
+        answers = labels_answers.read_answers(content, "f.csv")
 
         def take() -> inbox.ImportReport:
             return inbox.take_labels(box, small_pools(), answers, file="f.csv", content=content, when=WHEN)
@@ -68,12 +70,12 @@ def test_a_file_is_taken_in_whole_or_not_at_all(
         if bad:
             with pytest.raises(UserError, match=f"{len(bad)} of {len(rows)} lines are wrong"):
                 take()
-            assert inbox.pending(box) == []
+            assert arrivals.pending(box) == []
             return
         report = take()
         said = [(sample_id, label) for sample_id, label, annotator in good if label or annotator]
         assert (report.labels + report.rejections, report.unanswered) == (len(said), len(good) - len(said))
-        events, _ = inbox.read(box, inbox.pending(box))
+        events, _ = arrivals.read(box, arrivals.pending(box))
         labels = events["label"].astype(object).where(events["label"].notna(), "")
         assert list(zip(events["sample_id"], labels, strict=True)) == said
         assert take().imported_before == bool(said)
@@ -119,9 +121,9 @@ def test_the_order_of_imports_changes_no_label_that_stands_where_times_are_known
             for number, one in enumerate(order):  # one without a label has nothing to say in this format
                 imported(box, exported("json-min", one), str(number))
                 if dice.random() < 0.5:  # a round takes what waits
-                    made, _ = pools.apply_labels(made, inbox.read(box, inbox.pending(box))[0], number + 1)
-                    inbox.remove(box, inbox.pending(box))
-            made, _ = pools.apply_labels(made, inbox.read(box, inbox.pending(box))[0], 99)
+                    made, _ = pools.apply_labels(made, arrivals.read(box, arrivals.pending(box))[0], number + 1)
+                    arrivals.remove(box, arrivals.pending(box))
+            made, _ = pools.apply_labels(made, arrivals.read(box, arrivals.pending(box))[0], 99)
             pools.check(made)
             ends.append(pools.digests(replace(made, labeled=made.labeled.assign(round=0)))["labeled"])
             newest = {
@@ -145,13 +147,15 @@ def test_every_content_enters_the_pool_once_however_often_it_comes(visits: list[
             (root / f"{turn}").mkdir()
             for position, number in enumerate(numbers):
                 (root / f"{turn}" / f"{position}.png").write_bytes(file_of(picture(number)))
-            inbox.ingest(root / "inbox", made, root / f"{turn}", Params(), quarantine=root / "quarantine", when=WHEN)
+            ingestion.ingest(
+                root / "inbox", made, root / f"{turn}", Params(), quarantine=root / "quarantine", when=WHEN
+            )
             if turn % 2:  # a round takes what waits
-                names = inbox.pending(root / "inbox")
-                for arrival in inbox.read(root / "inbox", names)[1]:
+                names = arrivals.pending(root / "inbox")
+                for arrival in arrivals.read(root / "inbox", names)[1]:
                     made, _ = pools.apply_images(made, arrival.catalog, turn)
-                inbox.remove(root / "inbox", names)
-        for arrival in inbox.read(root / "inbox", inbox.pending(root / "inbox"))[1]:
+                arrivals.remove(root / "inbox", names)
+        for arrival in arrivals.read(root / "inbox", arrivals.pending(root / "inbox"))[1]:
             made, _ = pools.apply_images(made, arrival.catalog, 9)
         pools.check(made)
         wanted = {hashlib.sha256(file_of(picture(number))).hexdigest() for numbers in visits for number in numbers}

@@ -6,7 +6,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.small_pools import WHEN, catalog_of
+from tests.support.small_pools import WHEN, catalog_of
 from vabal import pools
 from vabal.pools import Pools
 

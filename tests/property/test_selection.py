@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vabal.strategies import Candidates, pick
-from vabal.strategies.batch import allot, gumbel_noise, uniform_noise
+from vabal.strategies.batch import gumbel_noise, uniform_noise
+from vabal.strategies.quotas import allot
 
 RULES = ("topk", "gumbel", "quota")
 SCORES = st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0])  # ties too

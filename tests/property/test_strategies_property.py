@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.test_strategies import Settings
+from tests.unit.strategies.test_strategies import Settings
 from vabal import strategies
-from vabal.params import ProbabilitySettings
 from vabal.probabilities import ClassTerms
+from vabal.settings.models import ProbabilitySettings
 from vabal.strategies import Candidates, Context, Labeled, Selection, Shard, pick, vaal
 
 CLASSES, FEATURE_DIMS = 5, (2, 2, 2, 6)

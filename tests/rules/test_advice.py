@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from tests.rules.repository import ROOT, files
-from vabal.cli import app
+from vabal.cli.app import app
 
 VABAL = typer.main.get_command(app)
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.rules.repository import ROOT, files, text_of
-from vabal import reference
+from vabal.settings import reference
 
 # -- paths of one machine ---------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ def test_a_large_file_is_found() -> None:
 
 def test_the_settings_page_is_what_the_models_say() -> None:
     page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
-    assert page == reference.page(), "docs/settings.md is stale: run `python -m vabal.reference`"
+    assert page == reference.page(), "docs/settings.md is stale: run `python -m vabal.settings.reference`"
 
 
 def test_every_setting_stands_on_the_page_with_its_range_and_default() -> None:

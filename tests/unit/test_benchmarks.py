@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_cells import cell
 
 from benchmarks import draws, estimate, evidence, growth, vae_step
 from benchmarks.__main__ import BENCHMARKS, Benchmark, Check, main
 from benchmarks.bookkeeping import Spent, _summary
 from benchmarks.memory import memory_mb
 from benchmarks.random_pool import _pools, encoded_images
-from vabal import comparison, images, pools
+from tests.support.small_cells import cell
+from vabal import images, pools
+from vabal.benchmark import comparison
 from vabal.vae import build
 
 

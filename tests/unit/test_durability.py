@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_pools import WHEN, file_of, picture, small_pools
 from test_rounds import Recording
 
-from vabal import bench, images, inbox, rounds, store
-from vabal.adapters import labelling
-from vabal.params import Params
+from tests.support.small_pools import WHEN, file_of, picture, small_pools
+from vabal import files, images, pools, rounds
+from vabal.benchmark import cells, grids
+from vabal.files import write_bytes
+from vabal.labels import answers, arrivals, inbox
 from vabal.rounds import Plan
-from vabal.store import StageStore, write_bytes
+from vabal.rounds.stage_store import LocalStageStore
+from vabal.settings.models import Params
+from vabal.sources import ingestion
 from vabal.workspace import Workspace
 
 KEY = "01" * 8
@@ -79,11 +82,11 @@ def _in_place(folder: Path) -> None:
 
 
 def _once(folder: Path) -> None:
-    store.write_once(folder / "f", b"first")
+    files.write_once(folder / "f", b"first")
 
 
 def _a_stage(folder: Path) -> None:
-    with StageStore(folder).produce("train-vae", KEY) as output:
+    with LocalStageStore(folder).produce("train-vae", KEY) as output:
         (output / "roles").mkdir()
         (output / "roles" / "f").write_bytes(b"x")
         (output / "vae.safetensors").write_bytes(b"weights")
@@ -91,7 +94,7 @@ def _a_stage(folder: Path) -> None:
 
 def _labels(folder: Path) -> None:
     (folder.parent / "labels.csv").write_text("sample_id,label,annotator\nb,cat,ann\n")
-    labelling.import_labels(folder, small_pools(), folder.parent / "labels.csv", WHEN)
+    answers.import_labels(folder, small_pools(), folder.parent / "labels.csv", WHEN)
 
 
 def _images(folder: Path) -> None:
@@ -99,7 +102,7 @@ def _images(folder: Path) -> None:
     came.mkdir()
     for number in range(3):
         (came / f"{number}.png").write_bytes(file_of(picture(100 + number)))
-    inbox.ingest(folder, small_pools(), came, Params(), quarantine=folder.parent / "aside", when=WHEN)
+    ingestion.ingest(folder, small_pools(), came, Params(), quarantine=folder.parent / "aside", when=WHEN)
 
 
 def _quarantine(folder: Path) -> None:
@@ -128,12 +131,12 @@ def test_what_was_written_survives_a_power_cut(write: Callable[[Path], None], tm
 def test_a_benchmarks_cell_survives_a_power_cut(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "images.npy", np.zeros((2, 8, 8, 1), np.uint8))
     common = {"settings": {}, "initial": 1, "holdout": 0.2, "budget": 1, "rounds": 1}
-    cell = bench.Cell("digits", "natural", "random", "random", {}, 0, common)
-    monkeypatch.setattr(bench, "arena", lambda *_: None)
-    monkeypatch.setattr(bench, "_document", lambda *_: {"key": cell.key})
-    monkeypatch.setattr(bench, "simulation", SimpleNamespace(check_budget=lambda *_: None, run=lambda *_, **__: ()))
+    cell = grids.Cell("digits", "natural", "random", "random", {}, 0, common)
+    monkeypatch.setattr(cells, "simulated_pool", lambda *_: None)
+    monkeypatch.setattr(cells, "_document", lambda *_: {"key": cell.key})
+    monkeypatch.setattr(cells, "simulation", SimpleNamespace(check_budget=lambda *_: None, run=lambda *_, **__: ()))
     (tmp_path / "cells").mkdir()
-    bench.run_cell(cell, bench.Prepared(**{"folder": str(tmp_path), **_rest_of(bench.Prepared)}), tmp_path / "cells")
+    cells.run_cell(cell, cells.Prepared(**{"folder": str(tmp_path), **_rest_of(cells.Prepared)}), tmp_path / "cells")
     assert (tmp_path / "cells" / cell.file_name).is_file()
     assert disk.too_early == []
     assert disk.lost(tmp_path / "cells") == []
@@ -159,7 +162,7 @@ def test_a_publication_survives_a_power_cut_before_and_after_its_moves(
 
         monkeypatch.setattr(os, "link", refuse)
     names = ("rounds/0001/selection.parquet", "labeled.parquet")
-    plan = Plan(1, "round 1", {name: store.file_sha256(made) for name in names})
+    plan = Plan(1, "round 1", {name: files.file_sha256(made) for name in names})
     rounds.stage(place, plan, dict.fromkeys(names, made))
     assert disk.too_early == []
     assert disk.lost(place.state / "publish") == []
@@ -197,7 +200,7 @@ def _in_a_process(work: Callable[[], object]) -> int:
 def test_two_processes_that_import_at_once_come_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    box, write = tmp_path / "inbox", inbox.write_table
+    box, write = tmp_path / "inbox", pools.write_table
     (holds, now_holds), (may_go_on, go_on) = os.pipe(), os.pipe()
 
     def slowly(*arguments: Any) -> None:
@@ -209,13 +212,13 @@ def test_two_processes_that_import_at_once_come_one_after_the_other(
         (tmp_path / f"{name}.csv").write_text(f"sample_id,label,annotator\nb,cat,{name}\n")
     with monkeypatch.context() as patched:
         patched.setattr(inbox, "write_table", slowly)
-        first = _in_a_process(lambda: labelling.import_labels(box, small_pools(), tmp_path / "a.csv", WHEN))
+        first = _in_a_process(lambda: answers.import_labels(box, small_pools(), tmp_path / "a.csv", WHEN))
     os.read(holds, 1)
-    second = _in_a_process(lambda: labelling.import_labels(box, small_pools(), tmp_path / "b.csv", WHEN))
+    second = _in_a_process(lambda: answers.import_labels(box, small_pools(), tmp_path / "b.csv", WHEN))
     time.sleep(0.7)
     assert os.waitpid(second, os.WNOHANG) == (0, 0), "the second import did not wait for the first"
     os.write(go_on, b".")
     assert [os.waitpid(process, 0)[1] for process in (first, second)] == [0, 0]
-    assert [name.partition("-")[0] for name in inbox.pending(box)] == ["labels/000001", "labels/000002"]
-    events, _ = inbox.read(box, inbox.pending(box))
+    assert [name.partition("-")[0] for name in arrivals.pending(box)] == ["labels/000001", "labels/000002"]
+    events, _ = arrivals.read(box, arrivals.pending(box))
     assert events["annotator"].tolist() == ["a", "b"]

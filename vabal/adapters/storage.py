@@ -15,7 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionEr
 
 from vabal.adapters import limits
 from vabal.errors import Unavailable, UserError
-from vabal.store import MARK, STAGES, StageStore, canonical_json
+from vabal.files import canonical_json
+from vabal.rounds.stage_store import MARK, STAGES, LocalStageStore
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -140,12 +141,12 @@ def _explanation(code: str, bucket: str, deed: str) -> str:
 class S3StageStore:
     """Stage outputs below an `s3://bucket/prefix`, with this machine's store as cache.
 
-    The same interface as `vabal.store.StageStore`. S3 has no rename, so an output counts as finished once its marker
-    object is there, which is written last. Two machines that finish the same stage write the same bytes. Nothing is
-    read or written but below the prefix, and nothing in S3 is ever deleted.
+    The same interface as `vabal.rounds.stage_store.LocalStageStore`. S3 has no rename, so an output counts as finished
+    once its marker object is there, which is written last. Two machines that finish the same stage write the same
+    bytes. Nothing is read or written but below the prefix, and nothing in S3 is ever deleted.
     """
 
-    def __init__(self, address: str, cache: StageStore) -> None:
+    def __init__(self, address: str, cache: LocalStageStore) -> None:
         """`address` is `s3://bucket/prefix`; downloaded and produced outputs are kept in `cache`.
 
         Raises UserError if `address` is no such address.

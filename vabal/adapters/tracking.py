@@ -33,8 +33,8 @@ from mlflow.utils.rest_utils import http_request
 import vabal
 from vabal.adapters import limits
 from vabal.errors import Unavailable, UserError
-from vabal.registered import classes_json
-from vabal.store import canonical_json, file_sha256
+from vabal.files import canonical_json, file_sha256
+from vabal.promotion.registered import classes_json
 
 with warnings.catch_warnings():
     # MLflow warns about type hints of its own (message "Any type hint is inferred as AnyType ...")
@@ -49,7 +49,7 @@ OWNER, STATUS = "vabal.clone", "vabal.status"  # who made it; of what does not c
 CELL_KEY = "vabal.cell"  # of a benchmark
 MODEL_FOLDER = "model"
 SERVING_SOURCE = Path(__file__).with_name("serving.py")
-NETWORK_SOURCE = Path(vabal.__file__).with_name("network.py")
+NETWORK_SOURCE = Path(vabal.__file__).parent / "learning" / "network.py"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch", "torchvision")
 PREFLIGHT_SECONDS = 5.0
 CUT_PAUSES_S = (0.2, 1.0)

@@ -20,9 +20,9 @@ import yaml
 
 from vabal.adapters import limits, processes
 from vabal.errors import Unavailable, UserError
-from vabal.outside import Pinned, Tag
-from vabal.promotion_record import RECORD, Copy
-from vabal.store import write_bytes
+from vabal.files import write_bytes
+from vabal.promotion.record import RECORD, Copy
+from vabal.rounds.versions import Pinned, Tag
 
 DVC_CONFIG = """\
 [core]

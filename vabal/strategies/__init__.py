@@ -10,21 +10,21 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from vabal.errors import UserError
-from vabal.strategies.batch import Picker, Rule, pick
-from vabal.strategies.candidates import Candidates, schema, selection_table
-from vabal.strategies.seam import (
+from vabal.learning.needs import Needs
+from vabal.strategies.base import (
     Context,
     Labeled,
-    Needs,
     ScoringStrategy,
     Selection,
-    SequentialStrategy,
     Shard,
     Shortlist,
     Strategy,
     needs_of,
     no_picks,
 )
+from vabal.strategies.batch import Picker, Rule, pick
+from vabal.strategies.candidates import Candidates, schema, selection_table
+from vabal.strategies.sequential import SequentialStrategy
 
 __all__ = [
     "Candidates",

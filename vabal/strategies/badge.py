@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.strategies.seam import Context, Needs, SequentialStrategy, Shard, posteriors
+from vabal.learning.needs import Needs
+from vabal.strategies.base import Context, Shard, posteriors
+from vabal.strategies.sequential import SequentialStrategy
 
 Numbers = NDArray[np.floating]
 

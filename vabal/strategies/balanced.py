@@ -6,7 +6,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.strategies.seam import Context, places
+from vabal.strategies.base import Context
+from vabal.strategies.sequential import places
 from vabal.strategies.wrapped import Ranked, Wrapper
 
 

@@ -7,7 +7,7 @@ Memory: the picks and one shard (with quotas, the picks of every class).
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vabal.errors import UserError
 from vabal.strategies.candidates import Candidates, as_parts, concatenate
+from vabal.strategies.quotas import allot, groups, log_quota_weights
 
 Rule = Literal["topk", "gumbel", "quota", "spread"]
 
@@ -58,8 +59,8 @@ class Picker:
         if self.rule != "quota":
             self._add_group(0, shard)
             return
-        group_N = _groups(shard)
-        log_weight_N = _log_quota_weights(shard, self.beta)
+        group_N = groups(shard)
+        log_weight_N = log_quota_weights(shard, self.beta)
         for group in np.unique(group_N):
             rows = np.flatnonzero(group_N == group)
             self._log_weights[int(group)] = float(log_weight_N[rows[0]])
@@ -133,32 +134,6 @@ def pick(
     return picker.picks()
 
 
-def allot(budget: int, weights: Mapping[int, float], available: Mapping[int, int]) -> dict[int, int]:
-    """How many of each class: proportional to the weights, never more than there are, summing to the budget.
-
-    What small classes leave over is shared among the others in the same proportions. Largest remainders get what
-    rounding leaves, a tie goes to the lower class. Where the candidates are fewer than the budget, all are taken.
-    """
-    given: dict[int, int] = {}
-    left = min(budget, sum(available[group] for group in weights))
-    while len(given) < len(weights):
-        total = sum(weight for group, weight in weights.items() if group not in given)
-        shares = {group: left * weight / total for group, weight in weights.items() if group not in given}
-        full = [group for group, share in shares.items() if share >= available[group]]
-        if not full:
-            break
-        for group in full:
-            given[group] = available[group]
-            left -= available[group]
-    else:
-        return given
-    rounded = {group: int(share) for group, share in shares.items()}
-    by_remainder = sorted(shares, key=lambda group: (rounded[group] - shares[group], group))
-    for group in by_remainder[: left - sum(rounded.values())]:
-        rounded[group] += 1
-    return given | rounded
-
-
 # -- noise ------------------------------------------------------------------------------------------------------
 
 
@@ -201,23 +176,6 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
-
-
-# -- quotas -----------------------------------------------------------------------------------------------------
-
-
-def _groups(shard: Candidates) -> NDArray[np.integer]:
-    """The class whose terms stand in a candidate's row; where there are no terms, the classifier's."""
-    for groups in (shard.own_class_N, shard.vae_class_N, shard.predicted_class_N):
-        if groups is not None:
-            return groups
-    raise ValueError("quotas need the classes that the candidates are predicted to be")
-
-
-def _log_quota_weights(shard: Candidates, beta: float) -> NDArray[np.float64]:
-    if shard.prior_N is None or shard.precision_N is None:
-        return np.zeros(len(shard))
-    return np.asarray(-beta * np.log(shard.prior_N * shard.precision_N))
 
 
 def _check_finite(shard: Candidates) -> None:

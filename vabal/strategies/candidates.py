@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vabal.columns import rows_of_lists
 from vabal.probabilities import ClassTerms
+from vabal.strategies.columns import rows_of_lists
 
 _TERMS = (
     ("score", pa.float64()),

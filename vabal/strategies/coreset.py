@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vabal.errors import UserError
-from vabal.strategies.seam import Context, Needs, SequentialStrategy, Shard
+from vabal.learning.needs import Needs
+from vabal.strategies.base import Context, Shard
+from vabal.strategies.sequential import SequentialStrategy
 
 Numbers = NDArray[np.floating]
 Exact = NDArray[np.float64]

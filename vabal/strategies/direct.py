@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vabal.learning.needs import Needs
+from vabal.strategies.base import Context, Shard, margin, posteriors
 from vabal.strategies.galaxy import confidence, labeled_posteriors
-from vabal.strategies.seam import Context, Needs, SequentialStrategy, Shard, margin, posteriors
+from vabal.strategies.sequential import SequentialStrategy
 
 
 class DirectStrategy(SequentialStrategy):

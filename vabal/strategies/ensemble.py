@@ -4,9 +4,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from vabal.learning.needs import Needs
 from vabal.strategies.bald import with_prediction
+from vabal.strategies.base import Context, ScoringStrategy, Shard
 from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import Context, Needs, ScoringStrategy, Shard
 
 
 class EnsembleStrategy(ScoringStrategy):

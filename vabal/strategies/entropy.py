@@ -4,8 +4,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from vabal.learning.needs import Needs
+from vabal.strategies.base import Context, ScoringStrategy, Shard, margin, posteriors
 from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import Context, Needs, ScoringStrategy, Shard, margin, posteriors
 
 
 class EntropyStrategy(ScoringStrategy):

@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.strategies.seam import Context, Needs, SequentialStrategy, Shard, check_finite, margin, posteriors
+from vabal.learning.needs import Needs, check_finite
+from vabal.strategies.base import Context, Shard, margin, posteriors
+from vabal.strategies.sequential import SequentialStrategy
 
 
 class GalaxyStrategy(SequentialStrategy):

@@ -4,13 +4,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from vabal.learning.needs import Needs
 from vabal.strategies.bald import with_prediction
+from vabal.strategies.base import Context, ScoringStrategy, Shard
 from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import Context, Needs, ScoringStrategy, Shard
 
 
 class LearningLossStrategy(ScoringStrategy):
-    """The loss that the loss-prediction module expects (Yoo & Kweon, CVPR 2019; see `vabal.loss_prediction`).
+    """The loss that the loss-prediction module expects (Yoo & Kweon, CVPR 2019; see `vabal.learning.loss_prediction`).
 
     Its scale means nothing, its order does. Costs one training and one forward pass a sample; the score is O(N), and
     memory does not grow with the pool.

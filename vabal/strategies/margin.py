@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vabal.learning.needs import Needs
 from vabal.probabilities import ClassTerms
+from vabal.strategies.base import Context, ScoringStrategy, Shard, margin, posteriors
 from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import Context, Needs, ScoringStrategy, Shard, margin, posteriors
 
 
 class MarginStrategy(ScoringStrategy):

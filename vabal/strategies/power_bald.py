@@ -4,10 +4,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vabal.learning.needs import Needs
 from vabal.strategies.bald import mutual_information, with_prediction
+from vabal.strategies.base import Context, ScoringStrategy, Shard
 from vabal.strategies.batch import Rule
 from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import Context, Needs, ScoringStrategy, Shard
 
 _SMALLEST = float(np.finfo(np.float64).tiny)
 

@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vabal.learning.needs import Needs
 from vabal.probabilities import ClassTerms
+from vabal.strategies.base import Context, ScoringStrategy, Shard, posteriors
 from vabal.strategies.batch import uniform_noise
 from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import Context, Needs, ScoringStrategy, Shard, posteriors
 
 
 class RandomStrategy(ScoringStrategy):

@@ -5,8 +5,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vabal.strategies.base import Context
 from vabal.strategies.batch import Rule
-from vabal.strategies.seam import Context
 from vabal.strategies.wrapped import Ranked, Wrapper
 
 

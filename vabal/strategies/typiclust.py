@@ -23,7 +23,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.strategies.seam import Context, Needs, SequentialStrategy, Shard
+from vabal.learning.needs import Needs
+from vabal.strategies.base import Context, Shard
+from vabal.strategies.sequential import SequentialStrategy
 
 Numbers = NDArray[np.floating]
 Indices = NDArray[np.int64]

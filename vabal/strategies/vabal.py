@@ -11,22 +11,21 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vabal.learning.needs import Needs, check_finite
 from vabal.probabilities import ClassTerms, mistake_score, pool_moments
-from vabal.strategies.batch import Picker, Rule
-from vabal.strategies.candidates import Candidates, class_columns
-from vabal.strategies.seam import (
+from vabal.strategies.base import (
     Context,
-    Needs,
     ScoringStrategy,
     Selection,
     Shard,
     Shortlist,
-    check_finite,
     margin,
     no_picks,
     posteriors,
     shortfall,
 )
+from vabal.strategies.batch import Picker, Rule
+from vabal.strategies.candidates import Candidates, class_columns
 from vabal.strategies.spread import SHORTLIST, spread
 
 _FROM_THE_POOL = ("standardised", "contrast")  # reductions of the likelihood that need the candidates' moments

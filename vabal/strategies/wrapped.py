@@ -7,19 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from vabal.learning.needs import Needs
+from vabal.strategies.base import Context, Selection, Shard, Strategy, TakenAsTheyStand, needs_of, no_picks, posteriors
 from vabal.strategies.batch import Picker, Rule, gumbel_noise, hash_ids
 from vabal.strategies.candidates import Candidates
-from vabal.strategies.seam import (
-    Context,
-    Needs,
-    Selection,
-    Shard,
-    Strategy,
-    TakenAsTheyStand,
-    needs_of,
-    no_picks,
-    posteriors,
-)
 
 _INNER_SEED = 2  # a purpose of its own, beside those of batch.py
 

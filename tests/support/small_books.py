@@ -1,0 +1,277 @@
+"""A workspace's `data/` of a few samples, made round by round as the flow makes it, without training anything."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from vabal import audit, files, images, pools, rounds, strategies
+from vabal.audit import data_files, replayed
+from vabal.images import shards
+from vabal.learning import metrics
+from vabal.probabilities import ClassTerms
+from vabal.rounds import record, tables
+from vabal.settings import models, params
+
+CLASSES = ("cat", "dog", "emu")
+SEED = 5
+
+
+def no_rows(name: str) -> pd.DataFrame:
+    schema = pools.SCHEMAS[name]
+    return pools.typed(pd.DataFrame(columns=schema.names), schema)
+
+
+class Books:
+    """`data/` and the tags of its rounds; each method goes on from where the last one left it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "data"
+        self.tags: dict[str, str] = {}
+        self.number = -1
+        self.random = np.random.default_rng(SEED)
+
+    # -- rounds ---------------------------------------------------------------------------------------------
+
+    def begin(self, *, labeled: int = 9, holdout: int = 6, total: int = 40, asked: int = 0) -> "Books":
+        """Round 0: a source with labels; or one without, whose first `asked` images are asked about."""
+        names = [f"s{index:03d}" for index in range(total)]
+        truth = [CLASSES[index % 3] for index in range(total)]
+        catalog = self._images(names).assign(added_round=0)
+        ids = pd.Series(names)
+        self.pools = pools.Pools(
+            catalog=pools.typed(catalog, pools.SCHEMAS["catalog"]),
+            labeled=no_rows("labeled"),
+            unlabeled=pools.typed(
+                pd.DataFrame({"sample_id": ids[holdout:], "status": "available", "requested_round": None}),
+                pools.SCHEMAS["unlabeled"],
+            ),
+            holdout=pools.typed(pd.DataFrame({"sample_id": ids[:holdout], "label": None}), pools.SCHEMAS["holdout"]),
+            label_events=no_rows("label_events"),
+            classes=CLASSES,
+        )
+        given = dict(zip(names[: holdout + labeled], truth, strict=False)) if labeled else {}
+        first = names[holdout : holdout + asked]
+        self._publish(strategy="initial", events=given, annotator=pools.FROM_SOURCE, when=None, first=first)
+        return self
+
+    def round(
+        self,
+        strategy: str = "vabal",
+        *,
+        labels: dict[str, str | None] | None = None,
+        new: int = 0,
+        budget: int = 6,
+        said: datetime | None = None,
+    ) -> "Books":
+        fresh = self._images([f"n{self.number + 1}-{index}" for index in range(new)]) if new else None
+        when = self._when(self.number + 1)
+        given = {"said": said, "budget": budget, "fresh": fresh}
+        self._publish(strategy=strategy, events=labels or {}, annotator="ann", when=when, **given)
+        return self
+
+    def picked(self, number: int) -> list[str]:
+        return list(tables.read_selection(self.data / f"rounds/{number:04d}/selection.parquet")["sample_id"])
+
+    def verify(self, **options: Any) -> audit.AuditReport:
+        return audit.verify(self.data, self.tags, **options)
+
+    # -- the parts of a round -------------------------------------------------------------------------------
+
+    def _images(self, names: list[str]) -> pd.DataFrame:
+        contents = [shards.png(self.random.integers(0, 256, (5, 4), dtype=np.uint8)) for _ in names]
+        placed = images.write_shards(
+            zip(names, contents, strict=True),
+            self.data / "images",
+            settings=models.PoolSettings(shard_rows=25),
+            name_prefix=f"r{self.number + 1}",
+        )
+        frame = pd.DataFrame(placed, columns=["shard", "row", "sample_id"])
+        sha256 = [hashlib.sha256(content).hexdigest() for content in contents]
+        return frame.assign(sha256=sha256, width=4, height=5)
+
+    def _publish(
+        self,
+        *,
+        strategy: str,
+        events: dict[str, Any],
+        annotator: str,
+        when: datetime | None,
+        budget: int = 1,
+        fresh: pd.DataFrame | None = None,
+        first: Sequence[str] = (),
+        said: datetime | None = None,
+    ) -> None:
+        self.number += 1
+        number = self.number
+        state = self.pools
+        if fresh is not None:
+            state, _ = pools.apply_images(state, fresh, number)
+        frame = pd.DataFrame({"sample_id": list(events), "label": list(events.values())})
+        frame = frame.assign(annotator=annotator, labeled_at=pd.Timestamp(when) if when else pd.NaT, source="f.csv")
+        if said is not None:
+            frame = frame.assign(labeled_at=pd.Timestamp(said), imported_at=pd.Timestamp(when))
+        state, came = pools.apply_labels(state, frame, number)
+        folder = self.data / f"rounds/{number:04d}"
+        folder.mkdir(parents=True)
+        settings = params.parse({"seed": SEED, "selection": {"strategy": strategy, "budget": budget}})
+        drawn, measured = None, {}
+        if number > 0:
+            drawn = self._select(folder, state, settings, rounds.derive_seed(SEED, number, "selection"))
+            measured = self._predict(folder, state)
+            state = pools.mark_requested(state, drawn.sample_ids, number)
+        elif first:
+            table = tables.unscored(list(first), strategy)
+            tables.write_selection(table, folder / "selection.parquet")
+            state = pools.mark_requested(state, first, number)
+        before = rounds.read_manifest(self.data, number - 1) if number else None
+        pools.save(state, self.data)
+        self.pools = state
+        manifest = {
+            "version": rounds.MANIFEST_VERSION if number else rounds.FIRST_VERSION,
+            "round": number,
+            "parent": before.digest if before else None,
+            "strategy": strategy,
+            "seed": SEED,
+            "settings": settings.model_dump(mode="json") if number else {"source": "made", "seed": SEED},
+            "code": f"0.1.0+{number:012x}" if number else None,
+            "class_terms": drawn.class_terms.to_json() if drawn and drawn.class_terms else None,
+            **({"selection": _said(drawn)} if drawn else {}),
+            "pools_before": before.manifest["pools_after"] if before else None,
+            "pools_after": pools.digests(state),
+            "tables": {name: files.file_sha256(self.data / name) for name in data_files.TABLE_FILES.values()},
+            "files": rounds.describe_files(folder),
+            "shards": {path.stem: files.file_sha256(path) for path in sorted((self.data / "images").iterdir())},
+            "counts": replayed.count(state) | {"picks": len(drawn.picks) if drawn else len(first)},
+            "intake": _counts(came, 0 if fresh is None else len(fresh)) if number else None,
+            "model": {"name": "vabal-classifier", "version": str(number), "sha256": "0" * 64} if number else None,
+            "mlflow_run": f"{number:032x}" if number else None,
+            "prefect_flow_run": None,
+            "metrics": {f"holdout/{name}": value for name, value in measured.items()} if number else None,
+            "times": {name: self._when(number).isoformat() for name in ("started", "finished")} if number else None,
+            "environment": record.environment() if number else None,
+        }
+        self.write_manifest(manifest)
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Also used to forge one: the tag follows."""
+        content = files.canonical_json(manifest)
+        (self.data / f"rounds/{manifest['round']:04d}/manifest.json").write_bytes(content)
+        self.tags[rounds.tag_name(manifest["round"])] = rounds.tag_message(manifest, rounds.digest_of(content))
+
+    def _when(self, number: int) -> datetime:
+        return datetime(2026, 3, number + 1, 6, 30, tzinfo=UTC)
+
+    def _select(self, folder: Path, state: pools.Pools, settings: models.Params, seed: int) -> strategies.Selection:
+        waiting = state.unlabeled.loc[state.unlabeled["status"] == pools.AVAILABLE, "sample_id"].to_numpy(dtype=object)
+        strategy = strategies.get(settings.selection.strategy)
+        shard, written = self._shard(waiting), list[strategies.Candidates]()
+        context = strategies.Context(
+            lambda: [shard],
+            settings,
+            seed,
+            self._terms(state, settings) if strategies.needs_of(strategy, settings).vae else None,
+            self._labeled(state),
+            written.append,
+        )
+        selection = strategy.select(context, settings.selection.budget)
+        ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
+        scored = self.root / "scored.parquet"
+        pq.write_table(written[0].to_table(CLASSES), scored, store_schema=False)
+        tables.write_candidates(scored, folder / "candidates.parquet", ranks, strategy.name)
+        table = strategies.selection_table(selection.picks, CLASSES, selection.strategy).to_pandas()
+        tables.write_selection(table, folder / "selection.parquet")
+        if selection.shortlist is not None:
+            listed = selection.shortlist
+            tables.write_shortlist(listed.sample_ids, listed.features_N_D, folder / "shortlist.parquet")
+        if getattr(strategy, "labeled_inputs", False):
+            known = context.labeled
+            assert known is not None
+            assert known.sample_ids is not None
+            assert known.logits_N_C is not None
+            tables.write_labeled(known.sample_ids, known.logits_N_C, folder / "labeled.parquet")
+        return selection
+
+    def _shard(self, ids: Any) -> strategies.Shard:
+        shape = (len(ids), len(CLASSES))
+        likelihood_N_C = self.random.normal(-20, 3, shape).astype(np.float32)
+        return strategies.Shard(
+            ids,
+            logits_N_C=self.random.normal(size=shape).astype(np.float32),
+            features_N_D=self.random.normal(size=(len(ids), 4)).astype(np.float32),
+            predictive_N_C=self.random.dirichlet([1, 1, 1], len(ids)),
+            expected_entropy_N=self.random.uniform(0, 0.5, len(ids)),
+            votes_N_C=self.random.multinomial(5, [0.5, 0.3, 0.2], len(ids)).astype(np.int32),
+            predicted_loss_N=self.random.normal(size=len(ids)).astype(np.float32),
+            log_likelihood_N_C=likelihood_N_C,
+            vae_class_N=likelihood_N_C.argmax(axis=1).astype(np.int32),
+            images_N_H_W_K=self.random.integers(0, 256, (len(ids), 5, 4, 1), dtype=np.uint8),
+        )
+
+    def _labeled(self, state: pools.Pools) -> strategies.Labeled:
+        ids = state.labeled["sample_id"].to_numpy(dtype=object)
+        shard = self._shard(ids)
+        labels_N = np.array([CLASSES.index(label) for label in state.labeled["label"]])
+        assert shard.features_N_D is not None
+        return strategies.Labeled(shard.features_N_D, labels_N, ids, shard.logits_N_C, shard.images_N_H_W_K)
+
+    def _terms(self, state: pools.Pools, settings: models.Params) -> ClassTerms:
+        """Of counts as Eqs. 11 and 12 make them: hundredths of samples, smoothed."""
+        chosen, count = settings.probabilities, len(state.labeled)
+        predicted_C = self.random.multinomial(100 * count, [0.5, 0.3, 0.2]) / 100
+        correct_C = np.floor(80 * predicted_C) / 100
+        prior_C = (predicted_C + chosen.smoothing) / (count + len(CLASSES) * chosen.smoothing)
+        precision_C = (correct_C + chosen.smoothing) / (predicted_C + len(CLASSES) * chosen.smoothing)
+        return ClassTerms.from_json(
+            {"log_prior": np.log(prior_C).tolist(), "log_precision": np.log(precision_C).tolist()}
+        )
+
+    def _predict(self, folder: Path, state: pools.Pools) -> dict[str, float]:
+        known = state.holdout.dropna().sort_values("sample_id", ignore_index=True)
+        probabilities_N_C = self.random.dirichlet([2, 2, 2], len(known)).astype(np.float32)
+        predicted = [CLASSES[index] for index in probabilities_N_C.argmax(axis=1)]
+        table = known.assign(predicted_class=predicted, probabilities=list(probabilities_N_C))
+        tables.write_predictions(table, folder / "holdout_predictions.parquet")
+        labels_N = np.array([CLASSES.index(label) for label in known["label"]], dtype=np.int64)
+        return metrics.classification_metrics(labels_N, probabilities_N_C, CLASSES)
+
+
+def _counts(came: pools.IntakeReport, images: int) -> dict[str, int]:
+    counts = {name: len(value) if isinstance(value, list) else value for name, value in came.to_dict().items()}
+    return counts | {"images": images}
+
+
+def _said(drawn: strategies.Selection) -> dict[str, Any]:
+    said = {name: getattr(drawn, name) for name in ("budget", "rule", "beta", "seed")}
+    return said | {"shortlist": drawn.shortlist.per_pick if drawn.shortlist else None}
+
+
+def build(root: Path) -> Books:
+    """Three rounds: a correction, a rejection, an answer that is still out, new images."""
+    books = Books(root).begin().round("random")
+    first = books.picked(1)
+    answers: dict[str, str | None] = dict.fromkeys(first[:4], "dog") | {first[4]: None, "s006": "emu"}
+    books.round("vabal", labels=answers, new=5)
+    return books.round("entropy", labels={books.picked(2)[0]: "cat"})
+
+
+def forge(books: Books, number: int, **changes: Any) -> None:
+    """Rewrite a round's manifest with changed values, and every later one and every tag with it."""
+    for later in range(number, books.number + 1):
+        manifest = rounds.read_manifest(books.data, later).manifest
+        if later == number:
+            manifest |= changes
+            manifest["files"] = rounds.describe_files(books.data / f"rounds/{later:04d}")
+        if later:
+            manifest["parent"] = rounds.read_manifest(books.data, later - 1).digest
+        if later == books.number:
+            tables = data_files.TABLE_FILES.values()
+            manifest["tables"] = {name: files.file_sha256(books.data / name) for name in tables}
+        manifest["shards"] = {path.stem: files.file_sha256(path) for path in (books.data / "images").iterdir()}
+        books.write_manifest(manifest)

@@ -1,0 +1,82 @@
+"""The files of infra/ that no test can run here: what can be said about them by reading."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+INFRA = Path(__file__).parents[3] / "infra"
+PLACEHOLDER = re.compile(r"{{ (\w+) }}")
+
+
+@pytest.fixture
+def template() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((INFRA / "kubernetes-job-template.json").read_text())
+    return loaded
+
+
+@pytest.fixture
+def compose() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
+    return loaded
+
+
+def test_every_placeholder_of_the_job_template_is_a_declared_variable_and_every_variable_is_used(
+    template: dict[str, Any],
+) -> None:
+    used = set(PLACEHOLDER.findall(json.dumps(template["job_configuration"])))
+    assert used == set(template["variables"]["properties"])
+
+
+def test_the_job_holds_a_gpu_runs_as_no_root_and_has_what_prefect_demands(template: dict[str, Any]) -> None:
+    manifest = template["job_configuration"]["job_manifest"]
+    pod = manifest["spec"]["template"]["spec"]
+    assert (manifest["apiVersion"], manifest["kind"]) == ("batch/v1", "Job")
+    assert (pod["parallelism"], pod["completions"], pod["restartPolicy"]) == (1, 1, "Never")
+    assert pod["securityContext"]["runAsNonRoot"]
+    container = pod["containers"][0]
+    assert container["name"] == "prefect-job"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpus }}"
+    assert template["variables"]["properties"]["gpus"]["minimum"] == 1
+
+
+def test_no_secret_of_the_compose_file_has_a_default_and_no_port_is_open_to_others(compose: dict[str, Any]) -> None:
+    text = json.dumps(compose)
+    for name in ("POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "PREFECT_AUTH"):
+        uses = re.findall(rf"\${{{name}(.?.?)", text)
+        assert uses, name
+        assert set(uses) == {":?"}, name
+    for name, service in compose["services"].items():
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), (name, port)
+
+
+def test_the_compose_file_has_the_services_and_waits_until_they_are_healthy(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    assert set(services) == {"postgres", "s3", "bucket", "mlflow", "prefect", "worker"}
+    for name, service in services.items():
+        for needed, how in service.get("depends_on", {}).items():
+            if how["condition"] == "service_healthy":
+                assert "healthcheck" in services[needed], (name, needed)
+
+
+def test_every_image_is_pinned_and_none_is_of_a_project_that_has_ended(compose: dict[str, Any]) -> None:
+    images = {name: service["image"] for name, service in compose["services"].items()}
+    for name, image in images.items():
+        assert "minio" not in image, name
+        assert re.search(r"vabal|:(\$\{\w+:-)?\d", image), (name, image)
+
+
+def test_the_image_runs_as_an_ordinary_user_and_its_context_leaves_data_and_keys_out() -> None:
+    lines = (INFRA / "Dockerfile").read_text().splitlines()
+    users = [line for line in lines if line.startswith("USER ")]
+    assert users == ["USER 10001:10001"]
+    assert lines.index(users[0]) > max(number for number, line in enumerate(lines) if line.startswith("RUN "))
+    allowed = [line for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")]
+    copied = {
+        word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
+    }
+    assert {line.removeprefix("!") for line in allowed} == {name.removeprefix("./") for name in copied}

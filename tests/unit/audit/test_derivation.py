@@ -1,0 +1,210 @@
+"""What a round recorded is derived again, for every strategy: a changed value contradicts another one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.small_books import Books, forge
+from vabal import rounds
+
+DERIVED = ("vabal", "random", "entropy", "margin", "bald", "power_bald", "ensemble", "learning_loss")
+SEARCHED_AGAIN = ("galaxy", "direct", "balanced:vabal", "stochastic:bald")
+SEARCHES = ("coreset", "typiclust", "stochastic:badge")
+COLUMNS = ("score", "predicted_class", "own_class", "prior", "precision", "margin", "log_likelihood", "strategy")
+
+
+@pytest.fixture(scope="module", params=[*DERIVED, *SEARCHED_AGAIN, *SEARCHES])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Books:
+    """A round of each strategy."""
+    return Books(tmp_path_factory.mktemp("made")).begin().round(request.param)
+
+
+@pytest.fixture
+def books(made: Books) -> Any:
+    """The same; what a test changed is put back."""
+    kept = {path: path.read_bytes() for path in made.data.rglob("*") if path.is_file()}
+    yield made
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+def change(path: Path, column: str, row: int, value: Any = None) -> bool:
+    """Another value in one cell; whether there was one to change."""
+    table = pq.ParquetFile(path).read()
+    values = table.column(column).to_pylist()
+    if values[row] is None:
+        return False
+    values[row] = another(values[row]) if value is None else value
+    kind = table.schema.field(column)
+    pq.write_table(table.set_column(table.schema.names.index(column), kind, pa.array(values, kind.type)), path)
+    return True
+
+
+def another(value: Any) -> Any:
+    if isinstance(value, str):
+        return "dog" if value == "cat" else "cat"
+    if isinstance(value, list):
+        return [-item for item in value]  # its largest is another one
+    return value + 0.25 if isinstance(value, float) else value + 1
+
+
+def test_an_untouched_round_of_every_strategy_is_intact(made: Books) -> None:
+    assert made.verify().findings == ()
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_value_that_was_changed_in_candidates_and_picks_alike_is_found(books: Books, column: str) -> None:
+    folder = books.data / "rounds/0001"
+    rank = pq.ParquetFile(folder / "candidates.parquet").read(columns=["rank"]).column("rank").to_pylist()
+    row = rank.index(3)
+    if not change(folder / "candidates.parquet", column, row):
+        return
+    if column in pq.ParquetFile(folder / "selection.parquet").schema_arrow.names:
+        change(folder / "selection.parquet", column, 2)
+    forge(books, 1)
+    assert not books.verify(images=False).ok
+
+
+@pytest.mark.parametrize("column", ["logits", "mean_posteriors", "expected_entropy", "votes", "posteriors"])
+def test_a_changed_input_of_a_score_is_found(books: Books, column: str) -> None:
+    folder = books.data / "rounds/0001"
+    if change(folder / "candidates.parquet", column, 5):
+        forge(books, 1)
+        assert not books.verify(images=False).ok
+
+
+@pytest.mark.parametrize("column", ["score", "margin"])
+def test_a_value_of_a_candidate_that_was_not_picked_is_found_too(books: Books, column: str) -> None:
+    folder = books.data / "rounds/0001"
+    ranks = pq.ParquetFile(folder / "candidates.parquet").read(columns=["rank"]).column("rank").to_pylist()
+    value = -7.5 if column == "score" else None
+    if change(folder / "candidates.parquet", column, ranks.index(None), value):
+        forge(books, 1)
+        assert not books.verify(images=False).ok
+
+
+def test_columns_that_were_emptied_do_not_switch_a_check_off(books: Books) -> None:
+    path = books.data / "rounds/0001/candidates.parquet"
+    table = pq.ParquetFile(path).read()
+    for name in ("logits", "posteriors", "mean_posteriors", "votes", "margin"):
+        nothing = pa.nulls(table.num_rows, table.schema.field(name).type)
+        table = table.set_column(table.schema.names.index(name), table.schema.field(name), nothing)
+    pq.write_table(table, path)
+    forge(books, 1)
+    assert not books.verify(images=False).ok
+
+
+@pytest.mark.parametrize("name", ["rule", "beta", "budget", "seed", "shortlist"])
+def test_how_the_picks_were_made_is_what_the_settings_say(books: Books, name: str) -> None:
+    selection = rounds.read_manifest(books.data, 1).manifest["selection"]
+    others = {"rule": "quota", "beta": 7.0, "budget": 5, "seed": 1, "shortlist": 3}
+    forge(books, 1, selection=selection | {name: others[name]})
+    assert not books.verify(images=False).ok
+
+
+# -- what the manifest says ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Books:
+    books = Books(tmp_path_factory.mktemp("nights")).begin().round("random")
+    first = books.picked(1)
+    answers: dict[str, str | None] = dict.fromkeys(first[:3], "dog") | {first[3]: None, "s006": "emu"}
+    return books.round("vabal", labels=answers, new=3)
+
+
+def raised(path: str) -> Any:
+    """A change of the number at a path of the manifest."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        *above, last = path.split("|")
+        place = manifest
+        for key in above:
+            place = place[key]
+        place[last] += 1 if isinstance(place[last], int) else 0.01
+
+    return change
+
+
+def replaced(**values: Any) -> Any:
+    return lambda manifest: manifest.update(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(raised(f"metrics|holdout/{name}") for name in ("accuracy", "balanced_accuracy", "macro_f1", "recall/cat")),
+        *(raised(f"metrics|holdout/{name}") for name in ("calibration_error", "negative_log_likelihood")),
+        *(raised(f"intake|{name}") for name in ("received", "new", "corrected", "rejected", "images", "unknown")),
+        lambda manifest: manifest["metrics"].pop("holdout/recall/dog"),
+        lambda manifest: manifest["class_terms"]["log_prior"].reverse(),
+        lambda manifest: manifest["class_terms"]["log_precision"].__setitem__(0, 0.1),
+        lambda manifest: manifest["times"].update(finished="2026-01-01T00:00:00+00:00"),
+        lambda manifest: manifest["times"].update(started="2026-03-01T00:00:00+00:00"),
+        lambda manifest: manifest["environment"].pop("torch"),
+        lambda manifest: manifest["model"].update(version="0"),
+        replaced(seed=6),
+        replaced(strategy="entropy"),
+        replaced(code="0.1.0"),
+        replaced(mlflow_run="x"),
+        replaced(prefect_flow_run="x"),
+        replaced(model=None),
+        replaced(metrics=None),
+        replaced(version=3),
+        replaced(note="all is well"),
+        replaced(class_terms=None),
+    ],
+)
+def test_a_statement_of_the_manifest_that_is_not_so_is_found(nights: Books, change: Any) -> None:
+    kept = {path: path.read_bytes() for path in nights.data.rglob("manifest.json")}
+    manifest = rounds.read_manifest(nights.data, 2).manifest
+    change(manifest)
+    forge(nights, 2, **manifest)
+    report = nights.verify(images=False)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    restored = rounds.read_manifest(nights.data, 2)
+    nights.tags["round/0002"] = rounds.tag_message(restored.manifest, restored.digest)
+    assert any(finding.round == 2 for finding in report.findings)
+    assert nights.verify(images=False).ok
+
+
+@pytest.mark.parametrize("column", ["label", "predicted_class", "probabilities", "sample_id"])
+def test_predictions_that_are_not_those_of_the_metrics_are_found(nights: Books, column: str) -> None:
+    path = nights.data / "rounds/0002/holdout_predictions.parquet"
+    kept = {each: each.read_bytes() for each in (path, nights.data / "rounds/0002/manifest.json")}
+    change(path, column, 1)
+    forge(nights, 2)
+    report = nights.verify(images=False)
+    for each, content in kept.items():
+        each.write_bytes(content)
+    restored = rounds.read_manifest(nights.data, 2)
+    nights.tags["round/0002"] = rounds.tag_message(restored.manifest, restored.digest)
+    assert not report.ok
+    assert nights.verify(images=False).ok
+
+
+def test_a_manifest_that_was_written_otherwise_is_found(nights: Books) -> None:
+    path = nights.data / "rounds/0002/manifest.json"
+    kept = path.read_bytes()
+    path.write_bytes(kept.replace(b",", b", ", 1))
+    whats = [finding.what for finding in nights.verify().findings]
+    path.write_bytes(kept)
+    assert "its bytes are not canonical JSON" in whats
+
+
+def test_class_terms_are_those_of_counts(nights: Books) -> None:
+    """Priors that add up to 1 and are of no number of draws over so many samples."""
+    manifest = rounds.read_manifest(nights.data, 2).manifest
+    prior = np.exp(manifest["class_terms"]["log_prior"])
+    other = np.log([prior[0] + 0.00123, prior[1] - 0.00123, prior[2]]).tolist()
+    kept = (nights.data / "rounds/0002/manifest.json").read_bytes()
+    forge(nights, 2, class_terms=manifest["class_terms"] | {"log_prior": other})
+    whats = [finding.what for finding in nights.verify().findings]
+    (nights.data / "rounds/0002/manifest.json").write_bytes(kept)
+    nights.tags["round/0002"] = rounds.tag_message(manifest, rounds.digest_of(kept))
+    assert any("no prior of a count over" in what for what in whats)

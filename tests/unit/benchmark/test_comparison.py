@@ -1,0 +1,304 @@
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.small_cells import cell, grid
+from vabal import statistics
+from vabal.benchmark.comparison import summarise
+from vabal.errors import UserError
+
+numbers = st.lists(st.floats(-10, 10, allow_nan=False), min_size=1, max_size=8)
+
+
+def strategy_of(summary: dict[str, Any], name: str, place: int = 0) -> dict[str, Any]:
+    return next(item for item in summary["settings"][place]["strategies"] if item["strategy"] == name)
+
+
+def pooled_of(summary: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(item for item in summary["pooled"]["strategies"] if item["strategy"] == name)
+
+
+# -- statistics -----------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_of_1_2_3_is_that_of_students_t_with_two_degrees_of_freedom() -> None:
+    found = statistics.estimate([1, 2, 3])
+    assert (found.n, found.mean, found.sd) == (3, 2, 1)
+    assert found.high - 2 == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert 2 - found.low == pytest.approx(found.high - 2)
+
+
+def test_one_value_has_no_spread_and_none_has_no_mean() -> None:
+    assert statistics.estimate([0.5]) == statistics.Estimate(1, 0.5, None, None, None)
+    with pytest.raises(ValueError, match="no values"):
+        statistics.estimate([])
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([1, 2, 3, 4, 5], 2 / 32),
+        ([-1, -2, -3, -4, -5], 2 / 32),
+        ([4, 2, -1], 4 / 8),  # |sum| 5 and 7, each with both signs
+        ([1, 1, -1], 1),
+        ([0, 0, 0], 1),
+        ([0.3], 1),
+        ([0.1, 0.2, -0.3], 1),  # 0 on paper
+    ],
+)
+def test_sign_flips_are_counted_by_hand(differences: list[float], p: float) -> None:
+    assert statistics.sign_flip_p(differences) == p
+
+
+@given(numbers)
+def test_sign_flips_agree_with_trying_each(differences: list[float]) -> None:
+    observed, scale = abs(sum(differences)), sum(map(abs, differences))
+    flips = [
+        abs(sum(sign * value for sign, value in zip(signs, differences, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(differences))
+    ]
+    least = sum(value >= observed + 1e-9 * scale for value in flips) / len(flips)
+    most = sum(value >= observed - 1e-9 * scale for value in flips) / len(flips)
+    assert least <= statistics.sign_flip_p(differences) <= most
+
+
+def test_beyond_fifteen_pairs_random_flips_are_near_the_exact_p_and_never_zero() -> None:
+    assert 0 < statistics.sign_flip_p([1.0] * 40) <= 2 / statistics.RANDOM_FLIPS
+    sixteen = [1.0] * 11 + [-1.0] * 5  # |sum| at least 6: at most 5 or at least 11 of 16 coins
+    exact = 2 * sum(len(list(itertools.combinations(range(16), k))) for k in range(6)) / 2**16
+    assert statistics.sign_flip_p(sixteen) == pytest.approx(exact, abs=0.01)
+    assert statistics.sign_flip_p(sixteen) == statistics.sign_flip_p(sixteen)
+
+
+def test_wilcoxons_p_leaves_out_zeros_and_is_exact_for_few() -> None:
+    assert statistics.wilcoxon_p([1, 2, 3, 4, 5]) == pytest.approx(2 / 32)
+    assert statistics.wilcoxon_p([0, 1, 2, 3, 4, 5]) == pytest.approx(2 / 32)
+    assert statistics.wilcoxon_p([0, 0]) is None
+
+
+def test_the_bootstrap_needs_five_values_stays_within_them_and_repeats_itself() -> None:
+    assert statistics.bootstrap_interval([1, 2, 3, 4]) is None
+    assert statistics.bootstrap_interval([2, 2, 2, 2, 2]) == (2, 2)
+    low, high = statistics.bootstrap_interval([1, 2, 3, 4, 5]) or (0, 0)
+    assert 1 < low < 2.2 and 3.8 < high < 5
+    assert statistics.bootstrap_interval([1, 2, 3, 4, 5]) == (low, high)
+
+
+def test_holm_multiplies_the_smallest_most_and_never_goes_down() -> None:
+    assert statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert statistics.holm({"a": 0.5, "b": 0.9}) == {"a": 1.0, "b": 1.0}
+    assert statistics.holm({}) == {}
+
+
+def test_the_area_is_that_of_the_trapezoids_over_the_range_of_labels() -> None:
+    assert statistics.area_under_curve([20, 40, 80], [0, 1, 1]) == pytest.approx((10 + 40) / 60)
+    assert statistics.area_under_curve([20], [0.7]) == 0.7
+
+
+@pytest.mark.parametrize(("target", "labels"), [(0.75, 50), (0.7, 40), (0.4, 20), (0.8, 60), (0.9, None)])
+def test_labels_are_interpolated_to_where_the_curve_first_reaches_the_target(
+    target: float, labels: float | None
+) -> None:
+    assert statistics.labels_to_reach([20, 40, 60, 80], [0.5, 0.7, 0.8, 0.6], target) == pytest.approx(labels)
+
+
+def test_spearmans_correlation_of_one_swap_in_four_is_0_8_and_unknown_pairs_are_left_out() -> None:
+    assert statistics.rank_correlation([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
+    assert statistics.rank_correlation([1, 2, None, 3, 4], [10, 30, 7, 20, 40]) == pytest.approx(0.8)
+    assert statistics.rank_correlation([1, 1, 1], [1, 2, 3]) is None
+    assert statistics.rank_correlation([1, 2], [1, 2]) is None
+
+
+def test_ties_share_their_ranks() -> None:
+    assert statistics.mean_ranks([[0.9, 0.9, 0.5], [0.1, 0.2, 0.3]]).tolist() == [2.25, 1.75, 2.0]
+
+
+# -- a summary ------------------------------------------------------------------------------------------------------
+
+
+def five_pairs() -> list[dict[str, Any]]:
+    """Over random by 0.01 to 0.05 on the average, by twice that at the end."""
+    return [
+        item
+        for seed in range(5)
+        for item in (
+            cell([0.5, 0.6, 0.7 + seed / 10], seed=seed),
+            cell([0.5, 0.6 + (seed + 1) / 100, 0.7 + seed / 10 + (seed + 1) / 50], strategy="vabal", seed=seed),
+        )
+    ]
+
+
+def test_a_strategy_is_compared_with_the_baseline_of_the_same_seed() -> None:
+    found = strategy_of(summarise(five_pairs()), "vabal")["metrics"]["accuracy"]
+    average, final = found["difference"]["average"], found["difference"]["final"]
+    assert (average["n"], final["n"]) == (5, 5)
+    assert average["mean"] == pytest.approx(0.03)  # the mean of (0.01 + 0.02) / 3 ... (0.05 + 0.1) / 3
+    assert final["mean"] == pytest.approx(0.06)
+    half = 2.776445 * np.std([0.01, 0.02, 0.03, 0.04, 0.05], ddof=1) / 5**0.5
+    assert average["high"] - average["low"] == pytest.approx(2 * half, rel=1e-6)
+    assert average["p"] == average["holm_p"] == 2 / 32
+    assert average["wilcoxon_p"] == pytest.approx(2 / 32)
+    assert average["low"] < average["bootstrap_low"] < 0.03 < average["bootstrap_high"] < average["high"]
+
+
+def test_means_per_round_average_final_and_area_are_by_seed() -> None:
+    found = strategy_of(summarise(five_pairs()), "random")["metrics"]
+    assert [item["labeled"] for item in found["accuracy"]["per_round"]] == [20, 40, 60]
+    assert found["accuracy"]["per_round"][2]["mean"] == pytest.approx(0.9)
+    assert found["accuracy"]["per_round"][0]["sd"] == 0
+    assert found["accuracy"]["average"]["per_seed"] == pytest.approx([(1.8 + seed / 10) / 3 for seed in range(5)])
+    assert found["accuracy"]["final"]["mean"] == pytest.approx(0.9)
+    assert found["accuracy"]["area"]["per_seed"][0] == pytest.approx((0.55 + 0.65) / 2)
+    assert found["balanced_accuracy"]["final"]["mean"] == pytest.approx(0.8)
+    assert found["macro_f1"]["final"]["mean"] == pytest.approx(0.7)
+    assert found["accuracy"]["difference"] is None
+
+
+def test_holm_corrects_over_the_strategies_of_one_setting_alone() -> None:
+    more = [cell([0.5, 0.9, 0.9], strategy="margin", seed=seed) for seed in range(5)]
+    other = [{**item, "imbalance": "dominant:0"} for item in five_pairs()]
+    summary = summarise([*five_pairs(), *more, *other])
+    settings = {item["imbalance"]: item for item in summary["settings"]}
+    by_name = {item["strategy"]: item for item in settings["natural"]["strategies"]}
+    assert by_name["vabal"]["metrics"]["accuracy"]["difference"]["average"]["holm_p"] == 4 / 32
+    alone = next(item for item in settings["dominant:0"]["strategies"] if item["strategy"] == "vabal")
+    assert alone["metrics"]["accuracy"]["difference"]["average"]["holm_p"] == 2 / 32
+
+
+def test_labels_saved_are_those_before_the_baselines_curve_reaches_its_end() -> None:
+    cells = [cell([0.5, 0.6, 0.8]), cell([0.5, 0.9, 0.9], strategy="vabal"), cell([0.5, 0.6, 0.7], strategy="bad")]
+    summary = summarise(cells)
+    labels = strategy_of(summary, "vabal")["labels"]
+    assert labels["needed"] == pytest.approx(35)  # 20 + 0.3 / 0.4 of 20
+    assert labels["saved"] == pytest.approx(25)
+    assert labels["saved_share"] == pytest.approx(25 / 60)
+    missed = strategy_of(summary, "bad")["labels"]
+    assert (missed["reached"], missed["needed"], missed["saved"], missed["saved_share"]) == (False, None, None, None)
+    assert strategy_of(summary, "random")["labels"]["needed"] == 60
+
+
+def test_a_baseline_that_falls_at_the_end_does_not_make_others_look_thriftier() -> None:
+    labels = strategy_of(summarise([cell([0.5, 0.9, 0.8]), cell([0.5, 0.8, 0.8], strategy="vabal")]), "vabal")["labels"]
+    assert labels["baseline_needed"] == pytest.approx(35)
+    assert labels["saved"] == pytest.approx(-5)
+
+
+def test_the_share_of_rare_classes_is_of_all_labels_so_far() -> None:
+    picked = [[15, 5], [5, 15], [10, 10]]
+    summary = summarise([cell([0.5, 0.6, 0.7], picked=picked)])
+    assert summary["settings"][0]["rare_classes"] == ["b"]
+    assert [item["mean"] for item in strategy_of(summary, "random")["rare_share"]] == [0.25, 0.5, 0.5]
+
+
+def test_where_no_class_is_below_half_the_largest_there_is_no_rare_share() -> None:
+    summary = summarise([cell([0.5, 0.6], pool=(100, 50))])
+    assert summary["settings"][0]["rare_classes"] == []
+    assert strategy_of(summary, "random")["rare_share"] is None
+
+
+def test_dominant_classes_hold_more_than_twice_the_median_class() -> None:
+    kinds = {"recall": (1, 1, 1), "classes": ("a", "b", "c")}
+    assert summarise([cell([0.5], pool=(100, 10, 10), **kinds)])["settings"][0]["dominant_classes"] == ["a"]
+    rare = summarise([cell([0.5], pool=(100, 10, 100), **kinds)])["settings"][0]
+    assert (rare["dominant_classes"], rare["rare_classes"]) == ([], ["b"])
+
+
+def test_class_accuracy_is_set_against_the_labels_of_the_class() -> None:
+    kinds: dict[str, Any] = {"classes": ("a", "b", "c", "d"), "pool": (9, 9, 9, 9)}
+    one = cell([0.5, 0.6], picked=[[1, 2, 3, 4], [0, 1, 0, 0]], recall=[0.1, 0.2, 0.3, None], **kinds)
+    two = cell([0.5, 0.6], picked=[[1, 2, 3, 4], [0, 1, 0, 0]], recall=[0.3, 0.4, None, None], seed=1, **kinds)
+    found = strategy_of(summarise([one, two]), "random")["classes"]
+    assert found["labeled"] == [1, 3, 3, 4]
+    assert found["recall"] == [pytest.approx(0.2), pytest.approx(0.3), 0.3, None]
+    assert found["rank_correlation"] == pytest.approx(0.75**0.5)  # ranks 1, 2.5, 2.5 and 1, 2, 3
+
+
+def test_seconds_are_means_over_the_rounds_that_have_the_part() -> None:
+    found = strategy_of(summarise([cell([0.5, 0.6, 0.7])]), "random")["seconds"]
+    assert found["mean"] == {"train": 2.0, "select": 0.5}
+    assert found["per_round"][2] == {"round": 3, "train": 2.0}
+
+
+def test_top_picks_are_of_the_lowest_seed_and_their_images_stay_in_the_cells() -> None:
+    cells = grid(strategies=["random"], settings=[("digits", "natural")], seeds=2, rounds=2)
+    found = strategy_of(summarise(reversed(cells)), "random")["top_picks"]
+    assert found["seed"] == 0
+    assert found["picks"][0] == {name: cells[0]["top_picks"][0][name] for name in ("sample_id", "label", "predicted_class")}  # fmt: skip  # noqa: E501
+    assert strategy_of(summarise([cell([0.5])]), "random")["top_picks"] is None
+
+
+def test_over_all_settings_pairs_are_counted_and_ranked() -> None:
+    cells = [
+        *five_pairs(),
+        cell([0.5, 0.6], imbalance="rare:1"),
+        cell([0.5, 0.5], strategy="vabal", imbalance="rare:1"),
+        cell([0.5, 0.6], imbalance="rare:1", seed=1),
+        cell([0.5, 0.6], strategy="vabal", imbalance="rare:1", seed=1),
+    ]
+    found = summarise(cells)
+    ours, theirs = pooled_of(found, "vabal"), pooled_of(found, "random")
+    assert (ours["pairs"], ours["wins"], ours["ties"], ours["losses"]) == (7, 5, 1, 1)
+    assert ours["difference"]["accuracy"]["mean"] == pytest.approx((0.15 - 0.05) / 7)
+    assert ours["by_seed"]["accuracy"]["n"] == 2  # seeds 0 and 1 are in both settings
+    assert ours["by_seed"]["accuracy"]["mean"] == pytest.approx(((0.01 - 0.05) / 2 + 0.02 / 2) / 2)
+    assert (ours["settings"], ours["settings_above"], ours["settings_below"]) == (2, 1, 0)
+    assert found["pooled"]["blocks"] == 7
+    assert ours["mean_rank"] == pytest.approx((5 * 1 + 1.5 + 2) / 7)
+    assert theirs["mean_rank"] == pytest.approx((5 * 2 + 1.5 + 1) / 7)
+
+
+def test_an_unfinished_grid_is_compared_by_the_pairs_that_are_there() -> None:
+    cells = [item for item in five_pairs() if item["strategy"] == "random" or item["seed"] in (1, 3)]
+    cells.append(cell([0.5, 0.6, 0.7], strategy="late", seed=9))
+    summary = summarise(cells)
+    ours, late = strategy_of(summary, "vabal"), strategy_of(summary, "late")
+    assert (ours["pairs"], ours["missing_seeds"]) == (2, [0, 2, 4, 9])
+    assert ours["metrics"]["accuracy"]["difference"]["average"]["mean"] == pytest.approx(0.03)
+    assert ours["labels"]["target"] == pytest.approx(0.9)  # of seeds 1 and 3
+    assert (late["pairs"], late["metrics"]["accuracy"]["difference"], late["labels"]) == (0, None, None)
+    assert summary["pooled"]["blocks"] == 0
+    assert pooled_of(summary, "vabal")["mean_rank"] is None
+    json.dumps(summary, allow_nan=False)
+
+
+def test_one_seed_has_no_intervals_and_the_summary_is_strict_json() -> None:
+    summary = summarise([cell([0.5, 0.6]), cell([0.5, 0.7], strategy="vabal")])
+    found = strategy_of(summary, "vabal")["metrics"]["accuracy"]["difference"]["average"]
+    assert (found["mean"], found["low"], found["high"], found["sd"], found["bootstrap_low"], found["p"]) == (
+        pytest.approx(0.05), None, None, None, None, 1.0,
+    )  # fmt: skip
+    assert json.loads(json.dumps(summary, allow_nan=False, sort_keys=True)) == summary
+
+
+def test_without_the_baseline_there_are_means_but_no_differences() -> None:
+    summary = summarise([cell([0.5, 0.6], strategy="vabal")])
+    assert strategy_of(summary, "vabal")["metrics"]["accuracy"]["difference"] is None
+    assert pooled_of(summary, "vabal")["difference"] is None
+    assert strategy_of(summarise([cell([0.5]), cell([0.6], strategy="b")], baseline="b"), "random")["pairs"] == 1
+
+
+def test_the_order_of_the_cells_does_not_matter() -> None:
+    cells = grid(strategies=["vabal", "random", "margin"], seeds=4, rounds=3)
+    shuffled = [cells[place] for place in np.random.default_rng(3).permutation(len(cells))]
+    assert json.dumps(summarise(shuffled)) == json.dumps(summarise(cells))
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ([], "no cells"),
+        ([cell([0.5]), cell([0.5])], "twice"),
+        ([cell([0.5]), cell([0.5], seed=1, classes=("a", "c"))], "other classes"),
+        ([cell([0.5]), cell([0.5, 0.6], seed=1)], "other labels a round"),
+        ([cell([0.5]), cell([float("nan")], seed=1)], "random, seed 1 has a round whose accuracy"),
+        ([cell([])], "no rounds"),
+    ],
+)
+def test_cells_that_cannot_be_compared_are_refused_by_name(cells: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        summarise(cells)

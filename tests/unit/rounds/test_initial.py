@@ -1,0 +1,242 @@
+"""Round 0: what it publishes, that it can be made again to the byte, and that nothing is left of one that failed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vabal import audit, pools, rounds
+from vabal.adapters.versioning import Versioning
+from vabal.errors import Unavailable, UserError
+from vabal.rounds.initial import initialise
+from vabal.settings.models import StorageSettings
+from vabal.settings.params import load
+
+
+@pytest.fixture(autouse=True)
+def without_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    np.savez(tmp_path / "some.npz", images=generator.integers(0, 256, (60, 8, 8), dtype=np.uint8), labels=labels)
+    return f"npz:{tmp_path / 'some.npz'}"
+
+
+def make(root: Path, source: str, **changes: Any) -> list[str]:
+    root.mkdir(exist_ok=True)
+    arguments: dict[str, Any] = {
+        **{"imbalance": None, "initial": 9, "holdout": 0.2, "seed": 5, "classes": None, "name": None, "settings": {}},
+        **{"versions": Versioning(root), "prepare": _unasked},
+    }
+    return initialise(root, source=source, **(arguments | changes))
+
+
+def _unasked(_: StorageSettings) -> None:
+    raise AssertionError("no storage is configured")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def test_round_0_is_published_under_a_tag_that_names_its_manifest(tmp_path: Path, source: str) -> None:
+    root = tmp_path / "made"
+    said = make(root, source, name="wafers", settings={"selection.budget": 7})
+    assert said[0] == "60 images from npz, 3 classes: labelled 9, unlabelled 39, holdout 12"
+    assert said[-1].startswith("git tag round/0000; S3 is not up")
+    head = rounds.head(root / "data")
+    assert (head.round, head.manifest["parent"], head.manifest["seed"]) == (0, None, 5)
+    assert head.manifest["counts"]["labeled"] == 9
+    assert f"manifest sha256:{head.digest}" in git(root, "tag", "--list", "--format=%(contents)", "round/0000")
+    settings = load(root / "params.yaml")
+    assert (settings.workspace.name, settings.seed, settings.selection.budget) == ("wafers", 5, 7)
+    assert (settings.images.size, settings.images.channels) == (8, 1)
+    assert git(root, "status", "--porcelain") == ""
+    versions = Versioning(root)
+    assert audit.verify(root / "data", {name: versions.tag_message(name) for name in versions.tags()}).ok
+    assert len((root / ".vabal" / "oracle.csv").read_text().splitlines()) == 1 + 39
+    assert sorted(path.name for path in (root / ".vabal").iterdir()) == [
+        *("data.lock", "dvc", "lock", "oracle.csv", "push-deferred")
+    ]
+
+
+def test_the_same_arguments_make_the_same_bytes_and_another_seed_others(tmp_path: Path, source: str) -> None:
+    for name in ("one", "two"):
+        make(tmp_path / name, source)
+    assert files(tmp_path / "one" / "data") == files(tmp_path / "two" / "data")
+    assert (tmp_path / "one" / "data.dvc").read_bytes() == (tmp_path / "two" / "data.dvc").read_bytes()
+    make(tmp_path / "three", source, seed=6)
+    assert files(tmp_path / "three" / "data") != files(tmp_path / "one" / "data")
+
+
+def test_a_clone_without_its_pools_makes_them_again_or_stays_as_it_was(tmp_path: Path, source: str) -> None:
+    make(tmp_path / "made", source)
+    git(tmp_path, "clone", "--quiet", "made", "clone")
+    clone = tmp_path / "clone"
+    with pytest.raises(UserError, match=r"that makes other pools than data\.dvc pins"):
+        make(clone, source, seed=None, initial=10)
+    assert not (clone / "data").exists()
+    assert git(clone, "status", "--porcelain") == ""
+    assert make(clone, source, seed=None)[-1] == "data/ is what data.dvc pins"
+    assert files(clone / "data") == files(tmp_path / "made" / "data")
+    assert git(clone, "status", "--porcelain") == ""
+
+
+def test_settings_that_are_there_are_not_overridden(tmp_path: Path, source: str) -> None:
+    root = tmp_path / "made"
+    root.mkdir()
+    (root / "params.yaml").write_text("seed: 5\nimages: {size: 8, channels: 1}\n")
+    with pytest.raises(UserError, match="exists: change the settings there"):
+        make(root, source)
+    make(root, source, seed=None)
+    assert (root / "params.yaml").read_text() == "seed: 5\nimages: {size: 8, channels: 1}\n"
+    with pytest.raises(UserError, match="has pools already"):
+        make(root, source, seed=None)
+
+
+def test_storage_that_is_away_is_told_before_anything_is_made(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+
+    def away(settings: StorageSettings) -> None:
+        raise Unavailable(f"no bucket {settings.bucket}")
+
+    with pytest.raises(Unavailable, match="no bucket vabal"):
+        make(tmp_path / "made", source, prepare=away)
+    assert set(files(tmp_path / "made")) <= {".vabal/lock"}
+
+
+def test_a_source_without_labels_asks_for_the_first_sample_and_the_holdout(tmp_path: Path) -> None:
+    np.savez(tmp_path / "bare.npz", images=np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    root = tmp_path / "made"
+    make(root, f"npz:{tmp_path / 'bare.npz'}", classes=["cat", "dog"])
+    made = pools.load(root / "data")
+    assert made.classes == ("cat", "dog")
+    assert len(pools.open_requests(made)) == 9 + 6
+    assert json.loads((root / "data" / "rounds" / "0000" / "manifest.json").read_text())["counts"]["picks"] == 9
+    selection = audit.picks(root / "data", 0)
+    assert list(selection["rank"]) == list(range(1, 10))
+    assert set(selection["strategy"]) == {"initial"}
+
+
+# -- calls that are cut short, or refused ------------------------------------------------------------------------------
+
+STEPS = (
+    *("built", "begun", "repository", "workspace committed", "staged", "moved", "added", "pushed", "committed"),
+    *("tagged", "finished", "emptied"),
+)
+
+# Imports once, and forks for every call: "root <tab> source <tab> seed <tab> step to die after".
+NURSERY = """
+import os, signal, sys
+from pathlib import Path
+from vabal.adapters.versioning import Versioning
+from vabal.errors import UserError
+from vabal.rounds.initial import initialise
+
+def call(root, source, seed, dies_after):
+    def reached(step):
+        if step == dies_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        said = initialise(
+            Path(root), source=source, imbalance=None, initial=9, holdout=0.2, seed=int(seed), classes=None, name=None,
+            settings={"selection.budget": 7}, versions=Versioning(Path(root)), prepare=print, reached=reached,
+        )
+    except UserError as error:
+        said = [f"refused: {error}"]
+    print("; ".join(said), flush=True)
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        call(*line.rstrip("\\n").split("\\t"))
+        os._exit(0)
+    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def calls(*lines: tuple[Path, str, int, str]) -> list[str]:
+    """What a row of calls ends in: each one's words, or `exit -9` for one that was killed."""
+    told = "".join("\t".join(map(str, line)) + "\n" for line in lines)
+    done = subprocess.run([sys.executable, "-c", NURSERY], input=told, capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if line != "exit 0"]
+
+
+def test_a_call_killed_at_any_step_is_finished_by_the_same_call_and_gives_way_to_another(
+    tmp_path: Path, source: str
+) -> None:
+    whole = tmp_path / "whole"
+    other = tmp_path / "other"
+    for root, seed in ((whole, 5), (other, 6)):
+        root.mkdir()
+        calls((root, source, seed, ""))
+    rows = []
+    for step in STEPS:
+        for seed in (5, 6):
+            root = tmp_path / f"{step}-{seed}"
+            root.mkdir()
+            rows += [(root, source, 5, step), (root, source, seed, "")]
+    said = calls(*rows)
+    for index, step in enumerate(STEPS):
+        assert said[4 * index] == said[4 * index + 2] == "exit -9"
+        same, another = tmp_path / f"{step}-5", tmp_path / f"{step}-6"
+        assert files(same / "data") == files(whole / "data"), step
+        assert git(same, "tag") == "round/0000\n"
+        assert git(same, "status", "--porcelain") == ""
+        assert said[4 * index + 1].startswith("60 images from npz, 3 classes: labelled 9"), step
+        published = step in ("tagged", "finished", "emptied")
+        assert said[4 * index + 3].startswith("refused: " if published else "60 images from npz"), step
+        assert files(another / "data") == files((whole if published else other) / "data"), step
+        assert (another / "params.yaml").read_bytes() == ((whole if published else other) / "params.yaml").read_bytes()
+        for root in (same, another):
+            assert not [path.name for path in (root / ".vabal").iterdir() if path.name.startswith(("init", "publish"))]
+
+
+def refusals(home: Path) -> dict[str, str]:
+    """Git configurations of users, by what git refuses because of them; empty where it must refuse nothing."""
+    hooks = home / "hooks"
+    hooks.mkdir()
+    (hooks / "prepare-commit-msg").write_text("#!/bin/sh\necho 'no ticket number' >&2\nexit 1\n")
+    (hooks / "prepare-commit-msg").chmod(0o755)
+    (home / "excludes").write_text("*.dvc\n.dvc\nparams.yaml\n.git*\n")
+    return {
+        f"[commit]\n gpgsign = true\n[gpg]\n program = {home}/missing\n": "gpg",
+        f"[core]\n hooksPath = {hooks}\n": "no ticket number",
+        "[core]\n autocrlf = true\n safecrlf = true\n": "",
+        f"[core]\n excludesFile = {home}/excludes\n": "",
+        "[user]\n useConfigOnly = true\n": "",
+        "[init]\n defaultBranch = trunk\n": "",
+        "[tag]\n forceSignAnnotated = true\n[user]\n signingKey = nobody\n[gpg]\n program = false\n": "",
+    }
+
+
+def test_what_git_refuses_is_told_whole_and_the_same_call_goes_on_once_it_is_mended(
+    tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index, (configuration, reason) in enumerate(refusals(tmp_path).items()):
+        root = tmp_path / str(index)
+        (tmp_path / "gitconfig").write_text(configuration)
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+        if reason:
+            with pytest.raises(UserError, match=f"git commit failed in .*{reason}"):
+                make(root, source, settings={"selection.budget": 7})
+            monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+        make(root, source, settings={"selection.budget": 7})
+        assert git(root, "tag") == "round/0000\n", configuration
+        assert git(root, "status", "--porcelain") == "", configuration
+        assert {"data.dvc", "params.yaml", ".gitattributes"} <= set(git(root, "ls-files").split()), configuration

@@ -1,0 +1,185 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from vabal import strategies
+from vabal.settings.models import SelectionSettings
+from vabal.strategies import Context, Labeled, Shard
+from vabal.strategies.direct import nearest, separation
+
+INFINITY = float("inf")
+
+
+class Settings:
+    selection = SelectionSettings()
+
+
+def context(candidates: Any, known: Any, labels: Any, seed: int = 0) -> Context:
+    """Candidates c0, c1, ... and labelled samples, given by their probabilities."""
+    candidates, known = np.asarray(candidates, dtype=float), np.asarray(known, dtype=float)
+    ids = np.array([f"c{row}" for row in range(len(candidates))], dtype=object)
+    shard = Shard(ids, logits_N_C=np.log(candidates).astype(np.float32))
+    labeled = Labeled(
+        np.zeros((len(known), 1)),
+        np.asarray(labels, dtype=int),
+        logits_N_C=np.log(known.reshape(-1, candidates.shape[1])).astype(np.float32),
+    )
+    return Context(lambda: iter([shard]), Settings(), seed=seed, labeled=labeled)
+
+
+def two_classes(*first: float) -> list[list[float]]:
+    return [[p, 1 - p] for p in first]
+
+
+def picks(found: Context, budget: int) -> list[str]:
+    return strategies.get("direct").select(found, budget).sample_ids
+
+
+# -- the threshold ----------------------------------------------------------------------------------------------
+
+
+def test_the_threshold_of_labels_that_separate_is_half_way_between_them() -> None:
+    assert separation(np.array([0.1, 0.9, 0.7, 0.3]), np.array([False, True, True, False])) == pytest.approx(0.5)
+
+
+def test_a_wrong_label_far_from_the_others_does_not_move_the_threshold() -> None:
+    labels = np.array([True, True, True, False, False, False, True])
+    assert separation(np.array([0.9, 0.8, 0.7, 0.3, 0.2, 0.1, 0.05]), labels) == pytest.approx(0.5)
+
+
+def test_equal_confidences_are_not_separated() -> None:
+    # 1 error wherever the threshold lies: above both (the class is missed) or below both (the other is taken in)
+    assert separation(np.array([0.5, 0.5]), np.array([True, False])) == INFINITY
+
+
+@pytest.mark.parametrize(
+    ("labels", "threshold"),
+    [([], INFINITY), ([False, False], INFINITY), ([True, True], -INFINITY)],
+)
+def test_a_class_that_has_no_labels_or_all_of_them_is_separated_beyond_the_ends(
+    labels: list[bool], threshold: float
+) -> None:
+    confidence = np.linspace(1, 0, len(labels))
+    assert separation(confidence, np.array(labels, dtype=bool)) == threshold
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_threshold_has_as_few_errors_as_brute_force_finds(seed: int) -> None:
+    numbers = np.random.default_rng(seed)
+    count = int(numbers.integers(1, 12))
+    confidence = numbers.integers(0, 8, count) / 8  # some are equal
+    positive = numbers.random(count) < 0.5
+
+    def errors(threshold: float) -> int:
+        return int(((confidence >= threshold) != positive).sum())
+
+    tried = [-INFINITY, *np.unique(confidence), INFINITY]
+    fewest = min(errors(threshold) for threshold in tried)
+    found = separation(confidence, positive)
+    assert errors(found) == fewest
+    assert not any(
+        errors(threshold) == fewest
+        for threshold in tried
+        if threshold > confidence[confidence >= found].min(initial=INFINITY)
+    )
+
+
+def test_neighbours_in_floating_point_are_told_apart() -> None:
+    upper = 0.5
+    lower = float(np.nextafter(upper, 0))
+    assert separation(np.array([lower, upper]), np.array([False, True])) == upper
+
+
+# -- the picks --------------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_are_taken_in_turn_above_and_below() -> None:
+    confidence = np.array([0.9, 0.8, 0.6, 0.55, 0.4, 0.1])
+    assert nearest(confidence, 0.5, 4).tolist() == [3, 4, 2, 5]
+    assert nearest(confidence, 0.5, 6).tolist() == [3, 4, 2, 5, 1, 0]
+    assert nearest(confidence, INFINITY, 2).tolist() == [0, 1]
+    assert nearest(confidence, -INFINITY, 2).tolist() == [5, 4]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_nearest_are_those_of_one_sorted_list(seed: int) -> None:
+    """With many equal values, on both sides of the threshold and at it."""
+    numbers = np.random.default_rng(seed)
+    confidence, count = numbers.integers(0, 8, 40) / 10, int(numbers.integers(1, 45))
+    threshold = float(numbers.choice([-1.0, 0.0, 0.3, 0.35, 0.7, 2.0]))
+    falling = np.argsort(-confidence, kind="stable")
+    split = int((confidence >= threshold).sum())
+    above, below = list(falling[:split][::-1]), list(falling[split:])
+    expected = []
+    while above or below:
+        expected += [side.pop(0) for side in (above, below) if side]
+    assert nearest(confidence, threshold, count).tolist() == expected[:count]
+
+
+def test_two_classes_take_turns_at_their_thresholds_as_by_hand() -> None:
+    # Confidence of class 0, its probability where that is larger, else p - (1 - p): labels 1 and -0.8, so the
+    # threshold is half way between 0.95 and -0.9, at 0.025: c0 and c1 lie above it, c2 and c3 below. Class 1 likewise.
+    found = context(two_classes(0.8, 0.6, 0.45, 0.3), two_classes(0.95, 0.05), [0, 1])
+    by_class = {0: ["c1", "c2", "c0", "c3"], 1: ["c2", "c1", "c3", "c0"]}
+    first, second = (int(k) for k in np.random.default_rng([0, 2]).permutation(2))
+    expected = [by_class[first][0]]
+    expected += [next(name for name in by_class[second] if name not in expected)]
+    assert picks(found, 2) == expected
+    assert set(picks(found, 2)) == {"c1", "c2"}
+    assert set(picks(found, 4)) == {"c0", "c1", "c2", "c3"}
+
+
+def test_a_class_without_a_label_gets_its_most_likely_candidates() -> None:
+    candidates = [[0.8, 0.1, 0.1], [0.3, 0.25, 0.45], [0.1, 0.2, 0.7], [0.2, 0.7, 0.1], [0.55, 0.4, 0.05]]
+    found = context(candidates, [[0.9, 0.05, 0.05], [0.05, 0.9, 0.05]], [0, 1])
+    assert "c2" in picks(found, 3)
+
+
+def test_every_class_has_its_share_of_the_budget() -> None:
+    # 3 000 candidates of a common class, 30 of a rare one, and a classifier that tells them apart well
+    numbers = np.random.default_rng(0)
+    common, rare = numbers.uniform(0.7, 0.99, 3000), numbers.uniform(0.01, 0.3, 30)
+    found = context(two_classes(*common, *rare), two_classes(0.99, 0.98, 0.02, 0.01), [0, 0, 1, 1])
+    chosen = [int(name[1:]) for name in picks(found, 20)]
+    assert sum(row >= 3000 for row in chosen) == 10
+
+
+def test_nothing_labelled_or_one_class_only_is_no_obstacle() -> None:
+    assert len(set(picks(context(two_classes(0.3, 0.9, 0.6), np.zeros((0, 2)), []), 3))) == 3
+    assert len(set(picks(context(np.ones((5, 1)), np.ones((2, 1)), [0, 0]), 3))) == 3
+
+
+def test_a_context_without_labelled_logits_is_refused() -> None:
+    complete = context(two_classes(0.3), two_classes(0.9), [0])
+    with pytest.raises(ValueError, match="direct: the context must carry the labelled pool with its logits"):
+        strategies.get("direct").select(Context(complete.shards, Settings(), 0), 1)
+
+
+def test_picks_depend_on_neither_the_order_nor_the_shards_of_either_pool() -> None:
+    numbers = np.random.default_rng(4)
+    shard_logits = numbers.normal(size=(60, 4)).round(1).astype(np.float32)  # rounded: some are equal
+    known_logits, labels = numbers.normal(size=(9, 4)).astype(np.float32), numbers.integers(0, 4, 9)
+    ids = np.array([f"s{row}" for row in range(60)], dtype=object)
+
+    def chosen(order: NDArray[Any], known: NDArray[Any], parts: int) -> list[str]:
+        shards = [Shard(ids[rows], logits_N_C=shard_logits[rows]) for rows in np.array_split(order, parts)]
+        labeled = Labeled(np.zeros((9, 1)), labels[known], logits_N_C=known_logits[known])
+        return picks(Context(lambda: iter(shards), Settings(), seed=5, labeled=labeled), 25)
+
+    straight = chosen(np.arange(60), np.arange(9), 1)
+    assert len(set(straight)) == 25
+    assert chosen(numbers.permutation(60), numbers.permutation(9), 4) == straight
+
+
+def test_the_picks_can_be_derived_from_the_table_again() -> None:
+    numbers = np.random.default_rng(1)
+    probabilities = torch.softmax(torch.from_numpy(numbers.normal(size=(40, 3))), 1).numpy()
+    found = context(probabilities[:30], probabilities[30:], np.arange(10) % 3)
+    written: list[strategies.Candidates] = []
+    writing = Context(found.shards, found.settings, found.seed, labeled=found.labeled, write=written.append)
+    selection = strategies.get("direct").select(writing, 7)
+    again = strategies.pick(written, 7, selection.rule, selection.beta, selection.seed)
+    assert list(again.sample_ids) == selection.sample_ids

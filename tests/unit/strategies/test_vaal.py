@@ -1,0 +1,224 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from vabal import strategies
+from vabal.settings.models import SelectionSettings
+from vabal.strategies import Candidates, Context, Labeled, Shard, vaal
+from vabal.strategies.vaal import ImageVAE, Scaling, canvas, discriminator, side_for, steps, train
+
+
+class Settings:
+    selection = SelectionSettings()
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vaal, "FEWEST_STEPS", 4)
+    monkeypatch.setattr(vaal, "STEPS", 16)  # 4 for images of 64 x 64
+
+
+def pictures(count: int, side: int = 8, channels: int = 1, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, channels)).astype(np.uint8)
+
+
+def context(images: NDArray[np.uint8], known: NDArray[np.uint8] | None, seed: int = 0, **more: Any) -> Context:
+    ids = np.array([f"s{row}" for row in range(len(images))], dtype=object)
+    shard = Shard(ids, logits_N_C=np.zeros((len(images), 3), dtype=np.float32), images_N_H_W_K=images)
+    labeled = None
+    if known is not None:
+        names = np.array([f"k{row}" for row in range(len(known))], dtype=object)
+        labels = np.zeros(len(known), dtype=int)
+        labeled = Labeled(np.zeros((len(known), 1)), labels, sample_ids=names, images_N_H_W_K=known)
+    return Context(lambda: iter([shard]), Settings(), seed=seed, labeled=labeled, **more)
+
+
+def scored(found: Context, budget: int = 5) -> tuple[list[str], dict[str, float]]:
+    parts: list[Candidates] = []
+    selection = strategies.get("vaal").select(replace(found, write=parts.append), budget)
+    return selection.sample_ids, {
+        str(name): float(score) for part in parts for name, score in zip(part.sample_ids, part.score_N, strict=True)
+    }
+
+
+# -- what it finds ----------------------------------------------------------------------------------------------
+
+
+def test_images_of_a_kind_that_nobody_has_labelled_come_first() -> None:
+    numbers = np.random.default_rng(0)
+
+    def striped(count: int, along: int) -> NDArray[np.uint8]:
+        bars = np.where(np.arange(8) % 4 < 2, 220, 30)
+        plain = np.broadcast_to(bars[:, None] if along else bars[None, :], (count, 8, 8))
+        return np.clip(plain + numbers.normal(0, 15, (count, 8, 8)), 0, 255).astype(np.uint8)[..., None]
+
+    images = np.concatenate([striped(60, 0), striped(60, 1)])
+    _, scores = scored(context(images, striped(30, 0)))
+    familiar = np.array([scores[f"s{row}"] for row in range(60)])
+    unseen = np.array([scores[f"s{row}"] for row in range(60, 120)])
+    above = (unseen[:, None] > familiar[None, :]).mean()
+    assert above > 0.9
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_the_score_is_what_the_discriminator_leaves_to_being_unlabelled() -> None:
+    images, known = pictures(6), pictures(5, seed=1)
+    unlabeled, labeled = canvas(images, 8), canvas(known, 8)
+    adversary = train(labeled, unlabeled, context(images, known))
+    by_hand = adversary.vae.encode(adversary.scaling(unlabeled))[0]
+    labelled_probability = torch.sigmoid(adversary.discriminator(by_hand)[:, 0])
+    assert adversary.score(images) == pytest.approx((1 - labelled_probability).detach().numpy(), abs=1e-6)
+
+
+# -- whatever the size ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"),
+    [((5, 5), 8), ((8, 8), 8), ((9, 8), 16), ((28, 28), 32), ((33, 20), 64), ((64, 64), 64), ((100, 300), 64)],
+)
+def test_the_networks_input_is_the_next_power_of_two_up_to_64(shape: tuple[int, int], side: int) -> None:
+    images = np.zeros((3, *shape, 1), dtype=np.uint8)
+    assert side_for(images) == side
+    assert canvas(images, side).shape == (3, 1, side, side)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [8, 16, 32, 64])
+def test_the_network_gives_back_images_of_every_size(side: int, channels: int) -> None:
+    network = ImageVAE(side, channels)
+    mean, log_var = network.encode(torch.zeros(2, channels, side, side))
+    assert mean.shape == log_var.shape == (2, vaal.LATENT)
+    assert network.decoder(mean).shape == (2, channels, side, side)
+    assert discriminator()(mean).shape == (2, 1)
+
+
+@pytest.mark.usefixtures("few_steps")
+@pytest.mark.parametrize(("side", "channels"), [(5, 1), (13, 3), (70, 1)])
+def test_odd_and_large_images_are_scored(side: int, channels: int) -> None:
+    picks, scores = scored(context(pictures(7, side, channels), pictures(3, side, channels)))
+    assert len(set(picks)) == 5
+    assert all(0 < score < 1 for score in scores.values())
+
+
+def test_resizing_keeps_a_flat_image_flat() -> None:
+    flat = np.full((2, 100, 90, 3), 77, dtype=np.uint8)
+    assert (canvas(flat, 64) == 77).all()
+
+
+# -- the loss, by hand ------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_half_the_squared_error_and_the_kl_of_one_image() -> None:
+    network = ImageVAE(8, 1)
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)
+    last = network.encoder[-1]
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.bias[: vaal.LATENT] = 0.5  # the means; log variances stay 0
+    images = torch.full((3, 1, 8, 8), 2.0)
+    loss, mean = network.loss(images, torch.zeros(3, vaal.LATENT))
+    assert (mean == 0.5).all()
+    # the image comes back as 0: 64 pixels * 2^2 / 2 = 128; KL: 32 * 0.5^2 / 2 = 4
+    assert loss.item() == pytest.approx(132.0)
+
+
+def test_images_are_standardised_by_both_pools() -> None:
+    dark, bright = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.full((1, 1, 8, 8), 200, dtype=torch.uint8)
+    scaling = Scaling.of(dark, bright)
+    assert scaling.mean_K == pytest.approx((50.0,))
+    assert scaling.std_K == pytest.approx((np.std([0, 0, 0, 200]),))
+    assert scaling(bright).mean().item() == pytest.approx(150 / np.std([0, 0, 0, 200]), rel=1e-6)
+    assert torch.isfinite(Scaling.of(dark)(dark)).all()
+
+
+def test_the_number_of_steps_is_bounded() -> None:
+    assert [steps(images, 8) for images in (10, 960, 10**7)] == [100, 300, 600]
+    assert [steps(10**7, side) for side in (16, 32, 64)] == [600, 300, 150]
+
+
+# -- what holds for every pool ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_the_same_seed_gives_the_same_bits_and_leaves_the_global_generator_alone() -> None:
+    images, known = pictures(30), pictures(6, seed=1)
+    before = torch.get_rng_state()
+    first, again, other = (scored(context(images, known, seed=seed))[1] for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_scores_depend_on_neither_the_order_nor_the_shards_of_either_pool() -> None:
+    images, known = pictures(300), pictures(6, seed=1)
+    straight = context(images, known)
+    whole = next(iter(straight.shards()))
+    order, known_order = np.random.default_rng(0).permutation(300), np.array([3, 1, 0, 5, 4, 2])
+    shards = [
+        Shard(whole.sample_ids[rows], np.zeros((len(rows), 3)), images_N_H_W_K=images[rows])
+        for rows in (order[:1], order[1:1], order[1:200], order[200:])
+    ]
+    labeled = Labeled(
+        np.zeros((6, 1)),
+        np.zeros(6, dtype=int),
+        sample_ids=np.array([f"k{row}" for row in known_order], dtype=object),
+        images_N_H_W_K=known[known_order],
+    )
+    turned = replace(straight, shards=lambda: iter(shards), labeled=labeled)
+    assert scored(turned) == scored(straight)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_score_does_not_depend_on_the_batchs_neighbours() -> None:
+    images, known = pictures(40), pictures(6, seed=1)
+    adversary = train(canvas(known, 8), canvas(images, 8), context(images, known))
+    alone = [adversary.score(images[row : row + 1])[0] for row in (0, 17, 39)]
+    assert alone == [adversary.score(images)[row] for row in (0, 17, 39)]
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_only_a_sample_of_a_large_pool_is_trained_on_and_all_of_it_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vaal, "UNLABELED", 8)
+    seen: list[int] = []
+
+    def counting(labeled: torch.Tensor, unlabeled: torch.Tensor, context: Context) -> vaal.Adversary:
+        seen.append(len(unlabeled))
+        return train(labeled, unlabeled, context)
+
+    monkeypatch.setattr(vaal, "train", counting)
+    _, scores = scored(context(pictures(50), pictures(4)))
+    assert seen == [8]
+    assert len(scores) == 50
+
+
+# -- pools that lack something ----------------------------------------------------------------------------------
+
+
+def test_without_a_labelled_image_the_picks_are_random_and_a_note_says_so() -> None:
+    found = context(pictures(20), pictures(0))
+    selection = strategies.get("vaal").select(found, 4)
+    assert len(set(selection.sample_ids)) == 4
+    assert selection.notes == ("no labelled image to compare with: picked at random",)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_one_labelled_image_and_fewer_candidates_than_the_budget_are_no_obstacle() -> None:
+    picks, _ = scored(context(pictures(3), pictures(1)))
+    assert sorted(picks) == ["s0", "s1", "s2"]
+    assert scored(context(pictures(0), pictures(1)))[0] == []
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_missing_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="the context must carry the labelled pool with its images"):
+        strategies.get("vaal").select(context(pictures(3), None), 1)
+    blind = Shard(np.array(["a"], dtype=object))
+    with pytest.raises(ValueError, match="came without images"):
+        strategies.get("vaal").select(replace(context(pictures(3), pictures(2)), shards=lambda: iter([blind])), 1)

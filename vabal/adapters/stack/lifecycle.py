@@ -1,0 +1,306 @@
+"""The local stack: S3 (rclone), MLflow, Prefect and one worker, as processes of this user on the loopback interface.
+
+Everything lies in the workspace's `.vabal/`: state, data, credentials, logs. `up` starts what is not running, `down`
+ends it, `status` looks. The servers are found again by their pid and a mark in their environment.
+"""
+
+import fcntl
+import os
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from vabal.adapters import processes
+from vabal.adapters.orchestration import POOL, Server, settle
+from vabal.adapters.stack.ports import (
+    FIRST_PORTS,
+    FLOW_RUN_MARK,
+    GRACE_S,
+    HOST,
+    SERVICE_MARK,
+    SERVICES,
+    Progress,
+    Stack,
+    address_of,
+    choose_ports,
+    open_stack,
+    started_at,
+    write_environment,
+)
+from vabal.adapters.stack.services import COMMANDS, QUIET, worker_name
+from vabal.errors import Unavailable
+
+
+def up(root: Path, progress: Progress | None = None, *, timeout: float = 180.0) -> list[str]:
+    """Start what is not running of the workspace's stack and wait until all of it answers.
+
+    Stale flow runs of a killed worker are settled before a worker starts, so that the next round runs with nobody's
+    help.
+    `progress(stage, done, total)` hears how many servers answer. Ctrl-C ends what this call started.
+    Returns what is worth telling: a port that had to change, runs that were settled.
+    Raises Unavailable with the end of the log if a server dies or does not answer within `timeout` seconds.
+    """
+    stack = open_stack(root)
+    with stack.lock():
+        state = stack.state()
+        running = _running(stack, state)
+        _clear(stack, running)
+        notes = choose_ports(stack, state, running)
+        environment = write_environment(stack, state["ports"])
+        start = _Start(stack, state, running, time.monotonic() + timeout, progress)
+        try:
+            for service in ("s3", "mlflow", "prefect"):
+                start.unless_running(service)
+            start.wait("prefect")
+            if not start.runs("worker"):
+                notes += _settle(stack, environment)
+            start.unless_running("worker")
+            start.wait(*SERVICES)
+            start.record()
+        except BaseException:
+            start.undo()
+            raise
+    return notes
+
+
+def down(root: Path) -> list[str]:
+    """End the worker first, with the flow it runs, then the servers. Returns a line for each that was ended."""
+    stack = open_stack(root)
+    lines = []
+    with stack.lock():
+        state = stack.state()
+        running = _running(stack, state)
+        for service in reversed(SERVICES):
+            if service in running:
+                processes.end(running[service], grace=GRACE_S[service])
+                lines.append(f"{service} ended (process {running[service].pid})")
+        for orphan in processes.marked(stack.marks()):  # a flow whose worker was killed, helpers of a killed server
+            processes.end(orphan, grace=5.0)
+            lines.append(f"left behind by a killed process, ended: process {orphan.pid}")
+        stack.record({**state, "processes": {}})
+    return lines
+
+
+def status(root: Path) -> list[dict[str, Any]]:
+    """One row a service: service, state (`running`, `not answering`, `stopped`), pid, address, since (UTC), log."""
+    stack = open_stack(root)
+    state = stack.state()
+    running = _running(stack, state)
+    rows = []
+    for service in SERVICES:
+        process = running.get(service)
+        answers = process is not None and _is_ready(stack, state, service, process)
+        condition = "stopped" if process is None else "running" if answers else "not answering"
+        rows.append(
+            {
+                "service": service,
+                "state": condition,
+                "pid": process.pid if process else None,
+                "address": address_of(state["ports"], service),
+                "since": started_at(process).isoformat(timespec="seconds") if process else None,
+                "log": str(stack.log(service)),
+            }
+        )
+    return rows
+
+
+# --- which of them run, and on which ports ---------------------------------------------------------------------------
+
+
+def _running(stack: Stack, state: dict[str, Any]) -> dict[str, psutil.Process]:
+    """The live process of each service: as recorded, else by its mark (an `up` killed before it could record)."""
+    running = {}
+    missing = []
+    for service in SERVICES:
+        recorded = state["processes"].get(service)
+        process = processes.find(recorded["pid"], stack.marks(service)) if recorded else None
+        if process:
+            running[service] = process
+        else:
+            missing.append(service)
+    if missing:
+        for process in processes.marked(stack.marks()):
+            environment = processes.environment_of(process)
+            service = environment.get(SERVICE_MARK, "")
+            if service in missing and FLOW_RUN_MARK not in environment and _is_main(process, service):
+                running.setdefault(service, process)  # the oldest is the server itself, not its helper
+    return running
+
+
+def _is_main(process: psutil.Process, service: str) -> bool:
+    """Whether this is the server itself: helpers of a killed server must not pass for it."""
+    try:
+        command = " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+    words = {"s3": "serve s3", "mlflow": "mlflow server", "prefect": "prefect server", "worker": "worker start"}
+    return words[service] in command
+
+
+def _clear(stack: Stack, running: dict[str, psutil.Process]) -> None:
+    """End what a killed server left behind: it would hold the port. A killed worker's flow goes on to its end."""
+    for service in FIRST_PORTS:
+        if service not in running:
+            for helper in processes.marked(stack.marks(service)):
+                processes.end(helper, grace=2.0)
+
+
+# --- starting --------------------------------------------------------------------------------------------------------
+
+
+class _Start:
+    """One `up` at work: what ran already, what it started, and until when it waits."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        state: dict[str, Any],
+        running: dict[str, psutil.Process],
+        deadline: float,
+        progress: Progress | None,
+    ) -> None:
+        self.stack = stack
+        self.state = state
+        self.running = running
+        self.deadline = deadline
+        self.progress = progress
+        self.started: dict[str, psutil.Process] = {}
+        self.ready: set[str] = set()
+
+    def runs(self, service: str) -> bool:
+        """Whether the service ran before this `up` and still does; one killed a moment ago may only seem to."""
+        if service in self.running and not processes.is_running(self.running[service]):
+            del self.running[service]
+        return service in self.running
+
+    def unless_running(self, service: str) -> None:
+        if service in self.started or self.runs(service):
+            return
+        command, environment = COMMANDS[service](self.stack, self.state["ports"])
+        process = processes.start(
+            command,
+            environment={**environment, **QUIET, **self.stack.marks(service)},
+            folder=self.stack.folder / service,
+            log=self.stack.log(service),
+            private=service != "worker",  # what the worker's flows write belongs to the workspace
+        )
+        self.started[service] = process
+        self.record()
+
+    def record(self) -> None:
+        """Note what runs, by this `up` or an earlier one, whose record may be lost."""
+        for service, process in {**self.running, **self.started}.items():
+            self.state["processes"][service] = {"pid": process.pid, "since": started_at(process).isoformat()}
+        self.stack.record(self.state)
+
+    def undo(self) -> None:
+        """End what this `up` started; found by mark, since Ctrl-C may come between a start and its record."""
+        for service in reversed(SERVICES):
+            if service not in self.running:
+                for process in processes.marked(self.stack.marks(service)):
+                    if FLOW_RUN_MARK not in processes.environment_of(process):
+                        processes.end(process, grace=GRACE_S[service])
+
+    def wait(self, *services: str) -> None:
+        """Return when all `services` answer. Raises Unavailable with the log's end if one dies, or time is up."""
+        self._tell()
+        while not self.ready.issuperset(services):
+            for service in {**self.running, **self.started}:
+                self._look_at(service)
+            late = [service for service in services if service not in self.ready]
+            if late and time.monotonic() > self.deadline:
+                raise Unavailable(f"{', '.join(late)}: no answer in time{self._end_of_log(late[0])}")
+            if late:
+                time.sleep(0.2)
+
+    def _look_at(self, service: str) -> None:
+        if service in self.ready:
+            return
+        if service == "worker" and service not in self.started and not self.runs(service):
+            return  # it starts after the settling, not here
+        self.unless_running(service)
+        process = self.started.get(service) or self.running[service]
+        if _is_ready(self.stack, self.state, service, process):
+            self.ready.add(service)
+            self._tell()
+        elif not processes.is_running(process):
+            raise Unavailable(f"{service} ended at start{self._end_of_log(service)}")
+
+    def _tell(self) -> None:
+        if self.progress:
+            self.progress("local stack", len(self.ready), len(SERVICES))
+
+    def _end_of_log(self, service: str) -> str:
+        log = self.stack.log(service)
+        return f"; the end of {log}:\n{processes.last_lines(log)}"
+
+
+# --- readiness -------------------------------------------------------------------------------------------------------
+
+
+def _is_ready(stack: Stack, state: dict[str, Any], service: str, process: psutil.Process) -> bool:
+    if not processes.is_running(process):
+        return False
+    if service == "worker":
+        return _worker_polls(stack, process)
+    if service == "prefect":
+        return _server(stack.environment()).is_ready()
+    return _answers(service, f"http://{HOST}:{state['ports'][service]}")
+
+
+def _answers(service: str, url: str) -> bool:
+    """S3 must turn away a request without a signature: a server that lets anybody in is an error, not ready."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url + ("/" if service == "s3" else "/health"), timeout=2.0):
+            if service == "s3":
+                raise Unavailable(f"the S3 server at {url} lets anybody in: this rclone ignores RCLONE_AUTH_KEY")
+            return True
+    except urllib.error.HTTPError as error:
+        error.close()
+        return service == "s3" and error.code in (400, 401, 403)
+    except OSError:
+        return False
+
+
+def _server(environment: dict[str, str]) -> Server:
+    return Server(environment["PREFECT_API_URL"], environment["PREFECT_API_AUTH_STRING"])
+
+
+def _worker_polls(stack: Stack, process: psutil.Process) -> bool:
+    try:
+        heartbeat = _server(stack.environment()).last_heartbeat(POOL, worker_name())
+    except Unavailable:
+        return False
+    return heartbeat is not None and heartbeat > started_at(process)
+
+
+# --- after a power cut -----------------------------------------------------------------------------------------------
+
+
+def _settle(stack: Stack, environment: dict[str, str]) -> list[str]:
+    flows = (processes.environment_of(process) for process in processes.marked(stack.marks("worker")))
+    alive = {flow[FLOW_RUN_MARK] for flow in flows if FLOW_RUN_MARK in flow}
+    settled = settle(_server(environment), alive=alive, nobody_else=_nobody_holds(stack.folder / "lock"))
+    notes = []
+    if settled.crashed:
+        notes.append(f"runs that their worker left behind are marked as crashed: {', '.join(settled.crashed)}")
+    if settled.skipped:
+        notes.append(f"missed nights that the latest one stands in for: {', '.join(settled.skipped)}")
+    return notes
+
+
+def _nobody_holds(lock: Path) -> bool:
+    """Whether the workspace's lock is free: then no round is running outside the worker."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,110 @@
+"""The files below `data/`: digests, strangers, images."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from vabal import pools
+from vabal.audit.findings import UNREADABLE, Finding, Record, few, one_line
+from vabal.files import file_sha256
+from vabal.progress import track
+
+TABLE_FILES = {name: f"{name}.parquet" for name in pools.SCHEMAS} | {"classes": "classes.json"}
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def check_files(data: Path, records: Sequence[Record]) -> Iterator[Finding]:
+    """The sha256 of every file of every round, of every shard, and of the tables as the newest round published them."""
+    expected: list[tuple[int, str, str]] = []
+    shards: dict[str, tuple[int, str]] = {}
+    for record in records:
+        expected += [(record.round, f"{record.folder}/{name}", sha256) for name, sha256 in record.files.items()]
+        for shard, sha256 in record.shards.items():
+            first, known = shards.setdefault(_shard_file(shard), (record.round, sha256))
+            if known != sha256:
+                what = f"names another sha256 for {_shard_file(shard)} than round {first}"
+                yield Finding(record.round, f"{record.folder}/manifest.json", what)
+    expected += [(first, file, sha256) for file, (first, sha256) in shards.items()]
+    if records:
+        expected += [(records[-1].round, name, sha256) for name, sha256 in records[-1].tables.items()]
+    for round_number, file, sha256 in track(expected, "verify files", len(expected)):
+        problem = _file_problem(data / file, sha256)
+        if problem is not None:
+            yield Finding(round_number, file, problem)
+
+
+def _file_problem(path: Path, sha256: str) -> str | None:
+    try:
+        return None if file_sha256(path) == sha256 else "changed: its sha256 is not the recorded one"
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _shard_file(shard: str) -> str:
+    return f"images/{shard.removesuffix('.parquet')}.parquet"
+
+
+def check_strangers(data: Path, records: Sequence[Record]) -> Iterator[Finding]:
+    """Files that no manifest names. Half-written ones (`.*.tmp`) are passed over, as DVC does."""
+    known = {*TABLE_FILES.values()} | {_shard_file(shard) for record in records for shard in record.shards}
+    for record in records:
+        known |= {f"{record.folder}/{name}" for name in (*record.files, "manifest.json")}
+    for path in sorted(data.rglob("*")):
+        name = path.relative_to(data).as_posix()
+        if path.is_dir() or name in known or re.fullmatch(r"\..*\.tmp", path.name):
+            continue
+        number = re.match(r"rounds/(\d+)/", name)
+        if number and path.name == "manifest.json":
+            continue  # one that cannot be read is a finding already
+        yield Finding(int(number.group(1)) if number else None, name, "belongs to no published round")
+
+
+# -- images -------------------------------------------------------------------------------------------------------
+
+
+def check_images(data: Path, catalog: pd.DataFrame, records: Sequence[Record]) -> Iterator[Finding]:
+    """The sha256 of every image's bytes against the catalog, shard by shard, one row group in memory."""
+    first = {_shard_file(shard): record.round for record in reversed(records) for shard in record.shards}
+    groups = catalog.groupby("shard", sort=True)
+    for shard, rows in track(groups, "verify images", groups.ngroups):
+        file = _shard_file(str(shard))
+        if file not in first:
+            yield Finding(None, "catalog.parquet", f"names the shard {shard}, which no round published")
+        if not (data / file).is_file():
+            continue  # `check_files` names it
+        try:
+            wrong = _wrong_images(data / file, rows)
+        except UNREADABLE as error:
+            yield Finding(first.get(file), file, f"cannot be read: {one_line(error)}")
+        else:
+            if wrong:
+                what = f"holds other images than the catalog says: {few(pd.Series(wrong))}"
+                yield Finding(first.get(file), file, what)
+
+
+def _wrong_images(path: Path, rows: pd.DataFrame) -> list[str]:
+    """Samples whose row of the shard has another id or other bytes than the catalog says."""
+    expected = {
+        int(row): (sample_id, sha256)
+        for row, sample_id, sha256 in zip(rows["row"], rows["sample_id"], rows["sha256"], strict=True)
+    }
+    place = 0
+    right: set[int] = set()
+    file = pq.ParquetFile(path, pre_buffer=False)
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=["sample_id", "image"])
+        for sample_id, image in zip(table.column("sample_id"), table.column("image"), strict=True):
+            if place in expected:
+                found = (sample_id.as_py(), hashlib.sha256(image.as_buffer()).hexdigest())
+                if found == expected[place]:
+                    right.add(place)
+            place += 1
+    return [sample_id for row, (sample_id, _) in sorted(expected.items()) if row not in right]

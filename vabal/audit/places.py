@@ -1,0 +1,74 @@
+"""The places outside `data/` that vouch for the record, as the audit asks them."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from vabal import pools
+from vabal.promotion import registered
+from vabal.rounds.versions import Pinned, Tag
+
+TABLES = [*(f"{name}.parquet" for name in pools.SCHEMAS), "classes.json"]
+DECISION = re.compile(r"promotion/(\d{4,})")
+
+
+class Repository(Protocol):
+    """What is needed of `adapters.versioning`."""
+
+    def tag_objects(self) -> dict[str, Tag]: ...
+    def remote_tag_objects(self, remote: str) -> dict[str, Tag]: ...
+    def commit_of(self, name: str) -> str | None: ...
+    def branch(self) -> str | None: ...
+    def is_on_a_branch(self, commit: str) -> bool: ...
+    def precedes(self, commit: str, later: str) -> bool: ...
+    def changed_in(self, commit: str, path: str) -> bool: ...
+    def pinned(self, at: str | None) -> Pinned | None: ...
+    def is_shallow(self) -> bool: ...
+    def damage(self) -> str | None: ...
+    def listing(self, digest: str) -> dict[str, str] | None: ...
+    def cached(self, md5: str) -> Path | None: ...
+    def signature_problem(self, tag: str) -> str | None: ...
+
+
+class Bucket(Protocol):
+    """What is needed of S3: `adapters.storage.Bucket` below DVC's prefix."""
+
+    def objects(self) -> dict[str, tuple[int, str]]: ...
+    def read(self, name: str) -> bytes: ...
+
+
+class Anchor(Protocol):
+    """Where heads are written once: `adapters.storage.Anchor`."""
+
+    def read(self) -> dict[str, str]: ...
+
+
+class Registry(Protocol):
+    """What is needed of `adapters.tracking`."""
+
+    def version(self, version: str) -> registered.Registered: ...
+    def files(self, version: str) -> Mapping[str, str]: ...
+
+
+@dataclass
+class Outside:
+    """What the checks may ask, and the notes of what they could not look at."""
+
+    repository: Repository
+    sign: bool = False
+    anchor: Anchor | None = None
+    bucket: Bucket | None = None  # with --remote alone
+    git_remote: str | None = None  # with --remote alone
+    registry: Registry | None = None  # with --remote alone
+    pending: int | None = None  # the round whose publication was cut short: git may not know it yet
+    notes: list[str] = field(default_factory=list)
+    _md5: dict[Path, str] = field(default_factory=dict)
+
+    def md5(self, path: Path) -> str:
+        if path not in self._md5:
+            with path.open("rb") as stream:
+                self._md5[path] = hashlib.file_digest(stream, "md5").hexdigest()
+        return self._md5[path]

@@ -1,0 +1,256 @@
+"""What was picked, when, why and by what: read from the pools' files alone (and the git tags, where they are given).
+
+Whether that record is intact is `vabal.verification`'s question; `verify` stands here too.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vabal import images, pools
+from vabal.audit.findings import Finding
+from vabal.audit.verification import AuditReport
+from vabal.errors import BRING_BACK, UserError
+from vabal.images import shards
+from vabal.promotion import champion
+from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables, tag_name
+
+__all__ = ["AuditReport", "Finding", "history", "picks", "rounds", "show"]
+
+_SAME_FORMAT = {".jpeg": ".jpg", ".tiff": ".tif", ".dib": ".bmp", ".pgm": ".ppm", ".pnm": ".ppm"}
+
+
+# -- rounds -------------------------------------------------------------------------------------------------------
+
+
+def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Every round in order: strategy, pools, picks by class, model, MLflow run, git tag and promotions.
+
+    `labeled_by_class` counts the labelled pool that the round trained on, `picks_by_class` the picks whose label is
+    known by now, `picks_open` those without one, `picks_rejected` those that were rejected. Raises UserError if a
+    manifest or a table is missing or damaged.
+    """
+    events = _label_events(data)
+    latest = _latest_labels(events)
+    classes = _classes(data)
+    promotions = champion.read_record(data.parent)
+    records = []
+    for number in manifest_numbers(data):
+        manifest = read_manifest(data, number).manifest
+        model = manifest["model"] or {}
+        tag = tag_name(number)
+        records.append(
+            {
+                "round": number,
+                "strategy": manifest["strategy"],
+                **{name: manifest["counts"][name] for name in ("catalog", "labeled", "unlabeled", "holdout", "picks")},
+                "labeled_by_class": _labeled_by_class(events[events["round"] <= number], classes),
+                **_labels_of_picks(data, number, latest, classes),
+                "metrics": manifest["metrics"] or {},
+                "model": model.get("name"),
+                "model_version": model.get("version"),
+                "mlflow_run": manifest["mlflow_run"],
+                "prefect_flow_run": manifest["prefect_flow_run"],
+                "tag": tag if tag in (tags or {}) else None,
+                "times": manifest["times"],
+                "promotions": [
+                    {"action": entry.action, "when": entry.when, "who": entry.who, "why": entry.why}
+                    for entry in promotions
+                    if entry.round == number
+                ],
+            }
+        )
+    return records
+
+
+def _labels_of_picks(data: Path, number: int, latest: "pd.Series[str]", classes: list[str]) -> dict[str, Any]:
+    path = round_folder(data, number) / "selection.parquet"
+    known = latest.reindex(tables.read_selection(path)["sample_id"] if path.exists() else [])
+    answered = known.index.isin(latest.index)
+    by_class = known.value_counts()
+    return {
+        "picks_by_class": {name: int(by_class.get(name, 0)) for name in classes},
+        "picks_open": int((~answered).sum()),
+        "picks_rejected": int((answered & known.isna()).sum()),
+    }
+
+
+def _label_events(data: Path) -> pd.DataFrame:
+    """Every label event, but those of the holdout."""
+    events = pools.read_table(data / "label_events.parquet", pools.SCHEMAS["label_events"])
+    held = pools.read_table(data / "holdout.parquet", pools.SCHEMAS["holdout"])["sample_id"]
+    return events[~pools.among(events["sample_id"], held)]
+
+
+def _labeled_by_class(events: pd.DataFrame, classes: list[str]) -> dict[str, int]:
+    counts = _latest_labels(events).value_counts()
+    return {name: int(counts.get(name, 0)) for name in classes}
+
+
+def _latest_labels(events: pd.DataFrame) -> "pd.Series[str]":
+    """The last word on every sample that has one; null where it was a rejection."""
+    return pools.standing(events).set_index("sample_id")["label"]
+
+
+def _classes(data: Path) -> list[str]:
+    path = data / "classes.json"
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{path} is missing or damaged: {BRING_BACK}") from None
+
+
+# -- picks --------------------------------------------------------------------------------------------------------
+
+
+def picks(data: Path, round_number: int) -> pd.DataFrame:
+    """The picks of a round in rank order: what the selection says, and the label known by now.
+
+    Columns: those of `round_tables.SELECTION`, `label` (null: none) and `rejected`. Raises UserError if there is no
+    such round, or nothing was picked in it.
+    """
+    numbers = manifest_numbers(data)
+    if round_number not in numbers:
+        known = f"there are rounds {numbers[0]} to {numbers[-1]}" if numbers else "there is none yet"
+        raise UserError(f"no round {round_number}: {known} (`vabal audit` lists them)")
+    path = round_folder(data, round_number) / "selection.parquet"
+    if round_number == 0 and not path.exists():
+        raise UserError("round 0 picked nothing: its labels came with the source (`vabal audit` lists the rounds)")
+    table = tables.read_selection(path).sort_values("rank").reset_index(drop=True)
+    latest = _latest_labels(_label_events(data))
+    answered = table["sample_id"].isin(latest.index)
+    label = latest.reindex(table["sample_id"]).reset_index(drop=True)
+    return table.assign(label=label, rejected=answered & label.isna())
+
+
+# -- one sample ---------------------------------------------------------------------------------------------------
+
+
+def history(data: Path, sample_id: str) -> dict[str, Any]:
+    """Everything that is recorded of one sample.
+
+    `sample_id`, its catalog row (`shard`, `row`, `sha256`, `width`, `height`, `added_round`), where it is now (`state`:
+    labeled, holdout, available, requested or rejected; `label`), and `events` in order of rounds: added, labels, scores
+    as a candidate, requests. Raises UserError if the catalog does not know the sample, or a file is damaged.
+    """
+    row = _catalog_row(data, sample_id)
+    place = f"shard {row['shard']}, row {row['row']}, {row['width']} x {row['height']} pixels, sha256 {row['sha256']}"
+    added = {"round": row["added_round"], "what": "added", "detail": place}
+    events = [added, *_label_history(data, sample_id), *_candidacies(data, sample_id)]
+    order = {"added": 0, "labelled": 1, "repeated": 1, "corrected": 1, "rejected": 1, "outdated": 1}
+    order |= {"candidate": 2, "requested": 3}
+    events.sort(key=lambda event: (event["round"], order[event["what"]]))  # stable: label events keep their order
+    return {**row, **_state(data, sample_id), "events": events}
+
+
+def _catalog_row(data: Path, sample_id: str) -> dict[str, Any]:
+    found = _rows_of(data / "catalog.parquet", sample_id)
+    if not found:
+        raise UserError(f"no sample {sample_id!r} in {data / 'catalog.parquet'}: `vabal audit ROUND` lists ids")
+    return found[0]
+
+
+def _state(data: Path, sample_id: str) -> dict[str, Any]:
+    for state in ("labeled", "holdout"):
+        found = _rows_of(data / f"{state}.parquet", sample_id)
+        if found:
+            return {"state": state, "label": found[0]["label"], "requested_round": None}
+    found = _rows_of(data / "unlabeled.parquet", sample_id)
+    if not found:
+        raise UserError(f"sample {sample_id} is in no pool: `vabal audit --verify` says what is wrong with data/")
+    return {"state": found[0]["status"], "label": None, "requested_round": found[0]["requested_round"]}
+
+
+def _label_history(data: Path, sample_id: str) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    rows = pd.DataFrame(_rows_of(data / "label_events.parquet", sample_id), columns=pools.SCHEMAS["label_events"].names)
+    before: str | None = None
+    for place, row in enumerate(rows.astype(object).where(rows.notna(), None).to_dict("records")):
+        label = row["label"]
+        what = "rejected" if label is None else "repeated" if label == before else "corrected" if before else "labelled"
+        if pools.standing(rows.iloc[: place + 1]).index[-1] != place:
+            what = "outdated"  # older than what stands
+        else:
+            before = label
+        when, imported = (row[name].isoformat() if row[name] else None for name in ("labeled_at", "imported_at"))
+        detail = {key: row[key] for key in ("label", "annotator", "source")}
+        known = {"imported": imported} if imported else {}
+        events.append({"round": row["round"], "what": what, "when": when, **known, **detail})
+    return events
+
+
+def _candidacies(data: Path, sample_id: str) -> list[dict[str, Any]]:
+    """The sample's score and rank in every round that could have picked it, and the requests for its label."""
+    columns = ["rank", "score", "predicted_class", "vae_class", "log_likelihood", "prior", "precision", "strategy"]
+    events = []
+    for number in manifest_numbers(data):
+        folder = round_folder(data, number)
+        candidates, selection = folder / "candidates.parquet", folder / "selection.parquet"
+        if candidates.exists():
+            for row in _rows_of(candidates, sample_id, columns):
+                events.append({"round": number, "what": "candidate", **row})
+        if selection.exists():
+            for row in _rows_of(selection, sample_id, ["rank"]):
+                events.append({"round": number, "what": "requested", "rank": row["rank"]})
+    return events
+
+
+def _rows_of(path: Path, sample_id: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """A sample's rows of a table, in the file's order, a row group in memory at a time."""
+    rows: list[dict[str, Any]] = []
+    try:
+        file = pq.ParquetFile(path)
+        for group in range(file.num_row_groups):
+            ids = file.read_row_group(group, columns=["sample_id"]).column("sample_id")
+            found = pa.compute.equal(ids, sample_id)
+            if pa.compute.any(found).as_py():
+                rows += file.read_row_group(group, columns=columns).filter(found).to_pylist()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {BRING_BACK}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from None
+    return rows
+
+
+# -- the image itself ---------------------------------------------------------------------------------------------
+
+
+def show(data: Path, sample_id: str, out: Path | None = None) -> Path:
+    """Write the image's own bytes to a new file; returns its path, with the extension of the image's format.
+
+    `out` is the file, or a folder for it; default: the current folder. Raises UserError if the catalog does not know
+    the sample, its bytes are not those that were catalogued, or the file exists.
+    """
+    row = _catalog_row(data, sample_id)
+    content = images.encoded(data, row["shard"], row["row"])
+    if hashlib.sha256(content).hexdigest() != row["sha256"]:
+        raise UserError(f"the bytes of {sample_id} in shard {row['shard']} are not those that were catalogued")
+    target = _named(out or Path(), sample_id, _extension(content, sample_id))
+    try:
+        with target.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        raise UserError(f"{target} exists: name another file with --out") from None
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror}") from None
+    return target
+
+
+def _extension(content: bytes, sample_id: str) -> str:
+    try:
+        return shards.extension(content)
+    except images.Unreadable as reason:
+        raise UserError(f"sample {sample_id} is no readable image: {reason}") from None
+
+
+def _named(out: Path, sample_id: str, extension: str) -> Path:
+    if out.is_dir():
+        return out / f"{images.safe_name(sample_id)}{extension}"
+    suffix = out.suffix.lower()
+    return out if _SAME_FORMAT.get(suffix, suffix) == extension else out.with_name(out.name + extension)

@@ -1,0 +1,166 @@
+"""A past round computed again, from its pinned pools, settings and seed: does the same come out?
+
+The same packages on the same kind of machine give the same bits. Elsewhere the last bits of sums differ, and training
+carries them on; then picks are compared by overlap and scores by the correlation of their ranks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from vabal import pools, rounds
+from vabal.audit import chain, replayed
+from vabal.audit import selections as audit_selections
+from vabal.errors import UserError
+from vabal.files import file_sha256
+from vabal.pools import Pools
+from vabal.rounds import OpenRound, context, record, round_folder, steps, tables
+from vabal.rounds.context import RoundContext
+from vabal.rounds.stage_store import code_version
+from vabal.settings import params
+from vabal.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """What came out, beside what the round recorded."""
+
+    round: int
+    versions: tuple[str, ...]  # of code and libraries, where the installed ones are others than the recorded
+    same_weights: bool
+    same_predictions: bool
+    candidates: int
+    same_scores: bool
+    largest_difference: float
+    rank_correlation: float
+    picks: int
+    picks_in_common: int
+    same_picks: bool
+
+    @property
+    def identical(self) -> bool:
+        """Whether weights, predictions, scores and picks are the same, bit for bit."""
+        return self.same_weights and self.same_predictions and self.same_scores and self.same_picks
+
+    def lines(self) -> list[str]:
+        """For people; another version first, for it may be why."""
+        scores = "the same, bit for bit"
+        if not self.same_scores:
+            scores = f"rank correlation {self.rank_correlation:.4f}, largest difference {self.largest_difference:.3g}"
+        picks = "the same, in the same order"
+        if not self.same_picks:
+            picks = f"{self.picks_in_common} of {self.picks} the same"
+        return [
+            *(f"another version: {line}" for line in self.versions),
+            f"weights of the classifier: {'the same bytes' if self.same_weights else 'other bytes'}",
+            f"predictions for the holdout: {'the same bytes' if self.same_predictions else 'others'}",
+            f"scores of {self.candidates} candidates: {scores}",
+            f"{self.picks} picks: {picks}",
+            f"round {self.round} again: " + ("identical" if self.identical else "not identical"),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"identical": self.identical}
+
+
+def replay(workspace: Workspace, round_number: int) -> ReplayResult:
+    """Compute the round again in `workspace`, a scratch one whose `data/` is as that round left it, and compare.
+
+    Raises UserError for round 0, which computed nothing, or where its pools cannot be made again from the record.
+    """
+    if round_number == 0:
+        raise UserError("round 0 computed nothing: `vabal init` with the same arguments makes it again")
+    manifest = rounds.read_manifest(workspace.data, round_number).manifest
+    night = _night(workspace, manifest, _taken_in(workspace.data, round_number))
+    trained, evaluated, selected = _compute(night)
+    recorded = round_folder(workspace.data, round_number)
+    made = steps.selection_folder(night, selected)
+    scores = pd.concat([_scores(made).rename("made"), _scores(recorded).rename("recorded")], axis=1)
+    difference = (scores["made"] - scores["recorded"]).abs()
+    picks, before = (
+        list(tables.read_selection(place / "selection.parquet")["sample_id"]) for place in (made, recorded)
+    )
+    predictions = "holdout_predictions.parquet"
+    return ReplayResult(
+        round=round_number,
+        versions=tuple(_other_versions(manifest)),
+        same_weights=file_sha256(steps.weights(night, trained)) == (manifest["model"] or {}).get("sha256"),
+        same_predictions=_same_file(steps.evaluation_folder(night, evaluated) / predictions, recorded / predictions),
+        candidates=len(scores),
+        same_scores=bool((difference == 0).all()),
+        largest_difference=float(difference.max()) if len(scores) else 0.0,
+        rank_correlation=_correlation(scores),
+        picks=len(before),
+        picks_in_common=len(set(picks) & set(before)),
+        same_picks=picks == before,
+    )
+
+
+def _taken_in(data: Path, round_number: int) -> Pools:
+    """The pools as the round's training saw them: made again from images, label events and picks, then compared."""
+    records, findings = chain.read_records(data)
+    current, unread = replayed.read_pools(data, records)
+    selections, more = audit_selections.read_selections(data, records)
+    problems = [*findings, *unread, *more]
+    if current is None or not records or records[-1].round != round_number:
+        what = (
+            f"{problems[0].file}: {problems[0].what}" if problems else f"{data} is not as round {round_number} left it"
+        )
+        raise UserError(f"round {round_number} cannot be made again: {what}")
+    *_, last = replayed.replay(current, records, selections)
+    if pools.digests(last.after) != records[-1].pools_after:
+        raise UserError(f"round {round_number} cannot be made again: its pools do not follow from the record")
+    return last.taken_in
+
+
+def _night(workspace: Workspace, manifest: Mapping[str, Any], taken_in: Pools) -> RoundContext:
+    settings = params.parse(manifest["settings"], where="settings of the manifest")
+    begun = OpenRound(manifest["round"], manifest["parent"], (), manifest["times"]["started"])
+    key = steps.intake_again(workspace, begun, taken_in)
+    return RoundContext(workspace, settings, begun, context.own_store(workspace), key)
+
+
+def _compute(night: RoundContext) -> tuple[context.StageReference, context.StageReference, context.StageReference]:
+    """The classifier, its evaluation and the selection, by the steps of the flow."""
+    trained = steps.train_classifier(night)
+    evaluated = steps.evaluate(night, trained)
+    extracted = [steps.extract_features(night, trained, shard) for shard in steps.shard_names(night)]
+    estimated = None
+    if night.needs.vae and night.report["candidates"] > 0:
+        encoded = steps.train_vae(night, extracted)
+        terms = steps.estimate_class_terms(night, trained, extracted, encoded)
+        likelihoods = [steps.estimate_likelihood(night, ref, encoded) for ref in extracted]
+        estimated = {"terms": terms, "shards": likelihoods}
+    return trained, evaluated, steps.select_batch(night, extracted, estimated)
+
+
+def _scores(folder: Path) -> "pd.Series[float]":
+    table = pq.ParquetFile(folder / "candidates.parquet").read(columns=["sample_id", "score"])
+    scores: pd.Series[float] = table.to_pandas().set_index("sample_id")["score"]
+    return scores
+
+
+def _correlation(scores: pd.DataFrame) -> float:
+    """Spearman's, of the scores that both have; 1 where there is nothing to order."""
+    ranks = scores.dropna().rank()
+    if len(ranks) < 2 or (ranks.nunique() == 1).any():
+        return 1.0
+    return float(ranks.corr().to_numpy()[0, 1])
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.is_file() == other.is_file() and (not one.is_file() or file_sha256(one) == file_sha256(other))
+
+
+def _other_versions(manifest: Mapping[str, Any]) -> list[str]:
+    recorded = {"code": manifest["code"], **(manifest["environment"] or {})}
+    installed: dict[str, Any] = {"code": code_version(), **record.environment()}
+    return [
+        f"{name} {installed.get(name)} is installed, the round had {value}"
+        for name, value in recorded.items()
+        if installed.get(name) != value
+    ]

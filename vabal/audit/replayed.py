@@ -1,0 +1,200 @@
+"""The pools of every round, replayed from the first and compared with what manifests say."""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from vabal import pools
+from vabal.audit.data_files import TABLE_FILES
+from vabal.audit.findings import UNREADABLE, Finding, Record, few, one_line, span
+from vabal.audit.manifests import check_intake, check_predictions
+from vabal.audit.selections import check_candidates
+from vabal.errors import UserError
+from vabal.pools import IntakeReport, Pools
+from vabal.progress import track
+
+_COUNTS = ("catalog", "labeled", "unlabeled", "available", "requested", "rejected", "holdout", "picks")
+
+
+# -- pools --------------------------------------------------------------------------------------------------------
+
+
+def read_pools(data: Path, records: Sequence[Record]) -> tuple[Pools | None, list[Finding]]:
+    """The pools as they are now. Those that hold together nowhere are named; None if a table cannot be read."""
+    head = records[-1].round if records else None
+    findings: list[Finding] = []
+    tables: dict[str, pd.DataFrame] = {}
+    classes: tuple[str, ...] | None = None
+    for name, schema in pools.SCHEMAS.items():
+        try:
+            tables[name] = pools.read_table(data / f"{name}.parquet", schema)
+        except UNREADABLE as error:
+            findings.append(Finding(head, f"{name}.parquet", one_line(error)))
+    try:
+        classes = tuple(json.loads((data / "classes.json").read_text(encoding="utf-8")))
+    except UNREADABLE as error:
+        findings.append(Finding(head, "classes.json", one_line(error)))
+    if findings or classes is None:
+        return None, findings
+    current = Pools(**tables, classes=classes)
+    try:
+        pools.check(current)
+    except UNREADABLE as error:
+        file, _, what = str(error).partition(": ")
+        findings.append(Finding(head, file, what))
+    return current, findings
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What the events and selections say a round's pools were: after intake, and after its picks were requested."""
+
+    taken_in: Pools
+    after: Pools
+    problems: tuple[str, ...]  # of its picks
+    images: int = 0  # that came in with the round
+    came: IntakeReport = field(default_factory=IntakeReport)  # of its labels
+    events: int = 0  # that it took in
+
+
+def replay(current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]) -> Iterator[Replayed]:
+    """The pools of every round, made again from nothing: images by their round, then label events, then picks.
+
+    Starts with every image of round 0 unlabelled, those of the holdout aside.
+    """
+    state = _before_labels(current)
+    added = current.catalog["added_round"]
+    events = current.label_events
+    for record in records:
+        images = 0
+        if record.round > 0:
+            incoming = current.catalog.loc[added == record.round, pools.INCOMING.names]
+            state, came = pools.apply_images(state, incoming, record.round)
+            images = came.images
+        told = events.loc[events["round"] == record.round, pools.EVENTS.names]
+        taken_in, came = _apply(state, told, record.round)
+        state, problems = _request(taken_in, selections.get(record.round), record.round)
+        yield Replayed(taken_in, state, problems, images, came, len(told))
+
+
+def _before_labels(current: Pools) -> Pools:
+    catalog = current.catalog[current.catalog["added_round"] == 0].reset_index(drop=True)
+    holdout = current.holdout.assign(label=None)
+    rest = catalog.loc[~catalog["sample_id"].isin(holdout["sample_id"]), ["sample_id"]]
+    unlabeled = rest.assign(status=pools.AVAILABLE, requested_round=None)
+    return Pools(
+        catalog=catalog,
+        labeled=_no_rows("labeled"),
+        unlabeled=pools.typed(pools.by_id(unlabeled), pools.SCHEMAS["unlabeled"]),
+        holdout=pools.typed(holdout, pools.SCHEMAS["holdout"]),
+        label_events=_no_rows("label_events"),
+        classes=current.classes,
+    )
+
+
+def _no_rows(name: str) -> pd.DataFrame:
+    schema = pools.SCHEMAS[name]
+    return pools.typed(pd.DataFrame(columns=schema.names), schema)
+
+
+def _apply(state: Pools, told: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
+    try:
+        return pools.apply_labels(state, told, round_number)
+    except UserError:  # a label outside the classes: `pools.check` has named it
+        return state, IntakeReport()
+
+
+def _request(state: Pools, picks: pd.DataFrame | None, round_number: int) -> tuple[Pools, tuple[str, ...]]:
+    if picks is None:
+        return state, ()
+    available = state.unlabeled.loc[state.unlabeled["status"] == pools.AVAILABLE, "sample_id"]
+    good = pools.among(picks["sample_id"], available) & ~picks["sample_id"].duplicated()
+    wrong = picks.loc[~good, "sample_id"]
+    problems = (f"picks {few(wrong)}, which could not be picked then",) if len(wrong) else ()
+    return pools.mark_requested(state, list(picks.loc[good, "sample_id"]), round_number), problems
+
+
+def check_pools(
+    data: Path, current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]
+) -> Iterator[Finding]:
+    """What the events and selections lead to, against every manifest's digests and counts, every round's candidates,
+    picks and predictions, and the tables of now."""
+    from vabal.audit.derivation import check_round  # noqa: PLC0415 -- loads torch, which the other checks do without
+
+    wrong: dict[str, list[int]] = {}
+    digests: dict[str, str] = {}
+    step = Replayed(current, current, ())
+    steps = zip(records, replay(current, records, selections), strict=True)
+    for record, step in track(steps, "verify pools", len(records)):
+        digests = pools.digests(step.after)
+        for name, digest in digests.items():
+            if record.pools_after.get(name) != digest:
+                wrong.setdefault(name, []).append(record.round)
+        yield from _check_counts(record, step.after)
+        file = f"{record.folder}/selection.parquet"
+        yield from (Finding(record.round, file, problem) for problem in step.problems)
+        yield from check_candidates(data, record, step.taken_in, selections.get(record.round))
+        yield from check_intake(record, step.images, step.events, step.came)
+        yield from check_predictions(data, record, step.taken_in)
+        if record.round > 0:  # the first round's labels came with the source, or were asked for before any model was
+            picks = selections.get(record.round)
+            recorded = None if picks is None else [str(name) for name in picks["sample_id"]]
+            yield from check_round(data, record, step.taken_in, recorded)
+    order = current.label_events["round"]
+    if not order.is_monotonic_increasing:
+        yield Finding(records[-1].round, "label_events.parquet", "its events do not stand in the order of their rounds")
+    for name, rounds_ in wrong.items():
+        for first, last in _runs(rounds_):
+            what = f"made again from images, label events and picks, it is not what {span(first, last)} recorded"
+            yield Finding(first, TABLE_FILES[name], what)
+    head = records[-1].round
+    for name, digest in _digests_now(current).items():
+        if digest != digests[name]:
+            what = f"is not what the label events and picks lead to{_difference(name, current, step.after)}"
+            yield Finding(head, TABLE_FILES[name], what)
+        elif digest != records[-1].pools_after.get(name):
+            yield Finding(head, TABLE_FILES[name], f"its digest is not the one that round {head} recorded")
+
+
+def _digests_now(current: Pools) -> dict[str, str]:
+    try:
+        return pools.digests(current)
+    except ValueError:  # the same sample twice, which `pools.check` has named
+        return {}
+
+
+def _check_counts(record: Record, after: Pools) -> Iterator[Finding]:
+    counted = count(after) | {"picks": int((after.unlabeled["requested_round"] == record.round).sum())}
+    wrong = [
+        f"{name} {record.counts.get(name)}, counted {counted[name]}"
+        for name in _COUNTS
+        if record.counts.get(name) != counted[name]
+    ]
+    if wrong:
+        yield Finding(record.round, f"{record.folder}/manifest.json", f"wrong counts: {'; '.join(wrong)}")
+
+
+def count(state: Pools) -> dict[str, int]:
+    """The sizes of the pools and of the unlabelled pool's parts."""
+    status = state.unlabeled["status"].value_counts()
+    parts = {name: int(status.get(name, 0)) for name in (pools.AVAILABLE, pools.REQUESTED, pools.REJECTED)}
+    return {name: len(getattr(state, name)) for name in ("catalog", "labeled", "unlabeled", "holdout")} | parts
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each run of consecutive numbers."""
+    for _, run in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        yield members[0], members[-1]
+
+
+def _difference(name: str, current: Pools, expected: Pools) -> str:
+    if name == "classes":
+        return ""
+    both = pd.concat([getattr(current, name), getattr(expected, name)])
+    odd = both.loc[~both.duplicated(keep=False), "sample_id"]
+    return f": {few(odd)}" if len(odd) else ""

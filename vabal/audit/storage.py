@@ -1,0 +1,217 @@
+"""What `data.dvc` pins, here, at the git remote and in the bucket."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from vabal.audit.findings import UNREADABLE, Finding, Record, one_line, span
+from vabal.audit.places import DECISION, TABLES, Outside
+from vabal.errors import Unavailable, UserError
+from vabal.files import file_sha256
+from vabal.progress import track
+from vabal.rounds import number_of, round_folder, tag_name
+from vabal.rounds.versions import Pinned, Tag
+
+# -- what `data.dvc` pins ----------------------------------------------------------------------------------------------
+
+
+def check_here(records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
+    """`data.dvc` at HEAD, and as it lies in the workspace, pins what the newest round's tag does."""
+    newest = records[-1].round
+    tag = tags.get(tag_name(newest))
+    if tag is None or outside.pending is not None:
+        return
+    pinned = outside.repository.pinned(tag.commit)
+    for at, where, way in (
+        ("HEAD", "at HEAD", f"`git checkout {tag_name(newest)} -- data.dvc`, then `git commit -m restored data.dvc`"),
+        (None, "in the workspace", "`git checkout HEAD -- data.dvc`"),
+    ):
+        if outside.repository.pinned(at) != pinned:
+            yield Finding(newest, "data.dvc", f"{where} it is not that of git tag {tag_name(newest)}: {way} brings it")
+            return
+
+
+def check_pins(data: Path, records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
+    """`data.dvc` at each round's tag names the files that the round's manifest names, byte for byte.
+
+    The newest round's are those in `data/`. Of past rounds DVC's own listing is read where its cache has it.
+    """
+    unseen = []
+    for record in track(records, "verify pins", len(records)):
+        tag, newest = tags.get(tag_name(record.round)), record is records[-1]
+        pinned = outside.repository.pinned(tag.commit) if tag else None
+        if tag is not None and pinned is None:
+            yield Finding(record.round, "data.dvc", f"missing or damaged at git tag {tag_name(record.round)}")
+        if pinned is None:
+            continue
+        listing = outside.repository.listing(pinned.digest)
+        if listing is None and newest:
+            listing = _listing_of(data, outside)
+            if _digest_of(listing) != pinned.digest:
+                yield Finding(record.round, "data.dvc", "pins other files than data/ holds")
+        elif listing is None:
+            unseen.append(record.round)
+        else:
+            yield from _compare(data, record, listing, outside, newest=newest)
+            if len(listing) != pinned.files:
+                yield Finding(record.round, "data.dvc", f"says {pinned.files} files, there are {len(listing)}")
+    if unseen and outside.bucket is None:
+        which = span(unseen[0], unseen[-1]) if unseen[-1] - unseen[0] == len(unseen) - 1 else f"{len(unseen)} rounds"
+        outside.notes.append(f"data.dvc of {which} was not compared: not in this machine's cache (--remote asks S3)")
+
+
+def _listing_of(data: Path, outside: Outside) -> dict[str, str]:
+    files = [path for path in data.rglob("*") if path.is_file() and not re.fullmatch(r"\..*\.tmp", path.name)]
+    return {path.relative_to(data).as_posix(): outside.md5(path) for path in files}
+
+
+def _digest_of(listing: Mapping[str, str]) -> str:
+    """DVC's digest of a folder: the md5 of its listing as JSON, by names."""
+    entries = [{"md5": md5, "relpath": name} for name, md5 in sorted(listing.items())]
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def expected_files(records: Sequence[Record], record: Record) -> set[str]:
+    """The files below `data/` as the round left them."""
+    past = [item for item in records if item.round <= record.round]
+    rounds = {f"{item.folder}/{name}" for item in past for name in (*item.files, "manifest.json")}
+    return {*TABLES, *rounds, *(f"images/{shard}.parquet" for shard in record.shards)}
+
+
+def _compare(
+    data: Path, record: Record, listing: Mapping[str, str], outside: Outside, *, newest: bool
+) -> Iterator[Finding]:
+    at = f"at git tag {tag_name(record.round)}"
+    own = {name for name in listing if name in TABLES or name.startswith((f"{record.folder}/", "images/"))}
+    missing = {*TABLES, *(f"{record.folder}/{name}" for name in (*record.files, "manifest.json"))} - own
+    missing |= {f"images/{shard}.parquet" for shard in record.shards} - own
+    for name in sorted(missing):
+        yield Finding(record.round, "data.dvc", f"pins no {name} {at}")
+    for name, md5 in sorted(listing.items()):
+        if name in TABLES and not newest:
+            problem = _table_problem(outside.repository.cached(md5), record.tables.get(name))
+        elif not (data / name).is_file():
+            problem = "a file that is not here"  # where it should be, `check_files` names it too
+        else:
+            problem = None if outside.md5(data / name) == md5 else "other bytes than are here"
+        if problem is not None:
+            yield Finding(record.round, "data.dvc", f"pins {problem} for {name} {at}")
+
+
+def _table_problem(cached: Path | None, sha256: str | None) -> str | None:
+    if cached is None:
+        return None  # its bytes are elsewhere; `check_bucket` asks for them
+    return None if file_sha256(cached) == sha256 else "another table than the manifest names"
+
+
+# -- the git remote and the bucket -------------------------------------------------------------------------------------
+
+
+def check_remote_tags(tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
+    """The git remote has the same tags of rounds and decisions, each the same object."""
+    remote = outside.git_remote or ""
+    try:
+        there = outside.repository.remote_tag_objects(remote)
+    except (Unavailable, UserError) as error:
+        yield Finding(None, "git", f"the tags of {remote} were not compared: {error}")
+        return
+    for name in sorted(set(tags) | set(there)):
+        number = number_of(name)
+        if number is None and not DECISION.fullmatch(name):
+            continue
+        file = "promotions.jsonl" if number is None else f"{round_folder(Path(), number).as_posix()}/manifest.json"
+        if name not in there:
+            yield Finding(number, file, f"git remote {remote} has no tag {name}")
+        elif name not in tags:
+            yield Finding(
+                number, file, f"git remote {remote} has the tag {name}, which is not here (`git fetch --tags`)"
+            )
+        elif tags[name].object != there[name].object:
+            yield Finding(number, file, f"git tag {name} is another one at {remote}")
+
+
+def check_bucket(data: Path, records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
+    """Every object that each round's `data.dvc` needs is in the bucket, with the right size and, as told, bytes."""
+    assert outside.bucket is not None  # noqa: S101 -- asked before
+    try:
+        objects = outside.bucket.objects()
+    except Unavailable as error:
+        yield Finding(None, "S3", f"the bucket was not looked at: {error}")
+        return
+    sound: dict[str, str | None] = {}
+    for record in track(records, "verify objects", len(records)):
+        tag = tags.get(tag_name(record.round))
+        pinned = outside.repository.pinned(tag.commit) if tag else None
+        if pinned is None:
+            continue  # named by others
+        try:
+            yield from _check_objects(data, record, pinned, objects, sound, outside, newest=record is records[-1])
+        except UNREADABLE as error:
+            yield Finding(record.round, "S3", f"the objects of data.dvc cannot be read: {one_line(error)}")
+
+
+def _check_objects(
+    data: Path,
+    record: Record,
+    pinned: Pinned,
+    objects: Mapping[str, tuple[int, str]],
+    sound: dict[str, str | None],
+    outside: Outside,
+    *,
+    newest: bool,
+) -> Iterator[Finding]:
+    assert outside.bucket is not None  # noqa: S101 -- asked before
+    name = _object_name(pinned.digest)
+    if name not in objects:
+        yield Finding(record.round, "S3", f"the bucket lacks {name}, the listing of data.dvc")
+        return
+    content = outside.bucket.read(name)
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != pinned.digest.removesuffix(".dir"):
+        yield Finding(record.round, "S3", f"{name} holds other bytes than data.dvc names")
+        return
+    listing = {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(content)}
+    total = 0
+    for file, md5 in sorted(listing.items()):
+        wanted = _object_name(md5)
+        total += objects.get(wanted, (0, ""))[0]
+        if md5 not in sound:
+            local = data / file if (newest or file not in TABLES) and (data / file).is_file() else None
+            sound[md5] = _object_problem(wanted, md5, objects, local, outside)
+        if sound[md5] is not None:
+            yield Finding(record.round, "S3", f"{wanted} ({file}): {sound[md5]}")
+        elif _is_another_table(record, file, md5, outside, newest=newest):
+            yield Finding(record.round, "S3", f"{wanted} is another {file} than the manifest names")
+    if total != pinned.size and all(sound[md5] is None for md5 in listing.values()):
+        yield Finding(record.round, "S3", f"the objects have {total} bytes together, data.dvc says {pinned.size}")
+    if outside.repository.listing(pinned.digest) is None:
+        yield from _compare(data, record, listing, outside, newest=newest)
+
+
+def _is_another_table(record: Record, file: str, md5: str, outside: Outside, *, newest: bool) -> bool:
+    """A past round's table, of which only the bucket has the bytes, against the manifest."""
+    if outside.bucket is None or file not in TABLES or newest or outside.repository.cached(md5) is not None:
+        return False
+    return hashlib.sha256(outside.bucket.read(_object_name(md5))).hexdigest() != record.tables.get(file)
+
+
+def _object_name(md5: str) -> str:
+    return f"files/md5/{md5[:2]}/{md5[2:]}"
+
+
+def _object_problem(
+    name: str, md5: str, objects: Mapping[str, tuple[int, str]], local: Path | None, outside: Outside
+) -> str | None:
+    """What is wrong with an object; its bytes are read only where the size or the entity tag leaves a doubt."""
+    assert outside.bucket is not None  # noqa: S101 -- asked before
+    if name not in objects:
+        return "missing in the bucket"
+    size, tag = objects[name]
+    if local is not None and outside.md5(local) == md5 and local.stat().st_size != size:
+        return f"{size} bytes in the bucket, {local.stat().st_size} here"
+    if re.fullmatch(r"[0-9a-f]{32}", tag) and tag == md5:
+        return None
+    if hashlib.md5(outside.bucket.read(name), usedforsecurity=False).hexdigest() != md5:
+        return "holds other bytes than its name says"
+    return None

@@ -1,0 +1,1 @@
+"""Simulated active learning over sources, imbalances, strategies and seeds, and what it says."""

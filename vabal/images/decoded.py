@@ -1,0 +1,186 @@
+"""Shards decoded to one size, streamed; what was decoded once is kept as arrays beside `data/`."""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from vabal.errors import UserError
+from vabal.images.decoding import Unreadable, decode, decoder
+from vabal.images.shards import GROUP_ROWS, digest_in, open_shard, rows_of
+from vabal.settings.models import BitDepth
+
+__all__ = ["DecodedShards"]
+
+
+class DecodedShards:
+    """The pool's images as uint8 arrays, shard by shard, in constant memory.
+
+    The first pass over a shard decodes it and fills a cache (`.npy` files in `cache`, named for the shard's content,
+    the image size and what decoded it); later passes read raw bytes. `data` is a folder with `images/`, or several of
+    them, searched in turn; `names` follows `catalog`, or else the first folder's catalog.parquet, or else the file
+    names.
+    """
+
+    def __init__(
+        self,
+        data: Path | Sequence[Path],
+        cache: Path,
+        size: int,
+        channels: int,
+        *,
+        catalog: pd.DataFrame | None = None,
+        bit_depth: BitDepth = "auto",
+    ) -> None:
+        self._bit_depth: BitDepth = bit_depth
+        self._folders = [data] if isinstance(data, Path) else list(data)
+        self._cache = cache
+        self._shape = (size, size, channels)
+        self._catalog = catalog
+
+    def names(self) -> list[str]:
+        """Shard names in catalog order."""
+        if self._catalog is not None:
+            return [str(name) for name in self._catalog["shard"].unique()]
+        path = self._folders[0] / "catalog.parquet"
+        if path.exists():
+            return [str(name) for name in pq.read_table(path, columns=["shard"]).column("shard").unique().to_pylist()]
+        return sorted(file.stem for folder in self._folders for file in (folder / "images").glob("*.parquet"))
+
+    def rows(self, shard: str) -> int:
+        """How many images the shard holds."""
+        return int(self._open(shard).metadata.num_rows)
+
+    def sample_ids(self, shard: str) -> np.ndarray:
+        """The shard's sample ids, in row order (an object array of str)."""
+        ids: np.ndarray = self._open(shard).read(columns=["sample_id"]).column("sample_id").to_numpy()
+        return ids
+
+    def batches(self, shard: str, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, images_N_H_W_K uint8) over the whole shard in row order.
+
+        Raises UserError naming the sample if an image of the shard cannot be decoded.
+        """
+        file = self._open(shard)
+        total = file.metadata.num_rows
+        path = self._cached(shard, file)
+        if self._usable(path, total):
+            yield from self._read_batches(path, total, batch_size)
+            return
+        with _cache_file(path, (total, *self._shape)) as cache:
+            for start, images in _rebatch(self._decode_groups(file, shard), batch_size, self._shape):
+                cache.write(images.data)
+                yield start, images
+
+    def gather(self, catalog_rows: pd.DataFrame) -> np.ndarray:
+        """images_N_H_W_K uint8 of these catalog rows, in the order given."""
+        images = np.empty((len(catalog_rows), *self._shape), dtype=np.uint8)
+        shards = catalog_rows["shard"].to_numpy(dtype=object)
+        rows = catalog_rows["row"].to_numpy(dtype=np.int64)
+        for shard in dict.fromkeys(shards):
+            places = np.flatnonzero(shards == shard)
+            self._gather_shard(str(shard), rows[places], places, images)
+        return images
+
+    def _gather_shard(self, shard: str, rows: np.ndarray, places: np.ndarray, images: np.ndarray) -> None:
+        file = self._open(shard)
+        total = file.metadata.num_rows
+        if len(rows) and (rows.min() < 0 or rows.max() >= total):
+            raise UserError(f"shard {shard} has {total} images, no row {int(rows.max())}")
+        path = self._cached(shard, file)
+        order = np.argsort(rows, kind="stable")
+        if not self._usable(path, total) and 2 * len(rows) > total:
+            for _ in self.batches(shard, GROUP_ROWS):
+                pass  # fills the cache
+        if self._usable(path, total):
+            with path.open("rb", buffering=0) as raw:
+                begin = len(_npy_header((total, *self._shape)))
+                for place, row in zip(places[order], rows[order], strict=True):
+                    raw.seek(begin + int(row) * images[place].nbytes)
+                    raw.readinto(images[place].data)
+            return
+        encoded_rows = rows_of(file, rows[order].tolist())
+        for place, (sample_id, data) in zip(places[order], encoded_rows, strict=True):
+            images[place] = self._decode(shard, sample_id, data)
+
+    def _open(self, shard: str) -> pq.ParquetFile:
+        paths = [folder / "images" / f"{shard}.parquet" for folder in self._folders]
+        return open_shard(next((path for path in paths if path.exists()), paths[0]))
+
+    def _cached(self, shard: str, file: pq.ParquetFile) -> Path:
+        digest = digest_in(file, shard)
+        size, _, channels = self._shape
+        return self._cache / f"{shard}-{digest[:16]}-{size}x{channels}-{self._bit_depth}-{decoder()}.npy"
+
+    def _usable(self, path: Path, total: int) -> bool:
+        """Whether the cache file is there and as long as it must be (a full disk may have cut it)."""
+        expected = len(_npy_header((total, *self._shape))) + total * int(np.prod(self._shape))
+        return path.exists() and path.stat().st_size == expected
+
+    def _read_batches(self, path: Path, total: int, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
+        with path.open("rb", buffering=0) as raw:  # plain reads: pages of a memory map would count as resident memory
+            raw.seek(len(_npy_header((total, *self._shape))))
+            for start in range(0, total, batch_size):
+                images = np.empty((min(batch_size, total - start), *self._shape), dtype=np.uint8)
+                if raw.readinto(images.data) != images.nbytes:
+                    raise UserError(f"{path} was cut while it was read: delete it and run again")
+                yield start, images
+
+    def _decode_groups(self, file: pq.ParquetFile, shard: str) -> Iterator[np.ndarray]:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            images = np.empty((table.num_rows, *self._shape), dtype=np.uint8)
+            columns = zip(table.column("sample_id"), table.column("image"), strict=True)
+            for index, (sample_id, data) in enumerate(columns):
+                images[index] = self._decode(shard, sample_id.as_py(), data.as_py())
+            yield images
+
+    def _decode(self, shard: str, sample_id: str, data: bytes) -> np.ndarray:
+        try:
+            # what came in was whole, or came before broken JPEGs were noticed: no round may be stuck with it
+            return decode(data, self._shape[0], self._shape[2], self._bit_depth, check=False)
+        except Unreadable as reason:
+            raise UserError(f"sample {sample_id} in shard {shard} cannot be decoded: {reason}") from None
+
+
+def _rebatch(groups: Iterator[np.ndarray], batch_size: int, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
+    """The same images in batches of another size, with the row that each begins at."""
+    start = 0
+    rest = np.empty((0, *shape), dtype=np.uint8)
+    for group in groups:
+        rest = np.concatenate([rest, group])
+        while len(rest) >= batch_size:
+            yield start, np.ascontiguousarray(rest[:batch_size])
+            rest = rest[batch_size:]
+            start += batch_size
+    if len(rest):
+        yield start, rest
+
+
+@contextmanager
+def _cache_file(path: Path, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """A new .npy file that gets its name only once it was written to its end."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(_npy_header(shape))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    description = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, description)
+    return buffer.getvalue()

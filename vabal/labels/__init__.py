@@ -1,0 +1,1 @@
+"""Labels: requests out, answers in, and the inbox that keeps them until a round takes them."""

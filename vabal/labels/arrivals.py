@@ -1,0 +1,95 @@
+"""What came and no round has taken yet: numbered arrivals, durable."""
+
+import fcntl
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import pandas as pd
+
+from vabal.files import make_folder, sync_folder
+from vabal.pools import EVENTS, INCOMING, read_table, stack
+
+_NAME: Final = re.compile(r"\d{6,}-[0-9a-f]{8}(\.parquet)?")
+HALF: Final = re.compile(r"\.[0-9a-f]{32}\.tmp")  # an ingestion that is being written
+_KINDS: Final = ("labels", "images")
+MEND: Final = "move this entry out of inbox/, and import or ingest again what it came from"
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Images of one ingestion: their catalog rows (columns of `pools.INCOMING`) and the folder of their shards."""
+
+    name: str
+    catalog: pd.DataFrame
+    shards: Path
+
+
+def pending(inbox: Path) -> list[str]:
+    """What no round has taken yet, in the order it came: names relative to the inbox."""
+    found = [
+        f"{kind}/{path.name}" for kind in _KINDS for path in (inbox / kind).glob("*") if _NAME.fullmatch(path.name)
+    ]
+    return sorted(found, key=lambda name: (_number(name), name))
+
+
+def _number(name: str) -> int:
+    return int(PurePosixPath(name).name.partition("-")[0])
+
+
+def read(inbox: Path, names: Sequence[str]) -> tuple[pd.DataFrame, list[Arrival]]:
+    """Label events (columns of `pools.EVENTS`) and images behind these names, in order.
+
+    Raises UserError if something of it is gone or damaged.
+    """
+    ordered = sorted(names, key=lambda name: (_number(name), name))
+    events = [read_table(inbox / name, EVENTS, MEND) for name in ordered if name.startswith("labels/")]
+    arrivals = [
+        Arrival(name, read_table(inbox / name / "catalog.parquet", INCOMING, MEND), inbox / name / "images")
+        for name in ordered
+        if name.startswith("images/")
+    ]
+    return stack(events, EVENTS), arrivals
+
+
+def remove(inbox: Path, names: Sequence[str]) -> None:
+    """Take these names out of the inbox; those that are gone already are no error."""
+    for name in names:
+        path = inbox / name
+        if path.parent.parent != inbox or path.parent.name not in _KINDS or not _NAME.fullmatch(path.name):
+            continue  # no name that the inbox gave
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            sync_folder(path.parent)
+
+
+@contextmanager
+def one_at_a_time(inbox: Path) -> Iterator[None]:
+    """Imports and ingestions wait for each other, so that each sees what came before it. Ends with the process."""
+    make_folder(inbox)
+    with (inbox / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def next_name(inbox: Path, digest: str) -> str:
+    return f"{max(map(_number, pending(inbox)), default=0) + 1:06d}-{digest[:8]}"
+
+
+def some_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def content_digest(catalog: pd.DataFrame) -> str:
+    hasher = hashlib.sha256()
+    for sample_id, sha256 in zip(catalog["sample_id"], catalog["sha256"], strict=True):
+        hasher.update(f"{sample_id}\0{sha256}\n".encode())
+    return hasher.hexdigest()

@@ -1,0 +1,196 @@
+"""Labels into the inbox: checked against the pools, told what they change, stored."""
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from vabal.errors import UserError
+from vabal.files import make_folder
+from vabal.labels.arrivals import next_name, one_at_a_time, pending, read, some_of
+from vabal.pools import EVENTS, FROM_SOURCE, Pools, among, stack, standing, typed, write_table
+
+_LISTED: Final = 10
+UNNAMED: Final = "unknown"  # the annotator of a label that names none
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What became of a file of labels. `name` is its place in the inbox, None if there was nothing to take in.
+
+    `repeated` opinions were known and are left out. `disagreeing` are the images on which people's last opinions
+    differ, or of which one person says two things at one time; `changed` those of which another label stands now
+    (sample, label before, label now; None: rejected), `outdated` those of which a newer opinion stands than the file's.
+    """
+
+    file: str
+    name: str | None
+    labels: int = 0
+    rejections: int = 0
+    unanswered: int = 0
+    imported_before: bool = False
+    images: int = 0
+    repeated: int = 0
+    outdated: tuple[str, ...] = ()
+    disagreeing: tuple[str, ...] = ()
+    changed: tuple[tuple[str, str | None, str | None], ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people."""
+        if self.imported_before:
+            return [f"{self.file} was imported before, as it is: nothing to do"]
+        if self.name is None:
+            said = [f"{self.file}: no label in it" + (" that is new" if self.repeated else "")]
+        else:
+            taken = f"{self.labels} labels and {self.rejections} rejections taken in, of {self.images} images"
+            said = [f"{self.file}: {taken}; the next round learns from them"]
+        if self.changed:
+            listed = [f"{sample} {old or 'rejected'} -> {new or 'rejected'}" for sample, old, new in self.changed]
+            said.append(f"{len(listed)} earlier labels change: {some_of(listed)}")
+        if self.disagreeing:
+            said.append(f"{len(self.disagreeing)} images have opinions that disagree: {some_of(self.disagreeing)}")
+        if self.outdated:
+            said.append(f"{len(self.outdated)} images keep a newer opinion than the file's: {some_of(self.outdated)}")
+        if self.repeated:
+            said.append(f"{self.repeated} repeat what was taken in before: left out")
+        if self.unanswered:
+            said.append(f"{self.unanswered} without a label or an annotator: not answered yet")
+        return said
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def take_labels(
+    inbox: Path,
+    pools: Pools,
+    answers: pd.DataFrame,
+    *,
+    file: str,
+    content: bytes,
+    when: datetime,
+    reject: bool = True,
+) -> ImportReport:
+    """Put a file's answers into the inbox: all of them or, if one is wrong, none.
+
+    `answers` has the columns where (as "line 3"), sample_id, label, annotator and problem, null where there is none,
+    and, if wanted, labeled_at: when the opinion was given; where that is not known, `when` stands for it. A line with
+    an annotator and no label rejects the sample; one with neither is not answered yet, and skipped. What is known
+    already is left out: the same opinion of the same time or, without a time, what its annotator said last of the
+    sample.
+    `file` and `content` are the file's name and bytes: the very same bytes are taken in once. The labels are on disk,
+    durable, when this returns.
+
+    Raises UserError that lists the wrong lines: unknown samples (those waiting in the inbox are known), labels outside
+    the classes, and what the reader found wrong; and, without `reject`, for a file that rejects most of the images that
+    it names.
+    """
+    digest = hashlib.sha256(content).hexdigest()
+    with one_at_a_time(inbox):
+        events_before, arrivals = read(inbox, pending(inbox))
+        sources = pd.concat([events_before["source"], pools.label_events["source"]])
+        if sources.str.endswith(f"#{digest[:16]}").any():
+            return ImportReport(file, None, imported_before=True)
+        known = pd.concat([pools.catalog["sample_id"], *(arrival.catalog["sample_id"] for arrival in arrivals)])
+        _refuse_wrong_lines(answers, known, pools.classes, file)
+        blank = answers["label"].isna() & answers["annotator"].isna()
+        said = _events(answers[~blank], when, f"{file}#{digest[:16]}")
+        past = stack([pools.label_events, events_before], EVENTS)
+        past = past[among(past["sample_id"], said["sample_id"])].reset_index(drop=True)
+        events = said[~_repeated(said, past)].reset_index(drop=True)
+        if not reject:
+            _refuse_many_rejections(events, answers["sample_id"].nunique(), file)
+        report = ImportReport(
+            file,
+            None,
+            labels=int(events["label"].notna().sum()),
+            rejections=int(events["label"].isna().sum()),
+            unanswered=int(blank.sum()),
+            images=int(events["sample_id"].nunique()),
+            repeated=len(said) - len(events),
+            **_consequences(past, events),
+        )
+        if events.empty:
+            return report
+        name = f"labels/{next_name(inbox, digest)}.parquet"
+        make_folder(inbox / "labels")
+        write_table(events, inbox / name, EVENTS)
+    return replace(report, name=name)
+
+
+def _events(taken: pd.DataFrame, when: datetime, source: str) -> pd.DataFrame:
+    """Label events of the answers that say something."""
+    times = [when] * len(taken)
+    imported: list[datetime | None] = [None] * len(taken)
+    for place, time in enumerate(taken.get("labeled_at", [])):
+        if not pd.isna(time):
+            times[place], imported[place] = time, when
+    columns = {"labeled_at": times, "imported_at": imported}
+    timed = {name: pd.Series(values, index=taken.index, dtype=object) for name, values in columns.items()}
+    return typed(taken.assign(annotator=taken["annotator"].fillna(UNNAMED), source=source, **timed), EVENTS)
+
+
+def _repeated(events: pd.DataFrame, past: pd.DataFrame) -> "pd.Series[bool]":
+    """Which events are no new opinions: the same of the same time, or, of no time, what the annotator said last."""
+    opinion = ["sample_id", "label", "annotator", "labeled_at"]
+    timed = events["imported_at"].notna()
+    both = pd.concat([past[past["imported_at"].notna()], events[timed]])
+    again = both.duplicated(opinion).iloc[len(both) - int(timed.sum()) :]
+    last = standing(past, by=["sample_id", "annotator"])[opinion[:3]]
+    same = events[opinion[:3]].merge(last, how="left", indicator=True)["_merge"] == "both"
+    repeated: pd.Series[bool] = same & ~timed & (events["annotator"] != UNNAMED)
+    repeated[again.index[again]] = True
+    return repeated
+
+
+def _consequences(past: pd.DataFrame, events: pd.DataFrame) -> dict[str, Any]:
+    """What the opinions `events` come to beside those of `past`: `changed`, `outdated` and `disagreeing`."""
+    both = stack([past, events], EVENTS)
+    stands = standing(both)
+    fresh = among(stands["sample_id"], events["sample_id"])
+    outdated = stands.loc[fresh & (stands.index < len(past)), "sample_id"]
+    pairs = standing(past).merge(stands, on="sample_id", suffixes=("", "_now"))[["sample_id", "label", "label_now"]]
+    pairs = pairs.astype(object).where(pairs.notna(), None)
+    people = standing(both[both["annotator"] != FROM_SOURCE], by=["sample_id", "annotator"])
+    opinions = people.groupby("sample_id", sort=False)["label"].nunique(dropna=False)
+    at_once = events.groupby(["sample_id", "annotator", "labeled_at"], sort=False)["label"].nunique(dropna=False)
+    torn = set(at_once.index[at_once > 1].get_level_values("sample_id"))
+    return {
+        "changed": tuple((sample, old, new) for sample, old, new in pairs.to_numpy() if old != new),
+        "outdated": tuple(outdated),
+        "disagreeing": tuple(name for name, count in opinions.items() if count > 1 or name in torn),
+    }
+
+
+def _refuse_many_rejections(events: pd.DataFrame, named: int, file: str) -> None:
+    rejected = standing(events)["label"].isna().sum()
+    if 2 * rejected > named:
+        raise UserError(
+            f"{file}: nothing was taken in: it rejects {rejected} of the {named} images that it names (an annotator "
+            "and no label: the image is not asked for again); if that is meant, import it with --reject"
+        )
+
+
+def _refuse_wrong_lines(answers: pd.DataFrame, known: pd.Series, classes: tuple[str, ...], file: str) -> None:
+    strange = ~among(answers["sample_id"], known)
+    outside = answers["label"].notna() & ~among(answers["label"], classes)
+    problems = answers["problem"].astype(object)
+    problems = problems.where(problems.notna() | ~outside, "label " + answers["label"].map(repr) + " is no class")
+    problems = problems.where(answers["problem"].notna() | ~strange, "unknown sample " + answers["sample_id"].map(repr))
+    wrong = problems.notna()
+    if not wrong.any():
+        return
+    count = int(wrong.sum())
+    said = (answers["where"] + ": " + problems)[wrong].head(_LISTED)
+    more = f"; and {count - _LISTED} more" if count > _LISTED else ""
+    named = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    raise UserError(
+        f"{file}: nothing was taken in, {count} of {len(answers)} lines are wrong: {'; '.join(said)}{more} "
+        f"(classes: {named})"
+    )

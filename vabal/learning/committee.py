@@ -1,0 +1,309 @@
+"""Scoring networks beside the classifier: dropout passes, an ensemble, an auxiliary loss.
+
+The classifier that a round evaluates and registers is the same for every strategy; what a strategy's needs ask of
+training beyond it is trained here, on the same labelled pool with the same recipe (docs/decisions/scoring-networks.md).
+Axes: N samples, P samples of a piece, T passes, S of them at once, C classes, K channels, H x W pixels.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import BasicBlock
+
+from vabal.errors import UserError
+from vabal.learning import classifier, loss_prediction
+from vabal.learning.classifier import cross_entropy
+from vabal.learning.metrics import Metric
+from vabal.learning.needs import Needs, check_finite
+from vabal.learning.network import ResNetClassifier
+from vabal.learning.recipe import Images, Objective, memory_format, pieces, place
+from vabal.settings.models import ClassifierSettings
+
+AUXILIARY_LOSSES = ("loss_prediction",)
+_DROPOUT = "dropout"
+_ABOUT = "committee.json"
+_PIXELS_AT_ONCE = 2**16  # a channel, of a piece times its passes: what fits a CPU's caches, as in `classifier.pieces`
+_PIXELS_AT_ONCE_ELSEWHERE = 2**20
+
+
+def is_needed(needs: Needs) -> bool:
+    """Whether the needs ask for any network beside the classifier."""
+    return _has_passes(needs) or needs.members > 1 or needs.auxiliary_loss is not None
+
+
+def check(needs: Needs) -> None:
+    """Raises UserError for an auxiliary loss that is not known, and for dropout passes and an ensemble in one."""
+    if needs.auxiliary_loss is not None and needs.auxiliary_loss not in AUXILIARY_LOSSES:
+        known = ", ".join(AUXILIARY_LOSSES)
+        raise UserError(f"there is no auxiliary loss {needs.auxiliary_loss!r}; known are: {known}")
+    if _has_passes(needs) and needs.members > 1:
+        raise UserError("dropout passes and an ensemble fill the same columns: a strategy can need only one of them")
+
+
+def _has_passes(needs: Needs) -> bool:
+    return needs.dropout > 0 and needs.passes > 1
+
+
+class Training(NamedTuple):
+    """One network of a committee, and how it is trained."""
+
+    network: ResNetClassifier
+    seed: int
+    objective: Objective = cross_entropy
+    largest_gradient: float | None = None
+
+
+def build(needs: Needs, config: dict[str, Any], *, first: ResNetClassifier, seed: int) -> "Committee":
+    """The untrained networks that the needs ask for, each of the classifier's `config`.
+
+    `first` is the trained classifier: member 0 of an ensemble. `seed` is the classifier's: the network with dropout and
+    the one with an auxiliary loss start from the classifier's first weights and see its batches; the seeds of an
+    ensemble's other members derive from it. Raises UserError as `check` does.
+    """
+    check(needs)
+    trainings: dict[str, Training] = {}
+    if _has_passes(needs):
+        with_dropout = ResNetClassifier.from_config({**config, "dropout": needs.dropout}, seed=seed)
+        trainings[_DROPOUT] = Training(with_dropout, seed)
+    for member in range(1, needs.members):
+        own = _derived(seed, f"member {member}")
+        trainings[f"member{member}"] = Training(ResNetClassifier.from_config(config, seed=own), own)
+    if needs.auxiliary_loss is not None:
+        predictor = loss_prediction.LossPredictor.from_config(config, seed=seed)
+        trainings[needs.auxiliary_loss] = Training(
+            predictor, seed, loss_prediction.objective, loss_prediction.LARGEST_GRADIENT
+        )
+    return Committee(needs, first, seed, trainings)
+
+
+def load(folder: Path, first: ResNetClassifier, device: torch.device | str = "cpu") -> "Committee":
+    """The trained committee that `save` wrote, around the classifier. Raises UserError for missing or damaged files."""
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        loaded = build(Needs(**about["needs"]), first.config, first=first, seed=about["seed"])
+        for name, network in loaded.networks.items():
+            network.load_state_dict(load_file(folder / f"{name}.safetensors"))
+            network.to(device).eval()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder}: not a committee's weights ({said}); delete it and run the round again") from None
+    return loaded
+
+
+class Committee:
+    """The scoring networks of one round: `trainings` by name, and the classifier `first`."""
+
+    def __init__(self, needs: Needs, first: ResNetClassifier, seed: int, trainings: dict[str, Training]) -> None:
+        self.needs, self.first, self.seed = needs, first, seed
+        self.trainings = trainings
+        self._passes: DropoutPasses | None = None
+
+    @property
+    def networks(self) -> dict[str, ResNetClassifier]:
+        return {name: training.network for name, training in self.trainings.items()}
+
+    def fit(
+        self,
+        images_N_H_W_K: Images,
+        labels_N: NDArray[np.integer],
+        settings: ClassifierSettings,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[Metric]:
+        """Trains one network after another; yields `committee/<network>-<name>` of each epoch.
+
+        Raises what `classifier.fit` raises.
+        """
+        self._passes = None
+        for name, training in self.trainings.items():
+            for metric in classifier.fit(
+                training.network,
+                images_N_H_W_K,
+                labels_N,
+                settings,
+                seed=training.seed,
+                device=device,
+                objective=training.objective,
+                largest_gradient=training.largest_gradient,
+            ):
+                yield metric._replace(name=f"committee/{name}-{metric.name.removeprefix('train/')}")
+
+    def columns(
+        self,
+        images_N_H_W_K: Images,
+        *,
+        device: torch.device | str = "cpu",
+        sample_ids: Sequence[Any] | NDArray[Any] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """The shard's columns that the networks provide for a batch of uint8 images, in their order.
+
+        `predictive_N_C`, `expected_entropy_N` (float64, nats) and `votes_N_C` of the dropout passes or the ensemble;
+        `predicted_loss_N` of the auxiliary loss. But for rounding, they depend neither on the pool's order nor on its
+        batches. The networks stay as they are, batch-norm statistics included. Time: O(N T) forward passes, or
+        O(N members); memory: one piece of the batch, and the masks of the dropout passes.
+
+        Raises UserError if a number is not finite, naming the samples by `sample_ids`, or else by their rows.
+        """
+        device = torch.device(device)
+        for network in (self.first, *self.networks.values()):
+            place(network, device).eval()
+        parts = [no_answers(self.needs, self.first.config["num_classes"])]
+        with torch.inference_mode():
+            for images_P_K_H_W in pieces(images_N_H_W_K, self.first, device):
+                columns = self._columns(images_P_K_H_W)
+                parts.append({name: values.cpu().numpy() for name, values in columns.items()})
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        rows = [f"row {row}" for row in range(len(images_N_H_W_K))]
+        for name, values in whole.items():
+            check_finite(name, values, rows if sample_ids is None else sample_ids)
+        return whole
+
+    def _columns(self, images_P_K_H_W: Tensor) -> dict[str, Tensor]:
+        columns: dict[str, Tensor] = {}
+        if _DROPOUT in self.trainings:
+            columns |= statistics(self._dropout_passes(images_P_K_H_W.device).logits(images_P_K_H_W))
+        if self.needs.members > 1:
+            members = [self.first, *(self.networks[f"member{member}"] for member in range(1, self.needs.members))]
+            columns |= statistics(member(images_P_K_H_W).unsqueeze(0) for member in members)
+        if self.needs.auxiliary_loss is not None:
+            predictor = self.networks[self.needs.auxiliary_loss]
+            columns["predicted_loss_N"] = loss_prediction.predict(predictor, images_P_K_H_W)
+        return columns
+
+    def _dropout_passes(self, device: torch.device) -> "DropoutPasses":
+        """Folded weights and masks are kept from batch to batch."""
+        if self._passes is None or self._passes.device != device:
+            network = self.networks[_DROPOUT]
+            self._passes = DropoutPasses(network, self.needs.passes, seed=self.seed, device=device)
+        return self._passes
+
+    def save(self, folder: Path) -> None:
+        """Writes the networks' weights, and what `load` must know, as files of the folder."""
+        for name, network in self.networks.items():
+            classifier.save(network, folder / f"{name}.safetensors")
+        about = {"needs": asdict(self.needs), "seed": self.seed}
+        (folder / _ABOUT).write_text(json.dumps(about, sort_keys=True), encoding="utf-8")
+
+
+class DropoutPasses:
+    """Monte-Carlo dropout (Gal & Ghahramani 2016; paper, Section 4.2) of a trained network, in evaluation mode.
+
+    Only the masks are random. Pass t has one mask for each dropout layer, of the shape of one sample's map and drawn
+    from `seed`, which all samples share: one draw from the posterior of the weights, asked about every sample. A
+    sample's own statistics are distributed as with masks of its own, and they cannot depend on the samples beside it.
+
+    What stands before the first dropout runs once for all passes, several passes go through the network together, and
+    batch norm is folded into the convolutions of a copy. Memory: a byte for each pass and number of one sample's maps.
+    """
+
+    def __init__(self, network: ResNetClassifier, passes: int, *, seed: int, device: torch.device) -> None:
+        self.network, self.passes, self.seed, self.device = network, passes, seed, device
+        self._stages = [_folded(stage) for stage in network.residual_stages]
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+
+    def logits(self, images_P_K_H_W: Tensor) -> Iterator[Tensor]:
+        """Yields logits_S_P_C until all T passes were made, S at once."""
+        maps_P_K_H_W = self.network.before_stages(images_P_K_H_W)
+        pixels = images_P_K_H_W.numel() // images_P_K_H_W.shape[1]
+        most = _PIXELS_AT_ONCE if self.device.type == "cpu" else _PIXELS_AT_ONCE_ELSEWHERE
+        at_once = max(1, most // pixels)
+        for start in range(0, self.passes, at_once):
+            maps_M_K_H_W = maps_P_K_H_W  # M = S * P from the first dropout on
+            for index, stage in enumerate(self._stages):
+                scale_S_1_K_H_W = self._scales(index, maps_M_K_H_W, slice(start, start + at_once))
+                maps_S_P_K_H_W = _by_pass(maps_M_K_H_W, len(maps_P_K_H_W)) * scale_S_1_K_H_W
+                maps_M_K_H_W = stage(maps_S_P_K_H_W.flatten(0, 1))
+            logits_M_C = self.network.classifier(maps_M_K_H_W.mean(dim=(2, 3)))
+            yield _by_pass(logits_M_C, len(maps_P_K_H_W))
+
+    def masks(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        """kept_T_K_H_W of the dropout before stage `index`, whose maps have the shape K x H x W."""
+        key = (index, *shape)
+        if key not in self._kept:
+            generator = torch.Generator().manual_seed(_derived(self.seed, f"dropout before stage {index}"))
+            order = memory_format(self.network, self.device)
+            kept_T_K_H_W = torch.empty(self.passes, *shape, dtype=torch.bool, memory_format=order)
+            for kept_K_H_W in kept_T_K_H_W:
+                kept_K_H_W.copy_(torch.rand(shape, generator=generator) >= self.network.config["dropout"])
+            self._kept[key] = kept_T_K_H_W.to(self.device)
+        return self._kept[key]
+
+    def _scales(self, index: int, maps: Tensor, passes: slice) -> Tensor:
+        kept_S_K_H_W = self.masks(index, tuple(maps.shape[1:]))[passes]
+        scale_S_K_H_W: Tensor = kept_S_K_H_W.to(maps.dtype) / (1 - self.network.config["dropout"])
+        return scale_S_K_H_W.unsqueeze(1)
+
+
+def _by_pass(values_M: Tensor, samples: int) -> Tensor:
+    """What stands pass behind pass, M = S * P rows, as S x P; a view."""
+    values_S_P: Tensor = values_M.unflatten(0, (-1, samples))  # type: ignore[no-untyped-call]
+    return values_S_P
+
+
+def statistics(answers: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Of logits_S_P_C, some answers at a time: the mean posterior, the mean entropy in nats, and the votes.
+
+    Sums in float64, so that the difference of two entropies means something where both are small.
+    """
+    predictive_P_C = entropy_P = votes_P_C = torch.zeros(())
+    count = 0
+    for logits_S_P_C in answers:
+        log_S_P_C = logits_S_P_C.double().log_softmax(dim=2)
+        probabilities_S_P_C = log_S_P_C.exp()
+        predictive_P_C = predictive_P_C + probabilities_S_P_C.sum(dim=0)
+        entropy_P = entropy_P - torch.where(probabilities_S_P_C > 0, probabilities_S_P_C * log_S_P_C, 0).sum(dim=(0, 2))
+        voted_S_P_C = nn.functional.one_hot(logits_S_P_C.argmax(dim=2), logits_S_P_C.shape[2])
+        votes_P_C = votes_P_C + voted_S_P_C.sum(dim=0)
+        count += len(logits_S_P_C)
+    return {
+        "predictive_N_C": predictive_P_C / count,
+        "expected_entropy_N": entropy_P / count,
+        "votes_N_C": votes_P_C.to(torch.int32),
+    }
+
+
+def column_types(needs: Needs) -> dict[str, str]:
+    """The columns that a committee of these needs provides, and their types; names that end in _C have C columns."""
+    types: dict[str, str] = {}
+    if _has_passes(needs) or needs.members > 1:
+        types |= {"predictive_N_C": "<f8", "expected_entropy_N": "<f8", "votes_N_C": "<i4"}
+    if needs.auxiliary_loss is not None:
+        types["predicted_loss_N"] = "<f4"
+    return types
+
+
+def no_answers(needs: Needs, num_classes: int) -> dict[str, NDArray[Any]]:
+    """The columns of no samples."""
+    shapes = {True: (0, num_classes), False: (0,)}
+    return {name: np.zeros(shapes[name.endswith("_C")], kind) for name, kind in column_types(needs).items()}
+
+
+def _folded(stage: nn.Module) -> nn.Module:
+    """A copy of a residual stage for evaluation, with its batch norms folded into the convolutions before them."""
+    stage = copy.deepcopy(stage).eval()
+    for block in stage.children():
+        if not isinstance(block, BasicBlock):
+            raise TypeError(f"expected a BasicBlock, found {type(block).__name__}")
+        block.conv1 = fuse_conv_bn_eval(block.conv1, block.bn1)
+        block.conv2 = fuse_conv_bn_eval(block.conv2, block.bn2)
+        block.bn1 = block.bn2 = nn.Identity()
+        if block.downsample is not None:
+            block.downsample = fuse_conv_bn_eval(*block.downsample)
+    return stage
+
+
+def _derived(seed: int, purpose: str) -> int:
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

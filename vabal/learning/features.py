@@ -1,0 +1,169 @@
+"""Features and logits of a pool, streamed to `.npy` files and back: memory does not grow with the pool.
+
+Files are appended to and read at offsets, never mapped: the pages of a mapped file count as resident memory.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vabal.errors import UserError
+from vabal.learning.network import ResNetClassifier
+from vabal.learning.recipe import Images, pieces, place
+
+FEATURES = "features.npy"
+LOGITS = "logits.npy"
+
+
+def extract(
+    network: ResNetClassifier,
+    batches: Iterable[tuple[int, Images]],
+    rows: int,
+    folder: Path,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Writes features.npy (rows x D) and logits.npy (rows x C), float32, in the order of the rows.
+
+    `batches` yields (start, images_N_H_W_K uint8) that together cover `rows` rows in order. The next batch is read
+    while the network works on the last. Raises ValueError if rows are missing or out of order, or a number is not
+    finite; the files are then incomplete, and `row_batches` refuses them.
+    """
+    device = torch.device(device)
+    place(network, device).eval()
+    columns = sum(network.feature_dims)
+    with (
+        RowWriter(folder / FEATURES, rows, columns) as features,
+        RowWriter(folder / LOGITS, rows, network.config["num_classes"]) as logits,
+    ):
+        for start, images_N_H_W_K in _read_ahead(batches):
+            if start != features.written:
+                raise ValueError(f"expected a batch that starts at row {features.written}, found {start}")
+            for images_P_K_H_W in pieces(images_N_H_W_K, network, device):
+                with torch.inference_mode():
+                    features_P_D, logits_P_C = network.stages(images_P_K_H_W)
+                for writer, values in ((features, features_P_D), (logits, logits_P_C)):
+                    if not bool(torch.isfinite(values).all()):
+                        raise ValueError(f"{writer.path.name}: a number of rows {start} and on is not finite")
+                    writer.append(values.float().cpu().numpy())
+
+
+class FeatureBatch(NamedTuple):
+    """The features and logits of consecutive rows, the first of which is `start`."""
+
+    start: int
+    features_N_D: NDArray[np.float32]
+    logits_N_C: NDArray[np.float32]
+
+
+def feature_batches(folder: Path, batch_size: int) -> Iterator[FeatureBatch]:
+    """What `extract` wrote into `folder`, in batches of rows. Raises UserError for a damaged or unfinished file."""
+    pairs = zip(row_batches(folder / FEATURES, batch_size), row_batches(folder / LOGITS, batch_size), strict=True)
+    for (start, features_N_D), (_, logits_N_C) in pairs:
+        yield FeatureBatch(start, features_N_D, logits_N_C)
+
+
+class RowWriter:
+    """Appends rows to a `.npy` file whose number of rows is known beforehand; a context manager.
+
+    `columns` of None makes a one-dimensional array. Leaving it normally before all rows came raises ValueError.
+    """
+
+    def __init__(self, path: Path, rows: int, columns: int | None, dtype: str = "<f4") -> None:
+        self.path = path
+        self.rows = rows
+        self.written = 0
+        self._row_shape = () if columns is None else (columns,)
+        self._dtype = np.dtype(dtype)
+        self._file: BinaryIO = path.open("wb")
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (rows, *self._row_shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Adds rows at the end. Raises ValueError for rows of another shape, or too many."""
+        if values.shape[1:] != self._row_shape or self.written + len(values) > self.rows:
+            raise ValueError(
+                f"{self.path.name}: rows of shape {values.shape} do not fit behind {self.written} of {self.rows} rows"
+            )
+        self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
+        self.written += len(values)
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if kind is None and self.written != self.rows:
+            raise ValueError(f"{self.path.name}: {self.written} rows came, expected {self.rows}")
+
+
+def row_batches(path: Path, batch_size: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yields (start, rows) of the `.npy` file, each batch an array of its own. Raises UserError for a damaged file."""
+    with _open(path) as file:
+        shape, dtype, _ = _header(file, path)
+        per_row = int(np.prod(shape[1:], dtype=np.int64))
+        for start in range(0, shape[0], batch_size):
+            count = min(batch_size, shape[0] - start)
+            yield start, np.fromfile(file, dtype, count * per_row).reshape(count, *shape[1:])
+
+
+def read_rows(path: Path, rows_N: Sequence[int] | NDArray[np.integer]) -> NDArray[Any]:
+    """The given rows of the `.npy` file, in the order given, read one by one: for few rows of a large file.
+
+    Raises IndexError for a row that is not there, UserError for a damaged file.
+    """
+    with _open(path) as file:
+        shape, dtype, first = _header(file, path)
+        per_row = int(np.prod(shape[1:], dtype=np.int64))
+        values = np.empty((len(rows_N), *shape[1:]), dtype)
+        for position, row in enumerate(rows_N):
+            if not 0 <= row < shape[0]:
+                raise IndexError(f"{path.name}: row {row} of {shape[0]}")
+            file.seek(first + int(row) * per_row * dtype.itemsize)
+            values[position] = np.fromfile(file, dtype, per_row).reshape(shape[1:])
+    return values
+
+
+def shape_of(path: Path) -> tuple[int, ...]:
+    """The shape of the array in the `.npy` file. Raises UserError for a damaged or unfinished file."""
+    with _open(path) as file:
+        return _header(file, path)[0]
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; run the round again to make it anew") from None
+
+
+def _header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, type and the first number's offset; the file's size must be what they say."""
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("another version of the format")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except ValueError:
+        raise UserError(f"{path}: not an array of rows; delete it and run the round again") from None
+    first = file.tell()
+    expected = first + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if fortran_order or not shape or dtype.hasobject or path.stat().st_size != expected:
+        raise UserError(f"{path}: incomplete or not an array of rows; delete it and run the round again")
+    return shape, dtype, first
+
+
+def _read_ahead(batches: Iterable[tuple[int, Images]]) -> Iterator[tuple[int, Images]]:
+    """The same batches; each is made in a second thread while the one before is in use."""
+    iterator = iter(batches)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as executor:
+        coming = executor.submit(next, iterator, None)
+        while (batch := coming.result()) is not None:
+            coming = executor.submit(next, iterator, None)
+            yield batch

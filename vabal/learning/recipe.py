@@ -1,0 +1,179 @@
+"""Pieces of the training recipe: batches on a device, augmentation, an epoch, folds."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vabal.learning.batches import batches_of
+from vabal.learning.network import ResNetClassifier
+from vabal.settings.models import ClassifierSettings
+
+Images = NDArray[np.uint8]
+# Of (network, images_N_K_H_W, targets_N, share of the epochs that are over): the step's loss, and logits_N_C.
+Objective = Callable[[ResNetClassifier, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+_CHUNK = 4096  # images whose statistics are counted at once
+_PIXELS_A_PIECE = 2**16
+
+
+def channel_statistics(images_N_H_W_K: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in units of 0..255; exact, whatever the images' order.
+
+    A channel that hardly varies has a deviation of 1, one grey level. Raises ValueError if there are no images.
+    """
+    check_images(images_N_H_W_K)
+    if not images_N_H_W_K.size:
+        raise ValueError("no images to take statistics of")
+    channels = images_N_H_W_K.shape[3]
+    counts_K_V = np.zeros((channels, 256), dtype=np.int64)
+    for start in range(0, len(images_N_H_W_K), _CHUNK):
+        chunk = images_N_H_W_K[start : start + _CHUNK]
+        for channel in range(channels):
+            counts_K_V[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+    levels_V, total = np.arange(256), int(counts_K_V[0].sum())
+    mean_K = counts_K_V @ levels_V / total
+    variance_K = counts_K_V @ levels_V**2 / total - mean_K**2
+    std_K = np.sqrt(np.maximum(variance_K, 1.0))
+    return tuple(mean_K.tolist()), tuple(std_K.tolist())
+
+
+def pieces(images_N_H_W_K: Images, network: ResNetClassifier, device: torch.device) -> Iterator[Tensor]:
+    """The batch as the network takes it, images_P_K_H_W uint8 on `device`, in pieces of P images.
+
+    On a CPU a piece has at most 2**16 pixels a channel: what fits its caches goes through the network up to twice as
+    fast as a batch of 512. On other devices the batch stays whole.
+    """
+    check_images(images_N_H_W_K)
+    count, height, width, _ = images_N_H_W_K.shape
+    size = max(1, _PIXELS_A_PIECE // (height * width)) if device.type == "cpu" else max(1, count)
+    for start in range(0, count, size):
+        # A copy, for the array may be a read-only map of a file.
+        images = torch.from_numpy(np.array(images_N_H_W_K[start : start + size], order="C"))
+        yield _arranged(images.permute(0, 3, 1, 2), network, device)
+
+
+def stratified_folds(
+    sample_ids: Sequence[str], labels_N: NDArray[np.integer], *, folds: int, seed: int
+) -> NDArray[np.int32]:
+    """fold_N in 0..folds-1: each class is dealt out evenly, in the order of a hash of (seed, sample_id).
+
+    A class is dealt on from the fold where the one before it stopped, so the folds' sizes differ by one at most.
+    """
+    if len(sample_ids) != len(labels_N) or len(set(sample_ids)) != len(sample_ids):
+        raise ValueError("expected one unique sample_id for each label")
+    order = sorted(range(len(sample_ids)), key=lambda n: (int(labels_N[n]), hash_of(seed, sample_ids[n])))
+    fold_N = np.empty(len(sample_ids), dtype=np.int32)
+    fold_N[order] = np.arange(len(sample_ids)) % folds
+    return fold_N
+
+
+def batch_rows(order: Tensor, batch_size: int) -> list[Tensor]:
+    """The samples of each step of an epoch, in batches that differ by one sample at most."""
+    return list(torch.tensor_split(order, batches_of(len(order), batch_size)))
+
+
+def augment(images_N_H_W_K: Tensor, settings: ClassifierSettings, generator: torch.Generator) -> Tensor:
+    """Each image cut at random out of itself padded with zeros, and mirrored at random, as the settings ask."""
+    images = images_N_H_W_K
+    count, height, width, _ = images.shape
+    if settings.crop_padding:
+        padding = settings.crop_padding
+        padded = functional.pad(images, (0, 0, padding, padding, padding, padding))
+        top_N, left_N = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
+        rows_N_H, columns_N_W = top_N + torch.arange(height), left_N + torch.arange(width)
+        images = padded[torch.arange(count)[:, None, None], rows_N_H[:, :, None], columns_N_W[:, None, :]]
+    if settings.horizontal_flip:
+        flipped_N = torch.randint(2, (count, 1, 1, 1), generator=generator, dtype=torch.bool)
+        images = torch.where(flipped_N, images.flip(2), images)
+    return images
+
+
+def run_epoch(
+    network: ResNetClassifier,
+    optimizer: torch.optim.Optimizer,
+    images_N_H_W_K: Tensor,
+    labels_N: Tensor,
+    settings: ClassifierSettings,
+    objective: Objective,
+    over: float,
+    *,
+    largest_gradient: float | None,
+    generator: torch.Generator,
+    device: torch.device,
+) -> tuple[float, float]:
+    """One pass over the samples; their mean loss and accuracy as they were seen."""
+    network.train()
+    order = torch.randperm(len(labels_N), generator=generator)
+    dropout_seed = int(torch.randint(2**31, (1,), generator=generator))
+    mixed_precision = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    loss_sum, right = torch.zeros((), device=device), torch.zeros((), device=device)
+    # Dropout draws from torch's global generator: seeded here, and given back as it was.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(dropout_seed)
+        for rows in batch_rows(order, settings.batch_size):
+            if len(rows) == 1:
+                _freeze_batch_norm(network)
+            batch = augment(images_N_H_W_K[rows], settings, generator).permute(0, 3, 1, 2)
+            inputs = _arranged(batch, network, device)
+            targets = labels_N[rows].to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed_precision):
+                loss, logits_N_C = objective(network, inputs, targets, over)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if largest_gradient is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), largest_gradient)
+            optimizer.step()
+            loss_sum += loss.detach() * len(rows)
+            right += (logits_N_C.argmax(dim=1) == targets).sum()
+    return float(loss_sum) / len(labels_N), float(right) / len(labels_N)
+
+
+def place(network: ResNetClassifier, device: torch.device) -> ResNetClassifier:
+    """The network on `device`, in the order of its numbers that suits it."""
+    network.to(device)
+    network.to(memory_format=memory_format(network, device))
+    return network
+
+
+def memory_format(network: ResNetClassifier, device: torch.device) -> torch.memory_format:
+    """Channels last, in which convolutions are a fifth to a third faster, but for narrow networks on a CPU.
+
+    There oneDNN (as torch 2.15 has it) writes past its buffers in the gradients of eight channels on large maps: the
+    process dies. Sixteen channels are its blocks' size.
+    """
+    if device.type == "cpu" and network.config["width"] % 16:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _arranged(images_N_K_H_W: Tensor, network: ResNetClassifier, device: torch.device) -> Tensor:
+    """A copy on `device` in the network's order; `contiguous` leaves a single channel's strides as they were."""
+    order = memory_format(network, device)
+    there = torch.empty(images_N_K_H_W.shape, dtype=images_N_K_H_W.dtype, device=device, memory_format=order)
+    return there.copy_(images_N_K_H_W)
+
+
+def _freeze_batch_norm(network: nn.Module) -> None:
+    """A labelled pool of one sample: normalise by the running statistics, for one sample has no variance."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+def is_finite(network: nn.Module) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
+
+
+def check_images(images_N_H_W_K: Images) -> None:
+    if images_N_H_W_K.dtype != np.uint8 or images_N_H_W_K.ndim != 4:
+        raise ValueError(
+            f"expected uint8 images of shape N x H x W x K, found {images_N_H_W_K.dtype} of {images_N_H_W_K.shape}"
+        )
+
+
+def hash_of(seed: int, text: str) -> bytes:
+    return hashlib.sha256(f"{seed}\n{text}".encode()).digest()

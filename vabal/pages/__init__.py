@@ -1,0 +1,1 @@
+"""Pages for people: a benchmark's report as one HTML file."""

@@ -1,0 +1,49 @@
+"""The pools: which images there are, who labelled them, which wait. Five tables and the class names, as files."""
+
+from vabal.pools.changes import apply_images, apply_labels, by_id, mark_requested, open_requests
+from vabal.pools.columns import among, stack, typed
+from vabal.pools.digest import digests, table_digest
+from vabal.pools.files import load, read, read_table, save, write_table
+from vabal.pools.invariants import check, places
+from vabal.pools.opinions import standing
+from vabal.pools.tables import (
+    AVAILABLE,
+    EVENTS,
+    FROM_SOURCE,
+    INCOMING,
+    REJECTED,
+    REQUESTED,
+    SCHEMAS,
+    IntakeReport,
+    Pools,
+)
+
+__all__ = [
+    "AVAILABLE",
+    "EVENTS",
+    "FROM_SOURCE",
+    "INCOMING",
+    "REJECTED",
+    "REQUESTED",
+    "SCHEMAS",
+    "IntakeReport",
+    "Pools",
+    "among",
+    "apply_images",
+    "apply_labels",
+    "by_id",
+    "check",
+    "digests",
+    "load",
+    "mark_requested",
+    "open_requests",
+    "places",
+    "read",
+    "read_table",
+    "save",
+    "stack",
+    "standing",
+    "table_digest",
+    "typed",
+    "write_table",
+]

@@ -1,0 +1,176 @@
+"""What a night does to the pools: labels and images in, picks marked as requested."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vabal.errors import UserError
+from vabal.pools.columns import among, stack, strings, typed
+from vabal.pools.invariants import few, few_ids
+from vabal.pools.opinions import opinion_times
+from vabal.pools.tables import (
+    AVAILABLE,
+    CLASSES_FILE,
+    EVENTS,
+    INCOMING,
+    REJECTED,
+    REQUESTED,
+    SCHEMAS,
+    IntakeReport,
+    Pools,
+    schema,
+)
+
+
+def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
+    """Pools after labels came in (`events` in the order of arrival, columns of `EVENTS`), and what came of them.
+
+    Which opinion on a sample counts, `standing` says: one that is older than what stands changes nothing (`outdated`).
+    A null label rejects a sample: it is never asked for again, unless somebody labels it after all. The same label
+    again changes nothing, but that a known time makes it the opinion that stands; another one corrects. All events
+    enter the history, but those of samples that the catalog does not know: they are left out and reported. Samples of
+    the holdout keep their pool.
+    Raises UserError if a label is not among the classes.
+    """
+    incoming = typed(events, EVENTS)
+    known = among(incoming["sample_id"], pools.catalog["sample_id"])
+    unknown = tuple(dict.fromkeys(incoming.loc[~known, "sample_id"]))
+    taken = incoming[known].reset_index(drop=True)
+    codes = _codes(taken, pools.classes)
+    previous, counts = _before_each(pools, taken, codes)
+    same = codes == previous
+    report = IntakeReport(
+        received=len(incoming),
+        new=int((counts & (codes >= 0) & (previous < 0)).sum()),
+        repeated=int(same.sum()),
+        corrected=int((counts & (codes >= 0) & (previous >= 0) & ~same).sum()),
+        rejected=int((counts & (codes == _REJECTED_CODE) & ~same).sum()),
+        outdated=int((~counts & ~same).sum()),
+        unknown=unknown,
+    )
+    if taken.empty:
+        return pools, report
+    history = taken.assign(round=np.int32(round_number))
+    timed = taken["imported_at"].notna().to_numpy(dtype=bool)
+    deciding = history[counts & (~same | timed)].drop_duplicates("sample_id", keep="last")
+    changed = _settle(pools, deciding)
+    label_events = stack([pools.label_events, history], SCHEMAS["label_events"])
+    return replace(changed, label_events=label_events), report
+
+
+_REJECTED_CODE = -1
+_UNTOLD_CODE = -2
+
+
+def _codes(events: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
+    """Class index of every event, -1 for a rejection."""
+    codes: np.ndarray = pd.Index(classes).get_indexer(pd.Index(events["label"].astype(object)))
+    wrong = events["label"].notna().to_numpy() & (codes < 0)
+    if wrong.any():
+        label = events.loc[wrong, "label"].iloc[0]
+        raise UserError(f"label {label!r} of {few(events[wrong])} is not in {CLASSES_FILE}")
+    return codes
+
+
+def _before_each(pools: Pools, taken: pd.DataFrame, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What stood of a sample before each event, and whether the event counts: is no older than that."""
+    past = pools.label_events[among(pools.label_events["sample_id"], taken["sample_id"])]
+    both = pd.concat([past[EVENTS.names], taken], ignore_index=True)
+    sample = both["sample_id"].to_numpy(dtype=object)
+    time = pd.Series(opinion_times(both))
+    newest = time.groupby(sample).cummax()
+    counts = time == newest
+    code = pd.Series(np.concatenate([_codes(past, pools.classes), codes]), dtype="float64").where(counts)
+    before = code.groupby(sample).ffill().groupby(sample).shift().fillna(_UNTOLD_CODE)
+    return before.to_numpy(dtype=np.int64)[len(past) :], counts.to_numpy(dtype=bool)[len(past) :]
+
+
+def _settle(pools: Pools, deciding: pd.DataFrame) -> Pools:
+    """Pools with the last word on each sample of `deciding` (one row a sample) put in force."""
+    in_holdout = among(deciding["sample_id"], pools.holdout["sample_id"])
+    holdout = pools.holdout
+    if in_holdout.any():
+        said = deciding[in_holdout].set_index("sample_id")["label"]
+        touched = among(holdout["sample_id"], said.index)
+        holdout = holdout.copy()
+        holdout.loc[touched, "label"] = said.reindex(holdout.loc[touched, "sample_id"]).to_numpy()
+    rest = deciding[~in_holdout]
+    rejected = rest.loc[rest["label"].isna(), "sample_id"]
+    labeled = pools.labeled[~among(pools.labeled["sample_id"], rest["sample_id"])]
+    unlabeled = pools.unlabeled[~among(pools.unlabeled["sample_id"], rest["sample_id"])]
+    refused = pd.DataFrame({"sample_id": rejected, "status": REJECTED, "requested_round": None})
+    return replace(
+        pools,
+        holdout=holdout,
+        labeled=by_id(stack([labeled, rest[rest["label"].notna()]], SCHEMAS["labeled"])),
+        unlabeled=by_id(stack([unlabeled, refused], SCHEMAS["unlabeled"])),
+    )
+
+
+def apply_images(pools: Pools, new_catalog_rows: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
+    """Pools with new images (columns of `INCOMING`) available, and what came of them.
+
+    An image whose sample_id or content the catalog has already is left out and reported, so that the same rows may
+    come twice.
+    """
+    incoming = typed(new_catalog_rows, INCOMING)
+    known = among(incoming["sample_id"], pools.catalog["sample_id"]) | among(
+        incoming["sha256"], pools.catalog["sha256"]
+    )
+    known |= incoming["sample_id"].duplicated() | incoming["sha256"].duplicated()
+    report = IntakeReport(images=int((~known).sum()), duplicates=tuple(incoming.loc[known, "sample_id"]))
+    if not report.images:
+        return pools, report
+    fresh = incoming[~known].assign(added_round=np.int32(round_number))
+    waiting = pd.DataFrame({"sample_id": fresh["sample_id"], "status": AVAILABLE, "requested_round": None})
+    catalog = stack([pools.catalog, fresh], SCHEMAS["catalog"])
+    unlabeled = by_id(stack([pools.unlabeled, waiting], SCHEMAS["unlabeled"]))
+    return replace(pools, catalog=catalog, unlabeled=unlabeled), report
+
+
+def open_requests(pools: Pools) -> pd.DataFrame:
+    """What people are asked to label: sample_id, requested_round and purpose ("label" or "holdout"), oldest first."""
+    asked = pools.unlabeled.loc[pools.unlabeled["status"] == REQUESTED, ["sample_id", "requested_round"]]
+    blank = pools.holdout.loc[pools.holdout["label"].isna(), ["sample_id"]]
+    told = pools.label_events.loc[among(pools.label_events["sample_id"], blank["sample_id"]), "sample_id"]
+    blank = blank[~among(blank["sample_id"], told)]  # what stands of it can only be a rejection
+    parts = [asked.assign(purpose="label"), blank.assign(requested_round=0, purpose="holdout")]
+    frame = typed(pd.concat(parts), _REQUESTS)
+    return frame.sort_values(["requested_round", "purpose", "sample_id"], kind="stable").reset_index(drop=True)
+
+
+_REQUESTS = schema(
+    ("sample_id", pa.string(), False), ("requested_round", pa.int32(), False), ("purpose", pa.string(), False)
+)
+
+
+def mark_requested(pools: Pools, sample_ids: Sequence[str], round_number: int) -> Pools:
+    """Pools in which labels for these available samples have been asked for.
+
+    Raises ValueError if one of them is not available.
+    """
+    wanted = pd.Series(list(sample_ids), dtype="str")
+    chosen = among(pools.unlabeled["sample_id"], wanted)
+    available = pools.unlabeled.loc[chosen & (pools.unlabeled["status"] == AVAILABLE), "sample_id"]
+    if len(available) != len(wanted):
+        raise ValueError(f"not available, or named twice: {few_ids(_other_than(wanted, available))}")
+    unlabeled = pools.unlabeled.copy()
+    unlabeled.loc[chosen, "status"] = REQUESTED
+    unlabeled.loc[chosen, "requested_round"] = round_number
+    return replace(pools, unlabeled=unlabeled)
+
+
+def _other_than(wanted: pd.Series, available: pd.Series) -> pd.Series:
+    return wanted[~among(wanted, available) | wanted.duplicated()]
+
+
+def by_id(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the order of their ids' UTF-8 bytes, which is how tables are kept: digests need no sorting then."""
+    ids = strings(table["sample_id"]).combine_chunks()
+    if pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py() is False:
+        table = table.iloc[pc.sort_indices(ids).to_numpy()]
+    return table.reset_index(drop=True)

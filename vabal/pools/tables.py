@@ -1,0 +1,109 @@
+"""The pools: which images there are, who labelled them, which wait. Five tables and the class names, as files.
+
+Every image of the catalog is in exactly one of `labeled`, `unlabeled` and `holdout`. The functions that change pools
+are pure: they return new ones. Labels are class names here and in all files; indices exist only inside the core.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import pandas as pd
+import pyarrow as pa
+
+from vabal.errors import BRING_BACK
+
+AVAILABLE: Final = "available"
+REQUESTED: Final = "requested"
+REJECTED: Final = "rejected"
+FROM_SOURCE: Final = "source"  # the annotator of labels that came with the images
+
+
+def schema(*columns: tuple[str, pa.DataType, bool]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=nullable) for name, kind, nullable in columns])
+
+
+TIME = pa.timestamp("us", tz="UTC")
+
+#: What an image brings before it has a round: the catalog without `added_round`.
+INCOMING: Final = schema(
+    ("sample_id", pa.string(), False),
+    ("shard", pa.string(), False),
+    ("row", pa.int64(), False),
+    ("sha256", pa.string(), False),
+    ("width", pa.int32(), False),
+    ("height", pa.int32(), False),
+)
+#: A label as it comes in: `label_events` without the round that takes it. `imported_at` is set where `labeled_at` is
+#: the time that the file gave; where it is null, `labeled_at` is the time of the import.
+EVENTS: Final = schema(
+    ("sample_id", pa.string(), False),
+    ("label", pa.string(), True),
+    ("annotator", pa.string(), False),
+    ("labeled_at", TIME, True),
+    ("source", pa.string(), False),
+    ("imported_at", TIME, True),
+)
+#: Columns that a table has only where one of their values is set: those of earlier versions keep bytes and digests.
+OPTIONAL: Final = ("imported_at",)
+SCHEMAS: Final[dict[str, pa.Schema]] = {
+    "catalog": INCOMING.append(pa.field("added_round", pa.int32(), nullable=False)),
+    "labeled": schema(
+        ("sample_id", pa.string(), False),
+        ("label", pa.string(), False),
+        ("annotator", pa.string(), False),
+        ("round", pa.int32(), False),
+        ("labeled_at", TIME, True),
+    ),
+    "unlabeled": schema(
+        ("sample_id", pa.string(), False),
+        ("status", pa.string(), False),
+        ("requested_round", pa.int32(), True),
+    ),
+    "holdout": schema(("sample_id", pa.string(), False), ("label", pa.string(), True)),
+    "label_events": schema(
+        ("sample_id", pa.string(), False),
+        ("label", pa.string(), True),
+        ("annotator", pa.string(), False),
+        ("round", pa.int32(), False),
+        ("labeled_at", TIME, True),
+        ("source", pa.string(), False),
+        ("imported_at", TIME, True),
+    ),
+}
+CLASSES_FILE = "classes.json"
+MEND = f"if data/ was changed by hand, {BRING_BACK}"
+
+
+@dataclass(frozen=True, eq=False)
+class Pools:
+    """The five tables (columns and types: `SCHEMAS`) and the class names in index order.
+
+    A null label of `holdout` has been asked for and not come yet; a null label of `label_events` is a rejection; a null
+    `labeled_at` came with the source. Which event of a sample counts, `standing` says. `requested_round` is set exactly
+    where the status is `requested`.
+    """
+
+    catalog: pd.DataFrame
+    labeled: pd.DataFrame
+    unlabeled: pd.DataFrame
+    holdout: pd.DataFrame
+    label_events: pd.DataFrame
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class IntakeReport:
+    """What came of labels and images that were taken in. Counts of label events, then of images."""
+
+    received: int = 0
+    new: int = 0
+    repeated: int = 0
+    corrected: int = 0
+    rejected: int = 0
+    outdated: int = 0
+    unknown: tuple[str, ...] = ()
+    images: int = 0
+    duplicates: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

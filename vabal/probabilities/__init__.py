@@ -1,0 +1,23 @@
+"""The three terms of p(mistake) and what they add up to (paper, Eqs. 6, 9, 11 and 12), in log space throughout."""
+
+from vabal.probabilities.anchors import anchored
+from vabal.probabilities.checks import encoder_of
+from vabal.probabilities.class_terms import ClassTerms, estimate_class_terms
+from vabal.probabilities.decoder import fold
+from vabal.probabilities.likelihood import estimate_likelihood
+from vabal.probabilities.noise import LONG_RUN, counting_noise, shared_noise
+from vabal.probabilities.score import mistake_score, pool_moments
+
+__all__ = [
+    "LONG_RUN",
+    "ClassTerms",
+    "anchored",
+    "counting_noise",
+    "encoder_of",
+    "estimate_class_terms",
+    "estimate_likelihood",
+    "fold",
+    "mistake_score",
+    "pool_moments",
+    "shared_noise",
+]

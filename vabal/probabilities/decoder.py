@@ -1,0 +1,135 @@
+"""The decoder's reconstruction error for many draws at once."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vabal.vae import FeatureVAE
+
+_TILE_ROWS = {"cpu": 1024, "cuda": 2**19}  # latents decoded at once; on a CPU, as many as its cache holds
+
+
+class Decoder(NamedTuple):
+    """The decoder with batch norm folded into its linear layers, and its last layer turned into its own column space.
+
+    With W = Q R, |W h + b - x|^2 = |R h + Q'(b - x)|^2 + |(1 - Q Q')(b - x)|^2: as many numbers as the last hidden
+    layer has instead of one an input, and nothing cancels.
+    """
+
+    first: "_Linear"
+    blocks_C_K_H: Tensor  # the first layer's weights, class by class
+    hidden: "tuple[_Linear, ...]"
+    rotated: "_Linear"  # R
+    basis_I_R: Tensor  # Q, and the bias: float64, used once a sample
+    bias_I: Tensor
+
+
+class _Linear:
+    """A linear layer, and ReLU, without gradient.
+
+    On a CPU with AVX, in float32, oneDNN multiplies with weights that it packed beforehand and applies ReLU as it
+    writes: on some processors at more than twice the rate of the plain product, which others use.
+    """
+
+    def __init__(self, weight_O_I: Tensor, bias_O: Tensor | None, like: Tensor) -> None:
+        self._bias_O = None if bias_O is None else bias_O.to(like)
+        self._weight_I_O = weight_O_I.T.to(like).contiguous()
+        self._packed = (
+            torch.ops.mkldnn._reorder_linear_weight(weight_O_I.to(like).contiguous()) if _can_pack(like) else None
+        )
+
+    def __call__(self, values_M_I: Tensor, *, relu: bool = False) -> Tensor:
+        if self._packed is not None:
+            activation = "relu" if relu else "none"
+            fused: Tensor = torch.ops.mkldnn._linear_pointwise(
+                values_M_I, self._packed, self._bias_O, activation, [], ""
+            )
+            return fused
+        if self._bias_O is None:
+            outputs_M_O = torch.mm(values_M_I, self._weight_I_O)
+        else:
+            outputs_M_O = torch.addmm(self._bias_O, values_M_I, self._weight_I_O)
+        return outputs_M_O.relu_() if relu else outputs_M_O
+
+
+def _can_pack(like: Tensor) -> bool:
+    return bool(
+        like.device.type == "cpu"
+        and like.dtype == torch.float32
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        and torch.backends.mkldnn.enabled
+        and torch._C._has_mkldnn
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def fold(vae: FeatureVAE) -> Decoder:
+    like = vae.reconstruction.weight.detach()
+    scale: Tensor | None = None  # of the batch norm before the layer in hand
+    shift: Tensor | None = None
+    folded: list[tuple[Tensor, Tensor]] = []
+    for layer in [*vae.decoder_layers(), None]:
+        linear = vae.reconstruction if layer is None else layer.linear
+        weight, bias = linear.weight.detach().double(), linear.bias.detach().double()
+        if scale is not None and shift is not None:
+            weight, bias = weight * scale, bias + weight @ shift
+        folded.append((weight, bias))
+        scale = shift = None
+        if layer is not None and layer.norm is not None:
+            scale, shift = _affine(layer.norm)
+    (first, first_bias), *hidden, (last, last_bias) = folded
+    basis, rotated = torch.linalg.qr(last)  # the last layer's outputs x inputs
+    blocks = first.view(len(first), vae.num_classes, -1).permute(1, 2, 0)
+    return Decoder(
+        _Linear(first, first_bias, like),
+        blocks.to(like).contiguous(),
+        tuple(_Linear(weight, bias, like) for weight, bias in hidden),
+        _Linear(rotated, None, like),
+        basis.contiguous(),
+        last_bias,
+    )
+
+
+def _affine(norm: torch.nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in evaluation."""
+    assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101 -- always tracked here
+    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    return scale, norm.bias.detach().double() - norm.running_mean.double() * scale
+
+
+def masked_error(decoder: Decoder, latent_N_T_Z: Tensor, gap_N_R: Tensor) -> Tensor:
+    """The part of the squared error within the last layer's column space: error_N_C, float64.
+
+    Summed over the inputs, its mean over the draws, with block n zeroed.
+    """
+    samples, draws, _ = latent_N_T_Z.shape
+    error_N_C = gap_N_R.new_empty(samples, len(decoder.blocks_C_K_H))
+    size = max(1, tile_rows(latent_N_T_Z) // draws)
+    for start in range(0, samples, size):
+        tile = slice(start, start + size)
+        gap_N_1_R = gap_N_R[tile, None].to(latent_N_T_Z.dtype)
+        for n, outputs_M_R in enumerate(decoder_outputs(decoder, latent_N_T_Z[tile].flatten(0, 1))):
+            outputs_M_R.view(len(gap_N_1_R), draws, -1).add_(gap_N_1_R)
+            square_M = torch.linalg.vector_norm(outputs_M_R, dim=1).square_()
+            error_N_C[tile, n] = square_M.view(-1, draws).mean(dim=1, dtype=torch.float64)
+    return error_N_C
+
+
+def decoder_outputs(decoder: Decoder, latent_M_Z: Tensor) -> Iterator[Tensor]:
+    """outputs_M_R in the decoder's column space, without the last bias, with the block of each class zeroed in turn.
+
+    Of the first layer, only the block's own contribution differs between the classes: it is taken off the whole.
+    """
+    whole_M_H = decoder.first(latent_M_Z)
+    blocks_M_C_K = latent_M_Z.view(len(latent_M_Z), len(decoder.blocks_C_K_H), -1)
+    for n, weight_K_H in enumerate(decoder.blocks_C_K_H):
+        hidden_M_H = torch.addmm(whole_M_H, blocks_M_C_K[:, n], weight_K_H, alpha=-1).relu_()
+        for layer in decoder.hidden:
+            hidden_M_H = layer(hidden_M_H, relu=True)
+        yield decoder.rotated(hidden_M_H)
+
+
+def tile_rows(like: Tensor) -> int:
+    return _TILE_ROWS.get(like.device.type, _TILE_ROWS["cpu"])

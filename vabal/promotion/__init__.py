@@ -1,0 +1,1 @@
+"""Promotion: is the challenger better, who is champion, and the record of who was."""

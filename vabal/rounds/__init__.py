@@ -1,0 +1,57 @@
+"""Rounds: what one is begun with, its manifest, and its publication. The steps are modules beside these."""
+
+from vabal.rounds.latest import newest_tag, refuse_older_checkout, require_newest
+from vabal.rounds.manifests import (
+    FIRST_VERSION,
+    MANIFEST_KEYS,
+    MANIFEST_VERSION,
+    counts_of,
+    derive_seed,
+    describe_files,
+    digest_of,
+    head,
+    manifest_numbers,
+    number_of,
+    read_manifest,
+    round_folder,
+    tag_message,
+    tag_name,
+)
+from vabal.rounds.moves import is_withdrawn, reading
+from vabal.rounds.opened import OpenRound, give_up, keep, open_round, reopen
+from vabal.rounds.plans import Plan, pending_publication
+from vabal.rounds.publication import carry_out, refuse_overtaken, stage
+from vabal.rounds.versions import Overtaken
+
+__all__ = [
+    "FIRST_VERSION",
+    "MANIFEST_KEYS",
+    "MANIFEST_VERSION",
+    "OpenRound",
+    "Overtaken",
+    "Plan",
+    "carry_out",
+    "counts_of",
+    "derive_seed",
+    "describe_files",
+    "digest_of",
+    "give_up",
+    "head",
+    "is_withdrawn",
+    "keep",
+    "manifest_numbers",
+    "newest_tag",
+    "number_of",
+    "open_round",
+    "pending_publication",
+    "read_manifest",
+    "reading",
+    "refuse_older_checkout",
+    "refuse_overtaken",
+    "reopen",
+    "require_newest",
+    "round_folder",
+    "stage",
+    "tag_message",
+    "tag_name",
+]

@@ -1,0 +1,127 @@
+"""What a round works on, and where its stages' outputs are found."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vabal import images, strategies
+from vabal.errors import UserError
+from vabal.learning.device import device_of
+from vabal.learning.metrics import Metric
+from vabal.progress import advance
+from vabal.rounds.manifests import derive_seed
+from vabal.rounds.opened import OpenRound
+from vabal.rounds.stage_store import LocalStageStore, StageStore
+from vabal.settings.models import Params
+from vabal.workspace import Workspace
+
+NONE, LABELED, CANDIDATE, ASKED, HOLDOUT, REJECTED = range(6)  # the roles of a shard's rows
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """One round at work: the workspace, its settings, what the round was begun with, and where stages go."""
+
+    workspace: Workspace
+    params: Params
+    round: OpenRound
+    stages: StageStore  # the learning stages; on S3 where several machines share them
+    intake_key: str
+
+    @cached_property
+    def local(self) -> LocalStageStore:
+        """Intake's view of the pools and the selection belong to the workspace, wherever the learning runs."""
+        return own_store(self.workspace)
+
+    @cached_property
+    def view(self) -> Path:
+        """A folder laid out like `data/` with the pools as they are after intake."""
+        place = self.local.get("intake", self.intake_key)
+        if place is None:
+            raise UserError(f"the intake of round {self.round.round} is gone from {self.local.folder}: run it again")
+        return place
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.view / "intake.json").read_text(encoding="utf-8"))
+        return document
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.report["classes"])
+
+    @cached_property
+    def strategy(self) -> strategies.Strategy:
+        return strategies.get(self.params.selection.strategy)
+
+    @cached_property
+    def needs(self) -> strategies.Needs:
+        return strategies.needs_of(self.strategy, self.params)
+
+    @cached_property
+    def device(self) -> torch.device:
+        return device_of(self.params)
+
+    @cached_property
+    def shards(self) -> images.DecodedShards:
+        settings = self.params.images
+        return images.DecodedShards(
+            self.view, self.workspace.decoded, settings.size, settings.channels, bit_depth=settings.bit_depth
+        )
+
+    def roles(self, shard: str) -> tuple[np.ndarray, np.ndarray]:
+        """Role and label index (-1: unknown) of each row of a shard."""
+        with np.load(self.view / "roles" / f"{shard}.npz") as arrays:
+            return arrays["role"], arrays["label"]
+
+    def seed(self, purpose: str) -> int:
+        """A seed for one purpose in this round, derived from the setting `seed`."""
+        return derive_seed(self.params.seed, self.round.round, purpose)
+
+
+# {"stage": ..., "key": ...}: what passes between tasks; "committee" is the key of the scoring networks', where needed.
+StageReference = dict[str, str]
+
+
+def output_of(night: RoundContext, ref: StageReference) -> Path:
+    return stage_output(night, ref["stage"], ref["key"])
+
+
+def stage_output(night: RoundContext, stage: str, key: str) -> Path:
+    place = night.stages.get(stage, key)
+    if place is None:
+        raise UserError(f"stage {stage} ({key}) is gone from the stage store: run the round again")
+    return place
+
+
+def read_json(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def run_training(stage: str, iterator: Iterator[Metric], epochs: int) -> list[Metric]:
+    """Runs a training to its end, telling how far it is; its metrics."""
+    collected: list[Metric] = []
+    for metric in iterator:
+        collected.append(metric)
+        advance(stage, min(metric.step, epochs), epochs)
+    return collected
+
+
+def metrics_of(night: RoundContext, ref: StageReference) -> list[Metric]:
+    """What a training stage measured, to be logged."""
+    places = [output_of(night, ref)]
+    if "committee" in ref:
+        places.append(stage_output(night, "train-committee", ref["committee"]))
+    return [Metric(*item) for place in places for item in read_json(place, "training.json")]
+
+
+def own_store(workspace: Workspace) -> LocalStageStore:
+    """The store below `.vabal/`. The workspace made that folder, so it is ours with or without a mark."""
+    folder = workspace.state / "stages"
+    return LocalStageStore(folder, workspace.identity, adopt=not folder.is_symlink())

@@ -1,0 +1,279 @@
+"""Round 0: the pools of a source, the settings, and the first published state of a workspace."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from vabal import pools, sources
+from vabal.errors import UserError
+from vabal.files import canonical_json, file_sha256, write_bytes
+from vabal.rounds import manifests, plans, publication, tables
+from vabal.rounds.manifests import FIRST_VERSION, digest_of, round_folder, tag_message
+from vabal.rounds.plans import Plan
+from vabal.rounds.versions import Versions
+from vabal.settings import params
+from vabal.settings.models import Params, StorageSettings
+from vabal.sources.base import Source
+from vabal.workspace import Workspace
+
+COMMITTED = ["params.yaml", ".gitignore", ".gitattributes", ".dvcignore", ".dvc/config", ".dvc/.gitignore"]
+
+
+class Repository(Versions, Protocol):
+    """What making a workspace needs of `adapters.versioning`."""
+
+    def init(self, url: str) -> None: ...
+    def tags(self) -> list[str]: ...
+
+
+def initialise(
+    root: Path,
+    *,
+    source: str,
+    imbalance: str | None,
+    initial: int,
+    holdout: float,
+    seed: int | None,
+    classes: list[str] | None,
+    name: str | None,
+    settings: Mapping[str, Any],
+    versions: Repository,
+    prepare: Callable[[StorageSettings], None],
+    layout: str | None = None,
+    tell: Callable[[str], None] | None = None,
+    reached: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Make round 0 in `root` and publish it; returns lines that say what there is now.
+
+    The same arguments and packages give the same bytes below `data/`: nothing there carries a clock or a run id. Where
+    `root` has a `data.dvc` but no `data/` (a fresh clone), what is made must be what `data.dvc` pins.
+
+    Killed anywhere, or refused by git, it may be called again: the same arguments finish what was begun, others start
+    clean. `prepare` sees to the bucket, where S3 is up. `layout` says how the folders of a folder are read. `tell`
+    gets, line by line, what was understood of the source, before anything is made of it; `reached` hears the name of
+    each step once it is done.
+
+    Raises UserError, having changed nothing, for a folder that has pools already or arguments that do not fit.
+    """
+    place = Workspace(root)
+    asked = {
+        **{"source": source, "imbalance": imbalance, "initial": initial, "holdout": holdout, "seed": seed},
+        **{"classes": classes, "layout": layout, "name": name, "settings": dict(settings)},
+    }
+    reached = reached or (lambda _step: None)
+    with place.lock("vabal init"):
+        if (said := _settle(place, versions, asked)) is not None:
+            return said
+        if (root / "data").exists():
+            raise UserError(f"{root} has pools already (data/): `vabal init` makes new ones in an empty folder only")
+        opened = sources.open_source(source, classes=classes, layout=layout)
+        chosen, text = _settings(root, opened, name, seed, settings)
+        if _has_storage():
+            prepare(chosen.storage)
+        temporary = place.state / f"init.{uuid.uuid4().hex}"
+        try:
+            built = sources.build_pools(
+                opened,
+                imbalance=imbalance,
+                initial=initial,
+                holdout=holdout,
+                seed=chosen.seed,
+                settings=chosen,
+                folder=temporary,
+                quarantine=place.quarantine,
+                tell=tell,
+            )
+            text = _with_depth(chosen, text, built)
+            reached("built")
+            arguments = {"source": opened.name, "imbalance": imbalance, "initial": initial, "holdout": holdout}
+            plan, contents = round_zero(temporary, arguments, chosen.seed)
+            sources.write_oracle(place.state / "oracle.csv", built.oracle)
+            if (root / "data.dvc").exists():
+                pinned = (root / "data.dvc").read_text(encoding="utf-8")
+                write_bytes(_journal(place), canonical_json({"asked": asked, "pinned": pinned}))
+                return _reproduce(place, versions, temporary, plan.message, built)
+            _begin(place, asked, text, built.summary())
+            reached("begun")
+            if text is not None:
+                write_bytes(root / "params.yaml", text.encode())
+            versions.init(f"s3://{chosen.storage.bucket}/{chosen.storage.prefix}".rstrip("/"))
+            reached("repository")
+            versions.commit([path for path in COMMITTED if (root / path).exists()], "Workspace of VaB-AL")
+            reached("workspace committed")
+            publication.stage(place, plan, contents)
+            reached("staged")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return [*built.summary(), _publish(place, versions, reached)]
+
+
+# -- one that was cut short -------------------------------------------------------------------------------------------
+
+
+def _begin(place: Workspace, asked: Mapping[str, Any], settings: str | None, said: list[str]) -> None:
+    """Note what is about to be made, so that a later call can finish it or take it away."""
+    made = None if settings is None else hashlib.sha256(settings.encode()).hexdigest()
+    write_bytes(_journal(place), canonical_json({"asked": dict(asked), "params": made, "said": said}))
+
+
+def _journal(place: Workspace) -> Path:
+    return place.state / "init.json"
+
+
+def _settle(place: Workspace, versions: Repository, asked: Mapping[str, Any]) -> list[str] | None:
+    """Finish an earlier call that was cut short, or take away what it had made. Its lines if it is what was asked for.
+
+    One with other arguments is finished as well where its tag stands: round 0 is published then.
+    """
+    for left in place.state.glob("init.*"):
+        if re.fullmatch(r"init\.[0-9a-f]{32}", left.name) and not left.is_symlink():
+            shutil.rmtree(left)
+    if not _journal(place).exists():
+        return None
+    begun = json.loads(_journal(place).read_text(encoding="utf-8"))
+    if "pinned" in begun:  # a clone's pools, made again and not yet compared
+        shutil.rmtree(place.data, ignore_errors=True)
+        write_bytes(place.root / "data.dvc", begun["pinned"].encode())
+        _journal(place).unlink()
+        return None
+    plan = plans.pending_publication(place)
+    same = begun["asked"] == json.loads(canonical_json(dict(asked)))
+    tagged = (place.root / ".git").exists() and manifests.tag_name(0) in versions.tags()
+    if plan is not None and plan.round == 0 and (same or tagged):
+        last = _publish(place, versions)
+        return [*begun["said"], f"{last} (an earlier call had been cut short)"] if same else None
+    if plan is None and tagged:  # cut short after all was done
+        _journal(place).unlink()
+        return [*begun["said"], "git tag round/0000 (an earlier call had been cut short)"] if same else None
+    _take_away(place, plan, begun["params"])
+    return None
+
+
+def _take_away(place: Workspace, plan: Plan | None, params_sha256: str | None) -> None:
+    """Remove what an earlier call made and no tag stands for: its own files alone."""
+    if plan is not None:
+        for name, sha256 in plan.files.items():
+            path = place.data / name
+            if path.is_file() and file_sha256(path) == sha256:
+                path.unlink()
+        folders = [path for path in place.data.rglob("*") if path.is_dir()] if place.data.exists() else []
+        for folder in [*sorted(folders, reverse=True), place.data]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        shutil.rmtree(place.state / "publish")
+        (place.root / "data.dvc").unlink(missing_ok=True)
+    path = place.root / "params.yaml"
+    if path.is_file() and file_sha256(path) == params_sha256:
+        path.unlink()
+    _journal(place).unlink()
+
+
+def _settings(
+    root: Path, source: Source, name: str | None, seed: int | None, settings: Mapping[str, Any]
+) -> tuple[Params, str | None]:
+    """The workspace's settings, and the text of its new `params.yaml`; None where there is one already."""
+    path = root / "params.yaml"
+    if path.exists():
+        if settings or name or seed is not None:
+            raise UserError(f"{path} exists: change the settings there instead of with --set, --name or --seed")
+        return params.load(path), None
+    size, channels = source.size_hint
+    raw: dict[str, Any] = {"images": {"size": size, "channels": channels}}
+    if name:
+        raw["workspace"] = {"name": name}
+    if seed is not None:
+        raw["seed"] = seed
+    chosen = params.parse(params.override(raw, dict(settings)), where="--set")
+    text = params.dump(chosen)
+    if params.parse(params.read_yaml(text)) != chosen:
+        raise ValueError("the settings do not survive being written")
+    return chosen, text
+
+
+def _with_depth(chosen: Params, text: str | None, built: sources.InitReport) -> str | None:
+    """The text of `params.yaml` with the depth of the source's grey values, so that later images are scaled alike."""
+    if text is None or built.bit_depth == "auto":
+        return text
+    settled = chosen.images.model_copy(update={"bit_depth": built.bit_depth})
+    return params.dump(chosen.model_copy(update={"images": settled}))
+
+
+def round_zero(folder: Path, arguments: Mapping[str, Any], seed: int) -> tuple[Plan, dict[str, Path]]:
+    """The manifest of round 0, and everything that it publishes."""
+    made = pools.load(folder)
+    here = round_folder(folder, 0)
+    here.mkdir(parents=True, exist_ok=True)
+    asked = made.unlabeled.loc[made.unlabeled["status"] == pools.REQUESTED, "sample_id"]
+    if len(asked):
+        tables.write_selection(tables.unscored(list(asked), "initial"), here / "selection.parquet")
+    shards = sorted((folder / "images").glob("*.parquet"))
+    manifest = {
+        "version": FIRST_VERSION,
+        "round": 0,
+        "parent": None,
+        "strategy": "initial",
+        "seed": seed,
+        "settings": dict(arguments),
+        "code": None,
+        "class_terms": None,
+        "pools_before": None,
+        "pools_after": pools.digests(made),
+        "tables": manifests.table_files(folder),
+        "files": manifests.describe_files(here),
+        "shards": {path.stem: file_sha256(path) for path in shards},
+        "counts": manifests.counts_of(made, len(asked)),
+        "intake": None,
+        "model": None,
+        "mlflow_run": None,
+        "prefect_flow_run": None,
+        "metrics": None,
+        "times": None,
+        "environment": None,
+    }
+    document = canonical_json(manifest)
+    write_bytes(here / "manifest.json", document)
+    contents = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {name: file_sha256(path) for name, path in contents.items()}
+    return Plan(round=0, message=tag_message(manifest, digest_of(document)), files=files), contents
+
+
+def _publish(place: Workspace, versions: Repository, reached: Callable[[str], None] | None = None) -> str:
+    publication.carry_out(place, versions, reached=reached, push=_has_storage())
+    _journal(place).unlink()
+    if _has_storage():
+        return "published: in S3, git tag round/0000"
+    return "git tag round/0000; S3 is not up, so the first round pushes this state along"
+
+
+def _reproduce(
+    place: Workspace, versions: Repository, made: Path, message: str, built: sources.InitReport
+) -> list[str]:
+    """A clone's missing `data/`, made again from its source: it must be what `data.dvc` pins."""
+    pinned = place.root / "data.dvc"
+    expected = pinned.read_bytes()
+    made.rename(place.data)
+    versions.add()
+    if pinned.read_bytes() != expected:
+        shutil.rmtree(place.data)
+        write_bytes(pinned, expected)
+        _journal(place).unlink()
+        raise UserError(
+            "that makes other pools than data.dvc pins: give the arguments that made them, with the packages of "
+            "requirements.lock, or make a workspace of your own in an empty folder"
+        )
+    if _has_storage():
+        versions.push()
+    if manifests.tag_name(0) not in versions.tags():
+        versions.tag(manifests.tag_name(0), message)
+    _journal(place).unlink()
+    return [*built.summary(), "data/ is what data.dvc pins"]
+
+
+def _has_storage() -> bool:
+    return bool(os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ACCESS_KEY_ID"))

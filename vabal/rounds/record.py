@@ -1,0 +1,131 @@
+"""The record of a round: what `data/` holds after it, and the manifest that ties it together."""
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vabal import pools
+from vabal.files import canonical_json, file_sha256, write_bytes
+from vabal.rounds import manifests, steps, tables
+from vabal.rounds.context import RoundContext
+from vabal.rounds.manifests import MANIFEST_VERSION, digest_of, round_folder, tag_message
+from vabal.rounds.plans import Plan
+from vabal.rounds.stage_store import code_version
+
+
+def assemble(
+    night: RoundContext,
+    refs: Mapping[str, Any],
+    model: Mapping[str, Any],
+    *,
+    mlflow_run: str,
+    flow_run: str | None,
+    promotions: Mapping[str, Any] | None,
+    now: datetime,
+) -> tuple[Plan, dict[str, Path]]:
+    """What the round publishes: the plan, and for each file below `data/` where its content lies.
+
+    `refs` has the outputs of evaluate, select-batch and estimate-probabilities by name; `promotions` is the head of the
+    promotion record, None while it is empty.
+    """
+    number = night.round.round
+    staging = night.workspace.state / "record"
+    after, contents = _pools_after(night, refs["selected"], staging)
+    here = round_folder(Path(), number).as_posix()
+    for name, path in _round_files(night, refs).items():
+        contents[f"{here}/{name}"] = path
+    files = {Path(name).name: file_sha256(path) for name, path in contents.items() if name.startswith(f"{here}/")}
+    picks = tables.read_selection(contents[f"{here}/selection.parquet"])
+    selection = steps.selection_document(night, refs["selected"])
+    parent = manifests.read_manifest(night.workspace.data, number - 1)
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "round": number,
+        "parent": night.round.parent,
+        "strategy": night.params.selection.strategy,
+        "seed": night.params.seed,
+        "settings": night.params.model_dump(mode="json"),
+        "code": code_version(),
+        "class_terms": selection["class_terms"],
+        "selection": {name: selection[name] for name in ("rule", "beta", "budget", "seed", "shortlist")},
+        "pools_before": parent.manifest["pools_after"],
+        "pools_after": pools.digests(after),
+        "tables": _published_tables(night, contents),
+        "files": files,
+        "shards": night.report["shards"],
+        "counts": manifests.counts_of(after, len(picks)),
+        "intake": night.report["intake"],
+        "model": dict(model),
+        "promotions": dict(promotions) if promotions else None,
+        "mlflow_run": mlflow_run,
+        "prefect_flow_run": flow_run,
+        "metrics": {metric.name: metric.value for metric in steps.evaluation(night, refs["evaluated"])},
+        "times": _times(night.round.started, now, parent.manifest["times"]),
+        "environment": environment(),
+    }
+    document = canonical_json(manifest)
+    write_bytes(staging / "manifest.json", document)
+    contents[f"{here}/manifest.json"] = staging / "manifest.json"
+    plan = Plan(
+        round=number,
+        message=tag_message(manifest, digest_of(document)),
+        files={name: file_sha256(path) for name, path in contents.items()},
+        inbox=list(night.round.inbox),
+        git_remote=night.params.storage.git_remote,
+        after={"run": mlflow_run, "version": model["version"]},
+    )
+    return plan, contents
+
+
+def _times(started: str, now: datetime, before: Mapping[str, str] | None) -> dict[str, str]:
+    """When the round began and ended. Time never runs backwards in a record, though a clock may: the end of the round
+    before is the least."""
+    least = datetime.fromisoformat(before["finished"] if before else started)
+    begun = max(least, datetime.fromisoformat(started))
+    ended = max(begun, now.astimezone(UTC).replace(microsecond=0))
+    return {"started": begun.isoformat(timespec="seconds"), "finished": ended.isoformat(timespec="seconds")}
+
+
+def environment() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "scikit-learn")
+    return {name: version(name) for name in names} | {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _pools_after(night: RoundContext, selected: dict[str, str], staging: Path) -> tuple[pools.Pools, dict[str, Path]]:
+    """The pools with the picks marked as requested, and the files that differ from those in `data/`."""
+    before = pools.read(night.view)  # the intake checked them, and saving checks what changes here
+    picks = tables.read_selection(steps.selection_folder(night, selected) / "selection.parquet")
+    after = pools.mark_requested(before, list(picks["sample_id"]), night.round.round)
+    written = pools.save(after, staging, before)
+    contents = {name: night.view / name for name in night.report["changed"]}
+    contents |= {name: staging / name for name in written}
+    published = {path.name for path in (night.workspace.data / "images").glob("*.parquet")}
+    for shard in night.report["shards"]:
+        if f"{shard}.parquet" not in published:
+            contents[f"images/{shard}.parquet"] = night.view / "images" / f"{shard}.parquet"
+    return after, contents
+
+
+def _round_files(night: RoundContext, refs: Mapping[str, Any]) -> dict[str, Path]:
+    selected = steps.selection_folder(night, refs["selected"])
+    evaluated = steps.evaluation_folder(night, refs["evaluated"])
+    files = {
+        "selection.parquet": selected / "selection.parquet",
+        "candidates.parquet": selected / "candidates.parquet",
+        "holdout_predictions.parquet": evaluated / "holdout_predictions.parquet",
+    }
+    # Of a batch that was searched over features, and where the strategy looks at the labelled pool.
+    more = [selected / name for name in ("shortlist.parquet", "labeled.parquet")]
+    return files | {path.name: path for path in more if path.exists()}
+
+
+def _published_tables(night: RoundContext, contents: Mapping[str, Path]) -> dict[str, str]:
+    names = [*(f"{name}.parquet" for name in pools.SCHEMAS), "classes.json"]
+    return {name: file_sha256(contents.get(name, night.view / name)) for name in names}

@@ -1,0 +1,197 @@
+"""The tables of a round: its picks, all its candidates, and what the classifier said of the holdout."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vabal import pools
+from vabal.errors import BRING_BACK, UserError
+from vabal.strategies.columns import rows_of_lists
+
+_SCORED = [
+    pa.field("sample_id", pa.string(), nullable=False),
+    pa.field("score", pa.float64(), nullable=False),
+    pa.field("predicted_class", pa.string()),
+    pa.field("vae_class", pa.string()),
+    pa.field("log_likelihood", pa.float64()),
+    pa.field("prior", pa.float64()),
+    pa.field("precision", pa.float64()),
+    pa.field("strategy", pa.string(), nullable=False),
+]
+SELECTION = pa.schema([pa.field("rank", pa.int32(), nullable=False), *_SCORED])
+
+
+# The selection's columns (rank: null where not picked), and what the scores can be derived from again.
+CANDIDATES = pa.schema(
+    [
+        pa.field("rank", pa.int32()),
+        *_SCORED,
+        pa.field("margin", pa.float64()),
+        pa.field("log_likelihoods", pa.list_(pa.float32())),  # not of fixed size: parquet cannot read their nulls back
+        pa.field("posteriors", pa.list_(pa.float32())),
+        pa.field("own_class", pa.string()),
+        pa.field("logits", pa.list_(pa.float32())),
+        pa.field("mean_posteriors", pa.list_(pa.float64())),
+        pa.field("expected_entropy", pa.float64()),
+        pa.field("votes", pa.list_(pa.int32())),
+        pa.field("predicted_loss", pa.float32()),
+    ]
+)
+# Among whom a batch was searched, the highest scores first, and by which features.
+SHORTLIST = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("features", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+# What the classifier says of the labelled pool, where a strategy looks at it.
+LABELED = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("logits", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+PREDICTIONS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("predicted_class", pa.string(), nullable=False),
+        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+
+def unscored(sample_ids: list[str], strategy: str) -> pd.DataFrame:
+    """A selection that no score decided, in this order."""
+    table = pd.DataFrame({"rank": range(1, len(sample_ids) + 1), "sample_id": sample_ids, "score": 0.0})
+    return table.assign(strategy=strategy).reindex(columns=SELECTION.names)
+
+
+def write_selection(table: pd.DataFrame, path: Path) -> None:
+    pools.write_table(table, path, SELECTION)
+
+
+def read_selection(path: Path) -> pd.DataFrame:
+    """Picks in rank order, from 1. Raises UserError if the file is missing or damaged."""
+    return pools.read_table(path, SELECTION)
+
+
+def write_shortlist(sample_ids: NDArray[Any], features_N_D: NDArray[np.float32], path: Path) -> None:
+    _write_rows(sample_ids, features_N_D, path, SHORTLIST)
+
+
+def read_shortlist(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """What `write_shortlist` wrote. Raises ValueError for another table or features that are no finite numbers, and
+    what pyarrow raises."""
+    return _read_rows(path, SHORTLIST)
+
+
+def write_labeled(sample_ids: NDArray[Any], logits_N_C: NDArray[np.float32], path: Path) -> None:
+    _write_rows(sample_ids, logits_N_C, path, LABELED)
+
+
+def read_labeled(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """What `write_labeled` wrote. Raises what `read_shortlist` raises."""
+    return _read_rows(path, LABELED)
+
+
+def _write_rows(sample_ids: NDArray[Any], rows_N_D: NDArray[np.float32], path: Path, schema: pa.Schema) -> None:
+    """Bit for bit; uncompressed, for there is next to nothing to gain."""
+    count, width = rows_N_D.shape
+    flat = pa.array(np.ascontiguousarray(rows_N_D).ravel(), pa.float32())
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * width, pa.int32()), flat)
+    table = pa.table([pa.array([str(sample_id) for sample_id in sample_ids], pa.string()), lists], schema=schema)
+    pq.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
+
+
+def _read_rows(path: Path, schema: pa.Schema) -> tuple[list[str], NDArray[np.float32]]:
+    table = pq.ParquetFile(path).read()
+    if table.schema.names != schema.names:
+        raise ValueError(f"expected the columns {', '.join(schema.names)}, found {', '.join(table.schema.names)}")
+    table.validate(full=True)
+    name = schema.names[1]
+    rows_N_D = rows_of_lists(table.column(name).combine_chunks(), name)
+    if not np.isfinite(rows_N_D).all():
+        raise ValueError(f"{name}: not all of them are finite")
+    return [str(sample_id) for sample_id in table.column("sample_id").to_pylist()], rows_N_D
+
+
+def write_predictions(table: pd.DataFrame, path: Path) -> None:
+    pools.write_table(table, path, PREDICTIONS)
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """The holdout's labels and predictions. Raises UserError if the file is missing or damaged."""
+    return _read(path)
+
+
+class ScoredWriter:
+    """Writes candidates (columns of `strategies.schema`) as they are scored, for `write_candidates`; a context manager.
+
+    Small parts are gathered into row groups. The file lives for minutes, so nothing is spent on compressing it.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._parquet = pq.ParquetWriter(path, schema, compression="none", use_dictionary=False, store_schema=False)
+        self._parts: list[pa.Table] = []
+        self._rows = 0
+
+    def write(self, part: pa.Table) -> None:
+        self._parts.append(part)
+        self._rows += part.num_rows
+        if self._rows >= _GROUP_ROWS:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        self._parquet.write_table(pa.concat_tables(self._parts))
+        self._parts, self._rows = [], 0
+
+    def __enter__(self) -> "ScoredWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._parts:
+            self._write_group()
+        self._parquet.close()
+
+
+_GROUP_ROWS = 1 << 15
+_FEW_VALUES = ["predicted_class", "vae_class", "own_class", "strategy"]  # a dictionary of ids or scores would only cost
+
+
+def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strategy: str) -> None:
+    """Every candidate of the file `scored` (columns of `strategies.schema`) with its rank, where it has one.
+
+    Memory holds a row group at a time.
+    """
+    source = pq.ParquetFile(scored)
+    picked, rank_of = pa.array(list(ranks), pa.string()), pa.array(list(ranks.values()), pa.int32())
+    with pq.ParquetWriter(
+        path, CANDIDATES, compression="zstd", use_dictionary=_FEW_VALUES, store_schema=False
+    ) as writer:
+        for group in range(source.num_row_groups):
+            table = source.read_row_group(group)
+            table = table.append_column("rank", rank_of.take(pc.index_in(table.column("sample_id"), value_set=picked)))
+            table = table.append_column("strategy", pa.array([strategy] * table.num_rows, pa.string()))
+            writer.write_table(table.select(CANDIDATES.names).cast(CANDIDATES))
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {BRING_BACK}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from None
+    frame: pd.DataFrame = table.to_pandas()
+    return frame

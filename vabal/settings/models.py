@@ -1,0 +1,400 @@
+"""`params.yaml` as frozen, strict models: one section per stage, unknown keys refused with their path.
+
+A function receives its section, not the whole. Endpoints and secrets come from the environment, never from here.
+"""
+
+import re
+import zoneinfo
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vabal.settings import cron
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+BitDepth = Literal["auto", 8, 10, 12, 14, 16]
+
+
+class Section(BaseModel):
+    """A section of `params.yaml`: frozen, finite numbers only, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+
+class WorkspaceSettings(Section):
+    name: str = Field(
+        "default",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
+        description="Names the MLflow experiment, the registered model and the deployment; `default` adds no prefix.",
+    )
+
+
+class ImageSettings(Section):
+    size: Annotated[int, Field(ge=4, le=1024)] = Field(32, description="Images are resized to size x size pixels.")
+    channels: Literal[1, 3] = Field(3, description="1 for grey images, 3 for colour.")
+    bit_depth: BitDepth = Field(
+        "auto",
+        description="Bits of grey values in 16-bit files that do not tell; auto: what holds an image's largest value. "
+        "`vabal init` writes down what holds its source's largest value.",
+    )
+    max_megapixels: PositiveFloat = Field(50.0, description="A larger image is quarantined, not read.")
+    max_megabytes: PositiveFloat = Field(50.0, description="A larger file is quarantined, not read.")
+
+
+class PoolSettings(Section):
+    shard_megabytes: PositiveFloat = Field(128.0, description="A shard of images is closed at this size ...")
+    shard_rows: PositiveInt = Field(100_000, description="... or at this many images, whichever comes first.")
+    near_copies: Annotated[int, Field(ge=0, le=64)] = Field(
+        24,
+        description="Pictures whose perceptual hashes differ in at most this many of 256 bits, and whose thumbnails "
+        "correlate, are near copies and stay on one side of the holdout; 0: only equal pixels are looked for.",
+    )
+
+
+class StorageSettings(Section):
+    bucket: str = Field(
+        "vabal",
+        pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$",
+        description="The S3 bucket of DVC's remote; the endpoint and keys come from the environment.",
+    )
+    prefix: str = Field("dvc", pattern=r"^[A-Za-z0-9._/-]*$", description="Where in the bucket DVC keeps the pools.")
+    git_remote: str | None = Field(
+        None, description="Push commit and tag of a round to this git remote; its refusal locks out a second machine."
+    )
+
+
+class AuditSettings(Section):
+    sign: bool = Field(
+        False,
+        description="Sign the tags of rounds and decisions, with the key and format (SSH, GPG) of git's configuration.",
+    )
+    anchor: str | None = Field(
+        None,
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]+/.+$",
+        description="s3://bucket/prefix: the head of the record is written there once per round and decision.",
+    )
+    anchor_years: int = Field(
+        10,
+        ge=1,
+        le=100,
+        description="How long a bucket with Object Lock and no rule of its own keeps an anchored head.",
+    )
+
+
+class LabellingSettings(Section):
+    when_incomplete: Literal["continue", "wait", "skip"] = Field(
+        "continue",
+        description="What a round does while labels of the last request are out: go on with what came, wait, or skip.",
+    )
+    share: Share = Field(1.0, description="`wait` and `skip`: the share of the last request that is enough to go on.")
+    wait_hours: NonNegativeFloat = Field(8.0, description="`wait`: go on with what came after this long.")
+    poll_seconds: PositiveFloat = Field(30.0, description="`wait`: how often the inbox is looked at.")
+
+
+class ClassifierSettings(Section):
+    network: Literal["resnet10", "resnet18", "resnet34"] = Field(
+        "resnet18", description="torchvision's blocks; resnet10 has one a stage, for machines without a GPU."
+    )
+    width: PositiveInt = Field(64, description="Channels of the first stage; the published networks have 64.")
+    stem: Literal["auto", "small", "imagenet"] = Field(
+        "auto", description="small: 3x3, no max-pool; imagenet: 7x7 and max-pool; auto: small up to 64 pixels."
+    )
+    epochs: PositiveInt = Field(200, description="Passes over the labelled pool (paper, Section 4.2).")
+    batch_size: PositiveInt = Field(128, description="Samples a step at most; an epoch is shared out evenly.")
+    learning_rate: PositiveFloat = Field(0.1, description="SGD's first learning rate.")
+    decay_at: Share = Field(0.8, description="Share of the epochs after which the learning rate drops.")
+    decay_factor: PositiveFloat = Field(0.1, description="What the learning rate is multiplied by there.")
+    momentum: Share = Field(0.9, description="SGD's momentum.")
+    weight_decay: NonNegativeFloat = Field(5e-4, description="SGD's weight decay.")
+    crop_padding: Annotated[int, Field(ge=0)] = Field(0, description="Random crops from images padded by this; 0: off.")
+    horizontal_flip: bool = Field(False, description="Mirror images at random. Not for digits or text.")
+
+
+class FeatureSettings(Section):
+    batch_size: PositiveInt = Field(512, description="Images a forward pass.")
+
+
+class VaeSettings(Section):
+    """The regularised VAE (paper, Section 3.3 and 3.4); every point that the paper leaves open is an option."""
+
+    heads: Literal["bn_fc_sigmoid", "fc_relu_bn"] = Field(
+        "bn_fc_sigmoid", description="Per-stage heads: the paper's text, or the published code's order."
+    )
+    head_width: PositiveInt = Field(128, description="Outputs of a head; four heads make 512 inputs.")
+    stop_gradient: bool = Field(True, description="Detach the reconstruction's target, else heads can collapse.")
+    body: Literal["relu", "relu_bn"] = Field("relu_bn", description="Hidden layers without or with batch norm.")
+    hidden_layers: PositiveInt = Field(3, description="Hidden layers of the encoder, and of the decoder.")
+    hidden_width: PositiveInt = Field(128, description="Neurons of a hidden layer.")
+    latent_per_class: PositiveInt = Field(10, description="Latent dimensions dedicated to each class.")
+    energy: Literal["square", "absolute", "sigmoid"] = Field("square", description="w of Eq. 7 (paper, Table 2).")
+    class_weight: NonNegativeFloat = Field(1.0, description="Lambda of Eq. 10.")
+    loss_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="Squared error and KL averaged or summed over their dimensions."
+    )
+    reconstruction_half: bool = Field(False, description="The factor 1/2 of a unit-variance Gaussian.")
+    training_mask: bool = Field(True, description="Zero the block of the classifier's class before decoding.")
+    kl_blocks: Literal["all", "unmasked"] = Field("all", description="Whose KL counts where a block is masked.")
+    learning_rate: PositiveFloat = Field(1e-2, description="Adam's learning rate.")
+    decay_at: Share = Field(0.75, description="Share of the epochs after which the learning rate drops; 1: never.")
+    decay_factor: PositiveFloat = Field(0.1, description="What the learning rate is multiplied by there.")
+    reset_optimizer: bool = Field(False, description="Forget Adam's moments at the drop, as the published code does.")
+    warmup_epochs: Annotated[int, Field(ge=0)] = Field(0, description="Gradient-free passes that fill batch norm.")
+    epochs: PositiveInt = Field(20, description="Passes over the unlabelled pool.")
+    min_steps: Annotated[int, Field(ge=0)] = Field(200, description="More passes, if the pool is too small for this.")
+    batch_size: PositiveInt = Field(128, description="Samples a step at most; an epoch is shared out evenly.")
+
+
+class ProbabilitySettings(Section):
+    """Eqs. 6, 9, 11 and 12, and how their parts are put together."""
+
+    draws: PositiveInt = Field(10, description="Monte-Carlo draws T.")
+    sampling: Literal["independent", "antithetic", "anchored"] = Field(
+        "anchored",
+        description="How latents are drawn; anchored: few draws, mended by long runs at typical posteriors.",
+    )
+    likelihood_reduction: Literal["sum", "mean", "standardised", "contrast"] = Field(
+        "standardised",
+        description="Scale of log p(x|y^_n): summed or averaged over dimensions; standardised class by class over the "
+        "candidates; or contrast: a sample's level and the differences between its classes standardised apart.",
+    )
+    likelihood_weight: NonNegativeFloat = Field(1.0, description="What the log likelihood is multiplied by.")
+    likelihood_kl: Literal["all", "unmasked", "none"] = Field("all", description="Whose KL enters Eq. 9's bound.")
+    prior_pool: Literal["labeled", "unlabeled"] = Field("labeled", description="Where Eq. 12 counts.")
+    use_prior: bool = Field(True, description="Off: p(y_n) = 1 (paper, Table 1).")
+    precision_from: Literal["vae", "cross_fitted"] = Field(
+        "vae", description="Eq. 11 from the VAE's classes, or from classifiers fitted on folds of the labelled pool."
+    )
+    folds: Annotated[int, Field(ge=2)] = Field(3, description="Folds of `cross_fitted`.")
+    use_precision: bool = Field(True, description="Off: p(y_n|y^_n) = 1 (paper, Table 1).")
+    smoothing: PositiveFloat = Field(1.0, description="Laplace smoothing of Eqs. 11 and 12, in units of samples.")
+    classes: Literal["all", "predicted", "classifier", "posterior"] = Field(
+        "all",
+        description="Sum Eq. 6 over all classes; or take one's own term: Eq. 7's class, or the classifier's; or "
+        "posterior: the inverse terms expected under the classifier's posterior.",
+    )
+    exponent: NonNegativeFloat = Field(1.0, description="Prior and precision to this power: below 1, less extreme.")
+    score: Literal["eq6", "published_code"] = Field("eq6", description="Eq. 6, or the published code's 1 - sum(loss).")
+    margin_weight: NonNegativeFloat = Field(0.0, description="Adds this times log(1 - margin of the posterior).")
+    members: PositiveInt = Field(
+        1,
+        description="Networks, the classifier among them, whose mean posterior stands for the classifier's in margin, "
+        "`classifier` and `posterior`; each but the first is one more training.",
+    )
+
+
+class SelectionSettings(Section):
+    strategy: str = Field("vabal", min_length=1, description="One of docs/strategies.md, or an installed plug-in.")
+    budget: PositiveInt = Field(100, description="Samples a round asks labels for.")
+    batch: Literal["topk", "gumbel", "quota", "spread"] = Field(
+        "topk",
+        description="The best k; Gumbel top-k sampling; quotas per class; or spread: high scores far from "
+        "one another in the features. Left out: the preset's.",
+    )
+    beta: PositiveFloat = Field(
+        1.0,
+        description="Inverse temperature of `gumbel` and `quota`: the smaller, the more even. With `spread`, the "
+        "weight of the score against the distance.",
+    )
+
+
+class MethodSettings(Section):
+    preset: Literal["vabal", "paper", "published_code"] = Field(
+        "vabal", description="Where `vae`, `probabilities` and `selection.batch` come from, where they are left out."
+    )
+
+
+class PromotionSettings(Section):
+    min_gain: Annotated[float, Field(ge=-1, le=1)] = Field(
+        0.0, description="The lower bound of the balanced accuracy gained must be above this."
+    )
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(
+        0.95, description="How sure, over all uses of one holdout, that no challenger is promoted without such a gain."
+    )
+    tolerance: Share = Field(
+        0.01, description="A first champion that is named may be shown to be worse than the best candidate by this."
+    )
+    max_recall_drop: Share = Field(0.05, description="No class may be shown to lose more recall than this.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_no_setting_any_more(cls, raw: Any) -> Any:
+        """`resamples`, which the `params.yaml` and the manifests of earlier workspaces have."""
+        return {key: value for key, value in raw.items() if key != "resamples"} if isinstance(raw, dict) else raw
+
+
+class ScheduleSettings(Section):
+    cron: str = Field("0 2 * * *", description="When the nightly round starts: minute, hour, day, month, weekday.")
+    timezone: str = Field("UTC", min_length=1, description="An IANA time zone, as Europe/Zurich.")
+
+    @field_validator("cron")
+    @classmethod
+    def _a_time_that_comes(cls, value: str) -> str:
+        wrong = cron.problem(value)
+        if wrong is not None:
+            raise ValueError(wrong)
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _a_known_time_zone(cls, value: str) -> str:
+        if value != "UTC":  # which is known even where no time zone database is installed
+            try:
+                zoneinfo.ZoneInfo(value)
+            except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+                raise ValueError("must be an IANA time zone, as Europe/Zurich") from None
+        return value
+
+
+class ComputeSettings(Section):
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one.")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of torch; 0: as torch chooses.")
+    task_runner: Literal["local", "ray"] = Field("local", description="Where tasks run: in the flow's process, or Ray.")
+    gpus_per_task: NonNegativeFloat = Field(0.0, description="GPUs that Ray sets aside for a task.")
+
+
+# The defaults are preset `vabal`. The other two name every setting, so that a better default never changes them.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # Class precision and class abundance, expected under the mean posterior of five networks and tempered, times the
+    # doubt that its margin tells, in a batch that is spread out (docs/evidence.md: how it was chosen, what it came to).
+    "vabal": {
+        "vae": {},
+        "probabilities": {
+            "draws": 10,
+            "sampling": "anchored",
+            "classes": "posterior",
+            "exponent": 0.33,
+            "likelihood_weight": 0.1,
+            "margin_weight": 1.0,
+            "members": 5,
+        },
+        "selection": {"batch": "spread"},
+    },
+    "paper": {
+        "vae": {
+            "heads": "bn_fc_sigmoid",
+            "head_width": 128,
+            "stop_gradient": True,
+            "body": "relu",
+            "hidden_layers": 4,
+            "hidden_width": 128,
+            "latent_per_class": 10,
+            "energy": "square",
+            "class_weight": 0.005,
+            "loss_reduction": "mean",
+            "reconstruction_half": False,
+            "training_mask": False,
+            "kl_blocks": "all",
+            "learning_rate": 1e-4,
+            "decay_at": 1.0,
+            "decay_factor": 0.1,
+            "reset_optimizer": False,
+            "warmup_epochs": 0,
+            "epochs": 20,
+            "min_steps": 0,
+            "batch_size": 128,
+        },
+        "probabilities": {
+            "draws": 100,
+            "sampling": "independent",
+            "likelihood_reduction": "sum",
+            "likelihood_weight": 1.0,
+            "likelihood_kl": "all",
+            "prior_pool": "labeled",
+            "use_prior": True,
+            "precision_from": "vae",
+            "folds": 3,
+            "use_precision": True,
+            "smoothing": 1.0,
+            "classes": "all",
+            "exponent": 1.0,
+            "score": "eq6",
+            "margin_weight": 0.0,
+            "members": 1,
+        },
+        "selection": {"batch": "topk"},
+    },
+    "published_code": {
+        "vae": {
+            "heads": "fc_relu_bn",
+            "head_width": 128,
+            "stop_gradient": True,
+            "body": "relu_bn",
+            "hidden_layers": 3,
+            "hidden_width": 128,
+            "latent_per_class": 10,
+            "energy": "square",
+            "class_weight": 0.005,
+            "loss_reduction": "mean",
+            "reconstruction_half": False,
+            "training_mask": True,
+            "kl_blocks": "all",
+            "learning_rate": 1e-2,
+            "decay_at": 0.8,
+            "decay_factor": 0.1,
+            "reset_optimizer": True,
+            "warmup_epochs": 1,
+            "epochs": 20,
+            "min_steps": 0,
+            "batch_size": 128,
+        },
+        "probabilities": {
+            "draws": 100,
+            "sampling": "independent",
+            "likelihood_reduction": "mean",
+            "likelihood_weight": 1.0,
+            "likelihood_kl": "all",
+            "prior_pool": "unlabeled",
+            "use_prior": True,
+            "precision_from": "vae",
+            "folds": 3,
+            "use_precision": False,
+            "smoothing": 1e-9,
+            "classes": "all",
+            "exponent": 1.0,
+            "score": "published_code",
+            "margin_weight": 0.0,
+            "members": 1,
+        },
+        "selection": {"batch": "topk"},
+    },
+}
+
+
+class Params(Section):
+    """The whole of `params.yaml`."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Every random choice derives from it.")
+    stages: str = Field(
+        ".vabal/stages",
+        min_length=1,
+        description="The stage store: a folder, or s3://bucket/prefix where stages run on several machines.",
+    )
+    workspace: WorkspaceSettings = WorkspaceSettings()
+    images: ImageSettings = ImageSettings()
+    pool: PoolSettings = PoolSettings()
+    storage: StorageSettings = StorageSettings()
+    labelling: LabellingSettings = LabellingSettings()
+    classifier: ClassifierSettings = ClassifierSettings()
+    features: FeatureSettings = FeatureSettings()
+    method: MethodSettings = MethodSettings()
+    vae: VaeSettings = VaeSettings()
+    probabilities: ProbabilitySettings = ProbabilitySettings()
+    selection: SelectionSettings = SelectionSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    audit: AuditSettings = AuditSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    compute: ComputeSettings = ComputeSettings()
+
+    @field_validator("stages")
+    @classmethod
+    def _a_folder_or_s3(cls, value: str) -> str:
+        scheme = re.match(r"^([a-z0-9+]+)://", value)
+        if scheme and scheme.group(1) != "s3":
+            raise ValueError("must be a folder or an s3:// address")
+        if value.startswith("~"):
+            raise ValueError("must be a whole path: ~ is not followed")
+        return value

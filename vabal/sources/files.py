@@ -1,0 +1,218 @@
+"""Sources that are image files in folders, with or without a table of labels."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from vabal.errors import UserError, shown, some
+from vabal.images import Unreadable, shape
+from vabal.images.shards import too_large
+from vabal.labels import delimited
+from vabal.settings.models import ImageSettings
+from vabal.sources import layouts
+from vabal.sources.base import Item, hint, natural, sample_id_of, without_images
+from vabal.sources.folders import class_name, looks_like_an_image, once, walk
+from vabal.sources.listing import Known, resolve
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+class Files:
+    """Image files below a folder, with what is known of them.
+
+    `linked` are those that a link led to. `notes` tell people what was left out before anything was read.
+    """
+
+    name = "files"
+    classes: tuple[str, ...] | None = None
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[PurePosixPath],
+        known: Mapping[PurePosixPath, Known] | None = None,
+        *,
+        linked: Collection[PurePosixPath] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.place = shown(root)
+        self._root = root
+        self._paths = paths
+        self._known = known or {}
+        self._linked = linked
+        self.notes = tuple(notes)
+        self.unreadable: list[tuple[str, str]] = []
+
+    @property
+    def size_hint(self) -> tuple[int, int]:
+        """From the first file that can be read."""
+        for path in self._paths:
+            try:
+                too_large((self._root / path).stat().st_size, ImageSettings())
+                return hint(*shape((self._root / path).read_bytes()))
+            except (OSError, Unreadable):
+                continue
+        return (64, 3)
+
+    def items(self, limits: ImageSettings | None = None, /) -> Iterator[Item]:
+        self.unreadable.clear()
+        for path in self._paths:
+            file = self._root / path
+            try:
+                too_large(file.stat().st_size, limits or ImageSettings())
+                data = file.read_bytes()
+            except (OSError, Unreadable) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                self.unreadable.append((shown(file), reason or type(error).__name__))
+                continue
+            known = self._known.get(path, Known())
+            yield Item(
+                sample_id_of(str(path)),
+                data,
+                known.label,
+                known.group,
+                known.split,
+                origin=shown(file),
+                linked=path in self._linked,
+            )
+
+
+def files_below(root: Path) -> Files:
+    """All files below a folder as images of which nothing is known. Raises UserError if there are none."""
+    found = walk(root)
+    files, again = once(found.files, {})
+    notes = found.notes() + ([f"left out, links to files that are there: {some(again)}"] if again else [])
+    return Files(root, [file.path for file in files], linked=found.linked, notes=notes)
+
+
+class Folder(Files):
+    """A folder of images: labels from a `labels.csv` in it, else from its folders' names, else none.
+
+    `labels.csv` has the columns path (or filename), label and, if wanted, group. Images that it leaves out, or whose
+    label is empty there, are unlabelled. How folders are read, `vabal.sources.layouts` decides, or the
+    user (`layout`). With `classes` given, only these names may occur, in this order; else a class without an image is
+    none.
+    Raises UserError if the folder is missing or empty, if its labels contradict each other or `classes`, or if it is
+    ambiguous what its folders mean.
+    """
+
+    name = "folder"
+
+    def __init__(self, root: Path, classes: Sequence[str] | None = None, layout: str | None = None) -> None:
+        found = walk(root)
+        self.given = classes is not None
+        chosen = tuple(map(class_name, classes)) if classes else None
+        listing = None if _is_by_folders(layout) else _listing_of(shown(root), found.paths, layout)
+        files = [file for file in found.files if file.path != listing]
+        images = [file.path for file in files if looks_like_an_image(root / file.path)]
+        place, about = shown(root), [] if listing is None else [f"labels come from {listing}"]
+        if listing is None:
+            reading = layouts.read_folders(place, images, chosen, layout)
+        elif layout == layouts.SPLITS:
+            reading = layouts.read_folders(place, images, None, layout)
+        else:
+            reading = layouts.Reading(layouts.FLAT)
+        self.layout = reading.layout
+        known = {
+            file.path: Known(said.label, None, said.split)
+            for file in files
+            if (said := reading.place(file.path)) is not None
+        }
+        missing: list[str] = []
+        if listing is not None:
+            listed = resolve(root, str(listing), _read_listing(root / listing), list(known))
+            nothing = Known()
+            missing, about = listed.missing, [*about, *listed.notes]
+            if layout is None:
+                labelled = [path for path, said in listed.known.items() if said.label]
+                about += layouts.splits_beside_table(place, str(listing), images, labelled)
+            about += layouts.check_names(
+                f"{place}/{listing}", [said.label for said in listed.known.values() if said.label], chosen
+            )
+            known = {path: _as_listed(listed.known.get(path, nothing), said) for path, said in known.items()}
+        files, again = once([file for file in files if file.path in known], known)
+        if again:
+            about.append(f"left out, links to files that are there: {some(again)}")
+        empty = without_images(found.folders, images)
+        if empty:
+            about.append(f"folders without an image: {some(empty)}")
+        # the holdout first: an image that is in both splits stays there
+        paths = sorted((file.path for file in files), key=lambda path: known[path].split == "pool")
+        super().__init__(root, paths, known, linked=found.linked, notes=(*reading.notes, *about, *found.notes()))
+        self._missing = [(f"{place}/{name}", f"listed in {listing}, but not there") for name in missing]
+        self.classes = _classes(place, [said.label for said in known.values()], chosen)
+
+    def items(self, limits: ImageSettings | None = None, /) -> Iterator[Item]:
+        yield from super().items(limits)
+        self.unreadable += self._missing
+
+
+def _listing_of(root: str, paths: Sequence[PurePosixPath], layout: str | None) -> PurePosixPath | None:
+    """The table of labels on top. Raises UserError for two of them, or one further down where no layout is chosen."""
+    tables = [path for path in paths if path.name.lower() == "labels.csv"]
+    on_top = [path for path in tables if len(path.parts) == 1]
+    if len(on_top) > 1:
+        raise UserError(f"{root}: {some(list(map(str, on_top)))}: keep one of them")
+    if tables and not on_top and layout is None:
+        place = shown(tables[0].parent)
+        raise UserError(
+            f"{root}: {shown(tables[0])} is read only on top: name {root}/{place} as the source, or say by --layout "
+            f"{layouts.CLASS_FOLDERS} that folders are classes"
+        )
+    return on_top[0] if on_top else None
+
+
+def _as_listed(listed: Known, by_folders: Known) -> Known:
+    """What a table says of a file, in the split where it lies; its label as classes are named."""
+    return replace(listed, label=class_name(listed.label) if listed.label else None, split=by_folders.split)
+
+
+def _is_by_folders(layout: str | None) -> bool:
+    """Whether the user said that folders are the classes, whatever a table says."""
+    return layout in (layouts.CLASS_FOLDERS, layouts.PARENT_FOLDERS)
+
+
+def _classes(root: str, labels: Sequence[str | None], given: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The classes in their order. Raises UserError for a label that is none of those given."""
+    found = natural({label for label in labels if label is not None})
+    strangers = [name for name in found if given and name not in given]
+    if strangers:
+        raise UserError(f"{root}: label {strangers[0]!r} is not among the classes given: {', '.join(given or ())}")
+    return tuple(given or found) or None
+
+
+def _read_listing(path: Path) -> dict[PurePosixPath, Known]:
+    """Label and group of every path that a labels.csv names."""
+    name = str(path)
+    lines = delimited.lines_of(delimited.text_of(_content(path), name), name, (*_PATH_COLUMNS, "label", "group"))
+    header = delimited.header_of(lines[0]) if lines else []
+    where = next((column for column in _PATH_COLUMNS if column in header), None)
+    if where is None or "label" not in header:
+        found = ", ".join(header) or "nothing"
+        raise UserError(f"{path}: the first line must name the columns path and label, found {found}")
+    columns = delimited.Columns.of(header, (where, "label", "group"), (where, "label", "group"), name)
+    listed: dict[PurePosixPath, Known] = {}
+    for line in lines[1:]:
+        at = f"{path}: line {line.number}"
+        problem = columns.problem(line)
+        if problem is not None:
+            raise UserError(f"{at}: {problem}")
+        said = columns.cell(line, where)
+        place = PurePosixPath(said.replace("\\", "/"))
+        if not said:
+            raise UserError(f"{at}: {said!r} is no path below this folder")
+        values = Known(columns.cell(line, "label") or None, columns.cell(line, "group") or None)
+        if listed.setdefault(place, values) != values:
+            raise UserError(f"{at}: {place} stands there twice, with different values")
+    return listed
+
+
+_PATH_COLUMNS: Final = ("path", "filename", "file", "image")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None

@@ -1,0 +1,204 @@
+"""Images into the inbox: read, sifted and stored, so that the next round takes them."""
+
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from vabal import images
+from vabal.errors import UserError, shown
+from vabal.files import make_folder, sync_folder
+from vabal.images import near_copies
+from vabal.labels.arrivals import HALF, Arrival, content_digest, next_name, one_at_a_time, pending, read, some_of
+from vabal.pools import INCOMING, Pools, typed, write_table
+from vabal.settings.models import Params
+from vabal.sources.arrays import Npz
+from vabal.sources.base import Item, Source
+from vabal.sources.files import Files, files_below
+from vabal.sources.sifting import FilteredItem, ItemFilter, name_of
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What became of new images. `name` is their place in the inbox, None if there were none to take in."""
+
+    path: str
+    name: str | None
+    sample_ids: tuple[str, ...] = ()
+    duplicates: tuple[str, ...] = ()
+    unreadable: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    near_holdout: tuple[tuple[str, str], ...] = ()  # left out: (path, id of the image of the holdout)
+    near_pool: tuple[tuple[str, str], ...] = ()  # taken in: (path, id of another image of the pool)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        said = [
+            f"{len(self.sample_ids)} new images from {self.path}" + ("; the next round takes them in" * bool(self.name))
+        ]
+        if self.duplicates:
+            said.append(
+                f"{len(self.duplicates)} left out, the pool or the inbox has their content: {some_of(self.duplicates)}"
+            )
+        if self.near_holdout:
+            listed = [f"{path} ({twin})" for path, twin in self.near_holdout]
+            said.append(f"{len(listed)} left out, near copies of images in the holdout: {some_of(listed)}")
+            if len(listed) > len(self.sample_ids):
+                said.append("if they are different pictures that look alike: pool.near_copies: 0, and ingest again")
+        if self.near_pool:
+            listed = [f"{path} ({twin})" for path, twin in self.near_pool]
+            said.append(f"{len(listed)} taken in are near copies of images in the pool: {some_of(listed)}")
+        if self.unreadable:
+            listed = [f"{path} ({reason})" for path, reason in self.unreadable]
+            said.append(f"{len(listed)} unreadable, listed in quarantine/quarantine.csv: {some_of(listed)}")
+        return [*said, *self.notes]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def ingest(
+    inbox: Path,
+    pools: Pools,
+    path: Path,
+    params: Params,
+    *,
+    quarantine: Path,
+    when: datetime,
+    data: Path | None = None,
+    fingerprints: Path | None = None,
+) -> IngestReport:
+    """Put the images of a file, a folder (with all below it) or an .npz file into the inbox, unlabelled.
+
+    What counts as a file below a folder, `folders.walk` says. Their ids come from their paths relative to `path`; an id
+    that is taken gets the first digits of the content behind it. Images that the pool or the inbox has, by content or
+    by pixels, and near copies of images in the holdout are left out, unreadable files go to `quarantine`, and all are
+    told. The pools' pictures are read from `data`, what is known of them kept in `fingerprints`; without, only contents
+    are compared. Everything is on disk, durable, when this returns, and nothing is if it is killed.
+    Raises UserError if `path` is missing, empty, or an .npz file that is not as it should be.
+    """
+    source = _arriving(path)
+    with one_at_a_time(inbox):
+        _, arrivals = read(inbox, [name for name in pending(inbox) if name.startswith("images/")])
+        there = [pools.catalog, *(arrival.catalog for arrival in arrivals)]
+        known = _known(pools, arrivals, data, fingerprints, params)
+        twins = _Twins(known, set(pools.holdout["sample_id"]), params.pool.near_copies)
+        sieve = ItemFilter(
+            params.images,
+            ids={name for table in there for name in table["sample_id"]},
+            contents={sha256 for table in there for sha256 in table["sha256"]},
+            pixels=dict(zip(known["pixels"], known["sample_id"], strict=True)),
+            refuse=twins.refuse,
+        )
+        catalog, folder = _store(inbox, source, sieve, params)
+        sieve.quarantine(quarantine, when)
+        duplicates = tuple(name_of(item) for item, _ in sieve.duplicates)
+        images.note_left_out(quarantine, _reasons(sieve, twins), when)
+        name = None
+        if folder is not None:
+            name = f"images/{next_name(inbox, content_digest(catalog))}"
+            folder.replace(inbox / name)
+            sync_folder(inbox / "images")
+    return IngestReport(
+        path=shown(path),
+        name=name,
+        sample_ids=tuple(catalog["sample_id"]),
+        duplicates=duplicates,
+        unreadable=tuple((place, reason) for place, reason, _ in sieve.unreadable),
+        notes=source.notes if isinstance(source, Files) else (),
+        near_holdout=tuple(twins.held),
+        near_pool=tuple(twins.free),
+    )
+
+
+def _known(
+    pools: Pools, arrivals: Sequence[Arrival], data: Path | None, fingerprints: Path | None, params: Params
+) -> pd.DataFrame:
+    """sample_id, pixels and print of what the pools and the inbox hold."""
+    nothing = pd.DataFrame({"sample_id": [], "pixels": [], "print": []}, dtype=object)
+    if data is None or fingerprints is None:
+        return nothing
+    tables = [near_copies.of_shards(data, pools.catalog, fingerprints, params.images)]
+    tables += [
+        near_copies.of_shards(arrival.shards.parent, arrival.catalog, fingerprints, params.images)
+        for arrival in arrivals
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    return table[table["pixels"] != ""]
+
+
+class _Twins:
+    """Near copies of what is known: those of the holdout are kept out, the others told."""
+
+    def __init__(self, known: pd.DataFrame, holdout: set[str], distance: int) -> None:
+        self._ids = known["sample_id"].tolist()
+        self._holdout = holdout
+        self._index = near_copies.Index(known["print"].tolist(), distance) if distance else None
+        self.held: list[tuple[str, str]] = []
+        self.free: list[tuple[str, str]] = []
+
+    def refuse(self, item: Item, fingerprint: bytes) -> bool:
+        near = [self._ids[place] for _, place in self._index.near([fingerprint])] if self._index else []
+        held = [sample_id for sample_id in near if sample_id in self._holdout]
+        if near:
+            (self.held if held else self.free).append((name_of(item), (held or near)[0]))
+        return bool(held)
+
+
+def _reasons(sieve: ItemFilter, twins: _Twins) -> list[tuple[str, str]]:
+    same = [(name_of(item), f"same picture as {twin}" if twin else "same content") for item, twin in sieve.duplicates]
+    return same + [(path, f"near copy of {twin} in the holdout") for path, twin in twins.held]
+
+
+def _arriving(path: Path) -> Source:
+    if path.is_dir():
+        return files_below(path)
+    if not path.exists():
+        raise UserError(f"{shown(path)}: no such file or folder")
+    if path.suffix.lower() == ".npz":
+        return Npz(path)
+    name = PurePosixPath(path.name)
+    return Files(path.parent, [name], linked=[name] if path.is_symlink() else [])
+
+
+def _store(inbox: Path, source: Source, sieve: ItemFilter, params: Params) -> tuple[pd.DataFrame, Path | None]:
+    """Catalog rows, and a folder under a temporary name with them and their shards; None where nothing is new."""
+    make_folder(inbox / "images")
+    for left in (inbox / "images").iterdir():  # of a process that was killed: the lock is ours
+        if HALF.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+    folder = inbox / "images" / f".{uuid.uuid4().hex}.tmp"
+    facts: dict[str, tuple[str, int, int]] = {}
+    try:
+        placed = images.write_shards(
+            _noting(sieve.sift(source), facts), folder / "images", settings=params.pool, name_prefix="new"
+        )
+        rows = [(sample_id, shard, row, *facts[sample_id]) for shard, row, sample_id in placed]
+        catalog = typed(pd.DataFrame(rows, columns=INCOMING.names), INCOMING)
+        if catalog.empty:
+            shutil.rmtree(folder)
+            return catalog, None
+        prefix = f"ingest-{content_digest(catalog)[:8]}"
+        for shard in catalog["shard"].unique():
+            path = folder / "images" / f"{shard}.parquet"
+            path.rename(path.with_name(path.name.replace("new", prefix, 1)))
+        catalog["shard"] = catalog["shard"].str.replace("new", prefix, n=1, regex=False)
+        write_table(catalog, folder / "catalog.parquet", INCOMING)
+        sync_folder(folder / "images")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return catalog, folder
+
+
+def _noting(sifted: Iterator[FilteredItem], facts: dict[str, tuple[str, int, int]]) -> Iterator[tuple[str, bytes]]:
+    for new in sifted:
+        facts[new.item.sample_id] = (new.sha256, new.width, new.height)
+        yield new.item.sample_id, new.item.data

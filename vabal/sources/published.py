@@ -1,0 +1,82 @@
+"""Published sets of image files: NEU, ELPV."""
+
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from vabal.errors import UserError
+from vabal.settings.models import ImageSettings
+from vabal.sources.base import Item
+from vabal.sources.files import Files
+from vabal.sources.folders import IMAGE_SUFFIXES, walk
+from vabal.sources.listing import Known
+
+
+class Neu(Files):
+    """NEU surface defects: 6 classes at 200 x 200, or the 9 classes at 64 x 64, in whatever folders they lie.
+
+    The class stands in the file's name (`Cr_1.bmp`, `crazing_1.jpg`) or in the name of its folder. Other files
+    (annotations) are left out. Raises UserError if there are no such images.
+    """
+
+    name = "neu"
+    size_hint = (64, 1)
+    _NAMES: Final = {
+        "cr": "crazing",
+        "gg": "grooves_and_gouges",
+        "in": "inclusion",
+        "pa": "patches",
+        "ps": "pitted_surface",
+        "rp": "rolled-in_particle",
+        "rs": "rolled-in_scale",
+        "sc": "scratches",
+        "sp": "spots",
+    }
+
+    def __init__(self, root: Path) -> None:
+        found = walk(root)
+        paths = [path for path in found.paths if path.suffix.lower() in IMAGE_SUFFIXES]
+        known = {path: Known(self._class_of(path)) for path in paths}
+        unknown = [path for path, file in known.items() if file.label is None]
+        if unknown or not paths:
+            said = f"no NEU class in the name of {unknown[0]} or of its folder" if unknown else "no images"
+            raise UserError(f"{root}: {said}; expected files such as Cr_1.bmp, crazing_1.jpg or crazing/1.jpg")
+        super().__init__(root, paths, known, linked=found.linked, notes=found.notes())
+        present = {file.label for file in known.values()}
+        self.classes = tuple(name for name in self._NAMES.values() if name in present)
+
+    def _class_of(self, path: PurePosixPath) -> str | None:
+        stem = re.sub(r"[\s_-]*\d*$", "", path.stem)
+        for text in (stem, *reversed(path.parts[:-1])):
+            key = re.sub(r"[\s-]+", "_", text.lower())
+            for code, name in self._NAMES.items():
+                if key in (code, name.replace("-", "_")):
+                    return name
+        return None
+
+
+class Elpv(Files):
+    """The ELPV data set: 2 624 solar cells, 300 x 300 grey. Classes are cell type and defect probability, 8 in all.
+
+    Needs the package `elpv-dataset`, which carries the images. Raises UserError if it is not installed.
+    """
+
+    name = "elpv"
+    size_hint = (64, 1)
+
+    def __init__(self) -> None:
+        try:
+            root = Path(str(resources.files("elpv_dataset"))) / "data"
+            lines = (root / "labels.csv").read_text(encoding="utf-8").splitlines()
+        except (ModuleNotFoundError, FileNotFoundError):
+            raise UserError("source elpv needs the package elpv-dataset: install it, or take another source") from None
+        rows = [line.split() for line in lines if line.strip()]
+        labels = {PurePosixPath(path): f"{kind}-{float(share):.2f}" for path, share, kind in rows}
+        super().__init__(root, list(labels), {path: Known(label) for path, label in labels.items()})
+        self.classes = tuple(sorted(set(labels.values())))
+
+    def items(self, limits: ImageSettings | None = None, /) -> Iterator[Item]:
+        for item in super().items(limits):
+            yield Item(item.sample_id.removeprefix("images-"), item.data, item.label, origin=item.origin)

@@ -1,0 +1,249 @@
+"""The seam between a round and the strategies: what one declares, what it is given, what it hands back."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vabal.learning.needs import Needs
+from vabal.probabilities import ClassTerms
+from vabal.strategies.batch import Picker, Rule
+from vabal.strategies.candidates import Candidates
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The candidates of one shard; None where the strategy's needs do not include it. Arrays may be memory-mapped.
+
+    Of a committee (dropout passes, or the members of an ensemble): `predictive_N_C` is the mean of its posteriors,
+    `expected_entropy_N` the mean of their entropies in nats, `votes_N_C` how many of them predict each class.
+    `predicted_loss_N` is the output of the auxiliary loss's module; `images_N_H_W_K` are uint8.
+    """
+
+    sample_ids: NDArray[Any]
+    logits_N_C: NDArray[np.floating] | None = None
+    features_N_D: NDArray[np.floating] | None = None
+    log_likelihood_N_C: NDArray[np.floating] | None = None
+    vae_class_N: NDArray[np.integer] | None = None
+    predictive_N_C: NDArray[np.floating] | None = None
+    expected_entropy_N: NDArray[np.floating] | None = None
+    votes_N_C: NDArray[np.integer] | None = None
+    predicted_loss_N: NDArray[np.floating] | None = None
+    images_N_H_W_K: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """The labelled pool: labels_N as indices of classes, and what the needs include, in one order."""
+
+    features_N_D: NDArray[np.floating]
+    labels_N: NDArray[np.integer]
+    sample_ids: NDArray[Any] | None = None
+    logits_N_C: NDArray[np.floating] | None = None
+    images_N_H_W_K: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a selection works on.
+
+    `shards` starts a new pass over the candidates each time it is called. `settings` holds the sections
+    `probabilities` and `selection`. `write`, where given, receives every candidate once, shard by shard, in the order
+    of the shards: it fills the candidates' table. `feature_dims` are the lengths of the stages' features, which stand
+    side by side in features_N_D; `device` is where a strategy that computes much should do so.
+    """
+
+    shards: Callable[[], Iterable[Shard]]
+    settings: Any
+    seed: int
+    class_terms: ClassTerms | None = None
+    labeled: Labeled | None = None
+    write: Callable[[Candidates], None] | None = None
+    feature_dims: tuple[int, ...] | None = None
+    device: str = "cpu"
+    features_of: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None  # of a shortlist, where shards have none
+
+    def deep(self, features_N_D: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The features of the last stage, which the classifier's linear layer sees; a view."""
+        return features_N_D if self.feature_dims is None else features_N_D[:, -self.feature_dims[-1] :]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The picks in rank order, and what derives them from the candidates' table again.
+
+    That is `strategies.pick(candidates, budget, rule, beta, seed)`; with the rule `spread`, a search among the
+    `shortlist`. `class_terms` are those of the context, completed with the pool's moments where the score needs them.
+    `notes` are for people: what did not go as asked.
+    """
+
+    strategy: str
+    picks: Candidates
+    budget: int
+    rule: Rule
+    beta: float
+    seed: int
+    candidates: int
+    class_terms: ClassTerms | None = None
+    notes: tuple[str, ...] = ()
+    shortlist: "Shortlist | None" = None
+
+    @property
+    def sample_ids(self) -> list[str]:
+        return [str(sample_id) for sample_id in self.picks.sample_ids]
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The candidates among which a batch was searched, the highest score first, and their features_N_D.
+
+    `per_pick` times the budget they are, or all where there are fewer.
+    """
+
+    sample_ids: NDArray[Any]
+    features_N_D: NDArray[np.float32]
+    per_pick: int
+
+
+def no_picks(strategy: str, budget: int, seed: int) -> Selection:
+    """Of a round that has no candidates: there is nothing left to label."""
+    nothing = Candidates(np.array([], dtype=object), np.zeros(0))
+    return Selection(strategy, nothing, budget, "topk", beta=1.0, seed=seed, candidates=0)
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """What `get` returns; plug-ins implement it, `ScoringStrategy` being the short way."""
+
+    name: ClassVar[str]
+    needs: ClassVar[Needs]
+
+    def select(self, context: Context, budget: int) -> Selection:
+        """Picks at most `budget` of the context's candidates, and hands every candidate to `context.write`."""
+
+    def rescore(
+        self, candidates: Candidates, *, class_terms: ClassTerms | None, settings: Any, seed: int
+    ) -> NDArray[np.float64] | None:
+        """score_N from the columns of the candidates' table, bit for bit; None if they do not hold what it takes."""
+
+
+def needs_of(strategy: Strategy, settings: Any) -> Needs:
+    """What the strategy needs under these settings: its `needs`, or what its method `needs_under(settings)` says."""
+    depending = getattr(strategy, "needs_under", None)
+    needs: Needs = strategy.needs if depending is None else depending(settings)
+    return needs
+
+
+class TakenAsTheyStand:
+    """Of strategies whose scores do not follow from the candidates' table.
+
+    `inputs` names the columns of the shards that go into that table beside the scores; `labeled_inputs` says that the
+    labelled pool's logits are recorded as well. Who is `derivable` gets its scores by being run again on these.
+    """
+
+    inputs: tuple[str, ...] = ()
+    labeled_inputs: bool = False
+    derivable: bool = False
+
+    def scores_are(self, candidates: int, budget: int) -> NDArray[np.float64] | None:  # noqa: ARG002
+        """The scores of so many candidates, the highest first, where all selections have the same; else None."""
+        return None
+
+    def rescore(
+        self,
+        candidates: Candidates,  # noqa: ARG002 -- the seam's, which who can follow them overrides
+        *,
+        class_terms: ClassTerms | None,  # noqa: ARG002
+        settings: Any,  # noqa: ARG002
+        seed: int,  # noqa: ARG002
+    ) -> NDArray[np.float64] | None:
+        return None
+
+
+class ScoringStrategy(TakenAsTheyStand):
+    """A strategy that scores each candidate by itself: it defines `score`, the rest follows."""
+
+    name: ClassVar[str]
+    needs: ClassVar[Needs] = Needs()
+
+    def prepare(self, context: Context) -> Context:
+        """A first pass, for a score that needs something of the whole pool; by default there is none."""
+        return context
+
+    def score(self, shard: Shard, context: Context) -> Candidates:
+        """The shard's candidates in their order, with scores: the highest are picked first."""
+        raise NotImplementedError(f"{type(self).__name__} does not define score")
+
+    def rule(self, settings: Any) -> Rule:  # noqa: ARG002 -- a strategy may follow the settings
+        """How scores become a batch."""
+        return "topk"
+
+    def beta(self, settings: Any) -> float:
+        """The inverse temperature of the rules `gumbel` and `quota`."""
+        return float(settings.selection.beta)
+
+    def scored(self, shard: Shard, context: Context) -> Candidates:
+        """The shard's candidates with scores, and what these were computed from."""
+        return recording(self.score(shard, context), shard, self.inputs)
+
+    def select(self, context: Context, budget: int) -> Selection:
+        """Scores shard by shard and keeps the best: memory does not grow with the pool.
+
+        Raises UserError naming the samples whose score is not finite.
+        """
+        context = self.prepare(context)
+        rule, beta = self.rule(context.settings), self.beta(context.settings)
+        picker = Picker(budget, rule, beta, context.seed)
+        for shard in context.shards():
+            scored = self.scored(shard, context)
+            picker.add(scored)
+            if context.write is not None:
+                context.write(scored)
+        picks = picker.picks() if picker.candidates else no_picks(self.name, budget, context.seed).picks
+        return Selection(
+            strategy=self.name,
+            picks=picks,
+            budget=budget,
+            rule=rule,
+            beta=beta,
+            seed=context.seed,
+            candidates=picker.candidates,
+            class_terms=context.class_terms,
+            notes=shortfall(budget, picker.candidates),
+        )
+
+
+def recording(scored: Candidates, shard: Shard, columns: tuple[str, ...]) -> Candidates:
+    """The candidates with these columns of their shard beside them, where it carries them."""
+    return replace(scored, **{name: getattr(shard, name) for name in columns})
+
+
+def shortfall(budget: int, candidates: int) -> tuple[str, ...]:
+    """The note of a selection whose budget is larger than what is left."""
+    if candidates >= budget:
+        return ()
+    return (f"{budget} asked for, {candidates} left to pick from: all of them are picked",)
+
+
+def posteriors(shard: Shard) -> NDArray[np.float64]:
+    """The classifier's probabilities_N_C. Raises ValueError if the shard came without logits."""
+    if shard.logits_N_C is None:
+        raise ValueError("the shard came without logits: declare Needs(posteriors=True)")
+    logits_N_C = np.asarray(shard.logits_N_C, dtype=np.float64)
+    if not len(logits_N_C):
+        return logits_N_C
+    powers_N_C = np.exp(logits_N_C - logits_N_C.max(axis=1, keepdims=True))
+    return np.asarray(powers_N_C / powers_N_C.sum(axis=1, keepdims=True))
+
+
+def margin(probabilities_N_C: NDArray[np.float64]) -> NDArray[np.float64]:
+    """margin_N: the best probability less the second."""
+    if not len(probabilities_N_C) or probabilities_N_C.shape[1] < 2:
+        return np.ones(len(probabilities_N_C))
+    best_two = np.partition(probabilities_N_C, -2, axis=1)[:, -2:]
+    return np.asarray(best_two[:, 1] - best_two[:, 0])
