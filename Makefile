@@ -6,13 +6,14 @@ PYTHON ?= python3.11
 UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .lowest_cache
 UV := .uv/bin/uv
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test check bench faults lock clean
+.PHONY: help setup demo test test-lowest check bench faults lock outdated clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: $(VENV)/.installed  ## install everything from requirements.lock into .venv
 
@@ -45,9 +46,21 @@ bench: setup  ## measure speed and memory; writes benchmarks/results.json
 faults: setup  ## kill, starve and cut off every command; half an hour. SAMPLE=1: a minute. ONLY=kills|surroundings|servers
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults $(if $(SAMPLE),--sample) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
-lock: $(UV)  ## resolve requirements.lock again, with no addresses in it
-	$(UV) pip compile pyproject.toml --extra pipeline --extra dev --python-version 3.11 \
-		--no-emit-index-url --generate-hashes --quiet --custom-compile-command "make lock" -o requirements.lock
+# What is resolved, and for whom.
+RESOLVE = $(UV) pip compile pyproject.toml --extra pipeline --extra dev --python-version 3.11 --no-emit-index-url --quiet
+
+lock: $(UV)  ## resolve requirements.lock again, with no addresses in it. UPGRADE=1: with the newest of everything
+	$(RESOLVE) --generate-hashes $(if $(UPGRADE),--upgrade) --custom-compile-command "make lock" -o requirements.lock
+
+outdated: setup  ## what is newer than requirements.lock, also where another package holds it back
+	$(UV) pip list --outdated --python $(BIN)/python
+
+test-lowest: $(UV)  ## unit tests with the lowest versions that pyproject.toml allows; gigabytes, so not in CI
+	$(UV) venv --quiet --clear --python $(PYTHON) $(LOWEST)
+	$(RESOLVE) --resolution lowest-direct -o $(LOWEST)/requirements.txt
+	$(UV) pip sync --quiet --compile-bytecode --python $(LOWEST)/bin/python $(LOWEST)/requirements.txt
+	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(LOWEST)/bin/python --editable .
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses=2 --dist=loadfile --override-ini filterwarnings=default tests/unit
 
 clean:  ## remove what make built (not the workspaces' data)
-	rm -rf .venv .uv .mypy_cache .ruff_cache .build_cache .pytest_cache htmlcov .coverage
+	rm -rf .venv .uv .mypy_cache .ruff_cache .build_cache .lowest_cache .pytest_cache htmlcov .coverage

@@ -149,6 +149,14 @@ def test_a_pid_given_to_another_program_is_not_taken_for_ours(tmp_path: Path) ->
         stranger.wait()
 
 
+def test_a_process_is_known_by_its_mark_as_soon_as_it_was_started(tmp_path: Path) -> None:
+    for _ in range(100):
+        ours = _sleeper(tmp_path)
+        found = processes.find(ours.pid, MARK)
+        ours.kill()
+        assert found is not None
+
+
 def test_ending_a_process_that_will_not_go_takes_its_children_too(tmp_path: Path) -> None:
     script = (
         "import signal, subprocess, sys, time\n"

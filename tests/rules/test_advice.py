@@ -13,7 +13,7 @@ from tests.rules.repository import ROOT, files
 from vabal.cli.app import app
 
 VABAL = typer.main.get_command(app)
-TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 QUOTED = re.compile(r"`((?:vabal|make) [^`]+)`")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 

@@ -6,12 +6,14 @@ is ours, so a pid that the system has given to someone else meanwhile is left al
 
 import os
 import subprocess
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 LOG_BYTES = 20_000_000
+MARK_PATIENCE_S = 5.0
 
 # Started by this process: kept so that the ends of those that die before us are collected.
 _children: list[subprocess.Popen[bytes]] = []
@@ -38,7 +40,15 @@ def start(
             umask=0o077 if private else -1,
         )
     _children.append(child)
-    return psutil.Process(child.pid)
+    return _once_marked(psutil.Process(child.pid))
+
+
+def _once_marked(process: psutil.Process) -> psutil.Process:
+    """The process, once its environment can be seen: a moment after it was begun the system does not show it yet."""
+    limit = time.monotonic() + MARK_PATIENCE_S
+    while not environment_of(process) and is_running(process) and time.monotonic() < limit:
+        time.sleep(0.001)
+    return process
 
 
 def run(
