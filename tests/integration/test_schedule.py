@@ -51,7 +51,7 @@ def second_worker(stack: RunningStack, tmp_path: Path) -> Iterator[subprocess.Po
         process.wait(30)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1500)
 def test_the_worker_runs_scheduled_rounds_one_at_a_time_and_the_promotion_after_them(
     nights: TwoNights, stack: RunningStack, tmp_path: Path, second_worker: subprocess.Popen[bytes]
 ) -> None:
@@ -70,21 +70,21 @@ def test_the_worker_runs_scheduled_rounds_one_at_a_time_and_the_promotion_after_
     }
     deploy.register(server, deploy.infra_folder() / "prefect.yaml", values)
     try:
-        until(lambda: server.last_heartbeat("gpu", "second"), 60, "the second worker", every=0.5)
-        until(lambda: _held_back(server, night), 120, "a round to wait for the one before", every=0.2)
-        until(lambda: ended(server, night), 120, "a scheduled round to end", every=0.2)
+        until(lambda: server.last_heartbeat("gpu", "second"), 300, "the second worker", every=0.5)
+        until(lambda: _held_back(server, night), 300, "a round to wait for the one before", every=0.2)
     finally:
         found = server.call("GET", f"/deployments/name/{night}")
         for schedule in found["schedules"]:
             server.call("DELETE", f"/deployments/{found['id']}/schedules/{schedule['id']}")
-    # What was due is still run.
-    until(lambda: len(runs_of(server, night)) == len(ended(server, night)), 120, "the last round to end", every=0.5)
+    # What was due is still run, however long that takes where others keep the cores busy.
+    until(lambda: len(runs_of(server, night)) == len(ended(server, night)), 600, "the last round to end", every=0.5)
     rounds = ended(server, night)
+    assert len(rounds) > 1
     assert all(run["auto_scheduled"] and run["state_name"] == "Published" for run in rounds)
 
     # Started by hand: of a run scheduled less than five minutes before, Prefect holds the events back for a while.
     assert deploy.run_now(night, [].append).name == "Published"
-    [following] = until(lambda: ended(server, promotion), 90, "the promotion", every=0.5)
+    [following] = until(lambda: ended(server, promotion), 300, "the promotion", every=0.5)
     assert following["state_name"] in ("Promoted", "Kept")
 
     times = sorted((run["start_time"], run["end_time"]) for run in ended(server, night))
