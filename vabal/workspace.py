@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import stat
 import subprocess
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from vabal.errors import UserError
 from vabal.files import write_once
@@ -28,6 +29,10 @@ ENVIRONMENT = {
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# How `files.write_bytes` names a file of the workspace's top that is not whole yet.
+_HALF_WRITTEN: Final = re.compile(
+    r"\.(promotions\.jsonl|params\.yaml|data\.dvc|\.gitignore|\.gitattributes|\.dvcignore)\.[0-9a-f]{32}\.tmp"
+)
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ class Workspace:
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "purpose": purpose}).encode(), 0)
+            self._clear_half_written()
             yield
         except BaseException:
             if not (self.root / "data").exists() and [*self.state.iterdir()] == [path]:
@@ -158,6 +164,12 @@ class Workspace:
             raise
         finally:
             os.close(descriptor)
+
+    def _clear_half_written(self) -> None:
+        """What a kill left of a file at the top that is written under the lock only: git would show it for ever."""
+        for path in self.root.glob(".*.tmp"):
+            if _HALF_WRITTEN.fullmatch(path.name) and path.is_file():
+                path.unlink()
 
     @contextmanager
     def data_lock(self, *, alone: bool, wait: float = 600.0) -> Iterator[None]:

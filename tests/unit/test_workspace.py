@@ -179,6 +179,17 @@ def test_a_refused_beginning_leaves_no_lock_and_one_that_waited_for_it_holds_a_n
     assert (tmp_path / ".vabal" / "lock").exists()
 
 
+def test_whoever_holds_the_lock_clears_what_a_kill_left_half_written_at_the_top_and_nothing_else(
+    workspace: Workspace,
+) -> None:
+    ours = [f".{name}.{'0f' * 16}.tmp" for name in ("promotions.jsonl", "data.dvc", "params.yaml", ".gitignore")]
+    others = [".notes.tmp", f".notes.{'0f' * 16}.tmp", ".promotions.jsonl.tmp", f"promotions.jsonl.{'0f' * 16}.tmp"]
+    for name in [*ours, *others]:
+        (workspace.root / name).write_text("half")
+    with workspace.lock("vabal promote"):
+        assert {path.name for path in workspace.root.glob("*.tmp")} == set(others)
+
+
 def test_waiting_for_the_lock_ends_when_its_holder_ends(workspace: Workspace, holder: "subprocess.Popen[str]") -> None:
     holder.terminate()
     with workspace.lock("audit", wait=10.0):
