@@ -148,7 +148,7 @@ def _watched() -> Iterator[Spent]:
 
 def measure_round(root: Path) -> dict[str, Any]:
     """One round of the workspace. Raises RuntimeError if it was not published."""
-    from flows.round import active_learning_round  # noqa: PLC0415 -- Prefect reads the environment at import
+    from vabal.flows.round import active_learning_round  # noqa: PLC0415 -- Prefect reads the environment at import
 
     with _watched() as spent, spent.on("round"):
         state = active_learning_round(str(root), return_state=True)

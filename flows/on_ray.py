@@ -1,12 +1,5 @@
-"""The nightly round with its learning tasks on Ray: shards side by side, over the GPUs of one machine or of many.
+"""The nightly round with its learning tasks on Ray, for a deployment from a checkout."""
 
-Chosen by the setting `compute.task_runner: ray`. Ray's own settings decide where: `RAY_ADDRESS` names a cluster,
-without it Ray starts on this machine. On several machines the workspace lies on a file system that all of them share,
-and `stages` may name S3.
-"""
+from vabal.flows.on_ray import active_learning_round
 
-from prefect_ray import RayTaskRunner
-
-from flows import round as on_this_machine
-
-active_learning_round = on_this_machine.active_learning_round.with_options(task_runner=RayTaskRunner())
+__all__ = ["active_learning_round"]

@@ -31,15 +31,15 @@ from PIL import Image
 from prefect import Task
 from prefect.logging import disable_run_logger
 
-import flows.promote
-import flows.round
+import vabal.flows.promote
+import vabal.flows.round
 import vabal.rounds.initial
-from flows import tasks
 from vabal import rounds
 from vabal.adapters import orchestration, processes, storage
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
 from vabal.cli import app
+from vabal.flows import tasks
 from vabal.labels import inbox
 from vabal.promotion import record
 from vabal.rounds import publication, steps
@@ -182,7 +182,7 @@ def _be(
 def _without_prefect() -> None:
     """The round's flow as a plain function; its tasks as well."""
     orchestration.preflight = lambda: None
-    flow = flows.round.active_learning_round
+    flow = vabal.flows.round.active_learning_round
     for name, value in list(vars(tasks).items()):
         if isinstance(value, Task):
             setattr(tasks, name, value.fn)
@@ -191,8 +191,8 @@ def _without_prefect() -> None:
         with disable_run_logger():
             return flow.fn(root, strategy)
 
-    flows.round.active_learning_round = plain
-    flows.round._run_name = lambda: "round"
+    vabal.flows.round.active_learning_round = plain
+    vabal.flows.round._run_name = lambda: "round"
 
 
 def _forking_dvc(real: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from running import RunningStack
 
-from flows import deploy
 from vabal.adapters import processes
 from vabal.adapters import stack as local_stack
 from vabal.adapters.orchestration import Server
 from vabal.errors import Unavailable, UserError
+from vabal.flows import deploy
 from vabal.settings.models import Params
 from vabal.settings.params import parse
 
@@ -174,8 +174,10 @@ def test_the_round_and_the_promotion_are_registered_as_infra_says(stack: Running
     server = Server.from_environment()
     night, promotion = deploy.deployment_names(params)
     found = server.call("GET", f"/deployments/name/{night}")
-    assert found["entrypoint"] == "flows.round.active_learning_round"
+    assert found["entrypoint"] == "vabal.flows.round.active_learning_round"
     assert found["parameters"] == {"workspace": str(tmp_path)}
     assert found["schedules"][0]["schedule"]["timezone"] == "Europe/Zurich"
     assert found["work_pool_name"] == "gpu"
-    assert server.call("GET", f"/deployments/name/{promotion}")["entrypoint"] == "flows.promote.promote_challenger"
+    assert (
+        server.call("GET", f"/deployments/name/{promotion}")["entrypoint"] == "vabal.flows.promote.promote_challenger"
+    )

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from running import RunningStack
 
-from flows.promote import promote, rollback
 from vabal.adapters.tracking import Tracking
 from vabal.errors import Unavailable, UserError
 from vabal.files import canonical_json, file_sha256
+from vabal.flows.promote import promote, rollback
 from vabal.learning import classifier
 from vabal.promotion import champion, comparison, registry
 from vabal.promotion.champion import read_record
@@ -109,7 +109,7 @@ def test_promotion_refusal_and_rollback_move_the_alias_and_tag_both_versions(wor
 # In a process of its own, as under a worker: Prefect reads its server's address once, when it is imported.
 FLOW = """
 import json, sys
-from flows.promote import promote_challenger
+from vabal.flows.promote import promote_challenger
 states = [promote_challenger(sys.argv[1], version, return_state=True) for version in ("1", None)]
 print(json.dumps([[state.type.value, state.name, state.message] for state in states]))
 """

@@ -15,7 +15,7 @@ import ray
 
 if __name__ == "__main__":
     ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    from flows.on_ray import active_learning_round
+    from vabal.flows.on_ray import active_learning_round
     state = active_learning_round(sys.argv[1], return_state=True)
     print("ended as", state.name, state.message)
     sys.exit(0 if state.is_completed() else 1)

@@ -28,8 +28,8 @@ import os, signal, sys
 
 from vabal import rounds
 from vabal.rounds import steps
-from flows import tasks
-from flows.round import active_learning_round
+from vabal.flows import tasks
+from vabal.flows.round import active_learning_round
 
 def dying(function):
     def run(*arguments, **options):

@@ -13,8 +13,8 @@ import pytest
 from running import RunningStack
 from workspaces import TwoNights, ask, change_settings, until
 
-from flows import deploy
 from vabal.adapters.orchestration import Server
+from vabal.flows import deploy
 from vabal.workspace import Workspace
 
 
@@ -64,7 +64,7 @@ def test_the_worker_runs_scheduled_rounds_one_at_a_time_and_the_promotion_after_
     values = {
         "VABAL_WORKSPACE": str(root),
         "VABAL_PREFIX": "by-night-",
-        "VABAL_ROUND": "flows.round.active_learning_round",
+        "VABAL_ROUND": "vabal.flows.round.active_learning_round",
         "VABAL_CRON": "* * * * * */10",  # every ten seconds: rounds come faster than they can be run
         "VABAL_TIMEZONE": "UTC",
     }

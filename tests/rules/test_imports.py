@@ -31,7 +31,7 @@ ADAPTER_VENDORS = {
 }
 # The rooms of the package, leftmost first: each may import from those to its right, and from itself.
 ROOMS = (
-    *("cli", "adapters", "benchmark", "pages", "audit", "promotion", "rounds", "sources", "labels", "pools"),
+    *("cli", "flows", "adapters", "benchmark", "pages", "audit", "promotion", "rounds", "sources", "labels", "pools"),
     *("strategies", "probabilities", "vae", "learning", "images", "workspace", "settings", "files", "errors"),
     *("progress", "statistics"),
 )
@@ -50,7 +50,7 @@ def imports(source: str, *, module_level: bool = False) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: relative import"
-            inside = node.module in ("vabal", "vabal.adapters", "flows")
+            inside = node.module in ("vabal", "vabal.adapters", "vabal.flows")
             yield from (f"{node.module}.{alias.name}" if inside else str(node.module) for alias in node.names)
 
 
@@ -67,7 +67,7 @@ def _module_level(tree: ast.AST) -> Iterator[ast.AST]:
 
 def layer(path: Path) -> str:
     """Which layer a file belongs to: flows, adapters, cli or core."""
-    if path.parts[0] == "flows":
+    if path.parts[0] == "flows" or path.parts[:2] == ("vabal", "flows"):
         return "flows"
     if path.parts[:2] == ("vabal", "adapters"):
         return "adapters"
@@ -84,14 +84,16 @@ def _allowed(path: Path, name: str) -> bool:
     if top in PICKLING or not _to_the_right(path, name):
         return False
     if where == "core":
-        return top not in VENDORS | {"flows", "typer"} and not name.startswith(("vabal.adapters", "vabal.cli"))
+        return top not in VENDORS | {"flows", "typer"} and not name.startswith(
+            ("vabal.adapters", "vabal.cli", "vabal.flows")
+        )
     if where == "cli":
         return top not in VENDORS | LEARNING
     if where == "flows":
         return top not in VENDORS - ORCHESTRATION | LEARNING and not name.startswith("vabal.cli")
     if top == "vabal":
         parts = name.split(".")
-        return len(parts) == 1 or parts[1] not in LEARNED | {"cli", "benchmark", "pages"}
+        return len(parts) == 1 or parts[1] not in LEARNED | {"cli", "flows", "benchmark", "pages"}
     return top != "flows" and (top not in VENDORS or top in ADAPTER_VENDORS.get(Path(path.parts[2]).stem, set()))
 
 
@@ -119,6 +121,7 @@ def test_every_file_imports_only_what_its_layer_allows(path: Path) -> None:
         ("vabal/pools/files.py", "def f():\n    from prefect import task"),
         ("vabal/pools/files.py", "from vabal.adapters.tracking import Tracking"),
         ("vabal/pools/files.py", "from vabal import adapters"),
+        ("vabal/strategies/vabal.py", "import vabal.flows.round"),
         ("vabal/strategies/vabal.py", "import flows.round"),
         ("vabal/files.py", "import pickle"),
         ("vabal/files.py", "from vabal.rounds import tag_name"),
@@ -129,11 +132,11 @@ def test_every_file_imports_only_what_its_layer_allows(path: Path) -> None:
         ("vabal/adapters/tracking.py", "import prefect"),
         ("vabal/adapters/tracking.py", "from vabal.vae import FeatureVAE"),
         ("vabal/adapters/other.py", "import boto3"),
-        ("vabal/adapters/stack/ports.py", "from flows import round"),
+        ("vabal/adapters/stack/ports.py", "from vabal.flows import round"),
         ("vabal/cli/app.py", "import torch"),
         ("vabal/cli/app.py", "def f():\n    import prefect"),
-        ("flows/round.py", "import torch.nn"),
-        ("flows/round.py", "import boto3"),
+        ("vabal/flows/round.py", "import torch.nn"),
+        ("vabal/flows/round.py", "import boto3"),
     ],
 )
 def test_an_import_that_breaks_a_rule_is_found(path: str, line: str) -> None:
@@ -143,14 +146,14 @@ def test_an_import_that_breaks_a_rule_is_found(path: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("flows/round.py", "from prefect import flow, task"),
-        ("flows/round.py", "from vabal.adapters.tracking import Tracking"),
+        ("vabal/flows/round.py", "from prefect import flow, task"),
+        ("vabal/flows/round.py", "from vabal.adapters.tracking import Tracking"),
         (
             "vabal/adapters/storage.py",
             "import boto3\nfrom vabal.rounds.stage_store import StageStore",
         ),
         ("vabal/vae.py", "import torch\nfrom vabal.learning import metrics\nfrom vabal.settings import models"),
-        ("vabal/cli/app.py", "def f():\n    from flows import round"),
+        ("vabal/cli/app.py", "def f():\n    from vabal.flows import round"),
     ],
 )
 def test_the_imports_that_the_design_wants_are_allowed(path: str, line: str) -> None:

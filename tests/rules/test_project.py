@@ -88,8 +88,23 @@ def test_the_licence_is_apache_2_and_the_package_says_so() -> None:
 
 @pytest.mark.parametrize("what", ["strategy", "source", "setting", "step", "vendor"])
 def test_contributing_tells_where_each_kind_of_thing_is_added(what: str) -> None:
-    rows = re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    assert any(what in row[0] and "`" in row[1] and row[2] for row in rows)
+    assert any(what in row[0] and "`" in row[1] and row[2] for row in _rows())
+
+
+def _rows() -> list[tuple[str, str, str]]:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
+
+
+PLACE = re.compile(r"`((?:\w[\w.-]*/)+[\w.-]*|\w+\.(?:md|toml))`")
+
+
+def test_every_place_that_contributing_names_is_there() -> None:
+    places = {place for row in _rows() for place in PLACE.findall("".join(row))}
+    assert len(places) > 15
+    for place in places:
+        path = ROOT / place
+        assert path.parent.is_dir() if path.stem == "NAME" else path.exists(), place
 
 
 def test_every_command_that_contributing_names_is_there() -> None:

@@ -285,7 +285,7 @@ def round_(
 
     orchestration.preflight()
     if worker:
-        from flows.deploy import deployment_names, run_now
+        from vabal.flows.deploy import deployment_names, run_now
 
         ended = run_now(deployment_names(params)[0], typer.echo, {"strategy": strategy} if strategy else None)
         if not ended.completed:
@@ -295,12 +295,12 @@ def round_(
 
     console = Console(stderr=True, markup=False, highlight=False)
     with _bars(console):
-        from flows.logs import leave_the_end_to_the_command
+        from vabal.flows.logs import leave_the_end_to_the_command
 
         if params.compute.task_runner == "ray":
-            from flows.on_ray import active_learning_round
+            from vabal.flows.on_ray import active_learning_round
         else:
-            from flows.round import active_learning_round
+            from vabal.flows.round import active_learning_round
         leave_the_end_to_the_command(console)
         state = active_learning_round(str(place.root), strategy, return_state=True)
     _end(state)
@@ -314,7 +314,7 @@ def abandon() -> None:
     """
     place = _workspace()
     place.require_round_zero()
-    from flows.tasks import abandon as abandon_now
+    from vabal.flows.tasks import abandon as abandon_now
 
     with place.lock("vabal abandon"):
         lines = abandon_now(place)
@@ -332,7 +332,7 @@ def deploy() -> None:
     from vabal.adapters import orchestration
 
     orchestration.preflight()
-    from flows.deploy import deploy as deploy_flows
+    from vabal.flows.deploy import deploy as deploy_flows
 
     for line in deploy_flows(place.root, place.params()):
         typer.echo(line)
@@ -510,7 +510,7 @@ def promote(
     """
     place = _workspace()
     place.require_round_zero()
-    from flows.promote import promote as promote_now
+    from vabal.flows.promote import promote as promote_now
 
     _say(promote_now(place, version, wait=PATIENCE_S), as_json)
 
@@ -523,7 +523,7 @@ def rollback(as_json: AsJson = False) -> None:
     """
     place = _workspace()
     place.require_round_zero()
-    from flows.promote import rollback as rollback_now
+    from vabal.flows.promote import rollback as rollback_now
 
     _say(rollback_now(place, wait=PATIENCE_S), as_json)
 
@@ -638,7 +638,7 @@ def _bench_on_ray(grid: Any, out: Path, title: str, command: str, *, mlflow: boo
 
     place = _bench_workspace()
     orchestration.preflight()
-    from flows.benchmark import benchmark
+    from vabal.flows.benchmark import benchmark
 
     name = place.params().workspace.name if place else "default"
     gpus = place.params().compute.gpus_per_task if place else 0.0

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows import demo, tasks
+from flows import demo
 from tests.support.small_pools import WHEN, file_of, picture, small_pools
 from vabal import audit, images, rounds
 from vabal.adapters import stack
 from vabal.benchmark import cells as benchmark_cells
 from vabal.errors import UserError
 from vabal.files import write_bytes
+from vabal.flows import tasks
 from vabal.labels import answers, arrivals, export
 from vabal.rounds.stage_store import LocalStageStore
 from vabal.settings import params

@@ -95,10 +95,11 @@ def deploy(root: Path, params: Params) -> list[str]:
         raise UserError(
             f"params.yaml: schedule: cron `{schedule.cron}`, timezone `{schedule.timezone}`: {detail}"
         ) from None
+    module = "on_ray" if params.compute.task_runner == "ray" else "round"
     values = {
         "VABAL_WORKSPACE": str(root.absolute()),
         "VABAL_PREFIX": _prefix(params),
-        "VABAL_ROUND": f"flows.{'on_ray' if params.compute.task_runner == 'ray' else 'round'}.active_learning_round",
+        "VABAL_ROUND": f"vabal.flows.{module}.active_learning_round",
         "VABAL_CRON": schedule.cron,
         "VABAL_TIMEZONE": schedule.timezone,
     }

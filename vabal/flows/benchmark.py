@@ -13,12 +13,17 @@ from prefect import State, flow, task
 from prefect.futures import as_completed
 from prefect.logging import get_run_logger
 from prefect.states import Completed
-from prefect_ray import RayTaskRunner
-from prefect_ray.context import remote_options
 
-from flows.logs import one_line_for_user_errors
 from vabal.adapters.tracking import Tracking
 from vabal.benchmark import cells, grids, protocols, running
+from vabal.errors import UserError
+from vabal.flows.logs import one_line_for_user_errors
+
+try:
+    from prefect_ray import RayTaskRunner
+    from prefect_ray.context import remote_options
+except ModuleNotFoundError as missing:
+    raise UserError("--ray needs Ray: install it with `pip install 'vabal[ray]'`") from missing
 
 AT_ONCE = 64  # tasks that Ray is given; a grid may have thousands
 

@@ -1,0 +1,77 @@
+"""Promotion and rollback: wires workspace, registry and git to `vabal.promotion`, for people and for Prefect."""
+
+import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+from vabal.adapters import storage
+from vabal.adapters.tracking import Tracking
+from vabal.adapters.versioning import Versioning
+from vabal.flows.logs import one_line_for_user_errors
+from vabal.promotion import champion
+from vabal.promotion.registry import NotPromoted, Outcome, PromotionContext
+from vabal.settings.models import Params
+from vabal.workspace import Workspace
+
+A_ROUND_MAY_STILL_RUN_S = 6 * 3600.0
+
+
+def promote(workspace: Workspace, version: str | None = None, *, wait: float = 0.0) -> Outcome:
+    """Make `version` (default: the challenger) champion if the gate holds. Raises NotPromoted with the failed numbers.
+
+    Raises Unavailable if MLflow is away, UserError if the workspace is still in use after `wait` seconds.
+    """
+    params = workspace.params()
+    with _office(workspace, params, "vabal promote", wait) as office:
+        now = datetime.now(UTC)
+        return champion.promote(office, workspace.data, params.promotion, now=now, version=version)
+
+
+def rollback(workspace: Workspace, *, wait: float = 0.0) -> Outcome:
+    """Put the previous champion back. Raises UserError if there is none."""
+    with _office(workspace, workspace.params(), "vabal rollback", wait) as office:
+        return champion.rollback(office, now=datetime.now(UTC))
+
+
+def _run_name() -> str:
+    return f"promotion in {Path(flow_run.parameters['workspace']).name}"
+
+
+@flow(name="promote-challenger", flow_run_name=_run_name, persist_result=False)
+def promote_challenger(workspace: str, version: str | None = None) -> State[Any]:
+    """Promotion in the workspace folder `workspace`, as a flow. Waits for a round that is still running.
+
+    Ends in a completed state named Promoted, or Kept where the gate did not hold or nothing was new: that is an answer,
+    not a crash. The message names the numbers.
+    """
+    one_line_for_user_errors()
+    place = Workspace.find(Path(workspace))
+    place.environment()
+    try:
+        outcome = promote(place, version, wait=A_ROUND_MAY_STILL_RUN_S)
+    except NotPromoted as refusal:
+        get_run_logger().info(str(refusal))
+        return Completed(name="Kept", message=str(refusal))
+    for line in outcome.lines():
+        get_run_logger().info(line)
+    return Completed(name="Promoted" if outcome.action == "promoted" else "Kept", message=outcome.message)
+
+
+@contextmanager
+def _office(workspace: Workspace, params: Params, purpose: str, wait: float) -> Iterator[PromotionContext]:
+    workspace.environment()
+    registry = Tracking(params.workspace.name)
+    with workspace.lock(purpose, wait=wait):
+        registry.preflight()
+        history = Versioning(workspace.root, sign=params.audit.sign)
+        who = f"{history.identity()}, user {getpass.getuser()}"
+        anchor = storage.Anchor(params.audit.anchor, params.audit.anchor_years) if params.audit.anchor else None
+        yield PromotionContext(workspace.root, registry, history, who, params.storage.git_remote, anchor)

@@ -1,0 +1,82 @@
+"""The nightly round: intake, five stages, a registered classifier, and a published request for labels."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import State, flow
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+from vabal import rounds, strategies
+from vabal.errors import Unavailable
+from vabal.flows import tasks
+from vabal.flows.logs import one_line_for_user_errors
+from vabal.settings.models import Params
+from vabal.workspace import Workspace
+
+
+def _run_name() -> str:
+    return f"round of {Path(flow_run.parameters['workspace']).name}"
+
+
+@flow(name="active-learning-round", flow_run_name=_run_name, persist_result=False)
+def active_learning_round(workspace: str, strategy: str | None = None) -> State[Any]:
+    """Run one round in the workspace folder `workspace`; `strategy` overrides the setting `selection.strategy`.
+
+    Ends in a completed state whose name says what happened: Published, Skipped, WaitingForLabels, NothingToLabel,
+    Overtaken (another machine's round of this number was first at `storage.git_remote`).
+    A second call after a crash goes on behind the last finished stage.
+    """
+    one_line_for_user_errors()
+    log = get_run_logger()
+    place = Workspace.find(Path(workspace))
+    place.environment()
+    params = place.params({"selection.strategy": strategy} if strategy else None)
+    strategies.get(params.selection.strategy)  # an unknown one is refused before anything is begun
+    with place.lock("vabal round"):
+        tasks.check_servers(params)
+        tasks.claim_stores(place, params)
+        unfinished = tasks.finish_publication(place, params)
+        if unfinished is not None and not tasks.anything_new(place):
+            return Completed(name="Published", message=f"{unfinished} (a killed run had left it half published)")
+        tasks.check_newest(str(place.root), params.storage.git_remote)
+        verdict = tasks.labels_are_in(place, params)
+        log.info(verdict.message)
+        if not verdict.go_on:
+            return Completed(name=verdict.state, message=verdict.message)
+        try:
+            message = _work(place, params)
+        except rounds.Overtaken as error:
+            return Completed(name="Overtaken", message=tasks.give_way(place, params, error))
+        except Unavailable:
+            raise
+        except Exception:
+            rounds.reopen(place)  # the same again would fail again: what comes meanwhile may help
+            raise
+    if message is None:
+        return Completed(name="NothingToLabel", message=tasks.NOTHING_TO_LABEL)
+    if verdict.incomplete:
+        message = f"{message}; {verdict.message}"
+    return Completed(name="Published", message=message)
+
+
+def _work(place: Workspace, params: Params) -> str | None:
+    """From intake to publication; what was published, or None where there was nothing to do."""
+    ticket = tasks.intake(str(place.root), params.model_dump(mode="json"))
+    if ticket["nothing_to_label"]:
+        return None
+    trained = tasks.run(tasks.train_classifier, ticket)
+    tasks.keep_inputs(ticket)
+    evaluated = tasks.run(tasks.evaluate, ticket, trained)
+    extracted = tasks.run_all(tasks.extract_features, [(ticket, trained, shard) for shard in ticket["shards"]])
+    estimated = None
+    if ticket["needs_vae"]:
+        encoded = tasks.run(tasks.train_vae, ticket, extracted)
+        terms = tasks.run(tasks.estimate_class_terms, ticket, trained, extracted, encoded)
+        shards = tasks.run_all(tasks.estimate_probabilities, [(ticket, ref, encoded) for ref in extracted])
+        estimated = {"terms": terms, "shards": shards}
+    selected = tasks.select_batch(ticket, extracted, estimated)
+    model = tasks.register_model(ticket, trained, evaluated)
+    refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
+    return str(tasks.publish(ticket, refs, model))
