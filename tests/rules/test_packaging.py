@@ -46,3 +46,23 @@ def test_an_installation_finds_its_own_infra_folder(installed: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=installed, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(installed / "vabal/_infra")
+
+
+WITHOUT_RAY = """
+import importlib, sys
+from vabal.errors import UserError
+sys.modules["prefect_ray"] = None
+try:
+    importlib.import_module(sys.argv[1])
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("module", ["vabal.flows.on_ray", "vabal.flows.benchmark"])
+def test_where_ray_is_missing_one_line_says_what_installs_it(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RAY, module], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("needs Ray: install it with `pip install 'vabal[ray]'`\n")
+    assert len(done.stdout.splitlines()) == 1
