@@ -80,10 +80,10 @@ def measure(root: Path, shards: list[Path]) -> dict[str, Any]:
 
     trained, encoded = _prepare(root, shards)
     start = memory_mb("VmRSS")
-    extracted = [steps.extract_features(_night(root), trained, shard.stem) for shard in shards]
-    steps.estimate_class_terms(_night(root), trained, extracted, encoded)
+    extracted = [steps.extract_features(_context(root), trained, shard.stem) for shard in shards]
+    steps.estimate_class_terms(_context(root), trained, extracted, encoded)
     for ref in extracted:
-        steps.estimate_likelihood(_night(root), ref, encoded)
+        steps.estimate_likelihood(_context(root), ref, encoded)
     times = os.times()
     return {
         "shards": len(shards),
@@ -93,16 +93,16 @@ def measure(root: Path, shards: list[Path]) -> dict[str, Any]:
     }
 
 
-def _night(root: Path) -> Any:
+def _context(root: Path) -> Any:
     """As a task of the flow makes it: anew for every shard."""
-    from vabal.rounds import OpenRound, context  # noqa: PLC0415
-    from vabal.rounds.context import RoundContext  # noqa: PLC0415
+    from vabal.rounds import OpenRound  # noqa: PLC0415
+    from vabal.rounds.context import RoundContext, own_store  # noqa: PLC0415
     from vabal.settings import params  # noqa: PLC0415
     from vabal.workspace import Workspace  # noqa: PLC0415
 
     place = Workspace(root)
     begun = OpenRound(1, "0" * 64, (), "2024-06-01T02:00:00+00:00")
-    return RoundContext(place, params.parse(PARAMS), begun, context.own_store(place), KEY)
+    return RoundContext(place, params.parse(PARAMS), begun, own_store(place), KEY)
 
 
 def _prepare(root: Path, shards: list[Path]) -> tuple[dict[str, str], dict[str, str]]:
@@ -112,9 +112,9 @@ def _prepare(root: Path, shards: list[Path]) -> tuple[dict[str, str], dict[str, 
     from vabal.files import canonical_json, file_sha256, write_bytes  # noqa: PLC0415
     from vabal.learning import classifier  # noqa: PLC0415
 
-    night = _night(root)
-    settings = night.params
-    with night.local.produce("intake", KEY) as view:
+    context = _context(root)
+    settings = context.params
+    with context.local.produce("intake", KEY) as view:
         (view / "images").mkdir()
         (view / "roles").mkdir()
         for number, shard in enumerate(shards):
@@ -128,9 +128,9 @@ def _prepare(root: Path, shards: list[Path]) -> tuple[dict[str, str], dict[str, 
     )
     width = settings.classifier.width
     model = vae.build((width, 2 * width, 4 * width, 8 * width), len(CLASSES), settings.vae, seed=0)
-    with night.stages.produce("train-classifier", KEY) as folder:
+    with context.stages.produce("train-classifier", KEY) as folder:
         classifier.save(network, folder / "weights.safetensors")
-    with night.stages.produce("train-vae", KEY) as folder:
+    with context.stages.produce("train-vae", KEY) as folder:
         vae.save(model, folder / "vae.safetensors")
     return {"stage": "train-classifier", "key": KEY}, {"stage": "train-vae", "key": KEY}
 

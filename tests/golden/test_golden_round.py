@@ -15,8 +15,8 @@ import pytest
 
 from vabal import audit, rounds
 from vabal.adapters.versioning import Versioning
-from vabal.rounds import context, record, steps, tables
-from vabal.rounds.context import RoundContext
+from vabal.rounds import record, steps, tables
+from vabal.rounds.context import RoundContext, own_store
 from vabal.rounds.initial import initialise
 from vabal.strategies.spread import departures
 from vabal.workspace import Workspace
@@ -56,28 +56,28 @@ def run_round(root: Path) -> dict[str, Any]:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     begun = rounds.open_round(place, [], now)
     params = place.params()
-    night = RoundContext(place, params, begun, context.own_store(place), steps.intake(place, begun))
-    trained = steps.train_classifier(night)
-    evaluated = steps.evaluate(night, trained)
-    extracted = [steps.extract_features(night, trained, shard) for shard in steps.shard_names(night)]
-    encoded = steps.train_vae(night, extracted)
-    terms = steps.estimate_class_terms(night, trained, extracted, encoded)
-    estimated = {"terms": terms, "shards": [steps.estimate_likelihood(night, ref, encoded) for ref in extracted]}
-    selected = steps.select_batch(night, extracted, estimated)
+    context = RoundContext(place, params, begun, own_store(place), steps.intake(place, begun))
+    trained = steps.train_classifier(context)
+    evaluated = steps.evaluate(context, trained)
+    extracted = [steps.extract_features(context, trained, shard) for shard in steps.shard_names(context)]
+    encoded = steps.train_vae(context, extracted)
+    terms = steps.estimate_class_terms(context, trained, extracted, encoded)
+    estimated = {"terms": terms, "shards": [steps.estimate_likelihood(context, ref, encoded) for ref in extracted]}
+    selected = steps.select_batch(context, extracted, estimated)
     refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
     model = {"name": "none", "version": "1", "sha256": "0" * 64, "files": {"MLmodel": "0" * 64}}
     about = {"mlflow_run": "0" * 32, "flow_run": None, "promotions": None, "now": now}
-    plan, contents = record.assemble(night, refs, model, **about)
+    plan, contents = record.assemble(context, refs, model, **about)
     rounds.stage(place, plan, contents)
     rounds.carry_out(place, versions, push=False)
 
-    at_random = replace(night, params=place.params({"selection.strategy": "random"}))
+    at_random = replace(context, params=place.params({"selection.strategy": "random"}))
     drawn = steps.selection_folder(at_random, steps.select_batch(at_random, extracted, None))
     picks = tables.read_selection(rounds.round_folder(place.data, 1) / "selection.parquet")
     return {
-        "metrics": {metric.name: metric.value for metric in steps.evaluation(night, evaluated)},
-        "prior": steps.class_terms(night, terms).prior_C.tolist(),
-        "precision": steps.class_terms(night, terms).precision_C.tolist(),
+        "metrics": {metric.name: metric.value for metric in steps.evaluation(context, evaluated)},
+        "prior": steps.class_terms(context, terms).prior_C.tolist(),
+        "precision": steps.class_terms(context, terms).precision_C.tolist(),
         "picks": picks["sample_id"].tolist(),
         "departures": _departures(place, picks),
         "picks_at_random": tables.read_selection(drawn / "selection.parquet")["sample_id"].tolist(),

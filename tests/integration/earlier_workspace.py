@@ -98,17 +98,17 @@ def _begin(folder: Path) -> Workspace:
 
 
 def _night(place: Workspace) -> None:
-    night, tracking, versions = begin(place), Tracking("default"), Versioning(place.root)
-    number, parent = night.round.round, night.round.parent
-    run = tracking.open_round(number, parent, night.params.model_dump(mode="json"), inputs=night.round.inbox)
-    trained = steps.train_classifier(night)
-    about = {"classes": night.classes, "image_size": night.params.images.size, "channels": 1}
-    version = tracking.register(run, number, parent, weights=steps.weights(night, trained), **about)
+    context, tracking, versions = begin(place), Tracking("default"), Versioning(place.root)
+    number, parent = context.round.round, context.round.parent
+    run = tracking.open_round(number, parent, context.params.model_dump(mode="json"), inputs=context.round.inbox)
+    trained = steps.train_classifier(context)
+    about = {"classes": context.classes, "image_size": context.params.images.size, "channels": 1}
+    version = tracking.register(run, number, parent, weights=steps.weights(context, trained), **about)
     files = tracking.files(version.version)
     model = {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256, "files": files}
     promotions = agreement.anchored(place.root, versions)
     told = {"mlflow_run": run, "flow_run": None, "promotions": promotions, "now": datetime.now(UTC)}
-    plan, contents = record.assemble(night, learn(night), model, **told)
+    plan, contents = record.assemble(context, learn(context), model, **told)
     rounds.stage(place, plan, contents)
     rounds.carry_out(place, versions)
     tracking.set_alias(registry.CHALLENGER, version.version)

@@ -17,8 +17,8 @@ from vabal import pools, rounds
 from vabal.adapters.versioning import Versioning
 from vabal.labels import arrivals, inbox
 from vabal.promotion import agreement
-from vabal.rounds import Plan, context, record, requests, steps
-from vabal.rounds.context import RoundContext, StageReference
+from vabal.rounds import Plan, record, requests, steps
+from vabal.rounds.context import RoundContext, StageReference, own_store
 from vabal.rounds.initial import initialise
 from vabal.workspace import Workspace
 
@@ -72,32 +72,32 @@ def make(folder: Path, *, labelled: bool = True, settings: dict[str, Any] | None
 def begin(place: Workspace, strategy: str | None = None) -> RoundContext:
     params = place.params({"selection.strategy": strategy} if strategy else None)
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
-    return RoundContext(place, params, begun, context.own_store(place), steps.intake(place, begun))
+    return RoundContext(place, params, begun, own_store(place), steps.intake(place, begun))
 
 
-def learn(night: RoundContext) -> dict[str, Any]:
+def learn(context: RoundContext) -> dict[str, Any]:
     """All learning stages; their outputs by name, as the record wants them."""
-    trained = steps.train_classifier(night)
-    evaluated = steps.evaluate(night, trained)
-    extracted = [steps.extract_features(night, trained, shard) for shard in steps.shard_names(night)]
-    estimated = _estimate(night, trained, extracted) if night.needs.vae else None
-    selected = steps.select_batch(night, extracted, estimated)
+    trained = steps.train_classifier(context)
+    evaluated = steps.evaluate(context, trained)
+    extracted = [steps.extract_features(context, trained, shard) for shard in steps.shard_names(context)]
+    estimated = _estimate(context, trained, extracted) if context.needs.vae else None
+    selected = steps.select_batch(context, extracted, estimated)
     return {"evaluated": evaluated, "estimated": estimated, "selected": selected}
 
 
-def _estimate(night: RoundContext, trained: StageReference, extracted: Sequence[StageReference]) -> dict[str, Any]:
-    encoded = steps.train_vae(night, extracted)
-    terms = steps.estimate_class_terms(night, trained, extracted, encoded)
-    return {"terms": terms, "shards": [steps.estimate_likelihood(night, ref, encoded) for ref in extracted]}
+def _estimate(context: RoundContext, trained: StageReference, extracted: Sequence[StageReference]) -> dict[str, Any]:
+    encoded = steps.train_vae(context, extracted)
+    terms = steps.estimate_class_terms(context, trained, extracted, encoded)
+    return {"terms": terms, "shards": [steps.estimate_likelihood(context, ref, encoded) for ref in extracted]}
 
 
 def stage(place: Workspace, strategy: str | None = None, *, git_remote: str | None = None) -> Plan:
     """A night up to its staged publication."""
-    night = begin(place, strategy)
-    model = {"name": "none", "version": str(night.round.round), "sha256": "0" * 64}
+    context = begin(place, strategy)
+    model = {"name": "none", "version": str(context.round.round), "sha256": "0" * 64}
     plan, contents = record.assemble(
-        night,
-        learn(night),
+        context,
+        learn(context),
         model,
         mlflow_run="0" * 32,
         flow_run=None,

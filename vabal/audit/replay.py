@@ -18,8 +18,8 @@ from vabal.audit import selections as audit_selections
 from vabal.errors import UserError
 from vabal.files import file_sha256
 from vabal.pools import Pools
-from vabal.rounds import OpenRound, context, record, round_folder, steps, tables
-from vabal.rounds.context import RoundContext
+from vabal.rounds import OpenRound, record, round_folder, steps, tables
+from vabal.rounds.context import RoundContext, StageReference, own_store
 from vabal.rounds.stage_store import code_version
 from vabal.settings import params
 from vabal.workspace import Workspace
@@ -75,10 +75,10 @@ def replay(workspace: Workspace, round_number: int) -> ReplayResult:
     if round_number == 0:
         raise UserError("round 0 computed nothing: `vabal init` with the same arguments makes it again")
     manifest = rounds.read_manifest(workspace.data, round_number).manifest
-    night = _night(workspace, manifest, _taken_in(workspace.data, round_number))
-    trained, evaluated, selected = _compute(night)
+    context = _context(workspace, manifest, _taken_in(workspace.data, round_number))
+    trained, evaluated, selected = _compute(context)
     recorded = round_folder(workspace.data, round_number)
-    made = steps.selection_folder(night, selected)
+    made = steps.selection_folder(context, selected)
     scores = pd.concat([_scores(made).rename("made"), _scores(recorded).rename("recorded")], axis=1)
     difference = (scores["made"] - scores["recorded"]).abs()
     picks, before = (
@@ -88,8 +88,8 @@ def replay(workspace: Workspace, round_number: int) -> ReplayResult:
     return ReplayResult(
         round=round_number,
         versions=tuple(_other_versions(manifest)),
-        same_weights=file_sha256(steps.weights(night, trained)) == (manifest["model"] or {}).get("sha256"),
-        same_predictions=_same_file(steps.evaluation_folder(night, evaluated) / predictions, recorded / predictions),
+        same_weights=file_sha256(steps.weights(context, trained)) == (manifest["model"] or {}).get("sha256"),
+        same_predictions=_same_file(steps.evaluation_folder(context, evaluated) / predictions, recorded / predictions),
         candidates=len(scores),
         same_scores=bool((difference == 0).all()),
         largest_difference=float(difference.max()) if len(scores) else 0.0,
@@ -117,25 +117,25 @@ def _taken_in(data: Path, round_number: int) -> Pools:
     return last.taken_in
 
 
-def _night(workspace: Workspace, manifest: Mapping[str, Any], taken_in: Pools) -> RoundContext:
+def _context(workspace: Workspace, manifest: Mapping[str, Any], taken_in: Pools) -> RoundContext:
     settings = params.parse(manifest["settings"], where="settings of the manifest")
     begun = OpenRound(manifest["round"], manifest["parent"], (), manifest["times"]["started"])
     key = steps.intake_again(workspace, begun, taken_in)
-    return RoundContext(workspace, settings, begun, context.own_store(workspace), key)
+    return RoundContext(workspace, settings, begun, own_store(workspace), key)
 
 
-def _compute(night: RoundContext) -> tuple[context.StageReference, context.StageReference, context.StageReference]:
+def _compute(context: RoundContext) -> tuple[StageReference, StageReference, StageReference]:
     """The classifier, its evaluation and the selection, by the steps of the flow."""
-    trained = steps.train_classifier(night)
-    evaluated = steps.evaluate(night, trained)
-    extracted = [steps.extract_features(night, trained, shard) for shard in steps.shard_names(night)]
+    trained = steps.train_classifier(context)
+    evaluated = steps.evaluate(context, trained)
+    extracted = [steps.extract_features(context, trained, shard) for shard in steps.shard_names(context)]
     estimated = None
-    if night.needs.vae and night.report["candidates"] > 0:
-        encoded = steps.train_vae(night, extracted)
-        terms = steps.estimate_class_terms(night, trained, extracted, encoded)
-        likelihoods = [steps.estimate_likelihood(night, ref, encoded) for ref in extracted]
+    if context.needs.vae and context.report["candidates"] > 0:
+        encoded = steps.train_vae(context, extracted)
+        terms = steps.estimate_class_terms(context, trained, extracted, encoded)
+        likelihoods = [steps.estimate_likelihood(context, ref, encoded) for ref in extracted]
         estimated = {"terms": terms, "shards": likelihoods}
-    return trained, evaluated, steps.select_batch(night, extracted, estimated)
+    return trained, evaluated, steps.select_batch(context, extracted, estimated)
 
 
 def _scores(folder: Path) -> "pd.Series[float]":

@@ -24,8 +24,8 @@ from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
 from vabal.promotion import agreement, registry
 from vabal.promotion.registered import OtherBytes, require_recorded_bytes
-from vabal.rounds import OpenRound, Plan, context, record, requests, steps, tag_name, withdrawal, words
-from vabal.rounds.context import RoundContext, StageReference
+from vabal.rounds import OpenRound, Plan, record, requests, steps, tag_name, withdrawal, words
+from vabal.rounds.context import RoundContext, StageReference, metrics_of, own_store
 from vabal.rounds.stage_store import LocalStageStore, StageStore, stage_folder
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
@@ -67,7 +67,7 @@ def run_all(step: Task[..., StageReference], calls: list[tuple[Any, ...]]) -> li
     return [future.result() for future in futures]
 
 
-def night_of(ticket: Ticket) -> RoundContext:
+def context_of(ticket: Ticket) -> RoundContext:
     workspace = Workspace(Path(ticket["workspace"]))
     workspace.environment()
     params = Params.model_validate(ticket["params"])
@@ -77,7 +77,7 @@ def night_of(ticket: Ticket) -> RoundContext:
 
 
 def stage_store(workspace: Workspace, params: Params) -> StageStore:
-    own = context.own_store(workspace)
+    own = own_store(workspace)
     if params.stages.startswith("s3://"):
         return storage.S3StageStore(params.stages, own)
     folder = stage_folder(workspace.root, params.stages)
@@ -86,7 +86,7 @@ def stage_store(workspace: Workspace, params: Params) -> StageStore:
 
 def claim_stores(workspace: Workspace, params: Params) -> None:
     """Raises UserError, before anything was begun, where the stage store's place is somebody else's."""
-    context.own_store(workspace).claim()
+    own_store(workspace).claim()
     stage_store(workspace, params).claim()
 
 
@@ -246,17 +246,17 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
         "round": begun.to_json(),
         "intake": key,
     }
-    night = night_of(ticket)
-    for line in night.report["said"]:
+    context = context_of(ticket)
+    for line in context.report["said"]:
         log.warning(line)
-    came = night.report["intake"]
+    came = context.report["intake"]
     log.info(
         "intake of round %d: %d new labels, %d corrected, %d rejected, %d new images; %d candidates",
         begun.round,
         *(came.get(name, 0) for name in ("new", "corrected", "rejected", "images")),
-        night.report["candidates"],
+        context.report["candidates"],
     )
-    if not night.report["candidates"]:
+    if not context.report["candidates"]:
         log.warning(NOTHING_TO_LABEL)
         if not begun.inbox:
             rounds.give_up(place)
@@ -265,44 +265,44 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     run_id = tracking.open_round(
         begun.round, begun.parent, settings, {"vabal.strategy": params.selection.strategy}, inputs=begun.inbox
     )
-    tracking.log_datasets(run_id, night.report["digests"], {"workspace": params.workspace.name})
+    tracking.log_datasets(run_id, context.report["digests"], {"workspace": params.workspace.name})
     return ticket | {
         "mlflow_run": run_id,
-        "shards": steps.shard_names(night),
+        "shards": steps.shard_names(context),
         # What came in last is learned from and published, though there is nothing left to pick.
-        "needs_vae": night.needs.vae and night.report["candidates"] > 0,
+        "needs_vae": context.needs.vae and context.report["candidates"] > 0,
         "nothing_to_label": False,
     }
 
 
 @task(name="train-classifier", task_run_name="train-classifier", **LEARNING)
 def train_classifier(ticket: Ticket) -> StageReference:
-    night = night_of(ticket)
-    ref = steps.train_classifier(night)
-    _log_training(ticket, night, ref)
+    context = context_of(ticket)
+    ref = steps.train_classifier(context)
+    _log_training(ticket, context, ref)
     return ref
 
 
 @task(name="evaluate", task_run_name="evaluate", **LEARNING)
 def evaluate(ticket: Ticket, trained: StageReference) -> StageReference:
-    night = night_of(ticket)
-    ref = steps.evaluate(night, trained)
-    measured = steps.evaluation(night, ref)
-    Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
+    context = context_of(ticket)
+    ref = steps.evaluate(context, trained)
+    measured = steps.evaluation(context, ref)
+    Tracking(context.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
     get_run_logger().log(logging.INFO if measured else logging.WARNING, words.in_words(measured))
     return ref
 
 
 @task(name="extract-features", task_run_name="extract-features {shard}", **LEARNING)
 def extract_features(ticket: Ticket, trained: StageReference, shard: str) -> StageReference:
-    return steps.extract_features(night_of(ticket), trained, shard)
+    return steps.extract_features(context_of(ticket), trained, shard)
 
 
 @task(name="train-vae", task_run_name="train-vae", **LEARNING)
 def train_vae(ticket: Ticket, extracted: list[StageReference]) -> StageReference:
-    night = night_of(ticket)
-    ref = steps.train_vae(night, extracted)
-    _log_training(ticket, night, ref)
+    context = context_of(ticket)
+    ref = steps.train_vae(context, extracted)
+    _log_training(ticket, context, ref)
     return ref
 
 
@@ -310,20 +310,20 @@ def train_vae(ticket: Ticket, extracted: list[StageReference]) -> StageReference
 def estimate_class_terms(
     ticket: Ticket, trained: StageReference, extracted: list[StageReference], encoded: StageReference
 ) -> StageReference:
-    return steps.estimate_class_terms(night_of(ticket), trained, extracted, encoded)
+    return steps.estimate_class_terms(context_of(ticket), trained, extracted, encoded)
 
 
 @task(name="estimate-probabilities", task_run_name="estimate-probabilities {extracted[shard]}", **LEARNING)
 def estimate_probabilities(ticket: Ticket, extracted: StageReference, encoded: StageReference) -> StageReference:
-    return steps.estimate_likelihood(night_of(ticket), extracted, encoded)
+    return steps.estimate_likelihood(context_of(ticket), extracted, encoded)
 
 
 @task(name="select-batch", task_run_name="select-batch", **LEARNING)
 def select_batch(ticket: Ticket, extracted: list[StageReference], estimated: dict[str, Any] | None) -> StageReference:
-    night = night_of(ticket)
-    ref = steps.select_batch(night, extracted, estimated)
-    get_run_logger().info("select-batch: %s", steps.selection_in_words(night, ref))
-    for note in steps.selection_document(night, ref)["notes"]:
+    context = context_of(ticket)
+    ref = steps.select_batch(context, extracted, estimated)
+    get_run_logger().info("select-batch: %s", steps.selection_in_words(context, ref))
+    for note in steps.selection_document(context, ref)["notes"]:
         get_run_logger().warning(note)
     return ref
 
@@ -331,22 +331,22 @@ def select_batch(ticket: Ticket, extracted: list[StageReference], estimated: dic
 @task(name="register-model", task_run_name="register-model", **NETWORK)
 def register_model(ticket: Ticket, trained: StageReference, evaluated: StageReference) -> dict[str, Any]:
     """A version of the registered model, found again on a rerun. Raises Overtaken if another machine was first."""
-    night = night_of(ticket)
-    if night.params.storage.git_remote:
-        versions = Versioning(night.workspace.root)
-        rounds.refuse_overtaken(versions, night.params.storage.git_remote, night.round.round)
-    tracking = Tracking(night.params.workspace.name, owner=night.workspace.identity)
-    images = night.params.images
+    context = context_of(ticket)
+    if context.params.storage.git_remote:
+        versions = Versioning(context.workspace.root)
+        rounds.refuse_overtaken(versions, context.params.storage.git_remote, context.round.round)
+    tracking = Tracking(context.params.workspace.name, owner=context.workspace.identity)
+    images = context.params.images
     version = tracking.register(
         ticket["mlflow_run"],
-        night.round.round,
-        night.round.parent,
-        weights=steps.weights(night, trained),
-        classes=night.classes,
+        context.round.round,
+        context.round.parent,
+        weights=steps.weights(context, trained),
+        classes=context.classes,
         image_size=images.size,
         channels=images.channels,
     )
-    tracking.log_artifacts(ticket["mlflow_run"], steps.evaluation_files(night, evaluated), "evaluation")
+    tracking.log_artifacts(ticket["mlflow_run"], steps.evaluation_files(context, evaluated), "evaluation")
     get_run_logger().info("register-model: %s version %s", tracking.model_name, version.version)
     return {
         "name": tracking.model_name,
@@ -359,29 +359,29 @@ def register_model(ticket: Ticket, trained: StageReference, evaluated: StageRefe
 @task(name="publish", task_run_name="publish", **NETWORK)
 def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, Any]) -> str:
     """Stage the round's record, and carry the publication out to its end."""
-    night = night_of(ticket)
-    if rounds.pending_publication(night.workspace) is None:
+    context = context_of(ticket)
+    if rounds.pending_publication(context.workspace) is None:
         plan, contents = record.assemble(
-            night,
+            context,
             refs,
             model,
             mlflow_run=ticket["mlflow_run"],
             flow_run=flow_run.id,
-            promotions=agreement.anchored(night.workspace.root, Versioning(night.workspace.root)),
+            promotions=agreement.anchored(context.workspace.root, Versioning(context.workspace.root)),
             now=datetime.now(UTC),
         )
-        Tracking(night.params.workspace.name).log_artifacts(
+        Tracking(context.params.workspace.name).log_artifacts(
             ticket["mlflow_run"],
             [contents[name] for name in contents if name.endswith("selection.parquet")],
             "selection",
         )
-        rounds.stage(night.workspace, plan, contents)
-    done = _carry_out(night.workspace, night.params)
-    begun = datetime.fromisoformat(night.round.started).timestamp()
-    for store in (night.local, night.stages):
+        rounds.stage(context.workspace, plan, contents)
+    done = _carry_out(context.workspace, context.params)
+    begun = datetime.fromisoformat(context.round.started).timestamp()
+    for store in (context.local, context.stages):
         store.forget(begun)  # features of a large pool are gigabytes a night
     said = done.message.splitlines()[0]
-    return said if steps.evaluation(night, refs["evaluated"]) else f"{said}; {words.UNMEASURED}"
+    return said if steps.evaluation(context, refs["evaluated"]) else f"{said}; {words.UNMEASURED}"
 
 
 def _carry_out(workspace: Workspace, params: Params) -> Plan:
@@ -430,9 +430,9 @@ def _show_picks(workspace: Workspace, plan: Plan, tracking: Tracking) -> None:
     )
 
 
-def _log_training(ticket: Ticket, night: RoundContext, ref: StageReference) -> None:
-    measured = context.metrics_of(night, ref)
-    Tracking(night.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
+def _log_training(ticket: Ticket, context: RoundContext, ref: StageReference) -> None:
+    measured = metrics_of(context, ref)
+    Tracking(context.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
     last = {metric.name: metric for metric in measured if not metric.name.startswith("committee/")}
     told = ", ".join(f"{name} {metric.value:.4g}" for name, metric in sorted(last.items()))
     beside = len({metric.name.rpartition("-")[0] for metric in measured if metric.name not in last})

@@ -89,12 +89,12 @@ class RoundContext:
 StageReference = dict[str, str]
 
 
-def output_of(night: RoundContext, ref: StageReference) -> Path:
-    return stage_output(night, ref["stage"], ref["key"])
+def output_of(context: RoundContext, ref: StageReference) -> Path:
+    return stage_output(context, ref["stage"], ref["key"])
 
 
-def stage_output(night: RoundContext, stage: str, key: str) -> Path:
-    place = night.stages.get(stage, key)
+def stage_output(context: RoundContext, stage: str, key: str) -> Path:
+    place = context.stages.get(stage, key)
     if place is None:
         raise UserError(f"stage {stage} ({key}) is gone from the stage store: run the round again")
     return place
@@ -113,11 +113,11 @@ def run_training(stage: str, iterator: Iterator[Metric], epochs: int) -> list[Me
     return collected
 
 
-def metrics_of(night: RoundContext, ref: StageReference) -> list[Metric]:
+def metrics_of(context: RoundContext, ref: StageReference) -> list[Metric]:
     """What a training stage measured, to be logged."""
-    places = [output_of(night, ref)]
+    places = [output_of(context, ref)]
     if "committee" in ref:
-        places.append(stage_output(night, "train-committee", ref["committee"]))
+        places.append(stage_output(context, "train-committee", ref["committee"]))
     return [Metric(*item) for place in places for item in read_json(place, "training.json")]
 
 

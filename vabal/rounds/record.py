@@ -17,7 +17,7 @@ from vabal.rounds.stage_store import code_version
 
 
 def assemble(
-    night: RoundContext,
+    context: RoundContext,
     refs: Mapping[str, Any],
     model: Mapping[str, Any],
     *,
@@ -31,39 +31,39 @@ def assemble(
     `refs` has the outputs of evaluate, select-batch and estimate-probabilities by name; `promotions` is the head of the
     promotion record, None while it is empty.
     """
-    number = night.round.round
-    staging = night.workspace.state / "record"
-    after, contents = _pools_after(night, refs["selected"], staging)
+    number = context.round.round
+    staging = context.workspace.state / "record"
+    after, contents = _pools_after(context, refs["selected"], staging)
     here = round_folder(Path(), number).as_posix()
-    for name, path in _round_files(night, refs).items():
+    for name, path in _round_files(context, refs).items():
         contents[f"{here}/{name}"] = path
     files = {Path(name).name: file_sha256(path) for name, path in contents.items() if name.startswith(f"{here}/")}
     picks = tables.read_selection(contents[f"{here}/selection.parquet"])
-    selection = steps.selection_document(night, refs["selected"])
-    parent = manifests.read_manifest(night.workspace.data, number - 1)
+    selection = steps.selection_document(context, refs["selected"])
+    parent = manifests.read_manifest(context.workspace.data, number - 1)
     manifest = {
         "version": MANIFEST_VERSION,
         "round": number,
-        "parent": night.round.parent,
-        "strategy": night.params.selection.strategy,
-        "seed": night.params.seed,
-        "settings": night.params.model_dump(mode="json"),
+        "parent": context.round.parent,
+        "strategy": context.params.selection.strategy,
+        "seed": context.params.seed,
+        "settings": context.params.model_dump(mode="json"),
         "code": code_version(),
         "class_terms": selection["class_terms"],
         "selection": {name: selection[name] for name in ("rule", "beta", "budget", "seed", "shortlist")},
         "pools_before": parent.manifest["pools_after"],
         "pools_after": pools.digests(after),
-        "tables": _published_tables(night, contents),
+        "tables": _published_tables(context, contents),
         "files": files,
-        "shards": night.report["shards"],
+        "shards": context.report["shards"],
         "counts": manifests.counts_of(after, len(picks)),
-        "intake": night.report["intake"],
+        "intake": context.report["intake"],
         "model": dict(model),
         "promotions": dict(promotions) if promotions else None,
         "mlflow_run": mlflow_run,
         "prefect_flow_run": flow_run,
-        "metrics": {metric.name: metric.value for metric in steps.evaluation(night, refs["evaluated"])},
-        "times": _times(night.round.started, now, parent.manifest["times"]),
+        "metrics": {metric.name: metric.value for metric in steps.evaluation(context, refs["evaluated"])},
+        "times": _times(context.round.started, now, parent.manifest["times"]),
         "environment": environment(),
     }
     document = canonical_json(manifest)
@@ -73,8 +73,8 @@ def assemble(
         round=number,
         message=tag_message(manifest, digest_of(document)),
         files={name: file_sha256(path) for name, path in contents.items()},
-        inbox=list(night.round.inbox),
-        git_remote=night.params.storage.git_remote,
+        inbox=list(context.round.inbox),
+        git_remote=context.params.storage.git_remote,
         after={"run": mlflow_run, "version": model["version"]},
     )
     return plan, contents
@@ -98,24 +98,24 @@ def environment() -> dict[str, str]:
     }
 
 
-def _pools_after(night: RoundContext, selected: dict[str, str], staging: Path) -> tuple[pools.Pools, dict[str, Path]]:
+def _pools_after(context: RoundContext, selected: dict[str, str], staging: Path) -> tuple[pools.Pools, dict[str, Path]]:
     """The pools with the picks marked as requested, and the files that differ from those in `data/`."""
-    before = pools.read(night.view)  # the intake checked them, and saving checks what changes here
-    picks = tables.read_selection(steps.selection_folder(night, selected) / "selection.parquet")
-    after = pools.mark_requested(before, list(picks["sample_id"]), night.round.round)
+    before = pools.read(context.view)  # the intake checked them, and saving checks what changes here
+    picks = tables.read_selection(steps.selection_folder(context, selected) / "selection.parquet")
+    after = pools.mark_requested(before, list(picks["sample_id"]), context.round.round)
     written = pools.save(after, staging, before)
-    contents = {name: night.view / name for name in night.report["changed"]}
+    contents = {name: context.view / name for name in context.report["changed"]}
     contents |= {name: staging / name for name in written}
-    published = {path.name for path in (night.workspace.data / "images").glob("*.parquet")}
-    for shard in night.report["shards"]:
+    published = {path.name for path in (context.workspace.data / "images").glob("*.parquet")}
+    for shard in context.report["shards"]:
         if f"{shard}.parquet" not in published:
-            contents[f"images/{shard}.parquet"] = night.view / "images" / f"{shard}.parquet"
+            contents[f"images/{shard}.parquet"] = context.view / "images" / f"{shard}.parquet"
     return after, contents
 
 
-def _round_files(night: RoundContext, refs: Mapping[str, Any]) -> dict[str, Path]:
-    selected = steps.selection_folder(night, refs["selected"])
-    evaluated = steps.evaluation_folder(night, refs["evaluated"])
+def _round_files(context: RoundContext, refs: Mapping[str, Any]) -> dict[str, Path]:
+    selected = steps.selection_folder(context, refs["selected"])
+    evaluated = steps.evaluation_folder(context, refs["evaluated"])
     files = {
         "selection.parquet": selected / "selection.parquet",
         "candidates.parquet": selected / "candidates.parquet",
@@ -126,6 +126,6 @@ def _round_files(night: RoundContext, refs: Mapping[str, Any]) -> dict[str, Path
     return files | {path.name: path for path in more if path.exists()}
 
 
-def _published_tables(night: RoundContext, contents: Mapping[str, Path]) -> dict[str, str]:
+def _published_tables(context: RoundContext, contents: Mapping[str, Path]) -> dict[str, str]:
     names = [*(f"{name}.parquet" for name in pools.SCHEMAS), "classes.json"]
-    return {name: file_sha256(contents.get(name, night.view / name)) for name in names}
+    return {name: file_sha256(contents.get(name, context.view / name)) for name in names}

@@ -18,51 +18,51 @@ from vabal.rounds.steps.train import load_classifier, with_places
 # -- evaluate -----------------------------------------------------------------------------------------------------
 
 
-def evaluate(night: RoundContext, trained: StageReference) -> StageReference:
+def evaluate(context: RoundContext, trained: StageReference) -> StageReference:
     """Predicts the labelled part of the holdout and measures; figures beside it."""
-    holdout = with_places(night, "holdout")
+    holdout = with_places(context, "holdout")
     holdout = holdout[holdout["label"].notna()].reset_index(drop=True)
     inputs = {"classifier": trained["key"], "holdout": pools.table_digest(holdout, ["sample_id"])}
-    key = stage_key("evaluate", {"classes": list(night.classes)}, inputs)
-    if night.stages.get("evaluate", key) is None:
-        with night.stages.produce("evaluate", key) as folder:
-            _evaluate(night, load_classifier(night, trained), holdout, folder)
+    key = stage_key("evaluate", {"classes": list(context.classes)}, inputs)
+    if context.stages.get("evaluate", key) is None:
+        with context.stages.produce("evaluate", key) as folder:
+            _evaluate(context, load_classifier(context, trained), holdout, folder)
     return {"stage": "evaluate", "key": key}
 
 
-def _evaluate(night: RoundContext, network: ResNetClassifier, holdout: pd.DataFrame, folder: Path) -> None:
-    step = night.params.features.batch_size
-    batches = (night.shards.gather(holdout.iloc[start : start + step]) for start in range(0, len(holdout), step))
-    probabilities_N_C = classifier.predict(network, batches, night.device)
+def _evaluate(context: RoundContext, network: ResNetClassifier, holdout: pd.DataFrame, folder: Path) -> None:
+    step = context.params.features.batch_size
+    batches = (context.shards.gather(holdout.iloc[start : start + step]) for start in range(0, len(holdout), step))
+    probabilities_N_C = classifier.predict(network, batches, context.device)
     predicted_N = probabilities_N_C.argmax(axis=1)
-    labels_N = np.array([night.classes.index(label) for label in holdout["label"]], dtype=np.int64)
-    measured = metrics.classification_metrics(labels_N, probabilities_N_C, night.classes)
-    counts_C_C = metrics.confusion_matrix(labels_N, predicted_N, len(night.classes))
+    labels_N = np.array([context.classes.index(label) for label in holdout["label"]], dtype=np.int64)
+    measured = metrics.classification_metrics(labels_N, probabilities_N_C, context.classes)
+    counts_C_C = metrics.confusion_matrix(labels_N, predicted_N, len(context.classes))
     table = pd.DataFrame(
         {
             "sample_id": holdout["sample_id"],
             "label": holdout["label"],
-            "predicted_class": np.asarray(night.classes, dtype=object)[predicted_N],
+            "predicted_class": np.asarray(context.classes, dtype=object)[predicted_N],
             "probabilities": list(probabilities_N_C),
         }
     )
     tables.write_predictions(table, folder / "holdout_predictions.parquet")
     write_bytes(folder / "metrics.json", canonical_json(measured))
     if len(holdout):
-        figures.confusion_figure(counts_C_C, night.classes, folder / "confusion.png")
-        figures.recall_figure(counts_C_C, night.classes, folder / "recall.png")
+        figures.confusion_figure(counts_C_C, context.classes, folder / "confusion.png")
+        figures.recall_figure(counts_C_C, context.classes, folder / "recall.png")
 
 
-def evaluation_folder(night: RoundContext, evaluated: StageReference) -> Path:
-    return output_of(night, evaluated)
+def evaluation_folder(context: RoundContext, evaluated: StageReference) -> Path:
+    return output_of(context, evaluated)
 
 
-def evaluation(night: RoundContext, evaluated: StageReference) -> list[Metric]:
+def evaluation(context: RoundContext, evaluated: StageReference) -> list[Metric]:
     """What was measured on the holdout, as `holdout/<name>` at the round's number."""
-    measured: dict[str, float] = read_json(output_of(night, evaluated), "metrics.json")
-    return [Metric(f"holdout/{name}", value, night.round.round) for name, value in measured.items()]
+    measured: dict[str, float] = read_json(output_of(context, evaluated), "metrics.json")
+    return [Metric(f"holdout/{name}", value, context.round.round) for name, value in measured.items()]
 
 
-def evaluation_files(night: RoundContext, evaluated: StageReference) -> list[Path]:
+def evaluation_files(context: RoundContext, evaluated: StageReference) -> list[Path]:
     """Predictions and figures, to be kept beside the round's run."""
-    return sorted(path for path in output_of(night, evaluated).iterdir() if path.name != "metrics.json")
+    return sorted(path for path in output_of(context, evaluated).iterdir() if path.name != "metrics.json")
