@@ -3,7 +3,6 @@
 Where the proxy fails, the round runs without Prefect's engine, hence without its retries: the failure is seen at once.
 """
 
-import json
 import os
 import random
 import shutil
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,9 +19,10 @@ import numpy as np
 import psutil
 from mlflow import MlflowClient
 
-from benchmarks.faults import children, proxy
+from benchmarks.faults import children
 from benchmarks.faults.nights import Nights, facts, in_order, some_images
 from benchmarks.faults.outcomes import Outcome, compared
+from tests.support.faulty_server import FAULTS, seen, tell
 from vabal.adapters import processes, stack
 
 PATIENCE = {
@@ -32,9 +31,9 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
 }
-REQUESTS = {"s3": 40, "mlflow": 45}  # about what a round sends
 CHAIN = 6
-ENOUGH_S = 240.0
+# When Prefect's server or the worker dies: once this is below `.vabal`.
+MOMENTS = {"while it trains": "stages/train-classifier", "while it publishes": "publish"}
 
 
 def everything(folder: Path, seed: int) -> Iterator[Outcome]:
@@ -100,7 +99,7 @@ def behind_proxies(folder: Path, addresses: dict[str, str]) -> Iterator[tuple[di
         for server, name in (("s3", "AWS_ENDPOINT_URL"), ("mlflow", "MLFLOW_TRACKING_URI")):
             control = controls[server] = folder / f"{server}.json"
             tell(control)
-            command = [sys.executable, "-m", "benchmarks.faults.proxy", addresses[name], str(control)]
+            command = [sys.executable, "-m", "tests.support.faulty_server", addresses[name], str(control)]
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             started.append(process)
             assert process.stdout is not None
@@ -112,22 +111,19 @@ def behind_proxies(folder: Path, addresses: dict[str, str]) -> Iterator[tuple[di
             process.wait()
 
 
-def tell(control: Path, fault: str = "", after: int = 0, count: int = 0) -> None:
-    text = json.dumps({"fault": fault, "after": after, "count": count, "id": uuid.uuid4().hex})
-    temporary = control.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.replace(control)
-
-
 def failing_servers(folder: Path, addresses: dict[str, str], source: Path, seed: int, count: int) -> Iterator[Outcome]:
     """Each history: a round that `CHAIN` faults break off one after the other, at requests drawn by the seed."""
     drawn = random.Random(seed)  # noqa: S311 -- repeatable
     with behind_proxies(folder, addresses) as (proxied, controls):
         calm = OnStack(folder, "calm", proxied)
         calm.begin(source)
+        for control in controls.values():
+            tell(control)
         children_run(calm, "round")
+        requests = {server: seen(control) for server, control in controls.items()}
+        print(f"an undisturbed round's requests: {requests}", flush=True)
         expected = facts(calm.folder, calm.registry())
-        faults = [(server, fault) for server in REQUESTS for fault in proxy.FAULTS]
+        faults = [(server, fault) for server in requests for fault in FAULTS]
         for number in range(count):
             nights = OnStack(folder, f"torn{number}", proxied)
             nights.begin(source)
@@ -135,7 +131,7 @@ def failing_servers(folder: Path, addresses: dict[str, str], source: Path, seed:
             told, tried, where = [], 0, []
             for place in range(CHAIN):
                 server, fault = faults[(number * CHAIN + place) % len(faults)]
-                after = drawn.randrange(REQUESTS[server])
+                after = drawn.randrange(requests[server] // (place + 1))  # what is done already is not asked for again
                 tell(controls[server], fault, after, 1000)
                 ended = nights.run("round", real_dvc=True)
                 tell(controls[server])
@@ -214,49 +210,66 @@ def prefect_and_worker_killed(folder: Path, root: Path, addresses: dict[str, str
     calm.begin(source)
     children_run(calm, "round")
     expected = facts(calm.folder, calm.registry())
-    for name, words, service in (("server", ["round"], "prefect"), ("worker", ["round", "--worker"], "worker")):
-        nights = OnStack(folder, name, addresses)
-        nights.begin(source)
-        nights.facts["round"] = expected
-        if service == "worker":
-            _vabal(nights, "deploy")
-        with _begun(nights, *words) as process:
-            for victim in _tops(root, service):
-                for one in [victim, *victim.children(recursive=True)]:
-                    with suppress(psutil.NoSuchProcess):
-                        one.send_signal(signal.SIGKILL)
+    for service, words in (("prefect", ["round"]), ("worker", ["round", "--worker"])):
+        for when, place in MOMENTS.items():
+            nights = OnStack(folder, f"{service}-{len(when)}", addresses)
+            nights.begin(source)
+            nights.facts["round"] = expected
             if service == "worker":
-                process.send_signal(signal.SIGINT)
-            out, _ = process.communicate(timeout=ENOUGH_S)
-        stack.up(root)
-        told = [children.Ended(process.returncode, out, 0, 0.0)] if service == "prefect" else []
-        yield _settled(nights, f"SIGKILL, {service} during a round", "while it trains", told, 1)
+                _vabal(nights, "deploy")
+            with _begun(nights, *words) as process:
+                _until(
+                    lambda process=process, at=nights.root / ".vabal" / place: process.poll() is not None or at.exists()
+                )
+                tried = int(process.poll() is None)
+                _kill(root, service)
+                if service == "worker":
+                    stack.up(root)  # tells the run, and who waits for it, that it has crashed
+                ended = _end_of(process, nights.folder / "said")
+            stack.up(root)
+            yield _settled(nights, f"SIGKILL, {service} during a round", when, [ended] * tried, tried)
 
 
-def _vabal(nights: OnStack, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vabal.cli", *words]
-    environment = {**os.environ, **nights.addresses}
-    return subprocess.run(
-        command, cwd=nights.root, env=environment, check=True, capture_output=True, text=True, timeout=ENOUGH_S
-    )
+def _kill(root: Path, service: str) -> None:
+    for victim in _tops(root, service):
+        for one in [victim, *victim.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGKILL)
+
+
+def _vabal(nights: OnStack, *words: str) -> None:
+    with _begun(nights, *words) as process:
+        ended = _end_of(process, nights.folder / "said")
+    if ended.code != 0:
+        raise RuntimeError(ended.said)
 
 
 @contextmanager
-def _begun(nights: OnStack, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """The command, once its round trains."""
+def _begun(nights: OnStack, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command as a process of its own; what it says goes to the file `said`."""
     command = [sys.executable, "-m", "vabal.cli", *words]
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=nights.root, env={**os.environ, **nights.addresses}, **streams)
+    with (nights.folder / "said").open("wb") as said:
+        process = subprocess.Popen(
+            command, cwd=nights.root, env={**os.environ, **nights.addresses}, stdout=said, stderr=subprocess.STDOUT
+        )
     try:
-        _until(lambda: process.poll() is not None or (nights.root / ".vabal" / "stages" / "train-classifier").exists())
         yield process
     finally:
         process.kill()
+        process.wait()
+
+
+def _end_of(process: subprocess.Popen[bytes], said: Path) -> children.Ended:
+    started = time.monotonic()
+    code: int | None = None
+    with suppress(subprocess.TimeoutExpired):
+        code = process.wait(timeout=children.LIMIT_S)
+    return children.Ended(code, said.read_text(errors="replace"), 0, time.monotonic() - started)
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + ENOUGH_S
+    deadline = time.monotonic() + children.LIMIT_S
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError("the round did not begin to train")
+            raise TimeoutError("the round did not come that far")
         time.sleep(0.05)

@@ -114,13 +114,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A grey model in MLflow's format, loaded from its folder."""
     import mlflow.pyfunc
 
-    from vabal.adapters import tracking
+    from vabal.adapters.tracking import files
 
     folder = tmp_path_factory.mktemp("model")
     classifier.save(network_of(1), folder / "weights.safetensors")
     sha256 = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
     about = classes_json(CLASSES, 16, 1, sha256)
-    path = tracking._save_model(folder, "0" * 32, folder / "weights.safetensors", tracking.NETWORK_SOURCE, about)
+    path = files.save_model(folder, "0" * 32, folder / "weights.safetensors", files.NETWORK_SOURCE, about)
     return mlflow.pyfunc.load_model(str(path))
 
 

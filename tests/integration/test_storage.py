@@ -13,6 +13,7 @@ from running import RunningStack
 
 from vabal.adapters import storage
 from vabal.adapters.storage import S3StageStore
+from vabal.adapters.storage.client import explained
 from vabal.errors import Unavailable, UserError
 from vabal.rounds.stage_store import LocalStageStore
 
@@ -93,7 +94,7 @@ def test_a_bucket_name_taken_by_someone_else_is_named_as_such() -> None:
     answer = {"Error": {"Code": "BucketAlreadyExists", "Message": ""}}
     with (
         pytest.raises(Unavailable, match=r"bucket `team` .*someone else.*storage\.bucket"),
-        storage._explained("team", "create"),
+        explained("team", "create"),
     ):
         raise ClientError(answer, "CreateBucket")  # type: ignore[arg-type]
 

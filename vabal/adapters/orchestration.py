@@ -1,13 +1,18 @@
-"""The Prefect server over its REST API: is it there, is a worker polling, and what a dead worker left behind."""
+"""The Prefect server over its REST API: is it there, what runs, and what a dead worker left behind.
+
+The one client of it outside Prefect's own engine, and the one translation of its errors.
+"""
 
 import base64
 import http.client
+import itertools
 import json
 import os
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,8 +22,7 @@ from vabal.adapters import limits
 from vabal.errors import Unavailable
 
 POOL = "gpu"
-TIMEOUT_S = 10.0
-BUSY_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)
+BUSY_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)  # the last one again and again
 PAGE = 200
 HELD = ("RUNNING", "PENDING", "CANCELLING")
 
@@ -46,30 +50,37 @@ class Server:
             raise Unavailable("no Prefect server is named (PREFECT_API_URL): start the stack with `vabal up`")
         return cls(url, os.environ.get("PREFECT_API_AUTH_STRING", ""))
 
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None, *, timeout: float = TIMEOUT_S) -> Any:
-        """The JSON that the server answers. Raises Unavailable if it is down or refuses the credentials.
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None, *, within: float | None = None) -> Any:
+        """The JSON that the server answers, waited for `within` seconds (None: the silence that `limits` allows).
 
         503 is Prefect's word for "again, please" (its SQLite file was locked for a moment), and is obeyed; so is an
-        answer that broke off. It is given up after the silence that `limits` allows.
+        answer that broke off. Raises LookupError for 404, Unavailable if nobody listens there (at once), if there is
+        no answer in time, or for credentials that are refused.
         """
-        until, what = time.monotonic() + limits.silence(), "too busy"
-        timeout = min(timeout, limits.silence())
-        for pause in BUSY_PAUSES_S:
-            if time.monotonic() > until:
-                break
+        allowed = limits.silence() if within is None else within
+        until, why = time.monotonic() + allowed, "it is slow"
+        for pause in itertools.chain(BUSY_PAUSES_S, itertools.repeat(BUSY_PAUSES_S[-1])):
             try:
-                return self._once(method, path, body, timeout)
+                return self._once(method, path, body, max(until - time.monotonic(), 0.1))
             except urllib.error.HTTPError as error:
                 with error:
                     if error.code != 503:
                         raise self._refused(error, method, path) from None
-                    what = "too busy"
-            except http.client.HTTPException:
-                what = "breaking off"
-            time.sleep(max(0.0, min(pause, until - time.monotonic())))
-        raise Unavailable(f"the Prefect server at {self.url} does not answer {method} {path} ({what}): try again")
+                why = "it says that it is too busy"
+            except (http.client.HTTPException, ConnectionResetError, BrokenPipeError):
+                why = "its answers break off"
+            except TimeoutError:
+                why = "it is slow"
+            if time.monotonic() + pause > until:
+                break
+            time.sleep(pause)
+        raise Unavailable(
+            f"the Prefect server at {self.url} is there, but did not answer {method} {path} in {allowed:g} s ({why}): "
+            f"try again when it is less busy, or give it longer ({limits.SILENCE})"
+        )
 
     def _once(self, method: str, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
+        """One request. Raises what `call` tries again; Unavailable where there is no server."""
         request = urllib.request.Request(  # noqa: S310 - the address is the user's own setting
             f"{self.url}{path}",
             method=method,
@@ -86,6 +97,8 @@ class Server:
             raise
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError | ConnectionResetError | BrokenPipeError):
+                raise reason from None
             raise Unavailable(f"no Prefect server at {self.url} ({reason}): start the stack with `vabal up`") from None
 
     def _refused(self, error: urllib.error.HTTPError, method: str, path: str) -> Exception:
@@ -93,34 +106,59 @@ class Server:
             return Unavailable(f"the Prefect server at {self.url} refuses the credentials (PREFECT_API_AUTH_STRING)")
         if error.code == 404:
             return LookupError(f"{self.url}{path}")
-        detail = error.read(500).decode("utf-8", errors="replace")
+        detail = " ".join(error.read(500).decode("utf-8", errors="replace").split())
         return Unavailable(f"the Prefect server at {self.url} answered {error.code} to {method} {path}: {detail}")
 
-    def check(self, *, timeout: float = TIMEOUT_S) -> None:
+    def check(self, *, within: float | None = None) -> None:
         """Raises Unavailable unless the server answers and takes the credentials."""
-        self.call("GET", "/admin/version", timeout=timeout)
+        self.call("GET", "/admin/version", within=within)
 
     def is_ready(self) -> bool:
+        """Whether it answers, and soon: for those who ask again."""
         try:
-            self.check(timeout=2.0)
+            self.check(within=limits.glance())
         except (Unavailable, LookupError):
+            return False
+        return True
+
+    # -- workers ------------------------------------------------------------------------------------------------
+
+    def has_pool(self, pool: str) -> bool:
+        try:
+            self.call("GET", f"/work_pools/{urllib.parse.quote(pool)}")
+        except LookupError:
             return False
         return True
 
     def last_heartbeat(self, pool: str, worker: str) -> datetime | None:
         """When the worker last polled the pool; None if it never did, or there is no such pool."""
-        try:
-            workers = self.call("POST", f"/work_pools/{urllib.parse.quote(pool)}/workers/filter", {}, timeout=2.0)
-        except LookupError:
-            return None
-        times = [item["last_heartbeat_time"] for item in workers if item["name"] == worker]
-        return datetime.fromisoformat(times[0]) if times and times[0] else None
+        return self._heartbeats(pool, within=limits.glance()).get(worker)
 
-    def has_worker(self, pool: str, *, within: timedelta = timedelta(seconds=60)) -> bool:
-        """Whether a worker polled the pool lately."""
-        workers = self.call("POST", f"/work_pools/{urllib.parse.quote(pool)}/workers/filter", {})
-        times = [datetime.fromisoformat(item["last_heartbeat_time"]) for item in workers if item["last_heartbeat_time"]]
-        return any(datetime.now(UTC) - moment < within for moment in times)
+    def has_worker(self, pool: str) -> bool:
+        """Whether a worker polled the pool lately (`limits.worker`)."""
+        oldest = datetime.now(UTC) - timedelta(seconds=limits.worker())
+        return any(moment > oldest for moment in self._heartbeats(pool).values())
+
+    def _heartbeats(self, pool: str, *, within: float | None = None) -> dict[str, datetime]:
+        try:
+            found = self.call("POST", f"/work_pools/{urllib.parse.quote(pool)}/workers/filter", {}, within=within)
+        except LookupError:
+            return {}
+        times = {item["name"]: item["last_heartbeat_time"] for item in found}
+        return {name: datetime.fromisoformat(moment) for name, moment in times.items() if moment}
+
+    # -- flow runs ----------------------------------------------------------------------------------------------
+
+    def run_deployment(self, deployment: str, parameters: dict[str, Any] | None = None) -> str:
+        """Schedule a run of `flow/deployment` for now; its id. Raises LookupError if there is no such deployment."""
+        found = self.call("GET", f"/deployments/name/{urllib.parse.quote(deployment)}")
+        # The key lets a request whose answer was lost be sent again: it makes no second run.
+        body = {"parameters": parameters or {}, "idempotency_key": str(uuid.uuid4())}
+        return str(self.call("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
+
+    def flow_run(self, flow_run_id: str) -> dict[str, Any]:
+        run: dict[str, Any] = self.call("GET", f"/flow_runs/{flow_run_id}")
+        return run
 
     def flow_runs(self, flow_runs: dict[str, Any]) -> list[dict[str, Any]]:
         """All flow runs that match Prefect's flow run filter, oldest expected start first."""
@@ -141,6 +179,22 @@ class Server:
         """Set a flow run's state whatever it was before; the deployment's concurrency slot is given back."""
         state = {"type": kind, "name": name, "message": message}
         self.call("POST", f"/flow_runs/{flow_run_id}/set_state", {"state": state, "force": True})
+
+    def logs(self, flow_run_id: str, after: datetime, limit: int) -> list[dict[str, Any]]:
+        """Lines of a run's log from after a moment, oldest first."""
+        wanted = {"flow_run_id": {"any_": [flow_run_id]}, "timestamp": {"after_": after.isoformat()}}
+        found: list[dict[str, Any]] = self.call(
+            "POST", "/logs/filter", {"logs": wanted, "limit": limit, "sort": "TIMESTAMP_ASC"}
+        )
+        return found
+
+    # -- automations --------------------------------------------------------------------------------------------
+
+    def add_automation(self, automation: dict[str, Any]) -> None:
+        """Make it, unless there is one of its name."""
+        named = {"automations": {"name": {"any_": [automation["name"]]}}}
+        if not self.call("POST", "/automations/filter", named):
+            self.call("POST", "/automations/", automation)
 
 
 def preflight() -> None:

@@ -3,30 +3,17 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
-
-import httpx
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
-from prefect.client.schemas.objects import State, StateType
-from prefect.client.schemas.schedules import CronSchedule
-from prefect.client.schemas.sorting import LogSort
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import ObjectNotFound
-from pydantic import ValidationError
 
 import vabal
 from vabal.adapters import limits, processes
 from vabal.adapters.orchestration import POOL, Server
 from vabal.errors import Unavailable, UserError
+from vabal.settings import cron
 from vabal.settings.models import Params
 
 ROUND_FLOW, PROMOTION_FLOW = "active-learning-round", "promote-challenger"
@@ -35,7 +22,7 @@ SILENCE = timedelta(seconds=90)
 ZOMBIES = "vabal: a run that falls silent has crashed"
 POLL_S = 0.5
 DEPLOY_SILENCES = 5
-WORKER_PATIENCE_S = 60.0
+FINAL = ("COMPLETED", "CANCELLED", "FAILED", "CRASHED")
 LOG_PAGE = 200
 LOG_OVERLAP = timedelta(seconds=5)
 LOG_QUIET_S = 1.5
@@ -57,7 +44,7 @@ class Ended:
 
     @property
     def completed(self) -> bool:
-        return self.kind == StateType.COMPLETED.value
+        return self.kind == "COMPLETED"
 
 
 def infra_folder() -> Path:
@@ -83,18 +70,13 @@ def deploy(root: Path, params: Params) -> list[str]:
     """Register both deployments of infra/prefect.yaml for the workspace at `root`; again, it replaces what was there.
 
     Returns lines that say what is scheduled. Raises Unavailable if there is no Prefect server, UserError for a cron
-    expression or time zone that is none.
+    expression that is none.
     """
     server = Server.from_environment()
     server.check()
     schedule = params.schedule
-    try:
-        CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
-    except ValidationError as error:
-        detail = str(error.errors()[0]["msg"])
-        raise UserError(
-            f"params.yaml: schedule: cron `{schedule.cron}`, timezone `{schedule.timezone}`: {detail}"
-        ) from None
+    if wrong := cron.problem(schedule.cron):
+        raise UserError(f"params.yaml: schedule: cron `{schedule.cron}` {wrong}")
     module = "on_ray" if params.compute.task_runner == "ray" else "round"
     values = {
         "VABAL_WORKSPACE": str(root.absolute()),
@@ -117,15 +99,12 @@ def register(server: Server, prefect_file: Path, values: dict[str, str]) -> None
 
     Raises Unavailable if the server has no work pool, UserError with Prefect's own words if it refuses the file.
     """
-    with _client(server) as client, _explained(client):
-        try:
-            client.read_work_pool(POOL)
-        except ObjectNotFound:
-            raise Unavailable(
-                f"the Prefect server at {server.url} has no work pool `{POOL}`: start a worker, with `vabal up` or "
-                f"`prefect worker start --pool {POOL} --type process`"
-            ) from None
-        _watch_for_silent_runs(client)
+    if not server.has_pool(POOL):
+        raise Unavailable(
+            f"the Prefect server at {server.url} has no work pool `{POOL}`: start a worker, with `vabal up` or "
+            f"`prefect worker start --pool {POOL} --type process`"
+        )
+    server.add_automation(_watch_for_silent_runs())
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(prefect_file), "--all"]
     environment = {**os.environ, **values, "PREFECT_API_URL": server.url, "NO_COLOR": "1", "COLUMNS": "200"}
     limit = DEPLOY_SILENCES * limits.silence()
@@ -139,21 +118,21 @@ def register(server: Server, prefect_file: Path, values: dict[str, str]) -> None
         raise UserError(f"{prefect_file}: Prefect refused it: {' '.join(said[-3:])}")
 
 
-def _watch_for_silent_runs(client: SyncPrefectClient) -> None:
+def _watch_for_silent_runs() -> dict[str, Any]:
     """An automation: a run whose heartbeats stop has lost its machine, and gives its concurrency slot back."""
-    trigger = EventTrigger(
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.*"},  # the next heartbeat, or an end, whatever the flow calls its final state
-        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-        for_each={"prefect.resource.id"},
-        posture=Posture.Proactive,
-        threshold=1,
-        within=SILENCE,
-    )
+    trigger = {
+        "type": "event",
+        "posture": "Proactive",
+        "after": ["prefect.flow-run.heartbeat"],
+        "expect": ["prefect.flow-run.*"],  # the next heartbeat, or an end, whatever the flow calls its final state
+        "match": {"prefect.resource.id": ["prefect.flow-run.*"]},
+        "for_each": ["prefect.resource.id"],
+        "threshold": 1,
+        "within": SILENCE.seconds,
+    }
     message = f"no heartbeat for {SILENCE.seconds} s: its machine or process is gone"
-    actions = [ChangeFlowRunState(state=StateType.CRASHED, message=message)]
-    if not client.read_automations_by_name(ZOMBIES):
-        client.create_automation(AutomationCore(name=ZOMBIES, trigger=trigger, actions=actions))
+    action = {"type": "change-flow-run-state", "state": "CRASHED", "message": message}
+    return {"name": ZOMBIES, "trigger": trigger, "actions": [action]}
 
 
 # --- running a deployment now ----------------------------------------------------------------------------------------
@@ -167,64 +146,55 @@ def run_now(deployment: str, listener: Listener, parameters: dict[str, Any] | No
     """
     server = Server.from_environment()
     server.check()
-    with _client(server) as client, _explained(client):
-        try:
-            found = client.read_deployment_by_name(deployment)
-        except ObjectNotFound:
-            raise UserError(f"no deployment `{deployment}` at {server.url}: make it with `vabal deploy`") from None
-        run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
-        return _follow(server, client, run.id, listener)
+    try:
+        flow_run_id = server.run_deployment(deployment, parameters)
+    except LookupError:
+        raise UserError(f"no deployment `{deployment}` at {server.url}: make it with `vabal deploy`") from None
+    return _follow(server, flow_run_id, listener)
 
 
-def _follow(server: Server, client: SyncPrefectClient, flow_run_id: UUID, listener: Listener) -> Ended:
-    log = _Log(client, flow_run_id, listener)
+def _follow(server: Server, flow_run_id: str, listener: Listener) -> Ended:
+    log = _Log(server, flow_run_id, listener)
     told = ""
-    patience = time.monotonic() + WORKER_PATIENCE_S
+    patience = time.monotonic() + limits.worker()
     while True:
-        state = client.read_flow_run(flow_run_id).state
+        state = server.flow_run(flow_run_id)["state"]
         log.tell()
-        if state and not state.is_final() and (words := _words(state)) != told:
+        words = f"{state['name']}: {state['message']}" if state["message"] else str(state["name"])
+        if state["type"] in FINAL:
+            log.tell_the_rest()
+            listener(words)
+            return Ended(flow_run_id, state["type"], state["name"], state["message"] or "")
+        if words != told:
             told = words
             listener(words)
-        if state and state.is_final():
-            log.tell_the_rest()
-            listener(_words(state))
-            return Ended(str(flow_run_id), state.type.value, state.name or state.type.value, state.message or "")
-        waiting = state is None or state.is_scheduled()
-        if waiting and time.monotonic() > patience and not server.has_worker(POOL):
+        if state["type"] == "SCHEDULED" and time.monotonic() > patience and not server.has_worker(POOL):
             raise Unavailable(f"no worker serves work pool `{POOL}` at {server.url}: look with `vabal status`")
         time.sleep(POLL_S)
-
-
-def _words(state: State[Any]) -> str:
-    return f"{state.name}: {state.message}" if state.message else str(state.name)
 
 
 class _Log:
     """A flow run's log as it comes in: worker and flow send theirs in batches, so lines arrive out of order."""
 
-    def __init__(self, client: SyncPrefectClient, flow_run_id: UUID, listener: Listener) -> None:
-        self.client = client
+    def __init__(self, server: Server, flow_run_id: str, listener: Listener) -> None:
+        self.server = server
         self.flow_run_id = flow_run_id
         self.listener = listener
-        self.told: set[UUID] = set()
+        self.told: set[str] = set()
         self.since = datetime.now(UTC) - LOG_OVERLAP
 
     def tell(self) -> int:
         """Tell the lines that are new; how many there were."""
-        wanted = LogFilter(
-            flow_run_id=LogFilterFlowRunId(any_=[self.flow_run_id]), timestamp=LogFilterTimestamp(after_=self.since)
-        )
-        page = self.client.read_logs(wanted, limit=LOG_PAGE, sort=LogSort.TIMESTAMP_ASC)
-        new = [line for line in page if line.id not in self.told]
+        page = self.server.logs(self.flow_run_id, self.since, LOG_PAGE)
+        new = [line for line in page if line["id"] not in self.told]
         for line in new:
-            if not line.message.startswith(PREFECTS_OWN):
-                self.listener(line.message)
-        self.told.update(line.id for line in new)
+            if not line["message"].startswith(PREFECTS_OWN):
+                self.listener(line["message"])
+        self.told.update(line["id"] for line in new)
         if page:
             # A full page of one moment must not be read for ever; else look back for lines that are on their way.
             overlap = timedelta(0) if len(page) == LOG_PAGE else LOG_OVERLAP
-            self.since = max(self.since, page[-1].timestamp - overlap)
+            self.since = max(self.since, datetime.fromisoformat(page[-1]["timestamp"]) - overlap)
         return len(new)
 
     def tell_the_rest(self) -> None:
@@ -234,19 +204,3 @@ class _Log:
             if self.tell():
                 quiet_since = time.monotonic()
             time.sleep(POLL_S / 2)
-
-
-def _client(server: Server) -> SyncPrefectClient:
-    """A client of the server that the environment names now: Prefect's own settings were read when it was imported."""
-    timeout = {"timeout": limits.silence()}
-    return SyncPrefectClient(server.url, auth_string=server.credentials or None, httpx_settings=timeout)
-
-
-@contextmanager
-def _explained(client: SyncPrefectClient) -> Iterator[None]:
-    try:
-        yield
-    except httpx.HTTPStatusError as error:
-        raise Unavailable(f"the Prefect server at {client.api_url} answered {error.response.status_code}") from error
-    except httpx.HTTPError as error:
-        raise Unavailable(f"the Prefect server at {client.api_url} went away: {error}") from error

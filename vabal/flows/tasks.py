@@ -9,16 +9,15 @@ from typing import Any
 
 from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Running
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from vabal import rounds, strategies
 from vabal.adapters import storage
+from vabal.adapters.orchestration import Server
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
@@ -196,8 +195,7 @@ def _name_state(name: str, message: str) -> None:
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_state(context.flow_run.id, Running(name=name, message=message), force=True)
+    Server.from_environment().force_state(str(context.flow_run.id), "RUNNING", name, message)
 
 
 # -- the round ------------------------------------------------------------------------------------------------------

@@ -3,17 +3,21 @@
 And a proxy in the environment is not asked for servers on this machine.
 """
 
+import http.client
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.support.faulty_server import FAULTS, faulty, refusing
+from tests.support.faulty_server import FAULTS, LATE_S, faulty, refusing
 from vabal.adapters import limits, orchestration, processes, storage
+from vabal.adapters.orchestration import Server
 from vabal.adapters.storage import S3StageStore
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
@@ -95,7 +99,88 @@ def test_mlflow_that_fails_is_given_up_in_one_line(fault: str, tmp_path: Path, m
 def test_prefect_that_fails_is_given_up_in_one_line(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with faulty(fault) as address:
         monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
-        assert address in _gives_up(orchestration.preflight)
+        said = _gives_up(orchestration.preflight)
+    assert address in said
+    assert "no Prefect server" not in said  # for it is there
+
+
+# -- there, but late ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(limits.SILENCE, str(10 * LATE_S))
+
+
+def test_prefect_that_answers_late_is_waited_for(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with faulty("late") as address:
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+        orchestration.preflight()
+        assert Server.from_environment().is_ready()
+
+
+def test_mlflow_that_answers_late_is_waited_for(patient: None) -> None:
+    with faulty("late") as address:
+        Tracking("default", address).preflight()
+
+
+def test_s3_that_answers_late_is_waited_for(patient: None, moto: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with faulty("late", moto) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        storage.preflight("vabal")
+
+
+def test_a_server_that_is_later_than_allowed_is_there_and_the_line_names_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with faulty("late") as address:
+        monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        for preflight in (
+            orchestration.preflight,
+            Tracking("default", address).preflight,
+            lambda: storage.preflight("vabal"),
+        ):
+            said = _gives_up(preflight)
+            assert "is there, but did not answer" in said
+            assert limits.SILENCE in said
+
+
+@pytest.mark.parametrize("silence", ["0.6", "60"])
+def test_where_nobody_listens_that_is_told_at_once_however_long_a_silence_may_be(
+    silence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(limits.SILENCE, silence)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    assert "no Prefect server at" in _gives_up(orchestration.preflight, within=2)
+    assert "MLflow is down" in _gives_up(Tracking("default", address).preflight, within=2)
+    assert "no S3 server at" in _gives_up(lambda: storage.preflight("vabal"), within=4)
+    assert not Server.from_environment().is_ready()
+
+
+def test_a_request_for_a_run_whose_answer_was_lost_is_sent_again_under_the_same_key(
+    patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect answers the second with the run that the first one made."""
+    asked: list[tuple[str, str, Any]] = []
+    broken = {"create_flow_run"}
+
+    def once(_server: Server, method: str, path: str, body: Any, _timeout: float) -> Any:
+        asked.append((method, path, body))
+        if path.rpartition("/")[2] in broken:
+            broken.clear()
+            raise http.client.RemoteDisconnected
+        return {"id": "found"}
+
+    monkeypatch.setattr(Server, "_once", once)
+    assert Server("http://nowhere/api").run_deployment("flow/nightly") == "found"
+    first, second = (body["idempotency_key"] for method, _, body in asked if method == "POST")
+    assert first == second
 
 
 # -- git and DVC --------------------------------------------------------------------------------------------------

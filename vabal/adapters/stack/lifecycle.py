@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from vabal.adapters import processes
+from vabal.adapters import limits, processes
 from vabal.adapters.orchestration import POOL, Server, settle
 from vabal.adapters.stack.ports import (
     FIRST_PORTS,
@@ -35,14 +35,14 @@ from vabal.adapters.stack.services import COMMANDS, QUIET, worker_name
 from vabal.errors import Unavailable
 
 
-def up(root: Path, progress: Progress | None = None, *, timeout: float = 180.0) -> list[str]:
+def up(root: Path, progress: Progress | None = None) -> list[str]:
     """Start what is not running of the workspace's stack and wait until all of it answers.
 
     Stale flow runs of a killed worker are settled before a worker starts, so that the next round runs with nobody's
     help.
     `progress(stage, done, total)` hears how many servers answer. Ctrl-C ends what this call started.
     Returns what is worth telling: a port that had to change, runs that were settled.
-    Raises Unavailable with the end of the log if a server dies or does not answer within `timeout` seconds.
+    Raises Unavailable with the end of the log if a server dies, or does not answer in time (`limits.start`).
     """
     stack = open_stack(root)
     with stack.lock():
@@ -51,7 +51,7 @@ def up(root: Path, progress: Progress | None = None, *, timeout: float = 180.0) 
         _clear(stack, running)
         notes = choose_ports(stack, state, running)
         environment = write_environment(stack, state["ports"])
-        start = _Start(stack, state, running, time.monotonic() + timeout, progress)
+        start = _Start(stack, state, running, time.monotonic() + limits.start(), progress)
         try:
             for service in ("s3", "mlflow", "prefect"):
                 start.unless_running(service)
@@ -213,7 +213,10 @@ class _Start:
                 self._look_at(service)
             late = [service for service in services if service not in self.ready]
             if late and time.monotonic() > self.deadline:
-                raise Unavailable(f"{', '.join(late)}: no answer in time{self._end_of_log(late[0])}")
+                raise Unavailable(
+                    f"{', '.join(late)}: no answer in {limits.start():g} s ({limits.START} sets the limit)"
+                    f"{self._end_of_log(late[0])}"
+                )
             if late:
                 time.sleep(0.2)
 
@@ -256,7 +259,7 @@ def _answers(service: str, url: str) -> bool:
     """S3 must turn away a request without a signature: a server that lets anybody in is an error, not ready."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url + ("/" if service == "s3" else "/health"), timeout=2.0):
+        with opener.open(url + ("/" if service == "s3" else "/health"), timeout=limits.glance()):
             if service == "s3":
                 raise Unavailable(f"the S3 server at {url} lets anybody in: this rclone ignores RCLONE_AUTH_KEY")
             return True

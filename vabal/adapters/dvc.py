@@ -1,0 +1,216 @@
+"""DVC through its command line, for it promises no Python interface: `data/` to its cache and S3, and back.
+
+Every operation can be repeated: what is done already is left alone.
+"""
+
+import configparser
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vabal.adapters import commands, limits
+from vabal.adapters.commands import as_text, last_line
+from vabal.errors import Unavailable, UserError
+from vabal.files import write_bytes
+
+DVC_CONFIG = """\
+[core]
+    remote = vabal
+    analytics = false
+    check_update = false
+['remote "vabal"']
+    url = {url}
+"""
+LOCK_PATIENCE_S = 60.0
+# What DVC says when S3 is away or breaks off.
+NO_ANSWER = (
+    *("could not connect", "connect to the endpoint", "connection refused", "timed out", "timeout on endpoint"),
+    *("connection was closed", "connection reset", "not enough data", "incompleteread", "incomplete read"),
+    *("response payload", "slowdown", "service unavailable", "serviceunavailable", "internal server error"),
+    *("server disconnected", "bad gateway", "gateway timeout", "http client raised"),
+)
+
+
+class Dvc:
+    """DVC in a workspace's folder: `data/`, pinned by `data.dvc`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    # -- configuration ------------------------------------------------------------------------------------------
+
+    def configure(self, url: str) -> None:
+        """DVC's files below `.dvc` and `.dvcignore`, as far as they are not there."""
+        dvc = self.root / ".dvc"
+        dvc.mkdir(exist_ok=True)
+        config = dvc / "config"
+        if not config.exists():
+            config.write_text(DVC_CONFIG.format(url=url))
+        (dvc / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
+        self.keep_cache_private()
+        dvcignore = self.root / ".dvcignore"
+        if not dvcignore.exists():
+            dvcignore.write_text("# Files that DVC passes over: half-written ones.\n.*.tmp\n")
+
+    def share_cache(self, other: "Dvc") -> None:
+        """Use the cache of `other`, with a database of our own."""
+        shared = other.root.absolute() / ".dvc" / "cache"
+        settings = f"[core]\n    site_cache_dir = {self.site_cache}\n[cache]\n    dir = {shared}\n"
+        write_bytes(self.root / ".dvc" / "config.local", settings.encode())
+
+    def keep_cache_private(self) -> None:
+        """`core.site_cache_dir` in DVC's local config: the default folder is writable by all and read by pickle."""
+        self._make_site_cache()
+        file = self.root / ".dvc" / "config.local"
+        if not file.exists():
+            write_bytes(file, f"[core]\n    site_cache_dir = {self.site_cache}\n".encode())
+        local = configparser.ConfigParser(interpolation=None, strict=False)
+        local.read(file, encoding="utf-8")
+        if local.get("core", "site_cache_dir", fallback=None) != str(self.site_cache):
+            self._dvc("config", "--local", "core.site_cache_dir", str(self.site_cache))
+
+    def _make_site_cache(self) -> None:
+        self.site_cache.parent.mkdir(mode=0o700, exist_ok=True)
+        self.site_cache.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def site_cache(self) -> Path:
+        return self.root.absolute() / ".vabal" / "dvc"
+
+    # -- to the cache and S3, and back -------------------------------------------------------------------------
+
+    def add(self) -> None:
+        """`dvc add data`: hashes what changed, fills the cache, writes `data.dvc`.
+
+        Nothing below `data/` is touched. Without `--no-relink` DVC removes each file that has a second name (a round's
+        view has) and copies it back: killed in between, the next call would publish the pools without it.
+        """
+        self._mend_rwlock()
+        self._remove_cut_listings()
+        self._dvc("add", "--no-relink", "data")
+
+    def push(self) -> None:
+        """`dvc push`: sends what the remote lacks. Raises Unavailable if S3 is down or refuses."""
+        deferred = self._deferred
+        self._dvc("push", *(["--all-tags"] if deferred.exists() else []), "data.dvc")
+        deferred.unlink(missing_ok=True)
+
+    def defer_push(self) -> None:
+        """The next `push` sends the state of every tag, this one's too."""
+        self._deferred.parent.mkdir(mode=0o700, exist_ok=True)
+        self._deferred.touch()
+
+    @property
+    def _deferred(self) -> Path:
+        return self.root / ".vabal" / "push-deferred"
+
+    def pull(self) -> None:
+        self._dvc("pull", "data.dvc")
+
+    def bring_back(self) -> None:
+        """`data/` as `data.dvc` pins it, from the cache or S3, whatever is there now."""
+        self._mend_rwlock()
+        if self._run_dvc("checkout", "--force", "--quiet", "data.dvc").returncode != 0:
+            self._dvc("pull", "--force", "data.dvc")
+
+    def changed(self, kinds: Sequence[str] = ("added", "deleted", "modified", "unknown")) -> list[str]:
+        """Files below `data/` that differ from `data.dvc`: what somebody edited by hand. Fast where nothing changed."""
+        if not (self.root / "data.dvc").exists():
+            return []
+        report = json.loads(self._dvc("data", "status", "--granular", "--json", "--no-remote-refresh") or "{}")
+        uncommitted = report.get("uncommitted", {})
+        names: list[str] = []
+        for kind in kinds:
+            names += [_name(entry) for entry in uncommitted.get(kind, [])]
+        return sorted(name for name in names if name != "data/")
+
+    # -- what is in the cache ----------------------------------------------------------------------------------
+
+    def listing(self, digest: str) -> dict[str, str] | None:
+        """The files of a pinned folder with their md5, from DVC's cache; None where it is not there or is damaged."""
+        path = self.cached(digest)
+        try:
+            content = path.read_bytes() if path else b""
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() != digest.removesuffix(".dir"):
+                return None
+            return {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(content)}
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def cached(self, md5: str) -> Path | None:
+        """The file of that md5 in DVC's cache; None where it is not there."""
+        path = self.root / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+        return path if path.is_file() else None
+
+    # -- DVC's own process -------------------------------------------------------------------------------------
+
+    def _dvc(self, *arguments: str) -> str:
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            done = self._run_dvc(*arguments)
+            if done.returncode == 0:
+                return done.stdout
+            if "Unable to acquire lock" not in done.stderr or time.monotonic() > deadline:
+                break
+            time.sleep(1.0)  # a killed round's DVC is still ending
+        raise _explain(arguments[0], done.stderr, self.root)
+
+    def _run_dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        self._make_site_cache()
+        environment = commands.environment() | {
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(self.site_cache),  # the default one is writable by all and read by pickle
+        }
+        environment.setdefault("AWS_MAX_ATTEMPTS", "1")  # its S3 client waits 15 s an attempt, five times
+        command, limit = [sys.executable, "-m", "dvc", *arguments], limits.transfer()
+        return as_text(commands.run(command, folder=self.root, environment=environment, limit=limit))
+
+    def _mend_rwlock(self) -> None:
+        """A kill can leave DVC's `rwlock` as broken JSON, which stops every later command. We hold the workspace."""
+        path = self.root / ".dvc" / "tmp" / "rwlock"
+        if path.is_file():
+            try:
+                json.loads(path.read_text() or "{}")
+            except ValueError:
+                path.unlink()
+
+    def _remove_cut_listings(self) -> None:
+        """A kill inside `dvc add` can leave a folder's listing half written in the cache, which DVC then takes as done.
+
+        What DVC has finished there is read-only.
+        """
+        for path in (self.root / ".dvc" / "cache" / "files" / "md5").glob("*/*.dir"):
+            if path.stat().st_mode & 0o200:
+                try:
+                    json.loads(path.read_bytes())
+                except ValueError:
+                    path.unlink()
+
+
+def _name(entry: object) -> str:
+    if isinstance(entry, dict):
+        new = entry.get("new")
+        return str(entry.get("path") or (new.get("path") if isinstance(new, dict) else new) or entry)
+    return str(entry)
+
+
+def _explain(verb: str, stderr: str, root: Path) -> UserError:
+    """DVC's error as one line with the way out."""
+    lines = [re.sub(r"^ERROR:\s*", "", line.strip()) for line in stderr.splitlines() if "ERROR" in line]
+    text = "; ".join(lines) or last_line(stderr)
+    lowered = stderr.lower()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "AWS's own")
+    if any(word in lowered for word in NO_ANSWER):
+        return Unavailable(f"S3 is down: no answer at {endpoint}: start it (`vabal up`), then run this again")
+    if any(
+        word in lowered
+        for word in ("credentials", "signaturedoesnotmatch", "invalidaccesskeyid", "accessdenied", "forbidden", "403")
+    ):
+        return Unavailable(f"S3 at {endpoint} refuses the keys: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    return UserError(f"dvc {verb} failed in {root}: {text}")
