@@ -1,6 +1,8 @@
 """Deployments through the real Prefect server and its worker, with a small flow in the place of the round."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +133,38 @@ def test_after_a_power_cut_the_next_scheduled_run_needs_nobody(
     assert ended[0]["auto_scheduled"]
     found = server.call("GET", "/deployments/name/probe/cut-nightly-round")
     server.call("DELETE", f"/deployments/{found['id']}")  # its schedule would keep the other tests' worker busy
+
+
+LOSING = """
+import sys
+from prefect import flow
+from flows.here import run_here
+from vabal.adapters import processes
+from vabal.errors import Unavailable
+
+@flow(name="losing", persist_result=False)
+def losing():
+    for process in processes.marked({"VABAL_STACK": sys.argv[1], "VABAL_SERVICE": "prefect"}):
+        process.kill()
+        process.wait()
+
+try:
+    run_here(losing)
+except Unavailable as error:
+    print("told:", error)
+"""
+
+
+def test_a_run_whose_server_goes_away_ends_soon_and_in_one_line(stack: RunningStack, tmp_path: Path) -> None:
+    environment = {**os.environ, "PREFECT_CLIENT_MAX_RETRIES": "0"}  # else Prefect's engine tries for a minute
+    command = [sys.executable, "-c", LOSING, str(stack.root / ".vabal")]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    finally:
+        local_stack.up(stack.root)
+    assert done.returncode == 0, done.stderr
+    assert "told: the Prefect server went away during the run" in done.stdout
+    assert "Still processing items" not in done.stderr
 
 
 def test_without_a_server_one_line_says_how_to_start_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

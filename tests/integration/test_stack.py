@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from vabal.adapters import processes
 from vabal.adapters import stack as local_stack
 from vabal.adapters.orchestration import Server, preflight, settle
 from vabal.adapters.stack import services
+from vabal.adapters.stack.ports import choose_ports
 from vabal.errors import Unavailable
 
 MARK = {"VABAL_STACK": "a test's own"}
@@ -57,6 +59,18 @@ def test_only_the_dead_service_is_started_again(stack: RunningStack) -> None:
     assert {name: pid for name, pid in after.items() if name != "s3"} == {
         name: pid for name, pid in before.items() if name != "s3"
     }
+
+
+def test_two_ups_at_the_same_time_start_the_dead_service_once(stack: RunningStack) -> None:
+    before = _pids(stack.root)
+    processes.end(psutil.Process(before["s3"]), grace=0.0)
+    with ThreadPoolExecutor() as pool:
+        said = list(pool.map(local_stack.up, [stack.root] * 2))
+    assert said == [[], []]
+    assert {name: pid for name, pid in _pids(stack.root).items() if name != "s3"} == {
+        name: pid for name, pid in before.items() if name != "s3"
+    }
+    assert len(processes.marked({"VABAL_STACK": str(stack.root / ".vabal"), "VABAL_SERVICE": "s3"})) == 1
 
 
 def test_a_lost_record_does_not_start_a_second_server_on_the_same_database(stack: RunningStack) -> None:
@@ -211,9 +225,8 @@ def test_a_port_taken_by_another_program_is_given_up_and_said(tmp_path: Path) ->
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
         taken = stranger.getsockname()[1]
-        state = {"ports": {"s3": taken, "mlflow": 1, "prefect": 2}, "processes": {}}
-        here = psutil.Process()
-        notes = local_stack.choose_ports(local_stack.Stack(tmp_path), state, {"mlflow": here, "prefect": here})
-    assert notes == [f"s3: port {taken} is taken by another program, so it listens on {state['ports']['s3']} now"]
-    assert state["ports"]["s3"] != taken
-    assert state["ports"]["mlflow"] == 1
+        ports = {"s3": taken, "mlflow": 1, "prefect": 2}
+        notes = choose_ports(tmp_path, ports, {"mlflow", "prefect"})
+    assert notes == [f"s3: port {taken} is taken by another program, so it listens on {ports['s3']} now"]
+    assert ports["s3"] != taken
+    assert ports["mlflow"] == 1

@@ -27,6 +27,10 @@ PAGE = 200
 HELD = ("RUNNING", "PENDING", "CANCELLING")
 
 
+class Absent(Unavailable):
+    """Nobody listens at the server's address."""
+
+
 @dataclass(frozen=True)
 class Settled:
     """What `settle` did: flow runs marked as crashed, and missed nights that a newer one stands in for."""
@@ -54,8 +58,8 @@ class Server:
         """The JSON that the server answers, waited for `within` seconds (None: the silence that `limits` allows).
 
         503 is Prefect's word for "again, please" (its SQLite file was locked for a moment), and is obeyed; so is an
-        answer that broke off. Raises LookupError for 404, Unavailable if nobody listens there (at once), if there is
-        no answer in time, or for credentials that are refused.
+        answer that broke off. Raises LookupError for 404, Absent (at once) if nobody listens there, Unavailable
+        if there is no answer in time, or for credentials that are refused.
         """
         allowed = limits.silence() if within is None else within
         until, why = time.monotonic() + allowed, "it is slow"
@@ -99,7 +103,7 @@ class Server:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError | ConnectionResetError | BrokenPipeError):
                 raise reason from None
-            raise Unavailable(f"no Prefect server at {self.url} ({reason}): start the stack with `vabal up`") from None
+            raise Absent(f"no Prefect server at {self.url} ({reason}): start the stack with `vabal up`") from None
 
     def _refused(self, error: urllib.error.HTTPError, method: str, path: str) -> Exception:
         if error.code in (401, 403):

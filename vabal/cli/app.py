@@ -295,6 +295,7 @@ def round_(
 
     console = Console(stderr=True, markup=False, highlight=False)
     with _bars(console):
+        from vabal.flows.here import run_here
         from vabal.flows.logs import leave_the_end_to_the_command
 
         if params.compute.task_runner == "ray":
@@ -302,7 +303,7 @@ def round_(
         else:
             from vabal.flows.round import active_learning_round
         leave_the_end_to_the_command(console)
-        state = active_learning_round(str(place.root), strategy, return_state=True)
+        state = run_here(active_learning_round, str(place.root), strategy)
     _end(state)
 
 
@@ -639,12 +640,11 @@ def _bench_on_ray(grid: Any, out: Path, title: str, command: str, *, mlflow: boo
     place = _bench_workspace()
     orchestration.preflight()
     from vabal.flows.benchmark import benchmark
+    from vabal.flows.here import run_here
 
     name = place.params().workspace.name if place else "default"
     gpus = place.params().compute.gpus_per_task if place else 0.0
-    state = benchmark(
-        asdict(grid), str(out.absolute()), title, command, name if mlflow else None, gpus, return_state=True
-    )
+    state = run_here(benchmark, asdict(grid), str(out.absolute()), title, command, name if mlflow else None, gpus)
     _end(state)
 
 

@@ -7,32 +7,24 @@ ends it, `status` looks. The servers are found again by their pid and a mark in 
 import fcntl
 import os
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from vabal.adapters import limits, processes
-from vabal.adapters.orchestration import POOL, Server, settle
-from vabal.adapters.stack.ports import (
-    FIRST_PORTS,
-    FLOW_RUN_MARK,
-    GRACE_S,
-    HOST,
-    SERVICE_MARK,
-    SERVICES,
-    Progress,
-    Stack,
-    address_of,
-    choose_ports,
-    open_stack,
-    started_at,
-    write_environment,
-)
-from vabal.adapters.stack.services import COMMANDS, QUIET, worker_name
+from vabal.adapters.orchestration import POOL, settle
+from vabal.adapters.stack.folder import SERVICE_MARK, SERVICES, Stack, open_stack, write_environment
+from vabal.adapters.stack.ports import FIRST_PORTS, HOST, choose_ports
+from vabal.adapters.stack.readiness import is_ready, prefect_server, started_at
+from vabal.adapters.stack.services import COMMANDS, QUIET
 from vabal.errors import Unavailable
+
+FLOW_RUN_MARK = "PREFECT__FLOW_RUN_ID"  # Prefect's own, of a flow that a worker started
+GRACE_S = {"s3": 5.0, "mlflow": 8.0, "prefect": 10.0, "worker": 15.0}
+
+Progress = Callable[[str, int, int | None], None]
 
 
 def up(root: Path, progress: Progress | None = None) -> list[str]:
@@ -49,7 +41,7 @@ def up(root: Path, progress: Progress | None = None) -> list[str]:
         state = stack.state()
         running = _running(stack, state)
         _clear(stack, running)
-        notes = choose_ports(stack, state, running)
+        notes = choose_ports(stack.folder, state["ports"], running)
         environment = write_environment(stack, state["ports"])
         start = _Start(stack, state, running, time.monotonic() + limits.start(), progress)
         try:
@@ -93,19 +85,25 @@ def status(root: Path) -> list[dict[str, Any]]:
     rows = []
     for service in SERVICES:
         process = running.get(service)
-        answers = process is not None and _is_ready(stack, state, service, process)
+        answers = process is not None and is_ready(stack, state["ports"], service, process)
         condition = "stopped" if process is None else "running" if answers else "not answering"
         rows.append(
             {
                 "service": service,
                 "state": condition,
                 "pid": process.pid if process else None,
-                "address": address_of(state["ports"], service),
+                "address": _address_of(state["ports"], service),
                 "since": started_at(process).isoformat(timespec="seconds") if process else None,
                 "log": str(stack.log(service)),
             }
         )
     return rows
+
+
+def _address_of(ports: dict[str, int], service: str) -> str | None:
+    if service == "worker":
+        return f"work pool {POOL}"
+    return f"http://{HOST}:{ports[service]}" if service in ports else None
 
 
 # --- which of them run, and on which ports ---------------------------------------------------------------------------
@@ -227,7 +225,7 @@ class _Start:
             return  # it starts after the settling, not here
         self.unless_running(service)
         process = self.started.get(service) or self.running[service]
-        if _is_ready(self.stack, self.state, service, process):
+        if is_ready(self.stack, self.state["ports"], service, process):
             self.ready.add(service)
             self._tell()
         elif not processes.is_running(process):
@@ -242,53 +240,13 @@ class _Start:
         return f"; the end of {log}:\n{processes.last_lines(log)}"
 
 
-# --- readiness -------------------------------------------------------------------------------------------------------
-
-
-def _is_ready(stack: Stack, state: dict[str, Any], service: str, process: psutil.Process) -> bool:
-    if not processes.is_running(process):
-        return False
-    if service == "worker":
-        return _worker_polls(stack, process)
-    if service == "prefect":
-        return _server(stack.environment()).is_ready()
-    return _answers(service, f"http://{HOST}:{state['ports'][service]}")
-
-
-def _answers(service: str, url: str) -> bool:
-    """S3 must turn away a request without a signature: a server that lets anybody in is an error, not ready."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url + ("/" if service == "s3" else "/health"), timeout=limits.glance()):
-            if service == "s3":
-                raise Unavailable(f"the S3 server at {url} lets anybody in: this rclone ignores RCLONE_AUTH_KEY")
-            return True
-    except urllib.error.HTTPError as error:
-        error.close()
-        return service == "s3" and error.code in (400, 401, 403)
-    except OSError:
-        return False
-
-
-def _server(environment: dict[str, str]) -> Server:
-    return Server(environment["PREFECT_API_URL"], environment["PREFECT_API_AUTH_STRING"])
-
-
-def _worker_polls(stack: Stack, process: psutil.Process) -> bool:
-    try:
-        heartbeat = _server(stack.environment()).last_heartbeat(POOL, worker_name())
-    except Unavailable:
-        return False
-    return heartbeat is not None and heartbeat > started_at(process)
-
-
 # --- after a power cut -----------------------------------------------------------------------------------------------
 
 
 def _settle(stack: Stack, environment: dict[str, str]) -> list[str]:
     flows = (processes.environment_of(process) for process in processes.marked(stack.marks("worker")))
     alive = {flow[FLOW_RUN_MARK] for flow in flows if FLOW_RUN_MARK in flow}
-    settled = settle(_server(environment), alive=alive, nobody_else=_nobody_holds(stack.folder / "lock"))
+    settled = settle(prefect_server(environment), alive=alive, nobody_else=_nobody_holds(stack.folder / "lock"))
     notes = []
     if settled.crashed:
         notes.append(f"runs that their worker left behind are marked as crashed: {', '.join(settled.crashed)}")

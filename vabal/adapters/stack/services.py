@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vabal.adapters.orchestration import POOL
-from vabal.adapters.stack.ports import HOST, Stack, write_private
+from vabal.adapters.stack.folder import Stack, write_private
+from vabal.adapters.stack.ports import HOST
 from vabal.errors import UserError
 from vabal.workspace import reach_loopback
 

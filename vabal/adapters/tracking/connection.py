@@ -15,7 +15,6 @@ from vabal.adapters.tracking.errors import refused
 from vabal.adapters.tracking.names import OWNER, STATUS
 from vabal.errors import Unavailable, UserError
 
-
 CONNECT_S = 10.0  # a refused connection is told at once; this is for an address that swallows it
 
 
