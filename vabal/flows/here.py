@@ -1,10 +1,11 @@
 """A flow run in the command's own process, whose Prefect server may go away meanwhile."""
 
+import sys
 from typing import Any
 
 import httpx
 from prefect import Flow, State
-from prefect._internal.concurrency.services import QueueService
+from prefect._internal.concurrency import services
 
 from vabal.adapters.orchestration import Absent, Server
 from vabal.errors import Unavailable
@@ -14,10 +15,10 @@ def run_here(flow: Flow[..., Any], *arguments: Any) -> State[Any]:
     """Run it to its end, well or not. Raises Unavailable if Prefect's server went away and took the run with it."""
     try:
         state: State[Any] = flow(*arguments, return_state=True)
-        error = None if state.is_completed() else state.result(raise_on_failure=False)
-        if isinstance(error, httpx.HTTPError):
-            raise error
+        if not state.is_completed() and isinstance(lost := state.result(raise_on_failure=False), httpx.HTTPError):
+            raise lost
     except httpx.HTTPError as error:
+        sys.stderr.write("\n")  # Prefect's own words on standard error lack the end of a line
         raise Unavailable(
             f"the Prefect server went away during the run ({error}): start it (`vabal up`), then run this again: what "
             "is finished is kept"
@@ -30,12 +31,12 @@ def run_here(flow: Flow[..., Any], *arguments: Any) -> State[Any]:
 def _wait_for_nobody() -> None:
     """Where the server is gone, drop the events and lines of log that it was to get.
 
-    Prefect would try to send each of them for a minute, one after the other, before it lets the process end.
+    Prefect would try to send each of them for seconds, one after the other, before it lets the process end.
     """
     try:
         Server.from_environment().check()
     except Absent:
-        for service in list(QueueService._instances.values()):
+        for service in list(services._active_services):
             service.reset_for_fork()
     except Unavailable:
         return  # there, but slow: it gets them

@@ -8,6 +8,8 @@ from rich.console import Console
 from vabal.errors import UserError, os_error_line
 
 RUNS = ("prefect.flow_runs", "prefect.task_runs")
+# Each event that Prefect could not send to its server; that the server is away is told once, at the end.
+SENDING = "prefect._internal.concurrency"
 
 
 class _OneLine(logging.Filter):
@@ -27,6 +29,8 @@ class _BetweenLevels(logging.Filter):
         self.least = least
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == SENDING:
+            return False
         if record.name in RUNS:
             return self.least <= record.levelno < logging.ERROR
         return record.levelno >= logging.ERROR
