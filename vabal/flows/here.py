@@ -11,10 +11,10 @@ from vabal.adapters.orchestration import Absent, Server
 from vabal.errors import Unavailable
 
 
-def run_here(flow: Flow[..., Any], *arguments: Any) -> State[Any]:
+def run_here(flow: Flow[..., State[Any]], *arguments: Any) -> State[Any]:
     """Run it to its end, well or not. Raises Unavailable if Prefect's server went away and took the run with it."""
     try:
-        state: State[Any] = flow(*arguments, return_state=True)
+        state = flow(*arguments, return_state=True)
         if not state.is_completed() and isinstance(lost := state.result(raise_on_failure=False), httpx.HTTPError):
             raise lost
     except httpx.HTTPError as error:
