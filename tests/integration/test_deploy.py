@@ -138,7 +138,7 @@ def test_after_a_power_cut_the_next_scheduled_run_needs_nobody(
 LOSING = """
 import sys
 from prefect import flow
-from flows.here import run_here
+from vabal.flows.here import run_here
 from vabal.adapters import processes
 from vabal.errors import Unavailable
 
