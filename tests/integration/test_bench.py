@@ -24,7 +24,7 @@ from vabal.benchmark import grids, protocols
 from vabal.benchmark import running as benchmark_running
 from vabal.errors import UserError
 from vabal.images import shards
-from vabal.settings import models
+from vabal.settings import presets
 from vabal.settings.models import Params
 from vabal.settings.params import parse
 from vabal.strategies import Candidates, Context, Needs, ScoringStrategy, Shard
@@ -269,7 +269,7 @@ def test_another_default_is_another_run_though_nothing_was_said(
     """A strategy's label stands for all settings that its run came to, not for those alone that were named."""
     wanted = grid("vabal", rounds=1)
     benchmark_running.run(wanted, tmp_path, benchmark_running.on_processes(1))
-    monkeypatch.setitem(models.PRESETS["vabal"]["probabilities"], "members", 2)
+    monkeypatch.setitem(presets.PRESETS["vabal"]["probabilities"], "members", 2)
     refused(tmp_path, replace(wanted, seeds=(0, 1)), "'vabal' had other settings")
 
 

@@ -37,7 +37,7 @@ from vabal.benchmark.cells import (
     simulated_pool,
 )
 from vabal.benchmark.grids import COLUMNS, Cell, Grid
-from vabal.errors import UserError
+from vabal.errors import UserError, missing_extra
 from vabal.files import canonical_json, write_bytes
 from vabal.pages import report as reports
 from vabal.rounds.stage_store import code_version
@@ -125,7 +125,7 @@ def run(
             document = json.loads((out / "cells" / ended.file).read_text(encoding="utf-8"))
             record(document)
             tell(clock.line(document))
-        summary = write_results(out, title=title, command=command) if len(failures) < len(cells) else {}
+        summary = write_results(out, title=title, command=command, tell=tell) if len(failures) < len(cells) else {}
     if failures:
         raise UserError(
             f"{len(failures)} of {len(cells)} cells failed; the results of the others are in {out}. The first: "
@@ -223,8 +223,13 @@ def _same_data(ready: Mapping[str, Prepared], out: Path, with_cells: set[str]) -
 # -- results --------------------------------------------------------------------------------------------------------
 
 
-def write_results(out: Path, *, title: str, command: str) -> dict[str, Any]:
-    """results.csv, summary.json and report.html from the cells in `out`; returns the summary."""
+def write_results(
+    out: Path, *, title: str, command: str, tell: Callable[[str], None] = lambda _line: None
+) -> dict[str, Any]:
+    """results.csv, summary.json and report.html from the cells in `out`; returns the summary.
+
+    Without matplotlib there is no report; `tell` hears how to get it.
+    """
     cells = read_cells(out)
     if not cells:
         raise UserError(f"{out} holds no finished cell: run the grid first")
@@ -232,7 +237,14 @@ def write_results(out: Path, *, title: str, command: str) -> dict[str, Any]:
     summary = comparison.summarise(cells)
     write_bytes(out / "summary.json", json.dumps(summary, indent=1, sort_keys=True, allow_nan=False).encode())
     about = {"command": command, **_about(out, cells)}
-    reports.write(cells, summary, out / "report.html", title=title, about=about)
+    report = out / "report.html"
+    try:
+        reports.write(cells, summary, report, title=title, about=about)
+    except ModuleNotFoundError as error:
+        if (missing := missing_extra(error)) is None:
+            raise
+        report.unlink(missing_ok=True)  # one of before shows other cells
+        tell(f"report.html is left out: {missing}, then the same command again")
     return summary
 
 

@@ -6,17 +6,18 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vabal.audit import AuditReport
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vabal.audit import AuditReport
 
 Column = tuple[str, Literal["left", "right"]]
 
@@ -66,17 +67,31 @@ def _comparison_row(item: Mapping[str, Any], metric: str) -> tuple[str, ...]:
 
 def plain(value: Any) -> Any:
     """The value as JSON's own types: tables as lists of rows, times in ISO 8601, null for no value and no number."""
-    if isinstance(value, pd.DataFrame):
-        return [plain(dict(zip(value.columns, row, strict=True))) for row in value.astype(object).to_numpy()]
+    if type(value).__module__.partition(".")[0] in ("pandas", "numpy"):
+        return _plain_array(value)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | np.ndarray | pd.Series):
+    if isinstance(value, list | tuple | set):
         return [plain(item) for item in value]
+    return _plain_scalar(value)
+
+
+def _plain_array(value: Any) -> Any:
+    """Of pandas' and numpy's values, which are loaded only where there are some."""
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(value, pd.DataFrame):
+        return [plain(dict(zip(value.columns, row, strict=True))) for row in value.astype(object).to_numpy()]
+    if isinstance(value, np.ndarray | pd.Series):
+        return [plain(item) for item in value]
+    if value is pd.NaT or value is pd.NA:
+        return None
     return _plain_scalar(value.item() if isinstance(value, np.generic) else value)
 
 
 def _plain_scalar(value: Any) -> Any:
-    if value is pd.NaT or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, date):  # a datetime and pandas' Timestamp too
         return value.isoformat()
@@ -140,7 +155,7 @@ def _picks_by_class(record: Mapping[str, Any]) -> str:
     return f"{record['picks']} ({', '.join(parts)})" if parts else str(record["picks"])
 
 
-def show_picks(picks: pd.DataFrame, *, as_json: bool = False) -> None:
+def show_picks(picks: "pd.DataFrame", *, as_json: bool = False) -> None:
     """What `audit.picks` tells: a row a pick."""
     if as_json:
         print_json(picks)
@@ -202,7 +217,7 @@ def _details(event: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def show_report(report: AuditReport, *, as_json: bool = False) -> None:
+def show_report(report: "AuditReport", *, as_json: bool = False) -> None:
     """What `audit.verify` found; one line if it is nothing."""
     if as_json:
         print_json(report.to_json())

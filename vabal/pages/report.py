@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from vabal import statistics
-from vabal.errors import UserError
 from vabal.files import write_bytes
 from vabal.pages import tables
 from vabal.statistics import MAIN
@@ -30,7 +29,7 @@ def write(
     """Writes the report of `cells`, whose summary is `summary`, to `path`.
 
     `about` says what was run (command, settings, versions, a date): text, lists and mappings, in the order shown.
-    Raises UserError where matplotlib is missing.
+    Raises ModuleNotFoundError where matplotlib is not installed.
     """
     write_bytes(path, page(cells, summary, title=title, about=about).encode())
 
@@ -209,10 +208,8 @@ class _Report:
     """Makes the sections, each as HTML or empty where there is nothing to show; numbers figures and tables."""
 
     def __init__(self, cells: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
-        try:
-            from vabal.pages import figures  # noqa: PLC0415 -- matplotlib is no part of the core
-        except ImportError as error:
-            raise UserError(f"report.html needs matplotlib, which cannot be imported ({error}): install it") from error
+        from vabal.pages import figures  # noqa: PLC0415 -- matplotlib is no part of the core
+
         self.figures = figures
         self.cells, self.summary = cells, summary
         self.settings, self.pooled, self.baseline = summary["settings"], summary["pooled"], summary["baseline"]

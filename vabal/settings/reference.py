@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vabal.settings.models import PRESETS, Params, Section
+from vabal.settings.models import Params, Section
+from vabal.settings.presets import PRESETS
 
 HEAD = """\
 # Settings

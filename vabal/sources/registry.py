@@ -10,7 +10,7 @@ from vabal.sources.files import Folder
 from vabal.sources.layouts import LAYOUTS
 from vabal.sources.published import Elpv, Neu
 
-_KINDS = {
+KINDS = {
     "digits": "digits",
     "folder": "folder:PATH",
     "npz": "npz:PATH",
@@ -29,10 +29,10 @@ def open_source(spec: str, classes: Sequence[str] | None = None, layout: str | N
     """
     kind, _, place = with_layout(spec, layout).partition(":")
     kind, _, layout = kind.partition("+")
-    if kind not in _KINDS:
-        raise UserError(f"--source {spec!r}: unknown kind {kind!r}; known are {', '.join(_KINDS.values())}")
-    if bool(place) != (":" in _KINDS[kind]):
-        raise UserError(f"--source {spec!r}: expected {_KINDS[kind]}")
+    if kind not in KINDS:
+        raise UserError(f"--source {spec!r}: unknown kind {kind!r}; known are {', '.join(KINDS.values())}")
+    if bool(place) != (":" in KINDS[kind]):
+        raise UserError(f"--source {spec!r}: expected {KINDS[kind]}")
     if classes and kind not in ("folder", "npz"):
         raise UserError(f"--classes: source {kind} has its own class names")
     if classes is not None and (not all(classes) or len(set(classes)) < len(classes)):

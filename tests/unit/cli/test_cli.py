@@ -15,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from vabal.cli import app
+from vabal.cli.options import assignments
 from vabal.errors import UserError, os_error_line
 
 HEAVY = ("torch", "torchvision", "pandas", "numpy", "pyarrow", "sklearn", "PIL", "mlflow", "prefect", "dvc", "boto3")
@@ -122,7 +123,7 @@ def test_a_workspace_is_named_with_an_option(
 
 def test_settings_on_the_command_line_are_yaml_values() -> None:
     pairs = ["classifier.width=16", "vae.learning_rate=1e-4", "classifier.horizontal_flip=true", "stages=s3://a/b=c"]
-    assert app._assignments(pairs) == {
+    assert assignments(pairs) == {
         "classifier.width": 16,
         "vae.learning_rate": 1e-4,
         "classifier.horizontal_flip": True,
@@ -132,15 +133,15 @@ def test_settings_on_the_command_line_are_yaml_values() -> None:
 
 def test_a_value_that_is_no_yaml_is_told_as_the_text_that_is() -> None:
     with pytest.raises(UserError, match="is no value in YAML") as caught:
-        app._assignments(["schedule.cron=*/5 * * * *"])
+        assignments(["schedule.cron=*/5 * * * *"])
     _, pair = shlex.split(str(caught.value).partition("as text: ")[2])
-    assert app._assignments([pair]) == {"schedule.cron": "*/5 * * * *"}
+    assert assignments([pair]) == {"schedule.cron": "*/5 * * * *"}
 
 
 @pytest.mark.parametrize("pair", ["classifier.width", "a=[1"])
 def test_a_setting_that_is_none_is_refused(pair: str) -> None:
     with pytest.raises(UserError, match=r"^--set "):
-        app._assignments([pair])
+        assignments([pair])
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

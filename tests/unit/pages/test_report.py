@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.support.small_cells import cell, grid
 from vabal.benchmark.comparison import summarise
-from vabal.errors import UserError
+from vabal.errors import missing_extra
 from vabal.pages import report
 
 NAMES = ("vabal", "vabal-paper", "random", "margin", "balanced:entropy")
@@ -254,9 +254,10 @@ def test_names_at_the_ends_of_curves_keep_their_order_and_their_distance() -> No
     assert _apart([0.1, 0.5], 0.06) == [0.1, 0.5]
 
 
-def test_without_matplotlib_the_report_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_is_no_report_and_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "vabal.pages.figures", raising=False)
     monkeypatch.delattr("vabal.pages.figures", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"report\.html needs matplotlib"):
+    with pytest.raises(ModuleNotFoundError) as caught:
         page_of([cell([0.5])])
+    assert "pip install 'vabal[pipeline]'" in str(missing_extra(caught.value))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vabal.cli.app import _assignments
+from vabal.cli.options import assignments
 from vabal.errors import UserError
 from vabal.labels.answers import read_answers
 from vabal.settings import bounds, params
@@ -85,4 +85,4 @@ def test_anchors_that_stay_small_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["9" * 5000, "[" * 3000, "&a [*a]"])
 def test_a_setting_on_the_command_line_that_blows_up_is_refused(value: str) -> None:
     with pytest.raises(UserError, match=r"^--set seed="):
-        _assignments([f"seed={value}"])
+        assignments([f"seed={value}"])

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vabal.errors import UserError
-from vabal.settings.models import PRESETS, Params
+from vabal.settings.models import Params
 from vabal.settings.params import dump, load, override, parse, read_yaml
+from vabal.settings.presets import PRESETS
 
 
 def written(tmp_path: Path, text: str) -> Path:

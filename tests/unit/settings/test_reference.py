@@ -22,7 +22,8 @@ from vabal.probabilities import (
     pool_moments,
     shared_noise,
 )
-from vabal.settings.models import PRESETS, ProbabilitySettings, VaeSettings
+from vabal.settings.models import ProbabilitySettings, VaeSettings
+from vabal.settings.presets import PRESETS
 from vabal.vae import FeatureVAE, build
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,150 @@
+"""What was picked, when, why and by what: `audit`, `replay`, `show`."""
+
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vabal.cli import chosen, console
+from vabal.cli.options import AsJson, taking
+from vabal.errors import UserError
+
+if TYPE_CHECKING:
+    from vabal.adapters.versioning import Versioning
+    from vabal.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """Of `vabal audit`."""
+
+    round: Annotated[int | None, typer.Argument(metavar="[ROUND]", help="A round's picks.")] = None
+    sample: Annotated[str | None, typer.Option("--sample", help="One image's history.")] = None
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute every digest, chain, sum and pick.")] = False
+    remote: Annotated[
+        bool, typer.Option("--remote", help="With --verify: ask S3, the git remote and the registry too.")
+    ] = False
+    as_json: AsJson = False
+
+
+@taking(AuditOptions)
+def audit(options: AuditOptions) -> None:
+    """What was picked, when, why, and by what; from the pools' files alone.
+
+    Example: `vabal audit 2`, `vabal audit --sample digits-0042`, `vabal audit --verify`
+    """
+    from vabal.adapters.versioning import Versioning
+
+    place = chosen.with_pools()
+    versions = Versioning(place.root)
+    if options.verify:
+        _verify(place, versions, remote=options.remote, as_json=options.as_json)
+    else:
+        _tell(place, versions, options)
+
+
+def _tell(place: "Workspace", versions: "Versioning", options: AuditOptions) -> None:
+    from vabal.audit import queries
+    from vabal.cli import render
+
+    # What is read is shown behind the lock: a pager may keep the output open for hours.
+    if options.sample is not None:
+        with chosen.reading(place):
+            history = queries.history(place.data, options.sample)
+        render.show_history(history, as_json=options.as_json)
+    elif options.round is not None:
+        with chosen.reading(place):
+            picks = queries.picks(place.data, options.round)
+        render.show_picks(picks, as_json=options.as_json)
+    else:
+        tags = versions.tag_messages()
+        with chosen.reading(place):
+            records = queries.rounds(place.data, tags)
+        render.show_rounds(records, as_json=options.as_json)
+
+
+def _verify(place: "Workspace", versions: "Versioning", *, remote: bool, as_json: bool) -> None:
+    """Raises typer.Exit with 1 where something was found."""
+    from vabal.audit.verification import verify
+    from vabal.cli import render
+    from vabal.promotion.agreement import witness_here
+
+    tags = versions.tag_messages()
+    with console.bars(), chosen.reading(place):
+        outside = _outside(place, versions, remote=remote)
+        report = verify(place.data, tags, outside=outside, promotions=witness_here(place.data, versions))
+    render.show_report(report, as_json=as_json)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _outside(place: "Workspace", versions: "Versioning", *, remote: bool) -> Any:
+    """What the audit may ask besides `data/`: git, DVC's cache, the anchor if there is one; with `remote` the rest."""
+    from vabal import rounds
+    from vabal.audit.places import Outside
+
+    params, plan = place.params(), rounds.pending_publication(place)
+    outside = Outside(versions, sign=params.audit.sign, pending=plan.round if plan else None)
+    if remote or params.audit.anchor:
+        from vabal.adapters import storage
+
+        if params.audit.anchor:
+            outside.anchor = storage.Anchor(params.audit.anchor, params.audit.anchor_years)
+        if remote:
+            outside.bucket = storage.Bucket(params.storage.bucket, params.storage.prefix)
+            outside.git_remote = params.storage.git_remote or versions.default_remote()
+            if outside.git_remote is None:
+                outside.notes.append("no git remote is known: tags were not compared (storage.git_remote)")
+            from vabal.adapters.tracking import Tracking
+
+            outside.registry = Tracking(params.workspace.name)
+    return outside
+
+
+def replay(
+    round_number: Annotated[int, typer.Argument(metavar="ROUND", help="The round to compute again.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compute a past round again from its pinned pools, settings and seed, and compare weights, scores and picks.
+
+    Example: `vabal replay 2`
+    """
+    from vabal.adapters.versioning import Versioning
+    from vabal.audit.replay import replay as replay_round
+    from vabal.rounds import tag_name
+    from vabal.workspace import Workspace
+
+    place = chosen.workspace()
+    versions = Versioning(place.root)
+    if tag_name(round_number) not in versions.tags():
+        raise UserError(f"git has no tag {tag_name(round_number)} (`git fetch --tags` brings those of a remote)")
+    scratch = place.state / "replay" / uuid.uuid4().hex
+    scratch.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        versions.clone_at(scratch, tag_name(round_number)).bring_back()
+        with console.bars():
+            again = replay_round(Workspace(scratch), round_number)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    console.show(again, as_json)
+    if not again.identical and not again.versions:
+        raise typer.Exit(1)
+
+
+def show(
+    sample: Annotated[str, typer.Argument(help="A sample id.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where to; default: the sample's id, here.")] = None,
+) -> None:
+    """Write an image of the pool, its own bytes, to a file.
+
+    Example: `vabal show digits-0042 --out suspicious.png`
+    """
+    from vabal.audit import queries
+
+    place = chosen.with_pools()
+    with chosen.reading(place):
+        written = queries.show(place.data, sample, out)
+    typer.echo(str(written))

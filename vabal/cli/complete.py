@@ -1,0 +1,36 @@
+"""What a shell completes behind an option: names that are known without a workspace."""
+
+from collections.abc import Iterable
+
+
+def strategies(incomplete: str) -> list[str]:
+    """A strategy's name, also behind a comma, or around which a wrapper goes."""
+    from vabal.strategies import names
+
+    before, comma, last = incomplete.rpartition(",")
+    wrapper, colon, _ = last.rpartition(":")
+    start = f"{before}{comma}"
+    return _fitting((f"{start}{wrapper}{colon}{name}" for name in names()), incomplete)
+
+
+def sources(incomplete: str) -> list[str]:
+    """A kind of source; the path behind it is the user's."""
+    from vabal.sources.registry import KINDS
+
+    return _fitting((f"{kind}{':' * (':' in form)}" for kind, form in KINDS.items()), incomplete)
+
+
+def layouts(incomplete: str) -> list[str]:
+    from vabal.sources.layouts import LAYOUTS
+
+    return _fitting(LAYOUTS, incomplete)
+
+
+def protocols(incomplete: str) -> list[str]:
+    from vabal.benchmark.protocols import PROTOCOLS
+
+    return _fitting(PROTOCOLS, incomplete)
+
+
+def _fitting(words: Iterable[str], incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]

@@ -1,0 +1,62 @@
+"""The local stack: `up`, `down`, `status`; and `env`, for other programs that talk to its servers."""
+
+import os
+import shlex
+
+import typer
+
+from vabal.cli import chosen
+from vabal.cli.console import bars, say
+from vabal.cli.options import AsJson
+
+
+def up() -> None:
+    """Start the local stack: S3, MLflow, Prefect server and worker, on loopback.
+
+    Example: `vabal up`
+    """
+    from vabal.adapters import stack
+    from vabal.cli.render import show_status
+
+    root = chosen.folder()
+    with bars() as progress:
+        notes = stack.up(root, progress)
+    say(notes)
+    show_status(stack.status(root), chosen.start())
+
+
+def down() -> None:
+    """Stop the local stack; its data, ports and credentials stay for the next `vabal up`.
+
+    Example: `vabal down`
+    """
+    from vabal.adapters import stack
+
+    say(stack.down(chosen.folder()))
+
+
+def status(as_json: AsJson = False) -> None:
+    """Show the local stack, the newest round, and what waits in the inbox.
+
+    Example: `vabal status --json`
+    """
+    from vabal.adapters import stack
+    from vabal.cli.render import show_status
+
+    show_status(stack.status(chosen.folder()), chosen.start(), as_json=as_json)
+
+
+def env() -> None:
+    """Print what a shell needs so that MLflow's, Prefect's and DVC's own commands work: addresses, keys, folders.
+
+    Example: `eval "$(vabal env)"`
+    """
+    from vabal.adapters.versioning import Versioning
+
+    before = dict(os.environ)
+    place = chosen.workspace()
+    Versioning(place.root).keep_cache_private()
+    wanted = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    wanted |= {name: value for name, value in before.items() if name.startswith(("AWS_", "MLFLOW_", "PREFECT_"))}
+    for name, value in sorted(wanted.items()):
+        typer.echo(f"export {name}={shlex.quote(value)}")

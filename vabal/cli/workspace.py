@@ -1,0 +1,106 @@
+"""Making and filling a workspace: `init`, `ingest`."""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vabal.cli import chosen, complete
+from vabal.cli.console import bars, say, show
+from vabal.cli.options import AsJson, assignments, by_commas, taking
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """Of `vabal init`."""
+
+    source: Annotated[
+        str,
+        typer.Option(
+            help="digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT, neu:ROOT, elpv",
+            autocompletion=complete.sources,
+        ),
+    ]
+    imbalance: Annotated[str | None, typer.Option(help="dominant:K[:FRACTION] or rare:K[:FRACTION]; K from 0.")] = None
+    initial: Annotated[int, typer.Option(help="Images labelled (or asked for) in round 0.")] = 100
+    holdout: Annotated[float, typer.Option(help="Share held out for evaluation, drawn first, stratified.")] = 0.2
+    seed: Annotated[int | None, typer.Option(help="Decides every random choice; default: params.yaml's.")] = None
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Class names, by commas: of a source without labels, or to settle which they are."),
+    ] = None
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="How a folder is read: class-folders, parent-folders, splits or flat (docs/sources.md).",
+            autocompletion=complete.layouts,
+        ),
+    ] = None
+    name: Annotated[str | None, typer.Option(help="The workspace's name in MLflow and Prefect.")] = None
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of params.yaml, as classifier.width=16.")
+    ] = None
+
+
+@taking(InitOptions)
+def init(options: InitOptions) -> None:
+    """Make round 0 in this folder: pools, settings, git and DVC.
+
+    Example: `vabal init --source digits --imbalance dominant:0:0.3`
+    """
+    from vabal.adapters import storage
+    from vabal.adapters.versioning import Versioning
+    from vabal.rounds.initial import initialise
+
+    root = chosen.folder(search=False)
+    with bars():
+        done = initialise(
+            root,
+            source=options.source,
+            imbalance=options.imbalance,
+            initial=options.initial,
+            holdout=options.holdout,
+            seed=options.seed,
+            classes=by_commas(options.classes),
+            layout=options.layout,
+            # where standard output is no terminal, bars would take its lines along to standard error
+            tell=partial(typer.echo, file=None if sys.stdout.isatty() else sys.stdout),
+            name=options.name,
+            settings=assignments(options.settings or []),
+            versions=Versioning(root),
+            prepare=lambda storing: storage.preflight(storing.bucket, storing.prefix),
+        )
+    say(done)
+
+
+def ingest(
+    path: Annotated[Path, typer.Argument(help="An image, a folder of images, or an .npz file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Add images to the pool; the next round takes them in.
+
+    Example: `vabal ingest camera/2024-06-01`
+    """
+    from datetime import UTC, datetime
+
+    from vabal import pools
+    from vabal.sources import ingestion
+
+    place = chosen.with_pools()
+    with chosen.reading(place):
+        known = pools.load(place.data)
+    with bars():
+        report = ingestion.ingest(
+            place.inbox,
+            known,
+            path,
+            place.params(),
+            quarantine=place.quarantine,
+            when=datetime.now(UTC),
+            data=place.data,
+            fingerprints=place.fingerprints,
+        )
+    show(report, as_json)
