@@ -1,6 +1,6 @@
 """What was picked, when, why and by what: read from the pools' files alone (and the git tags, where they are given).
 
-Whether that record is intact is `vabal.verification`'s question; `verify` stands here too.
+Whether that record is intact is `vabal.audit.verification`'s question; `verify` stands here too.
 """
 
 import hashlib

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vabal.learning.metrics import recalls
+
+# matplotlib, which is no part of the core and takes a while, is imported where something is drawn.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_NUMBERS = 25  # classes; in a larger matrix numbers cannot be read, colour alone remains
 _LONGEST_NAME = 24  # characters
@@ -18,6 +20,9 @@ _GAMMA = 0.5  # below 1: a confusion of a few per cent can be seen beside a reca
 
 def confusion_figure(counts_C_C: NDArray[np.integer], classes: Sequence[str], path: Path) -> None:
     """Draws the confusion matrix: colour is the share of the label's samples (its root), the numbers are counts."""
+    from matplotlib.colors import PowerNorm  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     num_classes = len(classes)
     totals_C = counts_C_C.sum(axis=1, keepdims=True)
     share_C_C = np.divide(counts_C_C, totals_C, out=np.zeros(counts_C_C.shape), where=totals_C > 0)
@@ -43,6 +48,8 @@ def confusion_figure(counts_C_C: NDArray[np.integer], classes: Sequence[str], pa
 
 def recall_figure(counts_C_C: NDArray[np.integer], classes: Sequence[str], path: Path) -> None:
     """Draws the recall of each class as a bar, with its number of samples and the mean (balanced accuracy)."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     recall_C, totals_C = recalls(counts_C_C), counts_C_C.sum(axis=1)
     num_classes = len(classes)
     figure = Figure(figsize=(7.0, max(2.4, 1.4 + 0.22 * num_classes)), dpi=100, layout="constrained")
@@ -75,6 +82,8 @@ def _font_size(num_classes: int) -> float:
     return 9.0 if num_classes <= 20 else 8.0 if num_classes <= 40 else 7.0
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: "Figure", path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png", metadata={"Software": None})

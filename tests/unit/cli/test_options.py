@@ -16,6 +16,10 @@ from vabal.benchmark.protocols import PROTOCOLS
 from vabal.cli import complete
 from vabal.cli.options import taking
 
+# The command under its own name, which a shell knows its completion by.
+RUN = "import sys; sys.argv = ['vabal', *sys.argv[1:]]; from vabal.cli.app import main; main()"
+VABAL = [sys.executable, "-c", RUN]
+
 
 @dataclass(frozen=True)
 class Options:
@@ -60,9 +64,7 @@ def test_sources_layouts_and_protocols_are_completed() -> None:
 def completed(words: str) -> list[str]:
     """What bash is told for a command line that ends in `words`."""
     asked = {"_VABAL_COMPLETE": "complete_bash", "COMP_WORDS": f"vabal {words}", "COMP_CWORD": str(len(words.split()))}
-    program = "import sys; sys.argv = ['vabal']; from vabal.cli.app import main; main()"
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
+    done = subprocess.run(VABAL, env=os.environ | asked, capture_output=True, text=True, check=False)
     return done.stdout.split()
 
 
@@ -81,8 +83,9 @@ def test_a_shell_completes_commands_and_names(words: str, expected: list[str]) -
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_is_installed_by_the_command_itself(shell: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vabal.cli", "--install-completion"]
     environment = os.environ | {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    done = subprocess.run([*command, shell], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*VABAL, "--install-completion", shell], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert any("_VABAL_COMPLETE" in path.read_text() for path in tmp_path.rglob("*") if path.is_file())
