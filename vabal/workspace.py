@@ -12,12 +12,13 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vabal.errors import UserError
 from vabal.files import write_once
-from vabal.settings.models import Params
-from vabal.settings.params import load as load_params
+
+if TYPE_CHECKING:
+    from vabal.settings.models import Params
 
 # What `.vabal/env` may set; anything else there is passed over.
 ENVIRONMENT = {
@@ -92,7 +93,9 @@ class Workspace:
     def fingerprints(self) -> Path:
         return self.state / "fingerprints"
 
-    def params(self, overrides: dict[str, Any] | None = None) -> Params:
+    def params(self, overrides: dict[str, Any] | None = None) -> "Params":
+        from vabal.settings.params import load as load_params  # noqa: PLC0415 -- most of what a command would import
+
         return load_params(self.root / "params.yaml", overrides)
 
     def environment(self) -> None:

@@ -18,6 +18,9 @@ Every setting of `params.yaml`. This page is written from the models in `vabal/s
   by its path (`vae.epochs`).
 - `method.preset` fills in the settings of [the presets](#presets) that are left out; a setting in the file wins.
 - Addresses and keys of S3, MLflow and Prefect come from the environment and never stand here.
+- Editors complete and check the file with its JSON schema: `vabal settings schema > .vabal/params.schema.json`, and
+  `# yaml-language-server: $schema=.vabal/params.schema.json` as the first line of `params.yaml`. What a schema has no
+  words for (a cron expression, a time zone, the names of installed strategies) `vabal` alone checks.
 """
 
 SECTIONS = {

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vabal.learning.needs import Needs
-from vabal.probabilities import ClassTerms
 from vabal.strategies.batch import Picker, Rule
 from vabal.strategies.candidates import Candidates
+
+if TYPE_CHECKING:
+    from vabal.probabilities import ClassTerms
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Context:
     shards: Callable[[], Iterable[Shard]]
     settings: Any
     seed: int
-    class_terms: ClassTerms | None = None
+    class_terms: "ClassTerms | None" = None
     labeled: Labeled | None = None
     write: Callable[[Candidates], None] | None = None
     feature_dims: tuple[int, ...] | None = None
@@ -89,7 +91,7 @@ class Selection:
     beta: float
     seed: int
     candidates: int
-    class_terms: ClassTerms | None = None
+    class_terms: "ClassTerms | None" = None
     notes: tuple[str, ...] = ()
     shortlist: "Shortlist | None" = None
 
@@ -127,7 +129,7 @@ class Strategy(Protocol):
         """Picks at most `budget` of the context's candidates, and hands every candidate to `context.write`."""
 
     def rescore(
-        self, candidates: Candidates, *, class_terms: ClassTerms | None, settings: Any, seed: int
+        self, candidates: Candidates, *, class_terms: "ClassTerms | None", settings: Any, seed: int
     ) -> NDArray[np.float64] | None:
         """score_N from the columns of the candidates' table, bit for bit; None if they do not hold what it takes."""
 
@@ -158,7 +160,7 @@ class TakenAsTheyStand:
         self,
         candidates: Candidates,  # noqa: ARG002 -- the seam's, which who can follow them overrides
         *,
-        class_terms: ClassTerms | None,  # noqa: ARG002
+        class_terms: "ClassTerms | None",  # noqa: ARG002
         settings: Any,  # noqa: ARG002
         seed: int,  # noqa: ARG002
     ) -> NDArray[np.float64] | None:
