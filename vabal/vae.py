@@ -259,6 +259,12 @@ def fit(
     return _train(_Steps(vae, features, classes, chosen, seed=seed, device=torch.device(device)))
 
 
+def epochs_of(samples: int, settings: Any) -> int:
+    """How many epochs a pool of so many samples is trained on: `epochs`, or as many as `min_steps` steps take."""
+    epochs: int = max(settings.epochs, -(-settings.min_steps // batches_of(samples, settings.batch_size)))
+    return epochs
+
+
 def _train(steps: "_Steps") -> Iterator[Metric]:
     vae, settings = steps.vae, steps.settings
     vae.to(steps.device).train()
@@ -267,7 +273,7 @@ def _train(steps: "_Steps") -> Iterator[Metric]:
             for positions_B in steps.epoch():
                 steps.loss(positions_B)
     optimizer = _adam(vae, settings.learning_rate)
-    epochs = max(settings.epochs, -(-settings.min_steps // steps.per_epoch))
+    epochs = epochs_of(steps.samples, settings)
     decay_epoch = round(settings.decay_at * epochs)
     for epoch in range(epochs):
         if epoch == decay_epoch:

@@ -34,23 +34,15 @@ def extract(
     while the network works on the last. Raises ValueError if rows are missing or out of order, or a number is not
     finite; the files are then incomplete, and `row_batches` refuses them.
     """
-    device = torch.device(device)
-    place(network, device).eval()
-    columns = sum(network.feature_dims)
     with (
-        RowWriter(folder / FEATURES, rows, columns) as features,
+        RowWriter(folder / FEATURES, rows, sum(network.feature_dims)) as features,
         RowWriter(folder / LOGITS, rows, network.config["num_classes"]) as logits,
     ):
-        for start, images_N_H_W_K in _read_ahead(batches):
-            if start != features.written:
-                raise ValueError(f"expected a batch that starts at row {features.written}, found {start}")
-            for images_P_K_H_W in pieces(images_N_H_W_K, network, device):
-                with torch.inference_mode():
-                    features_P_D, logits_P_C = network.stages(images_P_K_H_W)
-                for writer, values in ((features, features_P_D), (logits, logits_P_C)):
-                    if not bool(torch.isfinite(values).all()):
-                        raise ValueError(f"{writer.path.name}: a number of rows {start} and on is not finite")
-                    writer.append(values.float().cpu().numpy())
+        for described in describe(network, _read_ahead(batches), device):
+            if described.start != features.written:
+                raise ValueError(f"expected a batch that starts at row {features.written}, found {described.start}")
+            features.append(described.features_N_D)
+            logits.append(described.logits_N_C)
 
 
 class FeatureBatch(NamedTuple):
@@ -59,6 +51,27 @@ class FeatureBatch(NamedTuple):
     start: int
     features_N_D: NDArray[np.float32]
     logits_N_C: NDArray[np.float32]
+
+
+def describe(
+    network: ResNetClassifier, batches: Iterable[tuple[int, Images]], device: torch.device | str = "cpu"
+) -> Iterator[FeatureBatch]:
+    """Features and logits of the images, float32, piece by piece of each batch (start, images_N_H_W_K uint8).
+
+    Raises ValueError if a number is not finite.
+    """
+    device = torch.device(device)
+    place(network, device).eval()
+    for start, images_N_H_W_K in batches:
+        row = start
+        for images_P_K_H_W in pieces(images_N_H_W_K, network, device):
+            with torch.inference_mode():
+                features_P_D, logits_P_C = network.stages(images_P_K_H_W)
+            for name, values in ((FEATURES, features_P_D), (LOGITS, logits_P_C)):
+                if not bool(torch.isfinite(values).all()):
+                    raise ValueError(f"{name}: a number of rows {start} and on is not finite")
+            yield FeatureBatch(row, features_P_D.float().cpu().numpy(), logits_P_C.float().cpu().numpy())
+            row += len(images_P_K_H_W)
 
 
 def feature_batches(folder: Path, batch_size: int) -> Iterator[FeatureBatch]:

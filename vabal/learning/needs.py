@@ -10,7 +10,7 @@ from vabal.errors import UserError
 
 @dataclass(frozen=True)
 class Needs:
-    """What a strategy asks of training (the first five) and of the pool.
+    """What a strategy asks of training (the first four) and of the pool.
 
     `dropout`, `members` and `auxiliary_loss` ask for networks beside the classifier, which itself stays the same for
     every strategy: one with dropout before each stage, an ensemble of `members`, or one with an auxiliary loss.
@@ -21,11 +21,15 @@ class Needs:
     passes: int = 1
     members: int = 1
     auxiliary_loss: str | None = None
-    cross_fit: bool = False
     features: bool = False
     posteriors: bool = False
     images: bool = False
     vae: bool = False
+
+    @property
+    def labeled_pool(self) -> bool:
+        """Whether the strategy is handed the labelled pool beside the candidates."""
+        return self.features or self.posteriors or self.images
 
 
 def check_finite(what: str, values: Any, sample_ids: Any) -> None:

@@ -1,7 +1,7 @@
 """What a round works on, and where its stages' outputs are found."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +12,11 @@ import torch
 
 from vabal import images, strategies
 from vabal.errors import UserError
-from vabal.learning.device import device_of
 from vabal.learning.metrics import Metric
 from vabal.progress import advance
-from vabal.rounds.manifests import derive_seed
+from vabal.rounds.learner import Learner
 from vabal.rounds.opened import OpenRound
-from vabal.rounds.stage_store import LocalStageStore, StageStore
+from vabal.rounds.stage_store import LocalStageStore, StageKey, StageStore
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
@@ -61,12 +60,17 @@ class RoundContext:
         return strategies.get(self.params.selection.strategy)
 
     @cached_property
-    def needs(self) -> strategies.Needs:
-        return strategies.needs_of(self.strategy, self.params)
+    def learner(self) -> Learner:
+        """What is computed from the stages' outputs."""
+        return Learner(self.params, self.round.round, self.strategy)
 
-    @cached_property
+    @property
+    def needs(self) -> strategies.Needs:
+        return self.learner.needs
+
+    @property
     def device(self) -> torch.device:
-        return device_of(self.params)
+        return self.learner.device
 
     @cached_property
     def shards(self) -> images.DecodedShards:
@@ -82,11 +86,20 @@ class RoundContext:
 
     def seed(self, purpose: str) -> int:
         """A seed for one purpose in this round, derived from the setting `seed`."""
-        return derive_seed(self.params.seed, self.round.round, purpose)
+        return self.learner.seed(purpose)
 
 
 # {"stage": ..., "key": ...}: what passes between tasks; "committee" is the key of the scoring networks', where needed.
 StageReference = dict[str, str]
+
+
+def stage(store: StageStore, key: StageKey, produce: Callable[[Path], None]) -> StageReference:
+    """The stage's output: looked up, or else produced. `produce` fills the folder that it is given."""
+    digest = key.digest
+    if store.get(key.stage, digest) is None:
+        with store.produce(key.stage, digest) as folder:
+            produce(folder)
+    return {"stage": key.stage, "key": digest}
 
 
 def output_of(context: RoundContext, ref: StageReference) -> Path:

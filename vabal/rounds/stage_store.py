@@ -15,6 +15,7 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -71,10 +72,20 @@ def code_version() -> str:
     return f"{vabal.__version__}+{digest.hexdigest()[:12]}"
 
 
-def stage_key(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str | int]) -> str:
-    """Sixteen hex digits that change whenever the stage's output could."""
-    document = {"stage": stage, "code": code_version(), "settings": dict(settings), "inputs": dict(inputs)}
-    return hashlib.sha256(canonical_json(document)).hexdigest()[:16]
+@dataclass(frozen=True)
+class StageKey:
+    """What a stage's output is made of, besides the code: the same settings and inputs make the same output."""
+
+    stage: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str | int]
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that change whenever the stage's output could."""
+        document: dict[str, Any] = {"stage": self.stage, "code": code_version()}
+        document |= {"settings": dict(self.settings), "inputs": dict(self.inputs)}
+        return hashlib.sha256(canonical_json(document)).hexdigest()[:16]
 
 
 def stage_folder(root: Path, setting: str) -> Path:

@@ -77,7 +77,7 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize(
     ("needs", "expected"),
     [
-        (Needs(features=True, posteriors=True, images=True, vae=True, cross_fit=True), False),
+        (Needs(features=True, posteriors=True, images=True, vae=True), False),
         (Needs(dropout=0.25, passes=1), False),
         (Needs(passes=100), False),
         (PASSES, True),

@@ -243,7 +243,7 @@ def test_the_default_strategy_s_ensemble_is_the_one_of_strategy_ensemble(context
 
 
 def test_only_needs_that_nothing_can_serve_are_refused(context: RoundContext) -> None:
-    served = Needs(images=True, members=5, auxiliary_loss="loss_prediction", cross_fit=True)
+    served = Needs(images=True, members=5, auxiliary_loss="loss_prediction")
     steps.refuse_unserved(Recording(served), context.params)
     with pytest.raises(UserError, match=r"'recording': .* 'rotation'; known are: loss_prediction"):
         steps.refuse_unserved(Recording(Needs(auxiliary_loss="rotation")), context.params)

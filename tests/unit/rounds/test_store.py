@@ -13,7 +13,7 @@ import vabal
 from vabal.errors import UserError
 from vabal.files import canonical_json, file_sha256, write_bytes
 from vabal.rounds import stage_store
-from vabal.rounds.stage_store import LocalStageStore, code_version, stage_folder, stage_key
+from vabal.rounds.stage_store import LocalStageStore, StageKey, code_version, stage_folder
 
 KEY, OTHER = "01" * 8, "10" * 8
 
@@ -216,21 +216,21 @@ def test_a_name_that_no_store_gives_is_an_error_of_ours(tmp_path: Path) -> None:
 
 
 def test_a_key_depends_on_stage_settings_inputs_and_code_and_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = stage_key("s", {"a": 1, "b": 2}, {"x": "d1", "y": 3})
-    assert key == stage_key("s", {"b": 2, "a": 1}, {"y": 3, "x": "d1"})
+    key = StageKey("s", {"a": 1, "b": 2}, {"x": "d1", "y": 3}).digest
+    assert key == StageKey("s", {"b": 2, "a": 1}, {"y": 3, "x": "d1"}).digest
     assert len(key) == 16
     others = [
-        stage_key("t", {"a": 1, "b": 2}, {"x": "d1", "y": 3}),
-        stage_key("s", {"a": 1, "b": 3}, {"x": "d1", "y": 3}),
-        stage_key("s", {"a": 1, "b": 2}, {"x": "d2", "y": 3}),
+        StageKey("t", {"a": 1, "b": 2}, {"x": "d1", "y": 3}).digest,
+        StageKey("s", {"a": 1, "b": 3}, {"x": "d1", "y": 3}).digest,
+        StageKey("s", {"a": 1, "b": 2}, {"x": "d2", "y": 3}).digest,
     ]
     monkeypatch.setattr(stage_store, "code_version", lambda: "0.1.0+other")
-    others.append(stage_key("s", {"a": 1, "b": 2}, {"x": "d1", "y": 3}))
+    others.append(StageKey("s", {"a": 1, "b": 2}, {"x": "d1", "y": 3}).digest)
     assert len({key, *others}) == 5
 
 
 def test_settings_and_inputs_of_a_key_are_not_mixed_up() -> None:
-    assert stage_key("s", {"a": "1"}, {}) != stage_key("s", {}, {"a": "1"})
+    assert StageKey("s", {"a": "1"}, {}).digest != StageKey("s", {}, {"a": "1"}).digest
 
 
 def test_the_code_version_names_the_package_version_and_its_source() -> None:

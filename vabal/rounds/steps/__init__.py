@@ -1,6 +1,6 @@
 """The steps of a round: each loads what it needs, calls the core, and saves into the stage store."""
 
-from vabal.rounds.steps.estimate import CHUNK_ROWS, class_terms, estimate_class_terms, estimate_likelihood, train_vae
+from vabal.rounds.steps.estimate import class_terms, estimate_class_terms, estimate_likelihood, train_vae
 from vabal.rounds.steps.extract import extract_features, shard_names, weights
 from vabal.rounds.steps.measure import evaluate, evaluation, evaluation_files, evaluation_folder
 from vabal.rounds.steps.select import select_batch, selection_document, selection_folder, selection_in_words
@@ -8,7 +8,6 @@ from vabal.rounds.steps.take_in import intake, intake_again, refuse_unserved
 from vabal.rounds.steps.train import load_classifier, train_classifier
 
 __all__ = [
-    "CHUNK_ROWS",
     "class_terms",
     "estimate_class_terms",
     "estimate_likelihood",

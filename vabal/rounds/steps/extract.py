@@ -1,18 +1,17 @@
-"""The step extract-features."""
+"""The step extract-features: what the networks say of every image, a shard at a time."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from vabal.learning import committee, features
 from vabal.progress import advance
-from vabal.rounds.context import RoundContext, StageReference, output_of, stage_output
-from vabal.rounds.stage_store import stage_key
+from vabal.rounds.context import RoundContext, StageReference, output_of, stage, stage_output
+from vabal.rounds.steps.keys import committee_columns_key, features_key
 from vabal.rounds.steps.train import load_classifier
-
-# -- extract-features ---------------------------------------------------------------------------------------------
 
 
 def shard_names(context: RoundContext) -> list[str]:
@@ -21,41 +20,36 @@ def shard_names(context: RoundContext) -> list[str]:
 
 def extract_features(context: RoundContext, trained: StageReference, shard: str) -> StageReference:
     """Features and logits of every image of one shard, and what the scoring networks say; from disk to disk."""
-    inputs = {"classifier": trained["key"], "shard": context.report["shards"][shard]}
-    settings = {"images": context.params.images.model_dump(), "batch_size": context.params.features.batch_size}
-    key = stage_key("extract-features", settings, inputs)
-    if context.stages.get("extract-features", key) is None:
-        rows = context.shards.rows(shard)
-        network = load_classifier(context, trained)
-        with context.stages.produce("extract-features", key) as folder:
-            batches = reported(context.shards.batches(shard, context.params.features.batch_size), rows)
-            features.extract(network, batches, rows, folder, context.device)
-    ref = {"stage": "extract-features", "key": key, "shard": shard}
-    return ref | {"committee": _committee_columns(context, trained, shard)} if "committee" in trained else ref
+    produce = partial(_extract_features, context, trained, shard)
+    ref = stage(context.stages, features_key(context, trained, shard), produce) | {"shard": shard}
+    if "committee" not in trained:
+        return ref
+    key = committee_columns_key(context, trained["committee"], shard)
+    return ref | {"committee": stage(context.stages, key, partial(_committee_columns, context, trained, shard))["key"]}
 
 
-def _committee_columns(context: RoundContext, trained: StageReference, shard: str) -> str:
-    """What the scoring networks say of every image of one shard, a file a column; the key."""
-    inputs = {"committee": trained["committee"], "shard": context.report["shards"][shard]}
-    settings = {"images": context.params.images.model_dump(), "batch_size": context.params.features.batch_size}
-    key = stage_key("extract-committee", settings, inputs)
-    if context.stages.get("extract-committee", key) is None:
-        rows, ids, classes = context.shards.rows(shard), context.shards.sample_ids(shard), len(context.classes)
-        there = stage_output(context, "train-committee", trained["committee"])
-        networks = committee.load(there, load_classifier(context, trained), context.device)
-        batches = context.shards.batches(shard, context.params.features.batch_size)
-        with context.stages.produce("extract-committee", key) as folder, ExitStack() as files:
-            writers = {
-                name: files.enter_context(
-                    features.RowWriter(folder / f"{name}.npy", rows, classes if name.endswith("_C") else None, kind)
-                )
-                for name, kind in committee.column_types(context.needs).items()
-            }
-            for start, batch in reported(batches, rows, "extract-committee"):
-                said = networks.columns(batch, device=context.device, sample_ids=ids[start : start + len(batch)])
-                for name, values in said.items():
-                    writers[name].append(values)
-    return key
+def _extract_features(context: RoundContext, trained: StageReference, shard: str, folder: Path) -> None:
+    rows = context.shards.rows(shard)
+    batches = context.shards.batches(shard, context.params.features.batch_size)
+    features.extract(load_classifier(context, trained), reported(batches, rows), rows, folder, context.device)
+
+
+def _committee_columns(context: RoundContext, trained: StageReference, shard: str, folder: Path) -> None:
+    """What the scoring networks say of every image of one shard, a file a column."""
+    rows, ids, classes = context.shards.rows(shard), context.shards.sample_ids(shard), len(context.classes)
+    there = stage_output(context, "train-committee", trained["committee"])
+    networks = committee.load(there, load_classifier(context, trained), context.device)
+    batches = reported(context.shards.batches(shard, context.params.features.batch_size), rows, "extract-committee")
+    with ExitStack() as files:
+        writers = {
+            name: files.enter_context(
+                features.RowWriter(folder / f"{name}.npy", rows, classes if name.endswith("_C") else None, kind)
+            )
+            for name, kind in committee.column_types(context.needs).items()
+        }
+        for said in context.learner.committee_columns(networks, batches, ids):
+            for name, values in said.items():
+                writers[name].append(values)
 
 
 def reported(

@@ -1,36 +1,30 @@
 """The step evaluate: the classifier on the holdout."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from vabal import pools
 from vabal.files import canonical_json, write_bytes
 from vabal.learning import classifier, metrics
 from vabal.learning.metrics import Metric
-from vabal.learning.network import ResNetClassifier
 from vabal.rounds import figures, tables
-from vabal.rounds.context import RoundContext, StageReference, output_of, read_json
-from vabal.rounds.stage_store import stage_key
+from vabal.rounds.context import RoundContext, StageReference, output_of, read_json, stage
+from vabal.rounds.steps.keys import evaluation_key
 from vabal.rounds.steps.train import load_classifier, with_places
-
-# -- evaluate -----------------------------------------------------------------------------------------------------
 
 
 def evaluate(context: RoundContext, trained: StageReference) -> StageReference:
     """Predicts the labelled part of the holdout and measures; figures beside it."""
     holdout = with_places(context, "holdout")
     holdout = holdout[holdout["label"].notna()].reset_index(drop=True)
-    inputs = {"classifier": trained["key"], "holdout": pools.table_digest(holdout, ["sample_id"])}
-    key = stage_key("evaluate", {"classes": list(context.classes)}, inputs)
-    if context.stages.get("evaluate", key) is None:
-        with context.stages.produce("evaluate", key) as folder:
-            _evaluate(context, load_classifier(context, trained), holdout, folder)
-    return {"stage": "evaluate", "key": key}
+    produce = partial(_evaluate, context, trained, holdout)
+    return stage(context.stages, evaluation_key(context, trained, holdout), produce)
 
 
-def _evaluate(context: RoundContext, network: ResNetClassifier, holdout: pd.DataFrame, folder: Path) -> None:
+def _evaluate(context: RoundContext, trained: StageReference, holdout: pd.DataFrame, folder: Path) -> None:
+    network = load_classifier(context, trained)
     step = context.params.features.batch_size
     batches = (context.shards.gather(holdout.iloc[start : start + step]) for start in range(0, len(holdout), step))
     probabilities_N_C = classifier.predict(network, batches, context.device)

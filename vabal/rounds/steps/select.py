@@ -1,7 +1,7 @@
 """The step select-batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,85 +13,65 @@ from vabal.errors import UserError
 from vabal.files import canonical_json, write_bytes
 from vabal.learning import committee, features
 from vabal.rounds import tables
-from vabal.rounds.context import CANDIDATE, LABELED, RoundContext, StageReference, output_of, read_json, stage_output
-from vabal.rounds.stage_store import stage_key
-from vabal.rounds.steps.estimate import (
-    CHUNK_ROWS,
-    LOG_LIKELIHOOD,
-    VAE_CLASS,
-    class_terms,
-    labeled_rows,
-    load_feature_dims,
+from vabal.rounds.context import (
+    CANDIDATE,
+    LABELED,
+    RoundContext,
+    StageReference,
+    output_of,
+    read_json,
+    stage,
+    stage_output,
 )
+from vabal.rounds.steps.estimate import LOG_LIKELIHOOD, VAE_CLASS, class_terms, labeled_rows, load_feature_dims
+from vabal.rounds.steps.keys import selection_key
 
-# -- select-batch -------------------------------------------------------------------------------------------------
+_SCORED = "scored.parquet"  # the candidates before they have ranks
 
 
 def select_batch(
     context: RoundContext, extracted: Sequence[StageReference], estimated: Mapping[str, Any] | None
 ) -> StageReference:
     """The picks of the round and the table of all candidates; `estimated` has class terms and likelihoods, if any."""
-    chosen = context.params.selection
-    settings = {
-        "selection": chosen.model_dump(),
-        "probabilities": context.params.probabilities.model_dump(),
-        "classes": list(context.classes),
-        "needs": asdict(context.needs),
-        "device": context.device.type,
-        "threads": context.params.compute.threads,
-    }
-    inputs: dict[str, str | int] = {
-        "features": ",".join(ref["key"] for ref in extracted),
-        "committee": ",".join(ref.get("committee", "") for ref in extracted),
-        "estimated": ",".join(ref["key"] for ref in [estimated["terms"], *estimated["shards"]]) if estimated else "",
-        "unlabeled": context.report["digests"]["unlabeled"],
-        "seed": context.seed("selection"),
-    }
-    key = stage_key("select-batch", settings, inputs)
-    if context.local.get("select-batch", key) is None:
-        with context.local.produce("select-batch", key) as folder:
-            _select_batch(context, extracted, estimated, folder)
-    return {"stage": "select-batch", "key": key}
+    key = selection_key(context, extracted, estimated)
+    return stage(context.local, key, partial(_select_batch, context, extracted, estimated))
 
 
 def _select_batch(
     context: RoundContext, extracted: Sequence[StageReference], estimated: Mapping[str, Any] | None, folder: Path
 ) -> None:
-    strategy, name = context.strategy, context.params.selection.strategy
-    scored = folder / "scored.parquet"
-    with tables.ScoredWriter(scored, strategies.schema(len(context.classes))) as writer:
-        offered = strategies.Context(
-            shards=lambda: _candidates(context, extracted, estimated),
-            settings=context.params,
-            seed=context.seed("selection"),
+    labeled = _labeled(context, extracted)
+    with tables.ScoredWriter(folder / _SCORED, strategies.schema(len(context.classes))) as writer:
+        selection = context.learner.select(
+            lambda: _candidates(context, extracted, estimated),
+            candidates=context.report["candidates"],
+            labeled=labeled,
             class_terms=class_terms(context, estimated["terms"]) if estimated else None,
-            labeled=_labeled(context, extracted),
-            write=lambda part: writer.write(part.to_table(context.classes)),
             feature_dims=load_feature_dims(context, extracted),
-            device=str(context.device),
+            write=lambda part: writer.write(part.to_table(context.classes)),
         )
-        budget = context.params.selection.budget
-        if context.report["candidates"]:
-            selection = strategy.select(offered, budget)
-        else:
-            selection = strategies.no_picks(name, budget, context.seed("selection"))
+    _write_selection(context, selection, folder)
+    if getattr(context.strategy, "labeled_inputs", False):
+        _write_labeled(labeled, folder / "labeled.parquet")
+
+
+def _write_selection(context: RoundContext, selection: strategies.Selection, folder: Path) -> None:
+    """The picks, all candidates with their ranks, and how the one follows from the other."""
+    name = context.params.selection.strategy
     picks = strategies.selection_table(selection.picks, context.classes, name)
     tables.write_selection(picks.to_pandas(), folder / "selection.parquet")
     ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
-    tables.write_candidates(scored, folder / "candidates.parquet", ranks, name)
-    scored.unlink()
-    if selection.shortlist is not None:
-        listed = selection.shortlist
+    tables.write_candidates(folder / _SCORED, folder / "candidates.parquet", ranks, name)
+    (folder / _SCORED).unlink()
+    listed, terms = selection.shortlist, selection.class_terms
+    if listed is not None:
         tables.write_shortlist(listed.sample_ids, listed.features_N_D, folder / "shortlist.parquet")
-    if getattr(strategy, "labeled_inputs", False):
-        _write_labeled(offered.labeled, folder / "labeled.parquet")
-    terms = selection.class_terms
     document = {
         "rule": selection.rule,
         "beta": selection.beta,
         "budget": selection.budget,
         "seed": selection.seed,
-        "shortlist": None if selection.shortlist is None else selection.shortlist.per_pick,
+        "shortlist": None if listed is None else listed.per_pick,
         "notes": list(selection.notes),
         "class_terms": None if terms is None else terms.to_json(),
     }
@@ -108,7 +88,7 @@ def _write_labeled(labeled: strategies.Labeled | None, path: Path) -> None:
 def _labeled(context: RoundContext, extracted: Sequence[StageReference]) -> strategies.Labeled | None:
     """The labelled pool as the strategy's needs have it; None where it needs nothing of the pool."""
     needs = context.needs
-    if not (needs.features or needs.posteriors or needs.images):
+    if not needs.labeled_pool:
         return None
     features_N_D, labels_N = labeled_rows(context, extracted, features.FEATURES)
     ids, places = [], []
@@ -129,30 +109,29 @@ def _candidates(
     context: RoundContext, extracted: Sequence[StageReference], estimated: Mapping[str, Any] | None
 ) -> Iterator[strategies.Shard]:
     """The candidates, in chunks of the shards' rows."""
-    needs = context.needs
-    chunk = context.params.features.batch_size if needs.images else CHUNK_ROWS
     likelihoods = estimated["shards"] if estimated else [None] * len(extracted)
     for ref, likelihood in zip(extracted, likelihoods, strict=True):
         role, _ = context.roles(ref["shard"])
-        wanted, ids = role == CANDIDATE, context.shards.sample_ids(ref["shard"])
-        place = output_of(context, ref)
-        files = {"logits_N_C": place / features.LOGITS}
-        if needs.features:
-            files["features_N_D"] = place / features.FEATURES
-        if "committee" in ref:
-            said = stage_output(context, "extract-committee", ref["committee"])
-            files |= {name: said / f"{name}.npy" for name in committee.column_types(needs)}
-        if likelihood is not None:
-            there = output_of(context, likelihood)
-            files |= {"log_likelihood_N_C": there / LOG_LIKELIHOOD, "vae_class_N": there / VAE_CLASS}
-        columns = {name: features.row_batches(path, chunk) for name, path in files.items()}
-        if needs.images:
-            columns["images_N_H_W_K"] = context.shards.batches(ref["shard"], chunk)
-        for parts in zip(*columns.values(), strict=True):
-            start, count = parts[0][0], len(parts[0][1])
-            keep = np.flatnonzero(wanted[start : start + count])
-            values = {name: part[keep] for name, (_, part) in zip(columns, parts, strict=True)}
-            yield strategies.Shard(ids[start + keep], **values)
+        files = _columns(context, ref, likelihood)
+        columns: dict[str, Any] = {name: partial(features.row_batches, path) for name, path in files.items()}
+        if context.needs.images:
+            columns["images_N_H_W_K"] = partial(context.shards.batches, ref["shard"])
+        yield from context.learner.shards(columns, context.shards.sample_ids(ref["shard"]), role == CANDIDATE)
+
+
+def _columns(context: RoundContext, ref: StageReference, likelihood: StageReference | None) -> dict[str, Path]:
+    """Where the columns of a shard lie that the strategy needs."""
+    place = output_of(context, ref)
+    files = {"logits_N_C": place / features.LOGITS}
+    if context.needs.features:
+        files["features_N_D"] = place / features.FEATURES
+    if "committee" in ref:
+        said = stage_output(context, "extract-committee", ref["committee"])
+        files |= {name: said / f"{name}.npy" for name in committee.column_types(context.needs)}
+    if likelihood is not None:
+        there = output_of(context, likelihood)
+        files |= {"log_likelihood_N_C": there / LOG_LIKELIHOOD, "vae_class_N": there / VAE_CLASS}
+    return files
 
 
 def selection_folder(context: RoundContext, selected: StageReference) -> Path:

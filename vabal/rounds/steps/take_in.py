@@ -15,10 +15,10 @@ from vabal.errors import UserError
 from vabal.files import canonical_json, file_sha256, write_bytes
 from vabal.labels import arrivals as labels_arrivals
 from vabal.learning import committee
-from vabal.rounds.context import ASKED, CANDIDATE, HOLDOUT, LABELED, NONE, REJECTED, own_store
+from vabal.rounds.context import ASKED, CANDIDATE, HOLDOUT, LABELED, NONE, REJECTED, own_store, stage
 from vabal.rounds.manifests import head
 from vabal.rounds.opened import OpenRound
-from vabal.rounds.stage_store import stage_key
+from vabal.rounds.steps.keys import intake_key
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
@@ -27,13 +27,8 @@ from vabal.workspace import Workspace
 
 def intake(workspace: Workspace, begun: OpenRound) -> str:
     """Pools after the inbox's labels and images came in, as a view laid out like `data/`; the key of that view."""
-    store = own_store(workspace)
-    inputs: dict[str, str | int] = {"parent": begun.parent, "round": begun.round, "inbox": "\n".join(begun.inbox)}
-    key = stage_key("intake", {}, inputs)
-    if store.get("intake", key) is None:
-        with store.produce("intake", key) as folder:
-            _take_in(workspace, begun, folder)
-    return key
+    key = intake_key(begun, begun.inbox)
+    return stage(own_store(workspace), key, lambda folder: _take_in(workspace, begun, folder))["key"]
 
 
 def _take_in(workspace: Workspace, begun: OpenRound, folder: Path) -> None:
@@ -65,16 +60,15 @@ def intake_again(workspace: Workspace, begun: OpenRound, after: pools.Pools) -> 
 
     `workspace` has that round's `data/`: its shards are those that the round saw.
     """
-    store = own_store(workspace)
-    key = stage_key("intake", {}, {"parent": begun.parent, "round": begun.round, "inbox": "again"})
-    if store.get("intake", key) is None:
-        with store.produce("intake", key) as folder:
-            written = pools.save(after, folder)
-            (folder / "images").mkdir()
-            for source in (workspace.data / "images").glob("*.parquet"):
-                (folder / "images" / source.name).hardlink_to(source)
-            _write_report(workspace, begun.round, after, folder, Counter(), [], written)
-    return key
+
+    def produce(folder: Path) -> None:
+        written = pools.save(after, folder)
+        (folder / "images").mkdir()
+        for source in (workspace.data / "images").glob("*.parquet"):
+            (folder / "images" / source.name).hardlink_to(source)
+        _write_report(workspace, begun.round, after, folder, Counter(), [], written)
+
+    return stage(own_store(workspace), intake_key(begun, ["again", *pools.digests(after).values()]), produce)["key"]
 
 
 def _write_report(

@@ -1,0 +1,124 @@
+"""What the output of each stage is made of.
+
+A stage's output is looked up by its key: two contexts with the same key share it. So a key names every setting and
+every input that can change the output, and nothing else; what comes out of an earlier stage stands for all that went
+into it. tests/unit/rounds/test_stage_keys.py compares these with a table, and changes each ingredient.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from vabal import pools
+from vabal.rounds.context import RoundContext, StageReference
+from vabal.rounds.opened import OpenRound
+from vabal.rounds.stage_store import StageKey
+
+Inputs = dict[str, str | int]
+
+
+def intake_key(begun: OpenRound, inbox: Sequence[str]) -> StageKey:
+    """`inbox` names what was taken in; names of entries tell their content."""
+    inputs: Inputs = {"parent": begun.parent, "round": begun.round, "inbox": "\n".join(inbox)}
+    return StageKey("intake", {}, inputs)
+
+
+def classifier_key(context: RoundContext, labeled: pd.DataFrame) -> StageKey:
+    """`labeled` are the labelled samples with the digests of their images. Strategies share the classifier."""
+    settings = {
+        "classifier": context.params.classifier.model_dump(),
+        "images": context.params.images.model_dump(),
+        "classes": list(context.classes),
+        "cross_fit": context.learner.folds,
+        **_arithmetic(context),
+    }
+    inputs: Inputs = {"labeled": pools.table_digest(labeled, ["sample_id"]), "seed": context.seed("classifier")}
+    return StageKey("train-classifier", settings, inputs)
+
+
+def committee_key(context: RoundContext, trained: StageReference) -> StageKey:
+    """The scoring networks have the classifier's recipe and labels, and it is one of them."""
+    settings = {name: getattr(context.needs, name) for name in ("dropout", "passes", "members", "auxiliary_loss")}
+    return StageKey("train-committee", settings, {"classifier": trained["key"], "seed": context.seed("classifier")})
+
+
+def evaluation_key(context: RoundContext, trained: StageReference, holdout: pd.DataFrame) -> StageKey:
+    settings = {"classes": list(context.classes), "batch_size": context.params.features.batch_size}
+    inputs = {"classifier": trained["key"], "holdout": pools.table_digest(holdout, ["sample_id"])}
+    return StageKey("evaluate", settings, inputs)
+
+
+def features_key(context: RoundContext, trained: StageReference, shard: str) -> StageKey:
+    inputs = {"classifier": trained["key"], "shard": context.report["shards"][shard]}
+    return StageKey("extract-features", _as_extracted(context), inputs)
+
+
+def committee_columns_key(context: RoundContext, committee: str, shard: str) -> StageKey:
+    """`committee` is the key of the scoring networks."""
+    inputs = {"committee": committee, "shard": context.report["shards"][shard]}
+    return StageKey("extract-committee", _as_extracted(context), inputs)
+
+
+def vae_key(context: RoundContext, extracted: Sequence[StageReference]) -> StageKey:
+    """Of the rows of `extracted` the VAE sees those that are neither labelled nor held out."""
+    inputs: Inputs = {
+        "features": _all_keys(extracted),
+        "roles": context.report["digests"]["unlabeled"],
+        "seed": context.seed("vae"),
+    }
+    return StageKey("train-vae", {"vae": context.params.vae.model_dump(), **_arithmetic(context)}, inputs)
+
+
+def class_terms_key(
+    context: RoundContext, trained: StageReference, extracted: Sequence[StageReference], encoded: StageReference
+) -> StageKey:
+    inputs = {
+        "vae": encoded["key"],
+        "classifier": trained["key"],
+        "features": _all_keys(extracted),
+        "labeled": context.report["digests"]["labeled"],
+        "unlabeled": context.report["digests"]["unlabeled"],
+        "seed": context.seed("draws"),
+    }
+    return StageKey("class-terms", {"probabilities": context.params.probabilities.model_dump()}, inputs)
+
+
+def likelihood_key(context: RoundContext, extracted: StageReference, encoded: StageReference) -> StageKey:
+    inputs = {"vae": encoded["key"], "features": extracted["key"], "seed": context.seed("draws")}
+    settings = {"probabilities": context.params.probabilities.model_dump()}
+    return StageKey("estimate-probabilities", settings, inputs)
+
+
+def selection_key(
+    context: RoundContext, extracted: Sequence[StageReference], estimated: Mapping[str, Any] | None
+) -> StageKey:
+    settings = {
+        "selection": context.params.selection.model_dump(),
+        "probabilities": context.params.probabilities.model_dump(),
+        "classes": list(context.classes),
+        "needs": asdict(context.needs),
+        **_arithmetic(context),
+    }
+    inputs: Inputs = {
+        "features": _all_keys(extracted),
+        "committee": ",".join(ref.get("committee", "") for ref in extracted),
+        "estimated": _all_keys([estimated["terms"], *estimated["shards"]]) if estimated else "",
+        "unlabeled": context.report["digests"]["unlabeled"],
+        "seed": context.seed("selection"),
+    }
+    return StageKey("select-batch", settings, inputs)
+
+
+def _arithmetic(context: RoundContext) -> dict[str, Any]:
+    """What decides the last bits of sums."""
+    return {"device": context.device.type, "threads": context.params.compute.threads}
+
+
+def _as_extracted(context: RoundContext) -> dict[str, Any]:
+    return {"images": context.params.images.model_dump(), "batch_size": context.params.features.batch_size}
+
+
+def _all_keys(refs: Sequence[StageReference]) -> str:
+    return ",".join(ref["key"] for ref in refs)
