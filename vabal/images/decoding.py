@@ -4,6 +4,7 @@ Whatever a file cannot be read as is refused with a reason; nothing becomes blac
 """
 
 import hashlib
+import importlib.metadata
 import io
 import re
 import warnings
@@ -11,10 +12,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 import numpy as np
-import PIL
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
@@ -30,7 +32,6 @@ _FORMATS: Final = {
     "PPM": ".ppm",
     "JPEG2000": ".jp2",
 }
-_DECODER: Final = 3  # count up where the same file gives other pixels than before
 _DEPTHS: Final = (8, 10, 12, 14, 16)
 _BITS_PER_SAMPLE: Final = 258  # TIFF's tags
 _PHOTOMETRIC: Final = 262
@@ -114,9 +115,16 @@ def decode(data: bytes, size: int, channels: int, bit_depth: BitDepth = "auto", 
         return np.asarray(upright, dtype=np.uint8).reshape(size, size, channels)
 
 
+@cache
 def decoder() -> str:
-    """Names what decodes here: what another one decoded may differ."""
-    return f"{_DECODER}-{PIL.__version__}"
+    """Names what decodes here: what another one decoded may differ.
+
+    Twelve hex digits of this module and the libraries below it.
+    """
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for library in ("pillow", "simplejpeg", "numpy"):
+        digest.update(f"{library} {importlib.metadata.version(library)}".encode())
+    return digest.hexdigest()[:12]
 
 
 def shape(data: bytes) -> tuple[int, int, int]:

@@ -35,12 +35,14 @@ _OURS: Final = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[0-9a-f]{32}")  # an ou
 # Folders of a workspace that hold something else: `.vabal` has the store's own place, `.vabal/stages`.
 _TAKEN: Final = ("data", "inbox", "quarantine", "mlruns", ".git", ".dvc")
 
-# What can change a stage's output: these parts of the package, and the libraries that compute it.
+# What can change a stage's output: these modules of the package, and the libraries that compute it. A test walks the
+# imports from `rounds/steps/` and compares (tests/unit/rounds/test_code_version.py).
 STAGE_CODE: Final = (
-    *("files.py", "images/", "labels/arrivals.py", "learning/", "pools/", "probabilities/", "rounds/context.py"),
-    *("rounds/figures.py", "rounds/steps/", "rounds/tables.py", "strategies/", "vae.py"),
+    *("files.py", "images/__init__.py", "images/decoded.py", "images/decoding.py", "images/shards.py"),
+    *("labels/arrivals.py", "learning/", "pools/", "probabilities/", "rounds/context.py", "rounds/figures.py"),
+    *("rounds/learner.py", "rounds/steps/", "rounds/tables.py", "strategies/", "vae.py"),
 )
-STAGE_LIBRARIES: Final = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "scikit-learn")
+STAGE_LIBRARIES: Final = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "scipy", "scikit-learn")
 
 
 class StageStore(Protocol):

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr  # type: ignore[import-untyped]
 
 from vabal.learning.needs import Needs
 from vabal.strategies.base import Context, ScoringStrategy, Shard, margin, posteriors
@@ -34,9 +35,7 @@ def mutual_information(shard: Shard) -> NDArray[np.float64]:
     """
     if shard.predictive_N_C is None or shard.expected_entropy_N is None:
         raise ValueError("the shard came without a committee: declare Needs(dropout=..., passes=...) or members")
-    predictive_N_C = np.asarray(shard.predictive_N_C, dtype=np.float64)
-    logs_N_C = np.log(np.where(predictive_N_C > 0, predictive_N_C, 1))  # 0 log 0 is 0
-    entropy_N = -(predictive_N_C * logs_N_C).sum(axis=1)
+    entropy_N = entr(np.asarray(shard.predictive_N_C, dtype=np.float64)).sum(axis=1)
     return np.asarray(np.maximum(entropy_N - shard.expected_entropy_N, 0.0))
 
 

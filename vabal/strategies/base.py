@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax  # type: ignore[import-untyped]
 
 from vabal.learning.needs import Needs
 from vabal.strategies.batch import Picker, Rule
@@ -237,10 +238,7 @@ def posteriors(shard: Shard) -> NDArray[np.float64]:
     if shard.logits_N_C is None:
         raise ValueError("the shard came without logits: declare Needs(posteriors=True)")
     logits_N_C = np.asarray(shard.logits_N_C, dtype=np.float64)
-    if not len(logits_N_C):
-        return logits_N_C
-    powers_N_C = np.exp(logits_N_C - logits_N_C.max(axis=1, keepdims=True))
-    return np.asarray(powers_N_C / powers_N_C.sum(axis=1, keepdims=True))
+    return np.asarray(softmax(logits_N_C, axis=1)) if len(logits_N_C) else logits_N_C
 
 
 def margin(probabilities_N_C: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 import numpy as np
+from scipy.special import entr  # type: ignore[import-untyped]
 
 from vabal.learning.needs import Needs
 from vabal.strategies.base import Context, ScoringStrategy, Shard, margin, posteriors
@@ -19,8 +20,6 @@ class EntropyStrategy(ScoringStrategy):
 
     def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
         probabilities_N_C = posteriors(shard)
-        # 0 log 0 is 0, as xlogy has it
-        logs_N_C = np.log(np.where(probabilities_N_C > 0, probabilities_N_C, 1))
-        score_N = -(probabilities_N_C * logs_N_C).sum(axis=1)
+        score_N = entr(probabilities_N_C).sum(axis=1)
         predicted_N = probabilities_N_C.argmax(axis=1) if len(score_N) else np.zeros(0)
         return Candidates(shard.sample_ids, score_N, predicted_N.astype(np.int32), margin_N=margin(probabilities_N_C))

@@ -1,4 +1,5 @@
 import csv
+import importlib.metadata
 import io
 import struct
 import zlib
@@ -15,7 +16,7 @@ from PIL import Image
 from tests.support.small_pools import file_of, picture
 from vabal import images
 from vabal.errors import UserError
-from vabal.images import DecodedShards, Unreadable, decoded, shards
+from vabal.images import DecodedShards, Unreadable, decoded, decoding, shards
 from vabal.settings.models import ImageSettings, PoolSettings
 
 LIMITS = ImageSettings()
@@ -263,6 +264,22 @@ def test_what_another_decoder_or_bit_depth_left_in_the_cache_is_not_read(
     assert (everything(DecodedShards(tmp_path, tmp_path / "cache", 8, 1, bit_depth=16), 4) == expected(10)).all()
     monkeypatch.setattr(decoded, "decoder", lambda: "3-another")
     assert (everything(DecodedShards(tmp_path, tmp_path / "cache", 8, 1), 4) == expected(10)).all()
+
+
+@pytest.mark.parametrize("library", ["pillow", "simplejpeg", "numpy"])
+def test_another_version_of_a_library_is_another_decoder(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, version = decoding.decoder(), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version(name) + (".1" if name == library else ""))
+    assert decoding.decoder.__wrapped__() != before
+
+
+def test_another_line_in_the_decoding_code_is_another_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, changed = decoding.decoder(), tmp_path / "decoding.py"
+    changed.write_bytes(Path(decoding.__file__).read_bytes())
+    monkeypatch.setattr(decoding, "__file__", str(changed))
+    assert decoding.decoder.__wrapped__() == before
+    changed.write_bytes(changed.read_bytes() + b"_CHANGED = True\n")
+    assert decoding.decoder.__wrapped__() != before
 
 
 def test_a_shard_of_the_same_name_with_other_images_is_decoded_afresh(tmp_path: Path) -> None:

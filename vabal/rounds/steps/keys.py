@@ -86,7 +86,7 @@ def class_terms_key(
 
 
 def likelihood_key(context: RoundContext, extracted: StageReference, encoded: StageReference) -> StageKey:
-    inputs = {"vae": encoded["key"], "features": extracted["key"], "seed": context.seed("draws")}
+    inputs: Inputs = {"vae": encoded["key"], "features": extracted["key"], "seed": context.seed("draws")}
     settings = {"probabilities": context.params.probabilities.model_dump()}
     return StageKey("estimate-probabilities", settings, inputs)
 
