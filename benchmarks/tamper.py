@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from vabal import audit, rounds
 from vabal.adapters.versioning import Versioning
-from vabal.files import canonical_json, file_sha256
+from vabal.files import canonical_json, file_sha256, sha256
 
 WAYS = ("blunt", "forged", "forged with tags")
 RECORD = "promotions.jsonl"
@@ -245,8 +245,8 @@ def _forge(data: Path, tags: dict[str, str]) -> None:
                 manifest["files"][name] = file_sha256(path.parent / name)
         manifest["parent"] = parent
         path.write_bytes(canonical_json(manifest))
-        parent = rounds.digest_of(path.read_bytes())
-        tags[rounds.tag_name(number)] = rounds.tag_message(manifest, parent)
+        parent = sha256(path.read_bytes())
+        tags[rounds.tag_name(number)] = f"round {number}\n\nmanifest sha256:{parent}"
 
 
 # -- the table ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,10 @@ def canonical_json(document: Any) -> bytes:
     return text.encode("utf-8")
 
 
+def sha256(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

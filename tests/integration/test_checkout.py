@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from workspaces import call, done, git
 
+from tests.support.small_manifests import manifest as small_manifest
 from vabal.adapters.versioning import Versioning
 from vabal.files import canonical_json, write_bytes
 
@@ -25,7 +26,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     versions.commit(["params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"], "workspace")
     for number in range(2):
         write_bytes(root / "data" / "labeled.parquet", f"labels of round {number}".encode())
-        write_bytes(root / "data" / "rounds" / f"{number:04d}" / "manifest.json", canonical_json({"round": number}))
+        write_bytes(
+            root / "data" / "rounds" / f"{number:04d}" / "manifest.json", canonical_json(small_manifest(number))
+        )
         versions.add()
         versions.push()
         versions.commit(["data.dvc"], f"round {number}")

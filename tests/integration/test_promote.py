@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from running import RunningStack
 
+from tests.support.small_manifests import manifest as small_manifest
 from vabal.adapters.tracking import Tracking
 from vabal.errors import Unavailable, UserError
 from vabal.files import canonical_json, file_sha256
@@ -71,7 +72,7 @@ def publish(workspace: Workspace, number: int, right: int) -> None:
     model = {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256}
     model["files"] = version.registered_files
     files = {comparison.PREDICTIONS: file_sha256(folder / comparison.PREDICTIONS)}
-    (folder / "manifest.json").write_bytes(canonical_json({"model": model, "files": files}))
+    (folder / "manifest.json").write_bytes(canonical_json(small_manifest(int(folder.name), model=model, files=files)))
 
 
 def champion_in_mlflow(workspace: Workspace) -> str | None:

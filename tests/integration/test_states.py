@@ -133,9 +133,9 @@ def test_without_a_holdout_a_round_picks_and_is_intact(
 ) -> None:
     small.without_servers(monkeypatch)
     place = small.make(tmp_path, holdout=0.0, settings={"selection.strategy": strategy})
-    assert rounds.head(place.data).manifest["counts"]["holdout"] == 0
+    assert rounds.head(place.data).to_json()["counts"]["holdout"] == 0
     small.night(place)
-    manifest = rounds.head(place.data).manifest
+    manifest = rounds.head(place.data).to_json()
     assert (manifest["metrics"], manifest["counts"]["picks"]) == ({}, 4)
     assert verified(place)
     assert "recall" not in done(call(place.root, "audit")).out
@@ -151,10 +151,10 @@ def test_with_one_label_of_one_class_and_none_of_the_holdout_rounds_go_on_and_be
     for number, labels in enumerate((dict.fromkeys(names[:1], "0"), dict.fromkeys(names[1:3], "0")), start=1):
         small.take(place, labels)
         assert small.night(place).round == number
-        assert rounds.head(place.data).manifest["metrics"] == {}
+        assert rounds.head(place.data).to_json()["metrics"] == {}
     small.take(place, dict(zip(names[3:6], small.CLASSES, strict=True)) | dict.fromkeys(held[:2], "1"))
     small.night(place)
-    measured = rounds.head(place.data).manifest["metrics"]
+    measured = rounds.head(place.data).to_json()["metrics"]
     assert {"holdout/accuracy", "holdout/recall/1"} <= measured.keys()
     assert "holdout/recall/0" not in measured
     assert verified(place)

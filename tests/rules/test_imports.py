@@ -31,7 +31,7 @@ ADAPTER_VENDORS = {
 }
 # The rooms of the package, leftmost first: each may import from those to its right, and from itself.
 ROOMS = (
-    *("cli", "flows", "adapters", "benchmark", "pages", "audit", "promotion", "rounds", "sources", "labels", "pools"),
+    *("cli", "flows", "adapters", "pages", "benchmark", "audit", "promotion", "rounds", "sources", "labels", "pools"),
     *("strategies", "probabilities", "vae", "learning", "images", "workspace", "settings", "files", "errors"),
     *("progress", "statistics"),
 )

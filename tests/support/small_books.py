@@ -11,7 +11,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from vabal import audit, files, images, pools, rounds, strategies
-from vabal.audit import data_files, replayed
 from vabal.images import shards
 from vabal.learning import metrics
 from vabal.probabilities import ClassTerms
@@ -143,12 +142,12 @@ class Books:
             "code": f"0.1.0+{number:012x}" if number else None,
             "class_terms": drawn.class_terms.to_json() if drawn and drawn.class_terms else None,
             **({"selection": _said(drawn)} if drawn else {}),
-            "pools_before": before.manifest["pools_after"] if before else None,
+            "pools_before": before.pools_after if before else None,
             "pools_after": pools.digests(state),
-            "tables": {name: files.file_sha256(self.data / name) for name in data_files.TABLE_FILES.values()},
+            "tables": {name: files.file_sha256(self.data / name) for name in pools.TABLE_FILES.values()},
             "files": rounds.describe_files(folder),
             "shards": {path.stem: files.file_sha256(path) for path in sorted((self.data / "images").iterdir())},
-            "counts": replayed.count(state) | {"picks": len(drawn.picks) if drawn else len(first)},
+            "counts": pools.counts(state, len(drawn.picks) if drawn else len(first)),
             "intake": _counts(came, 0 if fresh is None else len(fresh)) if number else None,
             "model": {"name": "vabal-classifier", "version": str(number), "sha256": "0" * 64} if number else None,
             "mlflow_run": f"{number:032x}" if number else None,
@@ -163,7 +162,9 @@ class Books:
         """Also used to forge one: the tag follows."""
         content = files.canonical_json(manifest)
         (self.data / f"rounds/{manifest['round']:04d}/manifest.json").write_bytes(content)
-        self.tags[rounds.tag_name(manifest["round"])] = rounds.tag_message(manifest, rounds.digest_of(content))
+        self.tags[rounds.tag_name(manifest["round"])] = (
+            f"round {manifest['round']}\n\nmanifest sha256:{files.sha256(content)}"
+        )
 
     def _when(self, number: int) -> datetime:
         return datetime(2026, 3, number + 1, 6, 30, tzinfo=UTC)
@@ -264,14 +265,14 @@ def build(root: Path) -> Books:
 def forge(books: Books, number: int, **changes: Any) -> None:
     """Rewrite a round's manifest with changed values, and every later one and every tag with it."""
     for later in range(number, books.number + 1):
-        manifest = rounds.read_manifest(books.data, later).manifest
+        manifest = rounds.read_manifest(books.data, later).to_json()
         if later == number:
             manifest |= changes
             manifest["files"] = rounds.describe_files(books.data / f"rounds/{later:04d}")
         if later:
             manifest["parent"] = rounds.read_manifest(books.data, later - 1).digest
         if later == books.number:
-            tables = data_files.TABLE_FILES.values()
+            tables = pools.TABLE_FILES.values()
             manifest["tables"] = {name: files.file_sha256(books.data / name) for name in tables}
         manifest["shards"] = {path.stem: files.file_sha256(path) for path in (books.data / "images").iterdir()}
         books.write_manifest(manifest)

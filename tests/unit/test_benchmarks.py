@@ -217,7 +217,7 @@ def _summary_of_two_seeds() -> dict[str, Any]:
         for name, values in curves.items()
         for seed, value in enumerate(values)
         for imbalance in ("natural", "rare:0:0.1")
-    )
+    ).to_json()
 
 
 def test_the_table_of_the_evidence_has_points_above_random_and_what_the_own_strategy_is_above_each() -> None:

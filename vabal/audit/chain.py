@@ -1,16 +1,12 @@
 """The manifests, their chain, and git's tags."""
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from vabal import rounds
 from vabal.audit.findings import UNREADABLE, Finding, Record, one_line, span
-from vabal.files import canonical_json
-from vabal.rounds import digest_of, round_folder, tag_name
+from vabal.rounds import round_folder, tag_name
 
 _TAGGED = re.compile(r"^manifest sha256:([0-9a-f]{64})$", re.MULTILINE)
 
@@ -28,7 +24,7 @@ def read_records(data: Path) -> tuple[list[Record], list[Finding]]:
     for name in names:
         file = f"rounds/{name}/manifest.json"
         try:
-            record = _parse((data / file).read_bytes())
+            record = Record.parse((data / file).read_bytes())
         except FileNotFoundError:
             findings.append(Finding(int(name), file, "missing"))
         except UNREADABLE as error:
@@ -41,23 +37,6 @@ def read_records(data: Path) -> tuple[list[Record], list[Finding]]:
     return records, findings
 
 
-def _parse(content: bytes) -> Record:
-    document = json.loads(content)
-    if not isinstance(document, dict):
-        raise ValueError("no mapping")  # noqa: TRY004
-    names = [each.name for each in fields(Record) if each.name not in ("digest", "document", "canonical")]
-    missing = [name for name in names if name not in document and name != "selection"]
-    if missing:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    values: dict[str, Any] = {name: document.get(name) for name in names}
-    if not isinstance(values["round"], int) or not isinstance(values["strategy"], str):
-        raise ValueError("round or strategy has the wrong type")  # noqa: TRY004
-    mappings = ("settings", "pools_after", "tables", "files", "shards", "counts")
-    if not all(isinstance(values[name], dict) for name in mappings):
-        raise ValueError(f"one of {', '.join(mappings)} is no mapping")
-    return Record(digest=digest_of(content), document=document, canonical=content == canonical_json(document), **values)
-
-
 def check_chain(records: Sequence[Record]) -> Iterator[Finding]:
     """Rounds without gaps, each naming the digest of the manifest before it."""
     previous: Record | None = None
@@ -67,13 +46,13 @@ def check_chain(records: Sequence[Record]) -> Iterator[Finding]:
             missing = span(expected, record.round - 1)
             yield Finding(expected, round_folder(Path(), expected).as_posix(), f"no readable record of {missing}")
         elif previous is None and record.parent is not None:
-            yield Finding(0, f"{record.folder}/manifest.json", "round 0 names a manifest before it")
+            yield Finding(0, record.file, "round 0 names a manifest before it")
         elif previous is not None and record.parent != previous.digest:
             what = f"its sha256 is not the one that round {record.round} was built on"
-            yield Finding(previous.round, f"{previous.folder}/manifest.json", what)
+            yield Finding(previous.round, previous.file, what)
         if previous is not None and record.round == expected and record.pools_before != previous.pools_after:
             what = f"pools_before are not the pools that round {previous.round} left"
-            yield Finding(record.round, f"{record.folder}/manifest.json", what)
+            yield Finding(record.round, record.file, what)
         previous = record
 
 
@@ -87,7 +66,7 @@ def check_tags(
     """
     by_tag = {tag_name(record.round): record for record in records}
     for name, record in by_tag.items():
-        file = f"{record.folder}/manifest.json"
+        file = record.file
         said = _TAGGED.search(tags.get(name, ""))
         if name not in tags and record.round == pending:
             continue

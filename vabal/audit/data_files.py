@@ -1,6 +1,5 @@
 """The files below `data/`: digests, strangers, images."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,11 +9,8 @@ import pyarrow.parquet as pq
 
 from vabal import pools
 from vabal.audit.findings import UNREADABLE, Finding, Record, few, one_line
-from vabal.files import file_sha256
+from vabal.files import file_sha256, sha256
 from vabal.progress import track
-
-TABLE_FILES = {name: f"{name}.parquet" for name in pools.SCHEMAS} | {"classes": "classes.json"}
-
 
 # -- files --------------------------------------------------------------------------------------------------------
 
@@ -24,24 +20,24 @@ def check_files(data: Path, records: Sequence[Record]) -> Iterator[Finding]:
     expected: list[tuple[int, str, str]] = []
     shards: dict[str, tuple[int, str]] = {}
     for record in records:
-        expected += [(record.round, f"{record.folder}/{name}", sha256) for name, sha256 in record.files.items()]
-        for shard, sha256 in record.shards.items():
-            first, known = shards.setdefault(_shard_file(shard), (record.round, sha256))
-            if known != sha256:
+        expected += [(record.round, f"{record.folder}/{name}", digest) for name, digest in record.files.items()]
+        for shard, digest in record.shards.items():
+            first, known = shards.setdefault(_shard_file(shard), (record.round, digest))
+            if known != digest:
                 what = f"names another sha256 for {_shard_file(shard)} than round {first}"
-                yield Finding(record.round, f"{record.folder}/manifest.json", what)
-    expected += [(first, file, sha256) for file, (first, sha256) in shards.items()]
+                yield Finding(record.round, record.file, what)
+    expected += [(first, file, digest) for file, (first, digest) in shards.items()]
     if records:
-        expected += [(records[-1].round, name, sha256) for name, sha256 in records[-1].tables.items()]
-    for round_number, file, sha256 in track(expected, "verify files", len(expected)):
-        problem = _file_problem(data / file, sha256)
+        expected += [(records[-1].round, name, digest) for name, digest in records[-1].tables.items()]
+    for round_number, file, digest in track(expected, "verify files", len(expected)):
+        problem = _file_problem(data / file, digest)
         if problem is not None:
             yield Finding(round_number, file, problem)
 
 
-def _file_problem(path: Path, sha256: str) -> str | None:
+def _file_problem(path: Path, recorded: str) -> str | None:
     try:
-        return None if file_sha256(path) == sha256 else "changed: its sha256 is not the recorded one"
+        return None if file_sha256(path) == recorded else "changed: its sha256 is not the recorded one"
     except FileNotFoundError:
         return "missing"
     except OSError as error:
@@ -54,7 +50,7 @@ def _shard_file(shard: str) -> str:
 
 def check_strangers(data: Path, records: Sequence[Record]) -> Iterator[Finding]:
     """Files that no manifest names. Half-written ones (`.*.tmp`) are passed over, as DVC does."""
-    known = {*TABLE_FILES.values()} | {_shard_file(shard) for record in records for shard in record.shards}
+    known = {*pools.TABLE_FILES.values()} | {_shard_file(shard) for record in records for shard in record.shards}
     for record in records:
         known |= {f"{record.folder}/{name}" for name in (*record.files, "manifest.json")}
     for path in sorted(data.rglob("*")):
@@ -103,7 +99,7 @@ def _wrong_images(path: Path, rows: pd.DataFrame) -> list[str]:
         table = file.read_row_group(group, columns=["sample_id", "image"])
         for sample_id, image in zip(table.column("sample_id"), table.column("image"), strict=True):
             if place in expected:
-                found = (sample_id.as_py(), hashlib.sha256(image.as_buffer()).hexdigest())
+                found = (sample_id.as_py(), sha256(image.as_buffer()))
                 if found == expected[place]:
                     right.add(place)
             place += 1

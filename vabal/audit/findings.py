@@ -1,14 +1,14 @@
 """What an audit finds, and the record of a round as the checks read it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from vabal.errors import UserError
-from vabal.rounds import round_folder
+from vabal.files import canonical_json
+from vabal.rounds import Manifest, round_folder
 
 UNREADABLE = (
     *(pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, UserError, ArithmeticError),
@@ -25,35 +25,21 @@ class Finding:
     what: str
 
 
-@dataclass(frozen=True)
-class Record:
-    """A round's manifest, as far as it is checked, and the digest of its bytes."""
-
-    round: int
-    digest: str
-    parent: str | None
-    strategy: str
-    settings: dict[str, Any]
-    selection: dict[str, Any] | None  # rule, beta, budget, seed, shortlist; round 0 has none
-    code: str | None
-    class_terms: dict[str, Any] | None
-    pools_before: dict[str, str] | None
-    pools_after: dict[str, str]
-    tables: dict[str, str]
-    files: dict[str, str]
-    shards: dict[str, str]
-    counts: dict[str, int]
-    document: dict[str, Any] = field(default_factory=dict)  # the whole of it
-    canonical: bool = True  # its bytes are those of canonical JSON
+class Record(Manifest):
+    """A round's manifest as the checks read it."""
 
     @property
-    def version(self) -> int:
-        version = self.document.get("version")
-        return version if isinstance(version, int) else 0
+    def canonical(self) -> bool:
+        """Whether its bytes are those of canonical JSON."""
+        return self.content == canonical_json(self.to_json())
 
     @property
     def folder(self) -> str:
         return round_folder(Path(), self.round).as_posix()
+
+    @property
+    def file(self) -> str:
+        return f"{self.folder}/manifest.json"
 
 
 # -- words --------------------------------------------------------------------------------------------------------

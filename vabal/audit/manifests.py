@@ -12,9 +12,9 @@ import pandas as pd
 from vabal.audit.findings import UNREADABLE, Finding, Record, few, one_line
 from vabal.learning.metrics import classification_metrics
 from vabal.pools import IntakeReport, Pools
-from vabal.rounds import MANIFEST_KEYS, MANIFEST_VERSION, tables
+from vabal.rounds import FIRST_VERSION, MANIFEST_VERSION, tables
+from vabal.rounds.manifests import ModelRecord
 
-PREDICTIONS = "holdout_predictions.parquet"
 _CODE = re.compile(r"[^\s+]+\+[0-9a-f]{12}")
 _RUN = re.compile(r"[0-9a-f]{32}")
 _FLOW_RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -31,37 +31,31 @@ def check_manifests(records: Sequence[Record]) -> Iterator[Finding]:
         if previous is not None:
             wrong += _wrong_after(record, previous)
         if wrong:
-            yield Finding(record.round, f"{record.folder}/manifest.json", "; ".join(wrong))
+            yield Finding(record.round, record.file, "; ".join(wrong))
         previous = record
 
 
 def _wrong_form(record: Record) -> Iterator[str]:
     if not record.canonical:
         yield "its bytes are not canonical JSON"
-    if not 1 <= record.version <= MANIFEST_VERSION:
-        yield f"version {record.document.get('version')!r} is none that this package knows"
-    strange = sorted(set(record.document) - set(MANIFEST_KEYS))
-    if strange:
-        yield f"unknown keys {', '.join(strange)}"
-    if record.version > 1 and set(MANIFEST_KEYS) - set(record.document) - OPTIONAL:
-        yield f"it lacks {', '.join(sorted(set(MANIFEST_KEYS) - set(record.document) - OPTIONAL))}"
-
-
-OPTIONAL: frozenset[str] = frozenset({"promotions"})  # keys that manifests of version 2 may lack
+    if not FIRST_VERSION <= record.version <= MANIFEST_VERSION:
+        yield f"version {record.version} is none that this package knows"
+    if record.unknown:
+        yield f"unknown keys {', '.join(record.unknown)}"
+    if record.lacking:
+        yield f"it lacks {', '.join(record.lacking)}"
 
 
 def _wrong_names(record: Record) -> Iterator[str]:
     """Strategy and seed stand twice."""
-    if record.document.get("seed") != record.settings.get("seed", record.document.get("seed")):
+    if record.seed != record.settings.get("seed", record.seed):
         yield "seed is not that of the settings"
     if not record.round:
         if record.strategy != "initial":
             yield f"strategy {record.strategy}, where the first round has initial"
-        for name in ("code", "class_terms", "selection", "intake", "model", "mlflow_run", "prefect_flow_run"):
-            if record.document.get(name) is not None:
-                yield f"{name} stands there, though nothing was trained yet"
-        for name in ("metrics", "times", "environment"):
-            if record.document.get(name) is not None:
+        trained = ("code", "class_terms", "selection", "intake", "model", "mlflow_run", "prefect_flow_run")
+        for name in (*trained, "metrics", "times", "environment"):
+            if getattr(record, name) is not None:
                 yield f"{name} stands there, though nothing was trained yet"
         return
     chosen = record.settings.get("selection")
@@ -71,61 +65,57 @@ def _wrong_names(record: Record) -> Iterator[str]:
 
 def _wrong_origin(record: Record) -> Iterator[str]:
     """Code, model, runs and packages, as far as their form tells. Earlier versions may have said less."""
-    said, strict = record.document, record.version > 1
+    if record.version == FIRST_VERSION:
+        return
     for name, pattern in (("code", _CODE), ("mlflow_run", _RUN), ("prefect_flow_run", _FLOW_RUN)):
-        value = said.get(name)
-        if value is None and (name == "prefect_flow_run" or not strict):
+        value = getattr(record, name)
+        if value is None and name == "prefect_flow_run":
             continue
-        if strict and not (isinstance(value, str) and pattern.fullmatch(value)):
+        if value is None or not pattern.fullmatch(value):
             yield f"{name} {value!r} is none"
-    model = said.get("model")
-    if strict and not _is_model(model):
+    if not _is_whole(record.model):
         yield "model is no name, version and sha256"
-    packages = said.get("environment")
-    if strict and not (isinstance(packages, dict) and set(packages) >= _PACKAGES and _all_text(packages)):
+    packages = record.environment or {}
+    if not (set(packages) >= _PACKAGES and all(packages.values())):
         yield "environment does not name the versions of the packages"
-    if strict and set(record.files) != _files_of(record):
+    if set(record.files) != _files_of(record):
         yield f"files are {', '.join(sorted(record.files))}, not {', '.join(sorted(_files_of(record)))}"
 
 
 _PACKAGES = {"torch", "torchvision", "numpy", "pandas", "pyarrow", "scikit-learn", "python", "machine"}
 
 
-def _all_text(values: Mapping[str, Any]) -> bool:
-    return all(isinstance(value, str) and value for value in values.values())
-
-
-def _is_model(model: Any) -> bool:
-    if not isinstance(model, dict) or not {"name", "version", "sha256"} <= set(model):
+def _is_whole(model: ModelRecord | None) -> bool:
+    if model is None or not (model.name and model.version and model.sha256):
         return False
-    version, sha256 = str(model["version"]), str(model["sha256"])
-    return bool(model["name"]) and version.isdecimal() and bool(_SHA256.fullmatch(sha256))
+    return model.version.isdecimal() and bool(_SHA256.fullmatch(model.sha256))
 
 
 def _files_of(record: Record) -> set[str]:
     from vabal import strategies  # noqa: PLC0415 -- loads torch
 
-    files = {"selection.parquet", "candidates.parquet", PREDICTIONS}
+    files = {tables.SELECTION_FILE, tables.CANDIDATES_FILE, tables.PREDICTIONS_FILE}
     if record.selection is not None and record.selection.get("shortlist") is not None:
-        files.add("shortlist.parquet")
+        files.add(tables.SHORTLIST_FILE)
     try:
         looks = getattr(strategies.get(record.strategy), "labeled_inputs", False)
     except UNREADABLE:  # a strategy that is not installed here, which the derivation of its picks names
-        looks = "labeled.parquet" in record.files
-    return files | {"labeled.parquet"} if looks else files
+        looks = tables.LABELED_FILE in record.files
+    return files | {tables.LABELED_FILE} if looks else files
 
 
 def _wrong_times(record: Record, previous: Record | None) -> Iterator[str]:
-    times: Any = record.document.get("times")
-    if times is None and record.version == 1:
+    if record.times is None:
+        if record.version > FIRST_VERSION:
+            yield "times are not there"
         return
     try:
-        started, finished = (datetime.fromisoformat(times[name]) for name in ("started", "finished"))
-        before = (previous.document.get("times") or {}).get("finished") if previous is not None else None
-        ended = None if before is None else datetime.fromisoformat(before)
+        started, finished = (datetime.fromisoformat(time) for time in (record.times.started, record.times.finished))
+        before = previous.times if previous is not None else None
+        ended = None if before is None else datetime.fromisoformat(before.finished)
         if started > finished:
             yield "times: it finished before it started"
-        if record.version > 1 and ended is not None and started < ended:
+        if record.version > FIRST_VERSION and ended is not None and started < ended:
             yield "times: it started before the round before it finished"
     except UNREADABLE as error:
         yield f"times cannot be read: {one_line(error)}"
@@ -134,16 +124,15 @@ def _wrong_times(record: Record, previous: Record | None) -> Iterator[str]:
 def _wrong_after(record: Record, previous: Record) -> Iterator[str]:
     if record.version < previous.version:
         yield f"version {record.version} follows version {previous.version}"
-    if record.version > 1:
+    if record.version > FIRST_VERSION:
         for name in sorted(set(record.tables) & set(previous.tables)):
             pool = name.partition(".")[0]
             same = record.pools_after.get(pool) == previous.pools_after.get(pool)
             if same != (record.tables[name] == previous.tables[name]):
                 yield f"tables: {name} changed and its pool did not, or the other way round"
-    one: Any = previous.document.get("model")
-    other: Any = record.document.get("model")
-    if _is_model(one) and _is_model(other) and one["name"] == other["name"]:
-        earlier, later = int(one["version"]), int(other["version"])
+    one, other = previous.model, record.model
+    if one and other and _is_whole(one) and _is_whole(other) and one.name == other.name:
+        earlier, later = int(one.version or 0), int(other.version or 0)
         if later <= earlier and later != 1:  # a registry that was set up anew counts from 1 again
             yield f"model version {later} follows version {earlier}"
 
@@ -156,11 +145,11 @@ def check_intake(record: Record, images: int, events: int, came: IntakeReport) -
 
     Labels of samples that the catalog did not know enter no table: of these only their number can be bounded.
     """
-    said: Any = record.document.get("intake")
-    if not record.round or (said is None and record.version == 1):
+    if not record.round or (record.intake is None and record.version == FIRST_VERSION):
         return
-    counted: dict[str, int] = {"images": images, **{name: getattr(came, name) for name in _COUNTED}}
-    file, wrong = f"{record.folder}/manifest.json", []
+    said = record.intake or {}
+    counted = {"images": images, **{name: getattr(came, name) for name in _COUNTED}}
+    wrong = []
     try:
         wrong = [f"{name} {said[name]}, counted {value}" for name, value in counted.items() if said[name] != value]
         if said.get("outdated", 0) != came.outdated:  # earlier versions did not count them: there were none
@@ -171,7 +160,7 @@ def check_intake(record: Record, images: int, events: int, came: IntakeReport) -
     except UNREADABLE as error:
         wrong.append(one_line(error))
     if wrong:
-        yield Finding(record.round, file, f"wrong intake: {'; '.join(wrong)}")
+        yield Finding(record.round, record.file, f"wrong intake: {'; '.join(wrong)}")
 
 
 _COUNTED = ("new", "repeated", "corrected", "rejected")
@@ -182,7 +171,7 @@ _COUNTED = ("new", "repeated", "corrected", "rejected")
 
 def check_predictions(data: Path, record: Record, taken_in: Pools) -> Iterator[Finding]:
     """The predictions are of the holdout as it was then, and the manifest's metrics are theirs."""
-    file = f"{record.folder}/{PREDICTIONS}"
+    file = f"{record.folder}/{tables.PREDICTIONS_FILE}"
     if not record.round or not (data / file).is_file():  # `check_files` names it
         return
     try:
@@ -231,18 +220,17 @@ _SUM = 1e-5  # float32 probabilities of many classes
 
 
 def _check_metrics(record: Record, measured: Mapping[str, float]) -> Iterator[Finding]:
-    said = record.document.get("metrics")
-    if record.version == 1 and not said:
+    said = record.metrics or {}
+    if record.version == FIRST_VERSION and not said:
         return
-    said = said if isinstance(said, dict) else {}
     expected = {f"holdout/{name}": value for name, value in measured.items()}
-    names = set(expected) | set(said) if record.version > 1 else set(expected) & set(said)
+    names = set(expected) | set(said) if record.version > FIRST_VERSION else set(expected) & set(said)
     wrong = [name for name in sorted(names) if not _same(said.get(name), expected.get(name))]
     if wrong:
         told = ", ".join(f"{name} {said.get(name)}, not {expected.get(name)}" for name in wrong[:3])
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        what = f"metrics are not those of {PREDICTIONS}: {told}{more}"
-        yield Finding(record.round, f"{record.folder}/manifest.json", what)
+        what = f"metrics are not those of {tables.PREDICTIONS_FILE}: {told}{more}"
+        yield Finding(record.round, record.file, what)
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from vabal import pools
 from vabal.promotion import registered
 from vabal.rounds.versions import Pinned, Tag
 
-TABLES = [*(f"{name}.parquet" for name in pools.SCHEMAS), "classes.json"]
 DECISION = re.compile(r"promotion/(\d{4,})")
 
 

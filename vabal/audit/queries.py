@@ -3,7 +3,6 @@
 Whether that record is intact is `vabal.audit.verification`'s question; `verify` stands here too.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +16,11 @@ from vabal import images, pools
 from vabal.audit.findings import Finding
 from vabal.audit.verification import AuditReport
 from vabal.errors import BRING_BACK, UserError
+from vabal.files import sha256
 from vabal.images import shards
 from vabal.promotion import champion
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables, tag_name
+from vabal.rounds.manifests import ModelRecord
 
 __all__ = ["AuditReport", "Finding", "history", "picks", "rounds", "show"]
 
@@ -42,23 +43,23 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
     promotions = champion.read_record(data.parent)
     records = []
     for number in manifest_numbers(data):
-        manifest = read_manifest(data, number).manifest
-        model = manifest["model"] or {}
+        manifest = read_manifest(data, number)
+        model = manifest.model or ModelRecord()
         tag = tag_name(number)
         records.append(
             {
                 "round": number,
-                "strategy": manifest["strategy"],
-                **{name: manifest["counts"][name] for name in ("catalog", "labeled", "unlabeled", "holdout", "picks")},
+                "strategy": manifest.strategy,
+                **{name: manifest.counts[name] for name in ("catalog", "labeled", "unlabeled", "holdout", "picks")},
                 "labeled_by_class": _labeled_by_class(events[events["round"] <= number], classes),
                 **_labels_of_picks(data, number, latest, classes),
-                "metrics": manifest["metrics"] or {},
-                "model": model.get("name"),
-                "model_version": model.get("version"),
-                "mlflow_run": manifest["mlflow_run"],
-                "prefect_flow_run": manifest["prefect_flow_run"],
+                "metrics": manifest.metrics or {},
+                "model": model.name,
+                "model_version": model.version,
+                "mlflow_run": manifest.mlflow_run,
+                "prefect_flow_run": manifest.prefect_flow_run,
                 "tag": tag if tag in (tags or {}) else None,
-                "times": manifest["times"],
+                "times": manifest.times.model_dump() if manifest.times else None,
                 "promotions": [
                     {"action": entry.action, "when": entry.when, "who": entry.who, "why": entry.why}
                     for entry in promotions
@@ -70,7 +71,7 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
 
 
 def _labels_of_picks(data: Path, number: int, latest: "pd.Series[str]", classes: list[str]) -> dict[str, Any]:
-    path = round_folder(data, number) / "selection.parquet"
+    path = round_folder(data, number) / tables.SELECTION_FILE
     known = latest.reindex(tables.read_selection(path)["sample_id"] if path.exists() else [])
     answered = known.index.isin(latest.index)
     by_class = known.value_counts()
@@ -99,7 +100,7 @@ def _latest_labels(events: pd.DataFrame) -> "pd.Series[str]":
 
 
 def _classes(data: Path) -> list[str]:
-    path = data / "classes.json"
+    path = data / pools.CLASSES_FILE
     try:
         return list(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -112,14 +113,14 @@ def _classes(data: Path) -> list[str]:
 def picks(data: Path, round_number: int) -> pd.DataFrame:
     """The picks of a round in rank order: what the selection says, and the label known by now.
 
-    Columns: those of `round_tables.SELECTION`, `label` (null: none) and `rejected`. Raises UserError if there is no
+    Columns: those of `rounds.tables.SELECTION`, `label` (null: none) and `rejected`. Raises UserError if there is no
     such round, or nothing was picked in it.
     """
     numbers = manifest_numbers(data)
     if round_number not in numbers:
         known = f"there are rounds {numbers[0]} to {numbers[-1]}" if numbers else "there is none yet"
         raise UserError(f"no round {round_number}: {known} (`vabal audit` lists them)")
-    path = round_folder(data, round_number) / "selection.parquet"
+    path = round_folder(data, round_number) / tables.SELECTION_FILE
     if round_number == 0 and not path.exists():
         raise UserError("round 0 picked nothing: its labels came with the source (`vabal audit` lists the rounds)")
     table = tables.read_selection(path).sort_values("rank").reset_index(drop=True)
@@ -191,7 +192,7 @@ def _candidacies(data: Path, sample_id: str) -> list[dict[str, Any]]:
     events = []
     for number in manifest_numbers(data):
         folder = round_folder(data, number)
-        candidates, selection = folder / "candidates.parquet", folder / "selection.parquet"
+        candidates, selection = folder / tables.CANDIDATES_FILE, folder / tables.SELECTION_FILE
         if candidates.exists():
             for row in _rows_of(candidates, sample_id, columns):
                 events.append({"round": number, "what": "candidate", **row})
@@ -229,7 +230,7 @@ def show(data: Path, sample_id: str, out: Path | None = None) -> Path:
     """
     row = _catalog_row(data, sample_id)
     content = images.encoded(data, row["shard"], row["row"])
-    if hashlib.sha256(content).hexdigest() != row["sha256"]:
+    if sha256(content) != row["sha256"]:
         raise UserError(f"the bytes of {sample_id} in shard {row['shard']} are not those that were catalogued")
     target = _named(out or Path(), sample_id, _extension(content, sample_id))
     try:

@@ -4,7 +4,6 @@ The same packages on the same kind of machine give the same bits. Elsewhere the 
 carries them on; then picks are compared by overlap and scores by the correlation of their ranks.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from vabal.audit import selections as audit_selections
 from vabal.errors import UserError
 from vabal.files import file_sha256
 from vabal.pools import Pools
-from vabal.rounds import OpenRound, record, round_folder, steps, tables
+from vabal.rounds import Manifest, OpenRound, record, round_folder, steps, tables
 from vabal.rounds.context import RoundContext, StageReference, own_store
 from vabal.rounds.stage_store import code_version
 from vabal.settings import params
@@ -74,7 +73,7 @@ def replay(workspace: Workspace, round_number: int) -> ReplayResult:
     """
     if round_number == 0:
         raise UserError("round 0 computed nothing: `vabal init` with the same arguments makes it again")
-    manifest = rounds.read_manifest(workspace.data, round_number).manifest
+    manifest = rounds.read_manifest(workspace.data, round_number)
     context = _context(workspace, manifest, _taken_in(workspace.data, round_number))
     trained, evaluated, selected = _compute(context)
     recorded = round_folder(workspace.data, round_number)
@@ -82,13 +81,14 @@ def replay(workspace: Workspace, round_number: int) -> ReplayResult:
     scores = pd.concat([_scores(made).rename("made"), _scores(recorded).rename("recorded")], axis=1)
     difference = (scores["made"] - scores["recorded"]).abs()
     picks, before = (
-        list(tables.read_selection(place / "selection.parquet")["sample_id"]) for place in (made, recorded)
+        list(tables.read_selection(place / tables.SELECTION_FILE)["sample_id"]) for place in (made, recorded)
     )
-    predictions = "holdout_predictions.parquet"
+    predictions = tables.PREDICTIONS_FILE
     return ReplayResult(
         round=round_number,
         versions=tuple(_other_versions(manifest)),
-        same_weights=file_sha256(steps.weights(context, trained)) == (manifest["model"] or {}).get("sha256"),
+        same_weights=file_sha256(steps.weights(context, trained))
+        == (manifest.model.sha256 if manifest.model else None),
         same_predictions=_same_file(steps.evaluation_folder(context, evaluated) / predictions, recorded / predictions),
         candidates=len(scores),
         same_scores=bool((difference == 0).all()),
@@ -117,9 +117,9 @@ def _taken_in(data: Path, round_number: int) -> Pools:
     return last.taken_in
 
 
-def _context(workspace: Workspace, manifest: Mapping[str, Any], taken_in: Pools) -> RoundContext:
-    settings = params.parse(manifest["settings"], where="settings of the manifest")
-    begun = OpenRound(manifest["round"], manifest["parent"], (), manifest["times"]["started"])
+def _context(workspace: Workspace, manifest: Manifest, taken_in: Pools) -> RoundContext:
+    settings = params.parse(manifest.settings, where="settings of the manifest")
+    begun = OpenRound(manifest.round, str(manifest.parent), (), manifest.times.started if manifest.times else "")
     key = steps.intake_again(workspace, begun, taken_in)
     return RoundContext(workspace, settings, begun, own_store(workspace), key)
 
@@ -139,7 +139,7 @@ def _compute(context: RoundContext) -> tuple[StageReference, StageReference, Sta
 
 
 def _scores(folder: Path) -> "pd.Series[float]":
-    table = pq.ParquetFile(folder / "candidates.parquet").read(columns=["sample_id", "score"])
+    table = pq.ParquetFile(folder / tables.CANDIDATES_FILE).read(columns=["sample_id", "score"])
     scores: pd.Series[float] = table.to_pandas().set_index("sample_id")["score"]
     return scores
 
@@ -156,8 +156,8 @@ def _same_file(one: Path, other: Path) -> bool:
     return one.is_file() == other.is_file() and (not one.is_file() or file_sha256(one) == file_sha256(other))
 
 
-def _other_versions(manifest: Mapping[str, Any]) -> list[str]:
-    recorded = {"code": manifest["code"], **(manifest["environment"] or {})}
+def _other_versions(manifest: Manifest) -> list[str]:
+    recorded = {"code": manifest.code, **(manifest.environment or {})}
     installed: dict[str, Any] = {"code": code_version(), **record.environment()}
     return [
         f"{name} {installed.get(name)} is installed, the round had {value}"

@@ -9,16 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from vabal import pools
-from vabal.audit.data_files import TABLE_FILES
 from vabal.audit.findings import UNREADABLE, Finding, Record, few, one_line, span
 from vabal.audit.manifests import check_intake, check_predictions
 from vabal.audit.selections import check_candidates
 from vabal.errors import UserError
 from vabal.pools import IntakeReport, Pools
 from vabal.progress import track
-
-_COUNTS = ("catalog", "labeled", "unlabeled", "available", "requested", "rejected", "holdout", "picks")
-
 
 # -- pools --------------------------------------------------------------------------------------------------------
 
@@ -31,13 +27,13 @@ def read_pools(data: Path, records: Sequence[Record]) -> tuple[Pools | None, lis
     classes: tuple[str, ...] | None = None
     for name, schema in pools.SCHEMAS.items():
         try:
-            tables[name] = pools.read_table(data / f"{name}.parquet", schema)
+            tables[name] = pools.read_table(data / pools.TABLE_FILES[name], schema)
         except UNREADABLE as error:
-            findings.append(Finding(head, f"{name}.parquet", one_line(error)))
+            findings.append(Finding(head, pools.TABLE_FILES[name], one_line(error)))
     try:
-        classes = tuple(json.loads((data / "classes.json").read_text(encoding="utf-8")))
+        classes = tuple(json.loads((data / pools.CLASSES_FILE).read_text(encoding="utf-8")))
     except UNREADABLE as error:
-        findings.append(Finding(head, "classes.json", one_line(error)))
+        findings.append(Finding(head, pools.CLASSES_FILE, one_line(error)))
     if findings or classes is None:
         return None, findings
     current = Pools(**tables, classes=classes)
@@ -150,14 +146,14 @@ def check_pools(
     for name, rounds_ in wrong.items():
         for first, last in _runs(rounds_):
             what = f"made again from images, label events and picks, it is not what {span(first, last)} recorded"
-            yield Finding(first, TABLE_FILES[name], what)
+            yield Finding(first, pools.TABLE_FILES[name], what)
     head = records[-1].round
     for name, digest in _digests_now(current).items():
         if digest != digests[name]:
             what = f"is not what the label events and picks lead to{_difference(name, current, step.after)}"
-            yield Finding(head, TABLE_FILES[name], what)
+            yield Finding(head, pools.TABLE_FILES[name], what)
         elif digest != records[-1].pools_after.get(name):
-            yield Finding(head, TABLE_FILES[name], f"its digest is not the one that round {head} recorded")
+            yield Finding(head, pools.TABLE_FILES[name], f"its digest is not the one that round {head} recorded")
 
 
 def _digests_now(current: Pools) -> dict[str, str]:
@@ -168,21 +164,14 @@ def _digests_now(current: Pools) -> dict[str, str]:
 
 
 def _check_counts(record: Record, after: Pools) -> Iterator[Finding]:
-    counted = count(after) | {"picks": int((after.unlabeled["requested_round"] == record.round).sum())}
+    counted = pools.counts(after, int((after.unlabeled["requested_round"] == record.round).sum()))
     wrong = [
-        f"{name} {record.counts.get(name)}, counted {counted[name]}"
-        for name in _COUNTS
-        if record.counts.get(name) != counted[name]
+        f"{name} {record.counts.get(name)}, counted {value}"
+        for name, value in counted.items()
+        if record.counts.get(name) != value
     ]
     if wrong:
-        yield Finding(record.round, f"{record.folder}/manifest.json", f"wrong counts: {'; '.join(wrong)}")
-
-
-def count(state: Pools) -> dict[str, int]:
-    """The sizes of the pools and of the unlabelled pool's parts."""
-    status = state.unlabeled["status"].value_counts()
-    parts = {name: int(status.get(name, 0)) for name in (pools.AVAILABLE, pools.REQUESTED, pools.REJECTED)}
-    return {name: len(getattr(state, name)) for name in ("catalog", "labeled", "unlabeled", "holdout")} | parts
+        yield Finding(record.round, record.file, f"wrong counts: {'; '.join(wrong)}")
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -21,9 +21,9 @@ def read_selections(data: Path, records: Sequence[Record]) -> tuple[dict[int, pd
     selections: dict[int, pd.DataFrame] = {}
     findings: list[Finding] = []
     for record in records:
-        if "selection.parquet" not in record.files:
+        if tables.SELECTION_FILE not in record.files:
             if record.round > 0:
-                findings.append(Finding(record.round, f"{record.folder}/manifest.json", "names no selection.parquet"))
+                findings.append(Finding(record.round, record.file, "names no selection.parquet"))
             continue
         file = f"{record.folder}/selection.parquet"
         try:
@@ -44,7 +44,7 @@ def check_candidates(data: Path, record: Record, taken_in: Pools, selection: pd.
     if not (data / file).is_file():  # `check_files` names it
         return
     try:
-        candidates = _read_frame(data / file, ["rank", *_SHARED])
+        candidates = _read_frame(data / file, ["rank", *tables.SCORED])
     except UNREADABLE as error:
         yield Finding(record.round, file, f"cannot be read: {one_line(error)}")
         return
@@ -61,7 +61,7 @@ def check_candidates(data: Path, record: Record, taken_in: Pools, selection: pd.
 
 def _check_selection(record: Record, selection: pd.DataFrame, candidates: pd.DataFrame) -> Iterator[Finding]:
     file = f"{record.folder}/selection.parquet"
-    missing = [name for name in _SHARED if name not in selection.columns]
+    missing = [name for name in tables.SCORED if name not in selection.columns]
     if missing:
         yield Finding(record.round, file, f"lacks the column {', '.join(missing)}")
         return
@@ -69,7 +69,9 @@ def _check_selection(record: Record, selection: pd.DataFrame, candidates: pd.Dat
     if ranks != list(range(1, len(ranks) + 1)):
         yield Finding(record.round, file, "ranks are not 1, 2, 3, ...")
     picked = candidates[candidates["rank"].notna()].sort_values("rank")
-    one, other = (table[["rank", *_SHARED]].astype(object).reset_index(drop=True) for table in (selection, picked))
+    one, other = (
+        table[["rank", *tables.SCORED]].astype(object).reset_index(drop=True) for table in (selection, picked)
+    )
     if len(one) != len(other):
         yield Finding(record.round, file, f"holds {len(one)} picks, candidates.parquet ranks {len(other)}")
         return
@@ -77,9 +79,6 @@ def _check_selection(record: Record, selection: pd.DataFrame, candidates: pd.Dat
     odd = one.loc[~same.all(axis=1), "sample_id"]
     if len(odd):
         yield Finding(record.round, file, f"differs from candidates.parquet in {few(odd)}")
-
-
-_SHARED = ("sample_id", "score", "predicted_class", "vae_class", "log_likelihood", "prior", "precision", "strategy")
 
 
 def _read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -105,10 +104,10 @@ def check_promotions(data: Path, witness: GitWitness | None = None) -> Iterator[
     anchors, models = {}, {}
     for number in rounds.manifest_numbers(data):
         try:
-            manifest = rounds.read_manifest(data, number).manifest
-            anchors[number], models[number] = manifest.get("promotions"), (manifest.get("model") or {}).get("version")
-        except (*UNREADABLE, AttributeError):  # `read_records` names it
+            manifest = rounds.read_manifest(data, number)
+        except UNREADABLE:  # `read_records` names it
             continue
+        anchors[number], models[number] = manifest.promotions, manifest.model.version if manifest.model else None
     disagreements = [*promotion_record.manifest_disagreements(entries, anchors)]
     if witness is not None:
         deciding = promotion_record.deciding(data.parent / ".vabal")

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vabal.audit.findings import UNREADABLE, Finding, Record, one_line, span
-from vabal.audit.places import DECISION, TABLES, Outside
+from vabal.audit.places import DECISION, Outside
 from vabal.errors import Unavailable, UserError
-from vabal.files import file_sha256
+from vabal.files import file_sha256, sha256
+from vabal.pools import TABLE_FILES
 from vabal.progress import track
 from vabal.rounds import number_of, round_folder, tag_name
 from vabal.rounds.versions import Pinned, Tag
@@ -77,20 +78,22 @@ def expected_files(records: Sequence[Record], record: Record) -> set[str]:
     """The files below `data/` as the round left them."""
     past = [item for item in records if item.round <= record.round]
     rounds = {f"{item.folder}/{name}" for item in past for name in (*item.files, "manifest.json")}
-    return {*TABLES, *rounds, *(f"images/{shard}.parquet" for shard in record.shards)}
+    return {*TABLE_FILES.values(), *rounds, *(f"images/{shard}.parquet" for shard in record.shards)}
 
 
 def _compare(
     data: Path, record: Record, listing: Mapping[str, str], outside: Outside, *, newest: bool
 ) -> Iterator[Finding]:
     at = f"at git tag {tag_name(record.round)}"
-    own = {name for name in listing if name in TABLES or name.startswith((f"{record.folder}/", "images/"))}
-    missing = {*TABLES, *(f"{record.folder}/{name}" for name in (*record.files, "manifest.json"))} - own
+    own = {
+        name for name in listing if name in TABLE_FILES.values() or name.startswith((f"{record.folder}/", "images/"))
+    }
+    missing = {*TABLE_FILES.values(), *(f"{record.folder}/{name}" for name in (*record.files, "manifest.json"))} - own
     missing |= {f"images/{shard}.parquet" for shard in record.shards} - own
     for name in sorted(missing):
         yield Finding(record.round, "data.dvc", f"pins no {name} {at}")
     for name, md5 in sorted(listing.items()):
-        if name in TABLES and not newest:
+        if name in TABLE_FILES.values() and not newest:
             problem = _table_problem(outside.repository.cached(md5), record.tables.get(name))
         elif not (data / name).is_file():
             problem = "a file that is not here"  # where it should be, `check_files` names it too
@@ -177,7 +180,7 @@ def _check_objects(
         wanted = _object_name(md5)
         total += objects.get(wanted, (0, ""))[0]
         if md5 not in sound:
-            local = data / file if (newest or file not in TABLES) and (data / file).is_file() else None
+            local = data / file if (newest or file not in TABLE_FILES.values()) and (data / file).is_file() else None
             sound[md5] = _object_problem(wanted, md5, objects, local, outside)
         if sound[md5] is not None:
             yield Finding(record.round, "S3", f"{wanted} ({file}): {sound[md5]}")
@@ -191,9 +194,14 @@ def _check_objects(
 
 def _is_another_table(record: Record, file: str, md5: str, outside: Outside, *, newest: bool) -> bool:
     """A past round's table, of which only the bucket has the bytes, against the manifest."""
-    if outside.bucket is None or file not in TABLES or newest or outside.repository.cached(md5) is not None:
+    if (
+        outside.bucket is None
+        or file not in TABLE_FILES.values()
+        or newest
+        or outside.repository.cached(md5) is not None
+    ):
         return False
-    return hashlib.sha256(outside.bucket.read(_object_name(md5))).hexdigest() != record.tables.get(file)
+    return sha256(outside.bucket.read(_object_name(md5))) != record.tables.get(file)
 
 
 def _object_name(md5: str) -> str:

@@ -39,7 +39,7 @@ def check_places(records: Sequence[Record], tags: Mapping[str, Tag], repository:
     previous: Tag | None = None
     head = repository.commit_of("HEAD")
     for record in records:
-        name, file = tag_name(record.round), f"{record.folder}/manifest.json"
+        name, file = tag_name(record.round), record.file
         tag = tags.get(name)
         if tag is None:
             continue  # `check_tags` names it
@@ -125,7 +125,7 @@ def check_anchor(data: Path, records: Sequence[Record], later: Collection[int], 
         return
     by_name = {tag_name(record.round): record for record in records}
     for name, record in by_name.items():
-        file = f"{record.folder}/manifest.json"
+        file = record.file
         if name in anchored and anchored[name] != f"manifest sha256:{record.digest}":
             yield Finding(record.round, file, f"its sha256 is not the one that was anchored as {name}")
         elif name not in anchored and _is_anchored(record):
@@ -167,10 +167,10 @@ def check_registry(data: Path, records: Sequence[Record], outside: Outside) -> I
     """Every version that a round registered is in the registry, with the files that the round's manifest names."""
     assert outside.registry is not None  # noqa: S101 -- asked before
     for record in track(records, "verify versions", len(records)):
-        name = (record.document.get("model") or {}).get("version")
+        name = record.model.version if record.model else None
         if name is None:
             continue
-        file = f"{record.folder}/manifest.json"
+        file = record.file
         try:
             told = registered.require_recorded_bytes(data, outside.registry, outside.registry.version(name))
             outside.notes.extend(told)

@@ -1,7 +1,6 @@
 """One cell of a benchmark: prepared, run, written down."""
 
 import base64
-import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from vabal import images, sources
 from vabal.benchmark import simulation
 from vabal.benchmark.grids import CELL, HALF, NATURAL, TOP_PICKS, VERSION, Cell
 from vabal.errors import UserError
-from vabal.files import canonical_json, write_bytes
+from vabal.files import canonical_json, sha256, write_bytes
 from vabal.images import shards
 from vabal.learning.device import device_of, one_thread
 from vabal.rounds.stage_store import code_version
@@ -54,9 +53,9 @@ def prepare(source: str, settings: Mapping[str, Any], folder: Path) -> Prepared:
         raise UserError(f"--source {source}: it has no labels, and the benchmark's oracle needs them")
     # in the order of their ids, in which a night trains as well
     items = items[items["label"].notna()].sort_values("sample_id", ignore_index=True)
-    data = hashlib.sha256(canonical_json(classes) + items.to_csv(index=False).encode()).hexdigest()
+    data = sha256(canonical_json(classes) + items.to_csv(index=False).encode())
     about = [data, chosen.images.model_dump(), code_version()]
-    place = folder / hashlib.sha256(canonical_json(about)).hexdigest()[:16]
+    place = folder / sha256(canonical_json(about))[:16]
     if not (place / "items.parquet").exists():
         _decode(opened, items, chosen, place)
     return Prepared(str(place), classes, bool(items["split"].notna().any()), data)
@@ -69,7 +68,7 @@ def _decode(opened: Any, items: pd.DataFrame, chosen: Params, place: Path) -> No
     shape = (len(items), settings.size, settings.size, settings.channels)
     decoded = np.lib.format.open_memmap(place / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
     for item in opened.items(settings):
-        row = rows.pop(hashlib.sha256(item.data).hexdigest(), None)
+        row = rows.pop(sha256(item.data), None)
         if row is not None:
             decoded[row] = images.decode(item.data, settings.size, settings.channels, settings.bit_depth)
     if rows:

@@ -14,11 +14,27 @@ from typing import Any
 import numpy as np
 
 from vabal import statistics
+from vabal.benchmark.curves import METRICS, Runs, curve, labeled, quantity_of
+from vabal.benchmark.pooled import pooled
+from vabal.benchmark.summary import (
+    ClassAccuracy,
+    Gap,
+    Gaps,
+    Labels,
+    MeanOfRound,
+    MeanOfSeeds,
+    Measured,
+    Pick,
+    Seconds,
+    Setting,
+    StrategyInSetting,
+    Summary,
+    TopPicks,
+)
 from vabal.errors import UserError
 from vabal.statistics import MAIN
 
 VERSION = 1
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 QUANTITIES = ("average", "final", "area")
 
 RULES = {
@@ -43,8 +59,8 @@ RULES = {
 }
 
 
-def summarise(cells: Iterable[Mapping[str, Any]], baseline: str = "random") -> dict[str, Any]:
-    """The statistics of all cells, ready for JSON (no NaN): what `summary.json` holds.
+def summarise(cells: Iterable[Mapping[str, Any]], baseline: str = "random") -> Summary:
+    """The statistics of all cells: what `summary.json` holds.
 
     Raises UserError for no cells, for two of the same run, for cells of one setting that differ in classes or labels,
     and for a measure that is not finite.
@@ -54,27 +70,24 @@ def summarise(cells: Iterable[Mapping[str, Any]], baseline: str = "random") -> d
         raise UserError("there are no cells to compare")
     _check(documents)
     names = sorted({str(cell["strategy"]) for cell in documents})
-    grouped: dict[tuple[str, str], dict[str, _Runs]] = {}
+    grouped: dict[tuple[str, str], dict[str, Runs]] = {}
     for cell in documents:
         by_strategy = grouped.setdefault((cell["source"], cell["imbalance"]), {})
         by_strategy.setdefault(cell["strategy"], {})[int(cell["seed"])] = cell
     settings = [_setting(runs, baseline) for runs in grouped.values()]
-    pooled = _pooled(list(grouped.values()), settings, names, baseline)
-    return {
-        "version": VERSION,
-        "baseline": baseline,
-        "main": MAIN,
-        "metrics": list(METRICS),
-        "confidence": statistics.CONFIDENCE,
-        "rules": dict(RULES),
-        "cells": len(documents),
-        "strategies": [item["strategy"] for item in pooled["strategies"]],
-        "settings": settings,
-        "pooled": pooled,
-    }
-
-
-_Runs = dict[int, Mapping[str, Any]]  # one strategy's cells by seed
+    overall = pooled(list(grouped.values()), settings, names, baseline)
+    return Summary(
+        version=VERSION,
+        baseline=baseline,
+        main=MAIN,
+        metrics=list(METRICS),
+        confidence=statistics.CONFIDENCE,
+        rules=dict(RULES),
+        cells=len(documents),
+        strategies=[item.strategy for item in overall.strategies],
+        settings=settings,
+        pooled=overall,
+    )
 
 
 def _identity(cell: Mapping[str, Any]) -> tuple[str, str, str, int]:
@@ -96,7 +109,7 @@ def _check(documents: Sequence[Mapping[str, Any]]) -> None:
         other = first.setdefault((source, imbalance), cell)
         for what, mine, its in (
             ("classes", cell["classes"], other["classes"]),
-            ("labels a round", _labeled(cell), _labeled(other)),
+            ("labels a round", labeled(cell), labeled(other)),
         ):
             if mine != its:
                 raise UserError(
@@ -104,151 +117,146 @@ def _check(documents: Sequence[Mapping[str, Any]]) -> None:
                     f"({mine} and {its}): they cannot be compared; keep them in folders of their own"
                 )
         for metric in METRICS:
-            if not all(isinstance(value, int | float) and np.isfinite(value) for value in _curve(cell, metric)):
+            if not all(isinstance(value, int | float) and np.isfinite(value) for value in curve(cell, metric)):
                 raise UserError(f"{named} has a round whose {metric} is no finite number: remove its file")
-
-
-def _labeled(cell: Mapping[str, Any]) -> list[int]:
-    return [int(item["labeled"]) for item in cell["rounds"]]
-
-
-def _curve(cell: Mapping[str, Any], metric: str) -> list[Any]:
-    return [item[metric] for item in cell["rounds"]]
-
-
-def _quantity(cell: Mapping[str, Any], metric: str, quantity: str) -> float:
-    curve_R = _curve(cell, metric)
-    if quantity == "average":
-        return float(np.mean(curve_R))
-    return float(curve_R[-1]) if quantity == "final" else statistics.area_under_curve(_labeled(cell), curve_R)
 
 
 # -- one setting ----------------------------------------------------------------------------------------------------
 
 
-def _setting(runs: Mapping[str, _Runs], baseline: str) -> dict[str, Any]:
+def _setting(runs: Mapping[str, Runs], baseline: str) -> Setting:
     cells = [cell for by_seed in runs.values() for cell in by_seed.values()]
     any_cell, seeds = cells[0], sorted({seed for by_seed in runs.values() for seed in by_seed})
     pool_C = np.mean([cell["pool_per_class"] for cell in cells], axis=0)
     classes = [str(name) for name in any_cell["classes"]]
     rare_C = pool_C < pool_C.max() / 2
     dominant_C = pool_C > 2 * np.median(pool_C)
-    described = [_strategy(name, runs, baseline, seeds, rare_C) for name in runs]
-    _correct(described, baseline)
-    return {
-        "source": any_cell["source"],
-        "imbalance": any_cell["imbalance"],
-        "classes": classes,
-        "pool_per_class": pool_C.tolist(),
-        "holdout_per_class": np.mean([cell["holdout_per_class"] for cell in cells], axis=0).tolist(),
-        "rare_classes": [name for name, rare in zip(classes, rare_C, strict=True) if rare],
-        "dominant_classes": [name for name, dominant in zip(classes, dominant_C, strict=True) if dominant],
-        "initial": any_cell["initial"],
-        "budget": any_cell["budget"],
-        "labeled": _labeled(any_cell),
-        "seeds": seeds,
-        "strategies": sorted(described, key=lambda item: _by_difference(item["metrics"][MAIN], item["strategy"])),
-    }
+    holm = _holm_p(runs, baseline)
+    described = [_strategy(name, runs, baseline, seeds, rare_C, holm) for name in runs]
+    return Setting(
+        source=any_cell["source"],
+        imbalance=any_cell["imbalance"],
+        classes=classes,
+        pool_per_class=pool_C.tolist(),
+        holdout_per_class=np.mean([cell["holdout_per_class"] for cell in cells], axis=0).tolist(),
+        rare_classes=[name for name, rare in zip(classes, rare_C, strict=True) if rare],
+        dominant_classes=[name for name, dominant in zip(classes, dominant_C, strict=True) if dominant],
+        initial=any_cell["initial"],
+        budget=any_cell["budget"],
+        labeled=labeled(any_cell),
+        seeds=seeds,
+        strategies=sorted(described, key=_by_difference),
+    )
 
 
-def _by_difference(measured: Mapping[str, Any], name: str) -> tuple[float, float, str]:
+def _by_difference(item: StrategyInSetting) -> tuple[float, float, str]:
     """Orders strategies: the largest matched difference first; the baseline stands at zero; then by average."""
-    gap = (measured["difference"] or {}).get("average")
-    return -(gap["mean"] if gap else 0.0), -measured["average"]["mean"], name
-
-
-def _strategy(name: str, runs: Mapping[str, _Runs], baseline: str, seeds: Sequence[int], rare_C: Any) -> dict[str, Any]:
-    mine = runs[name]
-    rivals = runs.get(baseline, {}) if name != baseline else {}
-    pairs = [(mine[seed], rivals[seed]) for seed in mine if seed in rivals]
-    cells = list(mine.values())
-    return {
-        "strategy": name,
-        "seeds": list(mine),
-        "missing_seeds": [seed for seed in seeds if seed not in mine],
-        "pairs": len(pairs),
-        "metrics": {metric: _measured(metric, cells, pairs) for metric in METRICS},
-        "labels": _labels(cells, runs.get(baseline, {}), name == baseline),
-        "rare_share": _rare_share(cells, rare_C),
-        "classes": _class_accuracy(cells),
-        "seconds": _seconds(cells),
-        "top_picks": _top_picks(mine),
-    }
+    gap = item.main.difference
+    return -(gap.average.mean if gap else 0.0), -item.main.average.mean, item.strategy
 
 
 _Pairs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+_Holm = Mapping[tuple[str, str], Mapping[str, float]]  # by measure and quantity: each strategy's p
 
 
-def _measured(metric: str, cells: Sequence[Mapping[str, Any]], pairs: _Pairs) -> dict[str, Any]:
-    def per_seed(quantity: str) -> dict[str, Any]:
-        values = [_quantity(cell, metric, quantity) for cell in cells]
-        return {**asdict(statistics.estimate(values)), "per_seed": values}
-
-    gaps = {
-        quantity: asdict(
-            statistics.difference([_quantity(a, metric, quantity) - _quantity(b, metric, quantity) for a, b in pairs])
-        )
-        for quantity in (QUANTITIES if pairs else ())
-    }
-    curves_S_R = [_curve(cell, metric) for cell in cells]
-    gaps_P_R = [np.subtract(_curve(a, metric), _curve(b, metric)) for a, b in pairs]
-    return {
-        "per_round": _per_round(cells[0], curves_S_R),
-        **{quantity: per_seed(quantity) for quantity in QUANTITIES},
-        "difference": gaps or None,
-        "difference_per_round": _per_round(cells[0], gaps_P_R) if pairs else None,
-    }
+def _pairs_of(name: str, runs: Mapping[str, Runs], baseline: str) -> _Pairs:
+    rivals = runs.get(baseline, {}) if name != baseline else {}
+    return [(cell, rivals[seed]) for seed, cell in runs[name].items() if seed in rivals]
 
 
-def _per_round(cell: Mapping[str, Any], values_S_R: Sequence[Any]) -> list[dict[str, Any]]:
+def _strategy(
+    name: str, runs: Mapping[str, Runs], baseline: str, seeds: Sequence[int], rare_C: Any, holm: _Holm
+) -> StrategyInSetting:
+    mine, pairs = runs[name], _pairs_of(name, runs, baseline)
+    cells = list(mine.values())
+    return StrategyInSetting(
+        strategy=name,
+        seeds=list(mine),
+        missing_seeds=[seed for seed in seeds if seed not in mine],
+        pairs=len(pairs),
+        metrics={metric: _measured(metric, name, cells, pairs, holm) for metric in METRICS},
+        labels=_labels(cells, runs.get(baseline, {}), name == baseline),
+        rare_share=_rare_share(cells, rare_C),
+        classes=_class_accuracy(cells),
+        seconds=_seconds(cells),
+        top_picks=_top_picks(mine),
+    )
+
+
+def _measured(metric: str, name: str, cells: Sequence[Mapping[str, Any]], pairs: _Pairs, holm: _Holm) -> Measured:
+    def per_seed(quantity: str) -> MeanOfSeeds:
+        values = [quantity_of(cell, metric, quantity) for cell in cells]
+        return MeanOfSeeds(**asdict(statistics.estimate(values)), per_seed=values)
+
+    def gap(quantity: str) -> Gap:
+        return Gap(**asdict(_difference(metric, quantity, pairs)), holm_p=holm[metric, quantity][name])
+
+    curves_S_R = [curve(cell, metric) for cell in cells]
+    gaps_P_R = [np.subtract(curve(a, metric), curve(b, metric)) for a, b in pairs]
+    return Measured(
+        per_round=_per_round(cells[0], curves_S_R),
+        average=per_seed("average"),
+        final=per_seed("final"),
+        area=per_seed("area"),
+        difference=Gaps(average=gap("average"), final=gap("final"), area=gap("area")) if pairs else None,
+        difference_per_round=_per_round(cells[0], gaps_P_R) if pairs else None,
+    )
+
+
+def _difference(metric: str, quantity: str, pairs: _Pairs) -> statistics.Difference:
+    return statistics.difference(
+        [quantity_of(a, metric, quantity) - quantity_of(b, metric, quantity) for a, b in pairs]
+    )
+
+
+def _per_round(cell: Mapping[str, Any], values_S_R: Sequence[Any]) -> list[MeanOfRound]:
     return [
-        {"round": item["round"], "labeled": item["labeled"], **asdict(statistics.estimate(values))}
+        MeanOfRound(round=item["round"], labeled=item["labeled"], **asdict(statistics.estimate(values)))
         for item, values in zip(cell["rounds"], np.asarray(values_S_R, dtype=np.float64).T, strict=True)
     ]
 
 
-def _correct(described: Sequence[dict[str, Any]], baseline: str) -> None:
-    """Adds Holm's p to every difference of one setting."""
-    for metric in METRICS:
-        for quantity in QUANTITIES:
-            gaps = {
-                item["strategy"]: item["metrics"][metric]["difference"][quantity]
-                for item in described
-                if item["strategy"] != baseline and item["metrics"][metric]["difference"]
-            }
-            for name, p in statistics.holm({name: gap["p"] for name, gap in gaps.items()}).items():
-                gaps[name]["holm_p"] = p
+def _holm_p(runs: Mapping[str, Runs], baseline: str) -> _Holm:
+    """Holm's p of every difference of one setting."""
+    pairs = {name: found for name in runs if (found := _pairs_of(name, runs, baseline))}
+    return {
+        (metric, quantity): statistics.holm(
+            {name: _difference(metric, quantity, found).p for name, found in pairs.items()}
+        )
+        for metric in METRICS
+        for quantity in QUANTITIES
+    }
 
 
-def _labels(cells: Sequence[Mapping[str, Any]], rivals: _Runs, is_baseline: bool) -> dict[str, Any] | None:
+def _labels(cells: Sequence[Mapping[str, Any]], rivals: Runs, is_baseline: bool) -> Labels | None:
     """Labels needed for the baseline's final mean accuracy, over the seeds that both have; None without any."""
     mine = {int(cell["seed"]): cell for cell in cells}
     shared = sorted(set(mine) & set(rivals))
     if not shared:
         return None
-    labeled_R = _labeled(cells[0])
-    baseline_R = np.mean([_curve(rivals[seed], MAIN) for seed in shared], axis=0)
+    labeled_R = labeled(cells[0])
+    baseline_R = np.mean([curve(rivals[seed], MAIN) for seed in shared], axis=0)
     target = float(baseline_R[-1])
     theirs = statistics.labels_to_reach(labeled_R, baseline_R, target)
     needed = statistics.labels_to_reach(
-        labeled_R, np.mean([_curve(mine[seed], MAIN) for seed in shared], axis=0), target
+        labeled_R, np.mean([curve(mine[seed], MAIN) for seed in shared], axis=0), target
     )
     saved = None if needed is None or theirs is None or is_baseline else theirs - needed
-    return {
-        "target": target,
-        "reached": needed is not None,
-        "needed": needed,
-        "baseline_needed": theirs,
-        "saved": saved,
-        "saved_share": None if saved is None or not theirs else saved / theirs,
-    }
+    return Labels(
+        target=target,
+        reached=needed is not None,
+        needed=needed,
+        baseline_needed=theirs,
+        saved=saved,
+        saved_share=None if saved is None or not theirs else saved / theirs,
+    )
 
 
 def _picked_S_R_C(cells: Sequence[Mapping[str, Any]]) -> Any:
     return np.cumsum([[item["picked_per_class"] for item in cell["rounds"]] for cell in cells], axis=1)
 
 
-def _rare_share(cells: Sequence[Mapping[str, Any]], rare_C: Any) -> list[dict[str, Any]] | None:
+def _rare_share(cells: Sequence[Mapping[str, Any]], rare_C: Any) -> list[MeanOfRound] | None:
     """Share of the labelled pool that is of rare classes, round by round (paper, Fig. 9)."""
     if not rare_C.any():
         return None
@@ -258,21 +266,18 @@ def _rare_share(cells: Sequence[Mapping[str, Any]], rare_C: Any) -> list[dict[st
     return _per_round(cells[0], share_S_R)
 
 
-def _class_accuracy(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _class_accuracy(cells: Sequence[Mapping[str, Any]]) -> ClassAccuracy:
     """Final recall of each class against how many of it were labelled, means over seeds (paper, Fig. 6)."""
     recalls_C: list[float | None] = []
     for values in zip(*(cell["rounds"][-1]["recall_per_class"] for cell in cells), strict=True):
         known = [value for value in values if value is not None]
         recalls_C.append(float(np.mean(known)) if known else None)
     labeled_C = _picked_S_R_C(cells)[:, -1].mean(axis=0).tolist()
-    return {
-        "recall": recalls_C,
-        "labeled": labeled_C,
-        "rank_correlation": statistics.rank_correlation(labeled_C, recalls_C),
-    }
+    correlation = statistics.rank_correlation(labeled_C, recalls_C)
+    return ClassAccuracy(recall=recalls_C, labeled=labeled_C, rank_correlation=correlation)
 
 
-def _seconds(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _seconds(cells: Sequence[Mapping[str, Any]]) -> Seconds:
     """Mean seconds of each part of a round; a part that a round lacks (no selection follows the last) is left out."""
     parts = sorted({part for cell in cells for item in cell["rounds"] for part in item["seconds"]})
     rounds = [
@@ -287,109 +292,13 @@ def _seconds(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for items in zip(*(cell["rounds"] for cell in cells), strict=True)
     ]
     means = {part: float(np.mean([item[part] for item in rounds if part in item])) for part in parts}
-    return {"per_round": rounds, "mean": means}
+    return Seconds(per_round=rounds, mean=means)
 
 
-def _top_picks(mine: _Runs) -> dict[str, Any] | None:
+def _top_picks(mine: Runs) -> TopPicks | None:
     """The first picks of the lowest seed that recorded any (paper, Fig. 5); their images stay in the cells."""
     for seed, cell in mine.items():
         if cell.get("top_picks"):
-            kept = ("sample_id", "label", "predicted_class")
-            return {"seed": seed, "picks": [{name: pick.get(name) for name in kept} for pick in cell["top_picks"]]}
+            picks = [Pick(**{name: pick.get(name) for name in Pick.model_fields}) for pick in cell["top_picks"]]
+            return TopPicks(seed=seed, picks=picks)
     return None
-
-
-# -- all settings ---------------------------------------------------------------------------------------------------
-
-
-def _pooled(
-    grouped: Sequence[Mapping[str, _Runs]],
-    settings: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    baseline: str,
-) -> dict[str, Any]:
-    ranks, blocks = _ranks(grouped, names)
-    described = [
-        {
-            "strategy": name,
-            **_pooled_differences(name, grouped, baseline),
-            **_verdicts(name, settings),
-            "mean_rank": ranks.get(name),
-        }
-        for name in names
-    ]
-    for metric in METRICS:
-        gaps = {item["strategy"]: item["difference"][metric] for item in described if item["difference"]}
-        for name, p in statistics.holm({name: gap["p"] for name, gap in gaps.items()}).items():
-            gaps[name]["holm_p"] = p
-
-    def order(item: Mapping[str, Any]) -> tuple[float, float, str]:
-        gap = item["difference"][MAIN]["mean"] if item["difference"] else 0.0
-        return -gap, item["mean_rank"] or 0.0, item["strategy"]
-
-    return {"settings": len(settings), "blocks": blocks, "strategies": sorted(described, key=order)}
-
-
-def _pooled_differences(name: str, grouped: Sequence[Mapping[str, _Runs]], baseline: str) -> dict[str, Any]:
-    """Average over rounds, the strategy less the baseline, over all settings x seeds; and seed by seed."""
-    pairs = [
-        (place, seed, cell, runs[baseline][seed])
-        for place, runs in enumerate(grouped)
-        for seed, cell in runs.get(name, {}).items()
-        if name != baseline and seed in runs.get(baseline, {})
-    ]
-    if not pairs:
-        return {"pairs": 0, "difference": None, "by_seed": None, "wins": None, "ties": None, "losses": None}
-
-    def gaps(metric: str) -> list[float]:
-        return [_quantity(a, metric, "average") - _quantity(b, metric, "average") for _, _, a, b in pairs]
-
-    places = {place for place, *_ in pairs}
-    seeds = sorted({seed for _, seed, *_ in pairs})
-    whole = [seed for seed in seeds if sum(pair[1] == seed for pair in pairs) == len(places)]
-
-    def by_seed(metric: str) -> dict[str, Any]:
-        found = gaps(metric)
-        means = [np.mean([gap for gap, pair in zip(found, pairs, strict=True) if pair[1] == seed]) for seed in whole]
-        return asdict(statistics.difference(means))
-
-    signs = np.sign(gaps(MAIN))
-    return {
-        "pairs": len(pairs),
-        "difference": {metric: asdict(statistics.difference(gaps(metric))) for metric in METRICS},
-        "by_seed": {metric: by_seed(metric) for metric in METRICS} if whole else None,
-        "wins": int((signs > 0).sum()),
-        "ties": int((signs == 0).sum()),
-        "losses": int((signs < 0).sum()),
-    }
-
-
-def _verdicts(name: str, settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """In how many settings the 95 % interval of the matched difference lies above zero, and in how many below."""
-    found = [
-        item["metrics"][MAIN]["difference"]["average"]
-        for setting in settings
-        for item in setting["strategies"]
-        if item["strategy"] == name and item["metrics"][MAIN]["difference"]
-    ]
-
-    return {
-        "settings": len(found),
-        "settings_above": sum(gap["low"] is not None and gap["low"] > 0 for gap in found),
-        "settings_below": sum(gap["high"] is not None and gap["high"] < 0 for gap in found),
-        "settings_mean_above": sum(gap["mean"] > 0 for gap in found),
-    }
-
-
-def _ranks(grouped: Sequence[Mapping[str, _Runs]], names: Sequence[str]) -> tuple[dict[str, float], int]:
-    """Mean rank by strategy over the blocks (setting, seed) in which all ran, and how many blocks these are."""
-    values_B_S = [
-        [_quantity(runs[name][seed], MAIN, "average") for name in names]
-        for runs in grouped
-        if all(name in runs for name in names)
-        for seed in sorted(set.intersection(*(set(runs[name]) for name in names)))
-    ]
-    if not values_B_S:
-        return {}, 0
-    ranks_S = statistics.mean_ranks(values_B_S)
-    return dict(zip(names, ranks_S.tolist(), strict=True)), len(values_B_S)

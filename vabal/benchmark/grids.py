@@ -1,6 +1,5 @@
 """What is to be run: sources, imbalances, strategies, seeds, and the cells that they make."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 from vabal.benchmark import protocols
 from vabal.benchmark.protocols import Variant
 from vabal.errors import UserError
-from vabal.files import canonical_json
+from vabal.files import canonical_json, sha256
 from vabal.settings import params
 from vabal.settings.models import Params
 
@@ -156,7 +155,7 @@ class Cell:
     def key(self) -> str:
         """Of all settings, those left out as they are by default: another default is another run."""
         about = asdict(self) | {"resolved": self.params(8, 1).model_dump(mode="json")}
-        return hashlib.sha256(canonical_json(about)).hexdigest()[:16]
+        return sha256(canonical_json(about))[:16]
 
     @property
     def file_name(self) -> str:

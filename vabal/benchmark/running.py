@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,15 +37,23 @@ from vabal.benchmark.cells import (
     simulated_pool,
 )
 from vabal.benchmark.grids import COLUMNS, Cell, Grid
+from vabal.benchmark.summary import Summary
 from vabal.errors import UserError, missing_extra
 from vabal.files import canonical_json, write_bytes
-from vabal.pages import report as reports
 from vabal.rounds.stage_store import code_version
 
 # -- running them ---------------------------------------------------------------------------------------------------
 
 Work = tuple[Cell, Prepared, Path]
 Execute = Callable[[Sequence[Work]], Iterator[CellOutcome]]  # yields cells as they end
+
+
+class Page(Protocol):
+    """Writes a page of the cells and what they come to."""
+
+    def __call__(
+        self, cells: Sequence[Mapping[str, Any]], summary: Summary, path: Path, *, title: str, about: Mapping[str, Any]
+    ) -> None: ...
 
 
 def on_processes(jobs: int) -> Execute:
@@ -90,13 +98,15 @@ def run(
     command: str = "",
     tell: Callable[[str], None] = lambda _line: None,
     record: Callable[[Mapping[str, Any]], object] = nobody,
-) -> dict[str, Any]:
+    page: Page | None = None,
+) -> Summary:
     """Runs what is missing of the grid and writes the results; returns the summary.
 
     `execute` runs cells (`on_processes`, or a Prefect flow's task runner); `record` is given each finished cell's
-    document (MLflow); `tell` a line for people. Seeds, strategies, sources and imbalances may be added to a folder;
-    other budgets, rounds or common settings are refused. Raises UserError for arguments that do not fit, before any
-    cell runs, and for cells that failed, after the others' results were written.
+    document (MLflow); `tell` a line for people; `page` writes report.html (`vabal.pages.report.write`). Seeds,
+    strategies, sources and imbalances may be added to a folder; other budgets, rounds or common settings are refused.
+    Raises UserError for arguments that do not fit, before any cell runs, and for cells that failed, after the others'
+    results were written.
     """
     cells = grid.cells()
     for variant in grid.variants:
@@ -125,8 +135,10 @@ def run(
             document = json.loads((out / "cells" / ended.file).read_text(encoding="utf-8"))
             record(document)
             tell(clock.line(document))
-        summary = write_results(out, title=title, command=command, tell=tell) if len(failures) < len(cells) else {}
-    if failures:
+        summary = None
+        if len(failures) < len(cells):
+            summary = write_results(out, title=title, command=command, page=page, tell=tell)
+    if failures or summary is None:
         raise UserError(
             f"{len(failures)} of {len(cells)} cells failed; the results of the others are in {out}. The first: "
             f"{failures[0]}"
@@ -224,9 +236,14 @@ def _same_data(ready: Mapping[str, Prepared], out: Path, with_cells: set[str]) -
 
 
 def write_results(
-    out: Path, *, title: str, command: str, tell: Callable[[str], None] = lambda _line: None
-) -> dict[str, Any]:
-    """results.csv, summary.json and report.html from the cells in `out`; returns the summary.
+    out: Path,
+    *,
+    title: str,
+    command: str,
+    page: Page | None = None,
+    tell: Callable[[str], None] = lambda _line: None,
+) -> Summary:
+    """results.csv, summary.json and, with `page`, report.html from the cells in `out`; returns the summary.
 
     Without matplotlib there is no report; `tell` hears how to get it.
     """
@@ -235,17 +252,29 @@ def write_results(
         raise UserError(f"{out} holds no finished cell: run the grid first")
     write_bytes(out / "results.csv", _csv(cells).encode())
     summary = comparison.summarise(cells)
-    write_bytes(out / "summary.json", json.dumps(summary, indent=1, sort_keys=True, allow_nan=False).encode())
-    about = {"command": command, **_about(out, cells)}
-    report = out / "report.html"
+    write_bytes(out / "summary.json", summary.content())
+    if page is not None:
+        about = {"command": command, **_about(out, cells)}
+        _write_page(page, cells, summary, out / "report.html", title, about, tell)
+    return summary
+
+
+def _write_page(
+    page: Page,
+    cells: Sequence[Mapping[str, Any]],
+    summary: Summary,
+    path: Path,
+    title: str,
+    about: Mapping[str, Any],
+    tell: Callable[[str], None],
+) -> None:
     try:
-        reports.write(cells, summary, report, title=title, about=about)
+        page(cells, summary, path, title=title, about=about)
     except ModuleNotFoundError as error:
         if (missing := missing_extra(error)) is None:
             raise
-        report.unlink(missing_ok=True)  # one of before shows other cells
-        tell(f"report.html is left out: {missing}, then the same command again")
-    return summary
+        path.unlink(missing_ok=True)  # one of before shows other cells
+        tell(f"{path.name} is left out: {missing}, then the same command again")
 
 
 def _about(out: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Strategies compared: `bench`."""
 
-import json
 import logging
 import os
 import shlex
@@ -93,7 +92,9 @@ def bench(options: BenchOptions) -> None:
     --rounds 5 --budget 20 --initial 20 --out results/digits`
     """
     from vabal.benchmark import cells, running
+    from vabal.benchmark.summary import Summary
     from vabal.cli import render
+    from vabal.pages import report
 
     grid, out = options.grid(), options.out
     cells.own(out)
@@ -110,10 +111,11 @@ def bench(options: BenchOptions) -> None:
             command=command,
             tell=lambda line: typer.echo(line, err=True),
             record=_cell_recorder(out) if options.mlflow else running.nobody,
+            page=report.write,
         )
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    report = out / "report.html"  # which needs matplotlib
-    render.show_comparison(summary, report if report.exists() else out / "summary.json", as_json=options.as_json)
+    summary = Summary.model_validate_json((out / "summary.json").read_bytes())
+    shown = out / "report.html"  # which needs matplotlib
+    render.show_comparison(summary, shown if shown.exists() else out / "summary.json", as_json=options.as_json)
 
 
 def _cell_recorder(out: Path) -> Callable[[Any], object]:

@@ -19,21 +19,24 @@ if TYPE_CHECKING:
 
     from vabal.audit import AuditReport
 
+if TYPE_CHECKING:
+    from vabal.benchmark.summary import StrategyInSetting, Summary
+
 Column = tuple[str, Literal["left", "right"]]
 
 
 # -- benchmark ----------------------------------------------------------------------------------------------------
 
 
-def show_comparison(summary: Mapping[str, Any], report: Path, *, as_json: bool = False) -> None:
+def show_comparison(summary: "Summary", report: Path, *, as_json: bool = False) -> None:
     """What `comparison.summarise` tells of the main metric: a table a setting, the best first.
 
     `saved` are labels, to reach what the baseline reaches with all of them.
     """
     if as_json:
-        print_json(summary)
+        print_json(summary.to_json())
         return
-    console, baseline = _console(), summary["baseline"]
+    console, baseline = _console(), summary.baseline
     columns: list[Column] = [
         ("strategy", "left"),
         ("average", "right"),
@@ -41,23 +44,23 @@ def show_comparison(summary: Mapping[str, Any], report: Path, *, as_json: bool =
         (f"less {baseline}, 95 % interval", "right"),
         ("saved", "right"),
     ]
-    for setting in summary["settings"]:
-        console.print(Text(f"\n{setting['source']}, {setting['imbalance']}: {len(setting['seeds'])} seeds"))
-        rows = [_comparison_row(item, summary["main"]) for item in setting["strategies"]]
+    for setting in summary.settings:
+        console.print(Text(f"\n{setting.name}: {len(setting.seeds)} seeds"))
+        rows = [_comparison_row(item) for item in setting.strategies]
         console.print(_table(console, columns, rows))
-    console.print(Text(f"{summary['cells']} cells; the whole comparison: {report}"))
+    console.print(Text(f"{summary.cells} cells; the whole comparison: {report}"))
 
 
-def _comparison_row(item: Mapping[str, Any], metric: str) -> tuple[str, ...]:
-    measured = item["metrics"][metric]
-    gap = (measured["difference"] or {}).get("average")
-    saved = (item["labels"] or {}).get("saved")
-    interval = f" ({gap['low']:+.3f} to {gap['high']:+.3f})" if gap and gap["low"] is not None else ""
+def _comparison_row(item: "StrategyInSetting") -> tuple[str, ...]:
+    measured = item.main
+    gap = measured.difference.average if measured.difference else None
+    saved = item.labels.saved if item.labels else None
+    interval = f" ({gap.low:+.3f} to {gap.high:+.3f})" if gap and gap.low is not None else ""
     return (
-        item["strategy"],
-        f"{measured['average']['mean']:.3f}",
-        f"{measured['final']['mean']:.3f}",
-        f"{gap['mean']:+.3f}{interval}" if gap else "",
+        item.strategy,
+        f"{measured.average.mean:.3f}",
+        f"{measured.final.mean:.3f}",
+        f"{gap.mean:+.3f}{interval}" if gap else "",
         f"{saved:.0f}" if saved is not None else "",
     )
 
@@ -270,7 +273,7 @@ def _books(folder: Path) -> dict[str, Any]:
         newest = rounds.head(place.data)
     except UserError:
         return books  # no workspace here, or no round yet
-    books["round"] = {"round": newest.round, "strategy": newest.manifest["strategy"], **newest.manifest["counts"]}
+    books["round"] = {"round": newest.round, "strategy": newest.strategy, **newest.counts}
     return books
 
 

@@ -18,6 +18,7 @@ from vabal.adapters.tracking import Tracking
 from vabal.benchmark import cells, grids, protocols, running
 from vabal.errors import UserError
 from vabal.flows.logs import one_line_for_user_errors
+from vabal.pages import report
 
 try:
     from prefect_ray import RayTaskRunner
@@ -65,8 +66,9 @@ def benchmark(
         command=command,
         tell=get_run_logger().info,
         record=tracking.log_cell if tracking else running.nobody,
+        page=report.write,
     )
-    return Completed(name="Compared", message=f"{summary['cells']} cells in {out}")
+    return Completed(name="Compared", message=f"{summary.cells} cells in {out}")
 
 
 def _tuples(grid: Mapping[str, Any]) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def _teller(workspace: Workspace, params: Params) -> withdrawal.Tell:
         number, parent = newest.round + 1, newest.digest
         if plan is not None:
             number = plan.round
-        tracking.withdraw(number, parent, status, (newest.manifest["model"] or {}).get("version"))
+        tracking.withdraw(number, parent, status, newest.model.version if newest.model else None)
 
     return tell
 

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import hashlib
 import json
 import shutil
 import uuid
@@ -15,7 +14,7 @@ from xml.sax.saxutils import quoteattr
 import pandas as pd
 
 from vabal.errors import UserError
-from vabal.files import sync_folder
+from vabal.files import sha256, sync_folder
 from vabal.images import encoded_many, safe_name
 from vabal.images.shards import extension, for_browser
 from vabal.labels import arrivals
@@ -106,7 +105,7 @@ def _write_images(pools: Pools, data: Path, requests: pd.DataFrame, folder: Path
     for sample_id, content in track(encoded_many(data, rows), "export images", len(rows)):
         name = safe_name(sample_id)
         if name != sample_id or name.lower() in taken:  # names that some systems hold for the same
-            name = safe_name(sample_id, hashlib.sha256(sample_id.encode()).hexdigest())
+            name = safe_name(sample_id, sha256(sample_id.encode()))
         taken.add(name.lower())
         files[sample_id] = f"images/{name}{extension(content)}"
         (folder / files[sample_id]).write_bytes(content)

@@ -1,6 +1,5 @@
 """Labels into the inbox: checked against the pools, told what they change, stored."""
 
-import hashlib
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Final
 import pandas as pd
 
 from vabal.errors import UserError
-from vabal.files import make_folder
+from vabal.files import make_folder, sha256
 from vabal.labels.arrivals import next_name, one_at_a_time, pending, read, some_of
 from vabal.pools import EVENTS, FROM_SOURCE, Pools, among, stack, standing, typed, write_table
 
@@ -91,7 +90,7 @@ def take_labels(
     the classes, and what the reader found wrong; and, without `reject`, for a file that rejects most of the images that
     it names.
     """
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content)
     with one_at_a_time(inbox):
         events_before, arrivals = read(inbox, pending(inbox))
         sources = pd.concat([events_before["source"], pools.label_events["source"]])

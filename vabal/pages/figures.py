@@ -1,28 +1,17 @@
-"""The figures of a benchmark's report, each one an inline SVG that follows the page's light or dark theme.
+"""The figures of a benchmark's report, each one an inline SVG (`vabal.pages.svg`)."""
 
-matplotlib draws with stand-in colours, one a role; they become CSS variables of the page (`report.css` holds them).
-Letters stay letters, so that the page's fonts apply and a name can be searched. The same numbers give the same bytes.
-"""
-
-import html
-import io
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from vabal.benchmark.summary import ClassAccuracy, Gap, MeanOfRound, Setting
+from vabal.pages.svg import INK, MUTED, PAPER, canvas, plain
 from vabal.pages.tables import interval, signed
-from vabal.statistics import MAIN
 
-INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"  # stand-ins, see _themed
 OTHERS = 8  # hues of strategies that are neither ours nor the baseline
 OWN = 4  # hues of ours
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
@@ -86,13 +75,15 @@ class Curve:
     high: Sequence[float | None]
 
 
-def curve(name: str, per_round: Sequence[Mapping[str, Any]]) -> Curve:
-    """From `per_round` of the summary; values become per cent."""
-
-    def column(key: str) -> list[Any]:
-        return [None if item[key] is None else 100 * item[key] for item in per_round]
-
-    return Curve(name, [item["labeled"] for item in per_round], column("mean"), column("low"), column("high"))
+def curve(name: str, per_round: Sequence[MeanOfRound]) -> Curve:
+    """Of the summary's rounds; values become per cent."""
+    return Curve(
+        name,
+        [item.labeled for item in per_round],
+        [100 * item.mean for item in per_round],
+        [None if item.low is None else 100 * item.low for item in per_round],
+        [None if item.high is None else 100 * item.high for item in per_round],
+    )
 
 
 def curves(
@@ -103,12 +94,12 @@ def curves(
     label: str,
     prefix: str,
     levels: Mapping[str, float] | None = None,
-) -> str:
+) -> Markup:
     """Lines over labels, named at their ends in the order in which they end; the strong ones with their intervals.
 
     `levels` are horizontal lines, in per cent, by what is written on them.
     """
-    with _canvas(PANEL, label, prefix) as (figure, done):
+    with canvas(PANEL, label, prefix) as (figure, done):
         longest = max(len(short(item.name)) for item in drawn)
         margin = 0.075 + 0.0127 * longest
         axes = figure.add_axes((0.09, 0.125, 0.9 - margin, 0.845))
@@ -138,7 +129,7 @@ def curves(
         axes.set_ylabel(ylabel)
         ticks = drawn[0].labeled
         axes.set_xticks(ticks if len(ticks) <= 8 else ticks[:: -(-len(ticks) // 8)])
-        _plain(axes)
+        plain(axes)
         _name_ends(axes, drawn, style)
         return done()
 
@@ -191,10 +182,10 @@ def _apart(places: Sequence[float], gap: float) -> list[float]:
 # -- differences ----------------------------------------------------------------------------------------------------
 
 
-def forest(rows: Sequence[tuple[str, Mapping[str, Any]]], baseline: str, own: Sequence[str], *, label: str, prefix: str) -> str:  # fmt: skip  # noqa: E501
+def forest(rows: Sequence[tuple[str, Gap]], baseline: str, own: Sequence[str], *, label: str, prefix: str) -> Markup:  # fmt: skip  # noqa: E501
     """Matched differences with their intervals, in the order given; filled where the interval excludes zero."""
     height = 0.62 + 0.235 * len(rows)
-    with _canvas((PANEL[0], height), label, prefix) as (figure, done):
+    with canvas((PANEL[0], height), label, prefix) as (figure, done):
         longest = max(len(short(name)) for name, _ in rows)
         left = min(0.36, 0.04 + 0.0112 * longest)
         axes = figure.add_axes((left, 0.42 / height, 0.74 - left, 1 - 0.5 / height))
@@ -202,22 +193,24 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Any]]], baseline: str, own: Se
         for row, (name, gap) in enumerate(rows):
             strong = name in own
             colour = "#050005" if strong else MUTED
-            sure = gap["low"] is not None and (gap["low"] > 0 or gap["high"] < 0)
-            if gap["low"] is not None:
+            known = gap.low is not None and gap.high is not None
+            low, high = gap.low or 0.0, gap.high or 0.0
+            sure = known and (low > 0 or high < 0)
+            if known:
                 axes.plot(
-                    [100 * gap["low"], 100 * gap["high"]],
+                    [100 * low, 100 * high],
                     [row, row],
                     color=colour,
                     linewidth=2.2 if strong else 1.2,
                     solid_capstyle="butt",
                 )
             axes.plot(
-                [100 * gap["mean"]], [row], marker="s" if strong else "o", markersize=5.2 if strong else 4.4,
+                [100 * gap.mean], [row], marker="s" if strong else "o", markersize=5.2 if strong else 4.4,
                 color=colour, markerfacecolor=colour if sure else PAPER, markeredgewidth=1.0,
             )  # fmt: skip
-            said = signed(100 * gap["mean"])
-            if gap["low"] is not None:
-                said += f" {interval(gap['low'], gap['high'])}"
+            said = signed(100 * gap.mean)
+            if known:
+                said += f" {interval(low, high)}"
             axes.text(
                 1.02, row, said, transform=axes.get_yaxis_transform(), va="center_baseline", fontsize=7,
                 color=INK, fontweight="bold" if strong else "normal",
@@ -228,7 +221,7 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Any]]], baseline: str, own: Se
             tick.set_color(INK if name in own else MUTED)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(f"difference to {short(baseline)}, percentage points")
-        _plain(axes, grid="x")
+        plain(axes, grid="x")
         return done()
 
 
@@ -237,23 +230,23 @@ def forest(rows: Sequence[tuple[str, Mapping[str, Any]]], baseline: str, own: Se
 
 def class_scatter(
     classes: Sequence[str],
-    measured: Mapping[str, Any],
+    measured: ClassAccuracy,
     look: SeriesStyle,
     limits: tuple[float, float, float, float],
     *,
     label: str,
     prefix: str,
-) -> str:
+) -> Markup:
     """Final recall of each class (per cent) against the labels it got; with few classes, their names where they fit.
 
     `limits` are of labels and of recalls. The labels' axis is that of their square roots: dominant and rare classes
     are both seen.
     """
-    with _canvas((2.5, 2.05), label, prefix) as (figure, done):
+    with canvas((2.5, 2.05), label, prefix) as (figure, done):
         axes = figure.add_axes((0.165, 0.19, 0.805, 0.785))
         known = [
             (name, labeled, 100 * recall)
-            for name, labeled, recall in zip(classes, measured["labeled"], measured["recall"], strict=True)
+            for name, labeled, recall in zip(classes, measured.labeled, measured.recall, strict=True)
             if recall is not None
         ]
         axes.plot(
@@ -267,7 +260,7 @@ def class_scatter(
             _name_points(axes, known)
         axes.set_xlabel("labels of the class")
         axes.set_ylabel("recall, %")
-        _plain(axes, grid="both")
+        plain(axes, grid="both")
         return done()
 
 
@@ -283,11 +276,11 @@ def _name_points(axes: Any, known: Sequence[tuple[str, float, float]]) -> None:
             )
 
 
-def seconds(rows: Sequence[tuple[str, Mapping[str, float]]], own: Sequence[str], *, label: str, prefix: str) -> str:
+def seconds(rows: Sequence[tuple[str, Mapping[str, float]]], own: Sequence[str], *, label: str, prefix: str) -> Markup:
     """Mean seconds of a round by part, on a logarithmic scale; strategies in the order given."""
     parts = sorted({part for _, means in rows for part in means}, key=lambda part: (part != "train", part))
     height = 0.85 + 0.2 * len(rows)
-    with _canvas((PANEL[0], height), label, prefix) as (figure, done):
+    with canvas((PANEL[0], height), label, prefix) as (figure, done):
         longest = max(len(short(name)) for name, _ in rows)
         left = min(0.36, 0.04 + 0.0112 * longest)
         axes = figure.add_axes((left, 0.42 / height, 0.97 - left, 1 - 0.76 / height))
@@ -309,7 +302,7 @@ def seconds(rows: Sequence[tuple[str, Mapping[str, float]]], own: Sequence[str],
             tick.set_fontweight("bold" if name in own else "normal")
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel("seconds a round (logarithmic)")
-        _plain(axes, grid="both")
+        plain(axes, grid="both")
         axes.legend(
             loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(parts), frameon=False, fontsize=8, labelcolor=INK,
             borderpad=0, handletextpad=0.2, columnspacing=1.4,
@@ -317,78 +310,7 @@ def seconds(rows: Sequence[tuple[str, Mapping[str, float]]], own: Sequence[str],
         return done()
 
 
-# -- SVG ------------------------------------------------------------------------------------------------------------
-
-_SETTINGS: Any = {
-    "svg.hashsalt": "vabal",
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # "$" in a class's name is a dollar
-    "axes.formatter.use_mathtext": False,
-    "axes.unicode_minus": True,
-    "font.family": "DejaVu Sans",  # matplotlib's own; the page puts another one over it
-    "font.size": 8.0,
-    "axes.labelsize": 8.0,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "grid.color": GRID,
-}
-
-
-@contextmanager
-def _canvas(size: tuple[float, float], label: str, prefix: str) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """A figure, and a function that ends it and gives its SVG; `prefix` keeps ids of several figures apart."""
-    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
-        # The page's fonts have letters that matplotlib's lacks.
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
-        figure = Figure(figsize=size, dpi=72, facecolor="none")
-        yield figure, lambda: _svg(figure, label, prefix)
-
-
-def _plain(axes: Any, grid: str = "y") -> None:
-    axes.set_facecolor("none")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(visible=True, axis=grid, linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=2.5, width=0.6)
-
-
-def _svg(figure: Any, label: str, prefix: str) -> str:
-    written = io.StringIO()
-    FigureCanvasSVG(figure)
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(written, format="svg", metadata=nothing)
-    drawing = written.getvalue()
-    body = drawing[drawing.index(">", drawing.index("<svg")) + 1 :]
-    body = re.sub(r"<!--.*?-->|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', body))
-    # Tags alone are changed: a class may be named "#010101" or "0.12345", and keeps its name.
-    body = re.sub(r"<[^>]*>", lambda tag: _themed(_with_own_ids(tag[0], used, prefix)), body)
-    width, height = 72 * figure.get_size_inches()
-    head = f'<svg role="img" aria-label="{html.escape(label)}" viewBox="0 0 {width:g} {height:g}">'
-    return head + re.sub(r"\s*\n\s*", "\n", body).strip()
-
-
-def _with_own_ids(tag: str, used: set[str], prefix: str) -> str:
-    """Ids that something refers to get the figure's prefix; the others go."""
-    tag = re.sub(r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", tag, count=1)
-    return re.sub(r'(url\(|href=")#', rf"\1#{prefix}-", tag).replace("xlink:href", "href")
-
-
-def _themed(tag: str) -> str:
-    """Stand-in colours become the page's variables, numbers lose digits that no eye sees."""
-    for stand_in, role in ((INK, "ink"), (MUTED, "muted"), (GRID, "grid"), (PAPER, "paper")):
-        tag = tag.replace(stand_in, f"var(--{role})")
-    tag = re.sub(r"#05([0-9a-f]{2})05", lambda found: f"var(--own-{int(found[1], 16)})", tag)
-    tag = re.sub(r"#06([0-9a-f]{2})06", lambda found: f"var(--other-{int(found[1], 16)})", tag)
-    return re.sub(r"(?<![\w#-])-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", tag)
+# -- in words -------------------------------------------------------------------------------------------------------
 
 
 def describe(rows: Sequence[tuple[str, float]], unit: str = "") -> str:
@@ -396,14 +318,14 @@ def describe(rows: Sequence[tuple[str, float]], unit: str = "") -> str:
     return "; ".join(f"{name} {value:.2f}{unit}" for name, value in rows)
 
 
-def final_rows(setting: Mapping[str, Any], metric: str = MAIN) -> list[tuple[str, float]]:
+def final_rows(setting: Setting) -> list[tuple[str, float]]:
     """Strategies with their final means in per cent, best first."""
-    found = [(item["strategy"], 100 * item["metrics"][metric]["final"]["mean"]) for item in setting["strategies"]]
+    found = [(item.strategy, 100 * item.main.final.mean) for item in setting.strategies]
     return sorted(found, key=lambda row: (-row[1], row[0]))
 
 
-def class_limits(setting: Mapping[str, Any]) -> tuple[float, float, float, float]:
+def class_limits(setting: Setting) -> tuple[float, float, float, float]:
     """Fewest and most labels of a class, lowest and highest recall: the scatters of one setting share their axes."""
-    recalls = [100 * r for item in setting["strategies"] for r in item["classes"]["recall"] if r is not None]
-    labeled = [value for item in setting["strategies"] for value in item["classes"]["labeled"]]
+    recalls = [100 * r for item in setting.strategies for r in item.classes.recall if r is not None]
+    labeled = [value for item in setting.strategies for value in item.classes.labeled]
     return min(labeled), max(labeled), min(recalls, default=0.0), max(recalls, default=100.0)

@@ -1,45 +1,79 @@
-"""The tables of a benchmark's report, as HTML: strategies in the summary's order, the best of a column in bold."""
+"""The tables of a benchmark's report: strategies in the summary's order, the best of a column in bold."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
+from vabal.benchmark.summary import Gap, Mean, Measured, Pooled, Setting, StrategyInSetting, StrategyOverall
 from vabal.statistics import MAIN
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "–"
 NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
 
-Row = Mapping[str, Any]
-Column = tuple[str, Callable[[Row], str], Callable[[Row], float | None] | None]
+Item = TypeVar("Item", StrategyInSetting, StrategyOverall)
 
 
-def table(
-    caption: str, columns: Sequence[Column], rows: Iterable[Row], *, own: Sequence[str] = (), baseline: str = ""
-) -> str:
-    """A table of one row a strategy. A column has a head, a cell's HTML, and what is best at its largest (or None).
+@dataclass(frozen=True)
+class Cell:
+    """Its text, and what stands beside that in small letters."""
 
-    `caption` and heads are HTML; the strategy's name is escaped here.
-    """
-    rows = list(rows)
-    best = [None if key is None else max((_known(key(row)) for row in rows), default=None) for _, _, key in columns]
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("strategy", *(head for head, _, _ in columns)))
-    lines = []
-    for row in rows:
-        name = row["strategy"]
-        kind = ' class="own"' if name in own else ' class="baseline"' if name == baseline else ""
-        cells = [
-            f"<td><b>{write(row)}</b></td>"
-            if key is not None and key(row) is not None and _known(key(row)) == highest
-            else f"<td>{write(row)}</td>"
-            for (_, write, key), highest in zip(columns, best, strict=True)
-        ]
-        lines.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
-    body = "\n".join(lines)
-    return (
-        f'<div class="table"><table><caption>{caption}</caption>\n<thead><tr>{heads}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
+    text: str
+    beside: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    cells: Sequence[Cell]
+    kind: str = ""  # own, baseline
+
+
+@dataclass(frozen=True)
+class Table:
+    """A head's lines stand below each other."""
+
+    kind = "table"
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which strategies are marked."""
+
+    own: Sequence[str] = ()
+    baseline: str = ""
+
+    def of(self, name: str) -> str:
+        return "own" if name in self.own else "baseline" if name == self.baseline else ""
+
+
+@dataclass(frozen=True)
+class Column(Generic[Item]):
+    """A head, a strategy's cell, and what is best at its largest (or None)."""
+
+    head: str
+    cell: Callable[[Item], Cell | str]
+    key: Callable[[Item], float | None] = field(default=lambda _item: None)
+
+
+def table(caption: str, columns: Sequence[Column[Item]], items: Iterable[Item], roles: Roles) -> Table:
+    """A table of one row a strategy."""
+    items = list(items)
+    best = [max((_known(column.key(item)) for item in items), default=None) for column in columns]
+
+    def row(item: Item) -> Row:
+        cells = []
+        for column, highest in zip(columns, best, strict=True):
+            made, value = column.cell(item), column.key(item)
+            made = made if isinstance(made, Cell) else Cell(made)
+            cells.append(Cell(made.text, made.beside, best=value is not None and value == highest))
+        return Row(item.strategy, cells, roles.of(item.strategy))
+
+    return Table(caption, ["strategy", *(column.head for column in columns)], [row(item) for item in items])
 
 
 def _known(value: float | None) -> float:
@@ -59,10 +93,9 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{rounded:+.{digits}f}".replace("-", MINUS) if rounded else f"{0:.{digits}f}"
 
 
-def spread(found: Mapping[str, Any]) -> str:
+def spread(found: Mean) -> Cell:
     """A mean with its standard deviation, per cent."""
-    sd = "" if found["sd"] is None else f' <span class="range">± {percent(found["sd"])}</span>'
-    return percent(found["mean"]) + sd
+    return Cell(percent(found.mean), "" if found.sd is None else f"± {percent(found.sd)}")
 
 
 def interval(low: float | None, high: float | None) -> str:
@@ -71,212 +104,182 @@ def interval(low: float | None, high: float | None) -> str:
     return f"[{signed(100 * low)}, {signed(100 * high)}]"
 
 
-def gap(found: Mapping[str, Any] | None) -> str:
+def gap(found: Gap | None) -> Cell:
     """A matched difference with its interval, percentage points."""
-    if found is None:
-        return NONE
-    return f'{signed(100 * found["mean"])} <span class="range">{interval(found["low"], found["high"])}</span>'
+    return Cell(NONE) if found is None else Cell(signed(100 * found.mean), interval(found.low, found.high))
 
 
 def p_value(p: float | None) -> str:
     if p is None:
         return NONE
-    return "&lt; 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
 
 
 def count(value: float | None) -> str:
     return NONE if value is None else f"{value:.0f}"
 
 
+def _average(measured: Measured) -> Gap | None:
+    return measured.difference.average if measured.difference else None
+
+
+def _mean(found: Gap | None) -> float | None:
+    return found.mean if found else None
+
+
 # -- tables ---------------------------------------------------------------------------------------------------------
 
 
-def main_table(setting: Mapping[str, Any], caption: str, **kinds: Any) -> str:
+def main_table(setting: Setting, caption: str, roles: Roles) -> Table:
     """Accuracy of one setting: average, final, area, matched difference with its tests, labels saved."""
-
-    def measured(quantity: str) -> Column:
-        heads = {"average": "average", "final": "final", "area": "area u.&nbsp;c."}
-        return (
-            f"{heads[quantity]}, %",
-            lambda row: (
-                spread(row["metrics"][MAIN][quantity])
-                if quantity != "area"
-                else percent(row["metrics"][MAIN]["area"]["mean"])
-            ),
-            lambda row: row["metrics"][MAIN][quantity]["mean"],
-        )
-
-    def found(row: Row) -> Any:
-        return (row["metrics"][MAIN]["difference"] or {}).get("average")
-
-    def test(key: str) -> Callable[[Row], str]:
-        return lambda row: p_value((found(row) or {}).get(key))
-
-    columns: list[Column] = [
-        ("n", lambda row: str(len(row["seeds"])), None),
-        measured("average"),
-        measured("final"),
-        measured("area"),
-        (
-            "difference of averages<br>[95 %]",
-            lambda row: gap(found(row)),
-            lambda row: found(row)["mean"] if found(row) else None,
+    columns: list[Column[StrategyInSetting]] = [
+        Column("n", lambda item: str(len(item.seeds))),
+        Column("average, %", lambda item: spread(item.main.average), lambda item: item.main.average.mean),
+        Column("final, %", lambda item: spread(item.main.final), lambda item: item.main.final.mean),
+        Column(
+            "area u.\N{NO-BREAK SPACE}c., %",
+            lambda item: percent(item.main.area.mean),
+            lambda item: item.main.area.mean,
         ),
-        ("p", test("p"), None),
-        ("p, Holm", test("holm_p"), None),
-        ("p, Wilcoxon", test("wilcoxon_p"), None),
-        ("labels<br>needed", _needed, None),
-        ("labels<br>saved", _saved, lambda row: (row["labels"] or {}).get("saved")),
+        Column(
+            "difference of averages\n[95 %]",
+            lambda item: gap(_average(item.main)),
+            lambda item: _mean(_average(item.main)),
+        ),
+        Column("p", lambda item: p_value(_test(item, "p"))),
+        Column("p, Holm", lambda item: p_value(_test(item, "holm_p"))),
+        Column("p, Wilcoxon", lambda item: p_value(_test(item, "wilcoxon_p"))),
+        Column("labels\nneeded", _needed),
+        Column("labels\nsaved", _saved, lambda item: item.labels.saved if item.labels else None),
     ]
-    return table(caption, columns, setting["strategies"], **kinds)
+    return table(caption, columns, setting.strategies, roles)
 
 
-def _needed(row: Row) -> str:
-    labels = row["labels"]
-    if labels is None:
+def _test(item: StrategyInSetting, name: str) -> float | None:
+    found = _average(item.main)
+    p: float | None = getattr(found, name) if found else None
+    return p
+
+
+def _needed(item: StrategyInSetting) -> str:
+    if item.labels is None:
         return NONE
-    return count(labels["needed"]) if labels["reached"] else "not reached"
+    return count(item.labels.needed) if item.labels.reached else "not reached"
 
 
-def _saved(row: Row) -> str:
-    labels = row["labels"]
-    if labels is None or labels["saved"] is None:
+def _saved(item: StrategyInSetting) -> str:
+    labels = item.labels
+    if labels is None or labels.saved is None:
         return NONE
-    share = "" if labels["saved_share"] is None else f" ({signed(100 * labels['saved_share'], 0)} %)"
-    return signed(labels["saved"], 0) + share
+    share = "" if labels.saved_share is None else f" ({signed(100 * labels.saved_share, 0)} %)"
+    return signed(labels.saved, 0) + share
 
 
-def other_table(setting: Mapping[str, Any], metrics: Sequence[str], caption: str, **kinds: Any) -> str:
+def other_table(setting: Setting, metrics: Sequence[str], caption: str, roles: Roles) -> Table:
     """Final accuracy's difference; of the other measures average, final, difference with interval, Holm's p."""
 
-    def final(row: Row) -> Any:
-        return (row["metrics"][MAIN]["difference"] or {}).get("final")
+    def final(item: StrategyInSetting) -> Gap | None:
+        return item.main.difference.final if item.main.difference else None
 
-    columns: list[Column] = [
-        (
-            f"{NAMES[MAIN]}:<br>difference of finals",
-            lambda row: gap(final(row)),
-            lambda row: final(row)["mean"] if final(row) else None,
-        )
-    ]
+    head = f"{NAMES[MAIN]}:\ndifference of finals"
+    columns = [Column[StrategyInSetting](head, lambda item: gap(final(item)), lambda item: _mean(final(item)))]
     columns += [column for metric in metrics for column in _measure(metric)]
-    return table(caption, columns, setting["strategies"], **kinds)
+    return table(caption, columns, setting.strategies, roles)
 
 
-def _measure(metric: str) -> list[Column]:
-    def found(row: Row) -> Any:
-        return (row["metrics"][metric]["difference"] or {}).get("average")
+def _measure(metric: str) -> list[Column[StrategyInSetting]]:
+    def found(item: StrategyInSetting) -> Measured:
+        return item.metrics[metric]
 
-    def mean(quantity: str) -> Callable[[Row], float | None]:
-        return lambda row: row["metrics"][metric][quantity]["mean"]
+    def holm(item: StrategyInSetting) -> str:
+        average = _average(found(item))
+        return p_value(average.holm_p if average else None)
 
     return [
-        (f"{NAMES[metric]}:<br>average, %", lambda row: spread(row["metrics"][metric]["average"]), mean("average")),
-        ("final, %", lambda row: percent(row["metrics"][metric]["final"]["mean"]), mean("final")),
-        (
-            "difference<br>of averages",
-            lambda row: gap(found(row)),
-            lambda row: found(row)["mean"] if found(row) else None,
+        Column(
+            f"{NAMES[metric]}:\naverage, %",
+            lambda item: spread(found(item).average),
+            lambda item: found(item).average.mean,
         ),
-        ("p,<br>Holm", lambda row: p_value((found(row) or {}).get("holm_p")), None),
+        Column("final, %", lambda item: percent(found(item).final.mean), lambda item: found(item).final.mean),
+        Column(
+            "difference\nof averages",
+            lambda item: gap(_average(found(item))),
+            lambda item: _mean(_average(found(item))),
+        ),
+        Column("p,\nHolm", holm),
     ]
 
 
-def pooled_table(pooled: Mapping[str, Any], caption: str, **kinds: Any) -> str:
+def pooled_table(pooled: Pooled, caption: str, roles: Roles) -> Table:
     """All settings together: matched differences, ranks, wins."""
 
-    def found(row: Row, what: str = "difference", metric: str = MAIN) -> Any:
-        return (row[what] or {}).get(metric)
+    def measured(metric: str) -> Column[StrategyOverall]:
+        def found(item: StrategyOverall) -> Gap | None:
+            return (item.difference or {}).get(metric)
 
-    def wins(row: Row) -> str:
-        return NONE if row["wins"] is None else f"{row['wins']} / {row['ties']} / {row['losses']}"
+        head = f"{NAMES[metric]}:\ndifference [95 %]"
+        return Column(head, lambda item: gap(found(item)), lambda item: _mean(found(item)))
 
-    def verdict(row: Row) -> str:
-        return f"{row['settings_above']} / {row['settings_below']} of {row['settings']}" if row["settings"] else NONE
-
-    columns: list[Column] = [
-        ("pairs", lambda row: str(row["pairs"]) if row["pairs"] else NONE, None),
-        (
-            "accuracy:<br>difference [95 %]",
-            lambda row: gap(found(row)),
-            lambda row: found(row)["mean"] if found(row) else None,
+    columns: list[Column[StrategyOverall]] = [
+        Column("pairs", lambda item: str(item.pairs) if item.pairs else NONE),
+        measured(MAIN),
+        Column("by seed\n[95 %]", _by_seed),
+        Column("p, Holm", lambda item: p_value(item.difference[MAIN].holm_p if item.difference else None)),
+        Column(
+            "mean\nrank",
+            lambda item: NONE if item.mean_rank is None else f"{item.mean_rank:.2f}",
+            lambda item: None if item.mean_rank is None else -item.mean_rank,
         ),
-        ("by seed<br>[95 %]", lambda row: _by_seed(found(row, "by_seed")), None),
-        ("p, Holm", lambda row: p_value((found(row) or {}).get("holm_p")), None),
-        (
-            "mean<br>rank",
-            lambda row: NONE if row["mean_rank"] is None else f"{row['mean_rank']:.2f}",
-            lambda row: None if row["mean_rank"] is None else -row["mean_rank"],
+        Column(
+            "won / tied / lost\n(pairs)",
+            lambda item: NONE if item.wins is None else f"{item.wins} / {item.ties} / {item.losses}",
         ),
-        ("won / tied / lost<br>(pairs)", wins, None),
-        ("interval above /<br>below zero", verdict, None),
-        (
-            "balanced accuracy:<br>difference [95 %]",
-            lambda row: gap(found(row, metric="balanced_accuracy")),
-            lambda row: found(row, metric="balanced_accuracy")["mean"] if found(row) else None,
+        Column(
+            "interval above /\nbelow zero",
+            lambda item: f"{item.settings_above} / {item.settings_below} of {item.settings}" if item.settings else NONE,
         ),
-        (
-            "macro F1:<br>difference [95 %]",
-            lambda row: gap(found(row, metric="macro_f1")),
-            lambda row: found(row, metric="macro_f1")["mean"] if found(row) else None,
-        ),
+        measured("balanced_accuracy"),
+        measured("macro_f1"),
     ]
-    return table(caption, columns, pooled["strategies"], **kinds)
+    return table(caption, columns, pooled.strategies, roles)
 
 
-def _by_seed(found: Mapping[str, Any] | None) -> str:
-    return NONE if found is None else f'<span class="range">{interval(found["low"], found["high"])}</span>'
+def _by_seed(item: StrategyOverall) -> Cell:
+    found = (item.by_seed or {}).get(MAIN)
+    return Cell(NONE) if found is None else Cell("", interval(found.low, found.high))
 
 
-def setup_table(settings: Sequence[Mapping[str, Any]], caption: str) -> str:
+def setup_table(settings: Sequence[Setting], caption: str) -> Table:
     """What each setting was: classes, images, labels, seeds."""
-    heads = (
-        "setting",
-        "classes",
-        "pool",
-        "largest : smallest class",
-        "holdout",
-        "labels by round",
-        "strategies",
-        "seeds",
-    )
-    lines = []
+    heads = ["setting", "classes", "pool", "largest : smallest class", "holdout", "labels by round"]
+    rows = []
     for setting in settings:
-        pool = setting["pool_per_class"]
+        pool = setting.pool_per_class
         smallest = min(pool)
         cells = (
-            str(len(setting["classes"])),
+            str(len(setting.classes)),
             f"{sum(pool):.0f}",
             f"{max(pool) / smallest:.1f} : 1" if smallest else f"{max(pool):.0f} : 0",
-            f"{sum(setting['holdout_per_class']):.0f}",
-            ", ".join(str(labels) for labels in setting["labeled"]),
-            str(len(setting["strategies"])),
-            ", ".join(str(seed) for seed in setting["seeds"]),
+            f"{sum(setting.holdout_per_class):.0f}",
+            ", ".join(str(labels) for labels in setting.labeled),
+            str(len(setting.strategies)),
+            ", ".join(str(seed) for seed in setting.seeds),
         )
-        name = f"{setting['source']}, {setting['imbalance']}"
-        lines.append(
-            f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-        )
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    body = "\n".join(lines)
-    return (
-        f'<div class="table"><table><caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>"
-    )
+        rows.append(Row(setting.name, [Cell(cell) for cell in cells]))
+    return Table(caption, [*heads, "strategies", "seeds"], rows)
 
 
-def seconds_table(setting: Mapping[str, Any], caption: str, **kinds: Any) -> str:
+def seconds_table(setting: Setting, caption: str, roles: Roles) -> Table:
     """Mean seconds of each part of a round."""
-    parts = sorted(
-        {part for row in setting["strategies"] for part in row["seconds"]["mean"]},
-        key=lambda part: (part != "train", part),
-    )
 
-    def column(part: str) -> Column:
-        def write(row: Row) -> str:
-            value = row["seconds"]["mean"].get(part)
+    def column(part: str) -> Column[StrategyInSetting]:
+        def write(item: StrategyInSetting) -> str:
+            value = item.seconds.mean.get(part)
             return NONE if value is None else f"{value:.3f}" if value < 10 else f"{value:.1f}"
 
-        return escape(part), write, None
+        return Column(part, write)
 
-    return table(caption, [column(part) for part in parts], setting["strategies"], **kinds)
+    parts = {part for item in setting.strategies for part in item.seconds.mean}
+    in_order = sorted(parts, key=lambda part: (part != "train", part))
+    return table(caption, [column(part) for part in in_order], setting.strategies, roles)

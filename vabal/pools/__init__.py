@@ -8,24 +8,29 @@ from vabal.pools.invariants import check, places
 from vabal.pools.opinions import standing
 from vabal.pools.tables import (
     AVAILABLE,
+    CLASSES_FILE,
     EVENTS,
     FROM_SOURCE,
     INCOMING,
     REJECTED,
     REQUESTED,
     SCHEMAS,
+    TABLE_FILES,
     IntakeReport,
     Pools,
+    counts,
 )
 
 __all__ = [
     "AVAILABLE",
+    "CLASSES_FILE",
     "EVENTS",
     "FROM_SOURCE",
     "INCOMING",
     "REJECTED",
     "REQUESTED",
     "SCHEMAS",
+    "TABLE_FILES",
     "IntakeReport",
     "Pools",
     "among",
@@ -33,6 +38,7 @@ __all__ = [
     "apply_labels",
     "by_id",
     "check",
+    "counts",
     "digests",
     "load",
     "mark_requested",

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vabal.files import sha256
 from vabal.pools.columns import columns_of
 from vabal.pools.tables import OPTIONAL, SCHEMAS, Pools
 
@@ -51,7 +52,7 @@ def digests(pools: Pools) -> dict[str, str]:
     """
     values = {name: digest(name, getattr(pools, name)) for name in SCHEMAS}
     text = json.dumps(list(pools.classes), ensure_ascii=False, separators=(",", ":"))
-    return {**values, "classes": hashlib.sha256(text.encode()).hexdigest()}
+    return {**values, "classes": sha256(text.encode())}
 
 
 def digest(name: str, table: pd.DataFrame) -> str:

@@ -12,7 +12,7 @@ from vabal.files import write_bytes
 from vabal.pools.columns import columns_of, nullable, plain, to_arrow, to_frame, without_unused
 from vabal.pools.digest import digest
 from vabal.pools.invariants import check
-from vabal.pools.tables import CLASSES_FILE, MEND, OPTIONAL, SCHEMAS, Pools
+from vabal.pools.tables import CLASSES_FILE, MEND, OPTIONAL, SCHEMAS, TABLE_FILES, Pools
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ def read(data: Path) -> Pools:
     Raises UserError for a file that is missing, damaged, or holds other columns.
     """
     classes = _read_classes(data / CLASSES_FILE)
-    tables = {name: read_table(data / f"{name}.parquet", schema) for name, schema in SCHEMAS.items()}
+    tables = {name: read_table(data / TABLE_FILES[name], schema) for name, schema in SCHEMAS.items()}
     return Pools(**tables, classes=classes)
 
 
@@ -89,8 +89,8 @@ def save(pools: Pools, folder: Path, before: Pools | None = None) -> list[str]:
         table = getattr(pools, name)
         if before is not None and _same(name, table, getattr(before, name)):
             continue
-        write_table(table, folder / f"{name}.parquet", schema)
-        written.append(f"{name}.parquet")
+        write_table(table, folder / TABLE_FILES[name], schema)
+        written.append(TABLE_FILES[name])
     if before is None or before.classes != pools.classes:
         text = json.dumps(list(pools.classes), ensure_ascii=False, indent=1)
         write_bytes(folder / CLASSES_FILE, f"{text}\n".encode())

@@ -70,7 +70,9 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         ("imported_at", TIME, True),
     ),
 }
-CLASSES_FILE = "classes.json"
+CLASSES_FILE: Final = "classes.json"
+#: The files below `data/` that hold the pools, by table; the class names are one of them.
+TABLE_FILES: Final[dict[str, str]] = {**{name: f"{name}.parquet" for name in SCHEMAS}, "classes": CLASSES_FILE}
 MEND = f"if data/ was changed by hand, {BRING_BACK}"
 
 
@@ -89,6 +91,21 @@ class Pools:
     holdout: pd.DataFrame
     label_events: pd.DataFrame
     classes: tuple[str, ...]
+
+
+def counts(state: Pools, picks: int) -> dict[str, int]:
+    """The pools' arithmetic, as it stands in a manifest: sizes of the pools, parts of the unlabelled one, the picks."""
+    status = state.unlabeled["status"].value_counts()
+    return {
+        "catalog": len(state.catalog),
+        "labeled": len(state.labeled),
+        "unlabeled": len(state.unlabeled),
+        "available": int(status.get(AVAILABLE, 0)),
+        "requested": int(status.get(REQUESTED, 0)),
+        "rejected": int(status.get(REJECTED, 0)),
+        "holdout": len(state.holdout),
+        "picks": picks,
+    }
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,7 @@ def refuse(root: Path, witness: GitWitness, disagreements: Iterator[str]) -> Non
 
 
 def _anchors(data: Path) -> dict[int, dict[str, Any] | None]:
-    manifests = {number: rounds.read_manifest(data, number).manifest for number in rounds.manifest_numbers(data)}
-    return {number: manifest.get("promotions") for number, manifest in manifests.items()}
+    return {number: rounds.read_manifest(data, number).promotions for number in rounds.manifest_numbers(data)}
 
 
 def agree_with_remote(office: PromotionContext, entries: tuple[Entry, ...]) -> dict[str, str]:

@@ -10,13 +10,15 @@ import pandas as pd
 from vabal import rounds
 from vabal.errors import BRING_BACK, Unavailable, UserError
 from vabal.files import file_sha256
+from vabal.pools import TABLE_FILES
 from vabal.promotion.decision import CannotJudge, Decision, decide, holdout_digest
 from vabal.promotion.record import ChampionPeriod, Entry
 from vabal.promotion.registered import recorded_model
 from vabal.promotion.registry import CHALLENGER, Registry, Version
+from vabal.rounds import tables
 from vabal.settings.models import PromotionSettings
 
-PREDICTIONS = "holdout_predictions.parquet"
+PREDICTIONS = tables.PREDICTIONS_FILE
 
 
 # -- the comparison -----------------------------------------------------------------------------------------------
@@ -44,12 +46,12 @@ class Holdout:
     @staticmethod
     def read(data: Path) -> "Holdout":
         """Raises UserError if the tables are not those that the newest round published."""
-        published = rounds.head(data).manifest.get("tables", {})
-        for name in ("holdout.parquet", "classes.json"):
+        published = rounds.head(data).tables
+        for name in (TABLE_FILES["holdout"], TABLE_FILES["classes"]):
             if name in published and file_sha256(data / name) != published[name]:
                 raise UserError(f"{data / name} was changed: {BRING_BACK}")
-        table = pd.read_parquet(data / "holdout.parquet", columns=["sample_id", "label"]).dropna()
-        classes = json.loads((data / "classes.json").read_text(encoding="utf-8"))
+        table = pd.read_parquet(data / TABLE_FILES["holdout"], columns=["sample_id", "label"]).dropna()
+        classes = json.loads((data / TABLE_FILES["classes"]).read_text(encoding="utf-8"))
         return Holdout(classes, dict(zip(table["sample_id"], table["label"], strict=True)))
 
 
@@ -111,7 +113,8 @@ def candidate_versions(
     tables: dict[str, pd.DataFrame] = {}
     left_out: list[str] = []
     for number in rounds.manifest_numbers(data):
-        version = (rounds.read_manifest(data, number).manifest["model"] or {}).get("version")
+        made = rounds.read_manifest(data, number).model
+        version = made.version if made else None
         if version is None or version in withdrawn:
             continue
         try:
@@ -132,10 +135,10 @@ def _predictions(data: Path, version: Version) -> pd.DataFrame:
     recorded there.
     """
     recorded_model(data, version)
-    manifest = rounds.read_manifest(data, version.round).manifest
+    manifest = rounds.read_manifest(data, version.round)
     path = rounds.round_folder(data, version.round) / PREDICTIONS
-    if PREDICTIONS not in manifest["files"]:
+    if PREDICTIONS not in manifest.files:
         raise CannotJudge(f"round {version.round} recorded no predictions for the holdout: run another round")
-    if not path.is_file() or file_sha256(path) != manifest["files"][PREDICTIONS]:
+    if not path.is_file() or file_sha256(path) != manifest.files[PREDICTIONS]:
         raise UserError(f"{path} is missing or was changed: {BRING_BACK}")
     return pd.read_parquet(path, columns=["sample_id", "label", "predicted_class"])

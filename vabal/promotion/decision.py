@@ -4,7 +4,6 @@ Both predicted the same holdout, so they are compared in pairs, sample by sample
 is asked night after night, so each use of it must show more than the one before (`paired.spent_on`).
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vabal.errors import UserError
-from vabal.files import canonical_json
+from vabal.files import canonical_json, sha256
 from vabal.learning.metrics import FEWEST_IMAGES, balanced_accuracy, confusion_matrix, macro_f1, recalls_by_name
 from vabal.promotion.paired import gain_lower_bound, spent_on
 from vabal.settings.models import PromotionSettings
@@ -172,7 +171,7 @@ def best(
 
 def holdout_digest(labels: Mapping[str, str]) -> str:
     """The sha256 of the holdout's labels by sample_id: what makes a comparison another one."""
-    return hashlib.sha256(canonical_json(dict(labels))).hexdigest()
+    return sha256(canonical_json(dict(labels)))
 
 
 def _decide_first(

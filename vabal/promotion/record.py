@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vabal.errors import UserError
-from vabal.files import canonical_json, write_bytes
+from vabal.files import canonical_json, sha256, write_bytes
 
 RECORD = "promotions.jsonl"
 TAGS = "promotion/*"
@@ -44,7 +44,7 @@ class Entry:
         return canonical_json(asdict(self))
 
     def digest(self) -> str:
-        return hashlib.sha256(self.line()).hexdigest()
+        return sha256(self.line())
 
 
 @dataclass(frozen=True)

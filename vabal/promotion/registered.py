@@ -4,14 +4,15 @@ A round's manifest names the sha256 of every file of the model that it registere
 weights alone: then the serving code must be some that was published, and the classes those of the workspace.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from vabal import rounds
 from vabal.errors import UserError
+from vabal.files import sha256
+from vabal.rounds.manifests import ModelRecord
 
 WEIGHTS_FILE, CLASSES_FILE = "artifacts/weights.safetensors", "artifacts/classes.json"
 # What models consist of that were registered before rounds recorded it: the code that was shipped until then.
@@ -53,15 +54,15 @@ def classes_json(classes: list[str], image_size: int, channels: int, weights_sha
     return (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
 
 
-def recorded_model(data: Path, version: Registered) -> dict[str, Any]:
+def recorded_model(data: Path, version: Registered) -> ModelRecord:
     """What the manifest of the version's round says of its model. Raises UserError if that is another version."""
-    model: dict[str, Any] = rounds.read_manifest(data, version.round).manifest["model"] or {}
-    if model.get("version") != version.version:
+    model = rounds.read_manifest(data, version.round).model or ModelRecord()
+    if model.version != version.version:
         raise OtherBytes(
             f"version {version.version} says that round {version.round} made it, which registered version "
-            f"{model.get('version')}: a copy of it is no candidate"
+            f"{model.version}: a copy of it is no candidate"
         )
-    if model.get("sha256") != version.weights_sha256:
+    if model.sha256 != version.weights_sha256:
         raise UserError(
             f"version {version.version} says that round {version.round} made it, but the weights differ from those "
             "that the round's manifest names: another workspace's, or tampered with"
@@ -76,7 +77,7 @@ def require_recorded_bytes(data: Path, registry: Files, version: Registered) -> 
     """
     model = recorded_model(data, version)
     found = registry.files(version.version)
-    expected = model.get("files")
+    expected = model.files
     allowed = {name: {sha256} for name, sha256 in expected.items()} if expected else _allowed(data, version, found)
     odd = sorted(name for name in allowed.keys() | found.keys() if found.get(name) not in allowed.get(name, ()))
     if odd:
@@ -93,8 +94,8 @@ def require_recorded_bytes(data: Path, registry: Files, version: Registered) -> 
 
 def _allowed(data: Path, version: Registered, found: Mapping[str, str]) -> dict[str, set[str]]:
     """The digests that each file may have, of a version whose round recorded the weights alone."""
-    images = rounds.read_manifest(data, version.round).manifest["settings"]["images"]
+    images = rounds.read_manifest(data, version.round).settings["images"]
     classes = json.loads((data / "classes.json").read_text(encoding="utf-8"))
     about = classes_json(classes, images["size"], images["channels"], version.weights_sha256)
-    known = {WEIGHTS_FILE: {version.weights_sha256}, CLASSES_FILE: {hashlib.sha256(about).hexdigest()}}
+    known = {WEIGHTS_FILE: {version.weights_sha256}, CLASSES_FILE: {sha256(about)}}
     return _CODE | known | {name: {found[name]} for name in _UNKNOWN & found.keys()}

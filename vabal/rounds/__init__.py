@@ -3,18 +3,15 @@
 from vabal.rounds.latest import newest_tag, refuse_older_checkout, require_newest
 from vabal.rounds.manifests import (
     FIRST_VERSION,
-    MANIFEST_KEYS,
     MANIFEST_VERSION,
-    counts_of,
+    Manifest,
     derive_seed,
     describe_files,
-    digest_of,
     head,
     manifest_numbers,
     number_of,
     read_manifest,
     round_folder,
-    tag_message,
     tag_name,
 )
 from vabal.rounds.moves import is_withdrawn, reading
@@ -25,16 +22,14 @@ from vabal.rounds.versions import Overtaken
 
 __all__ = [
     "FIRST_VERSION",
-    "MANIFEST_KEYS",
     "MANIFEST_VERSION",
+    "Manifest",
     "OpenRound",
     "Overtaken",
     "Plan",
     "carry_out",
-    "counts_of",
     "derive_seed",
     "describe_files",
-    "digest_of",
     "give_up",
     "head",
     "is_withdrawn",
@@ -52,6 +47,5 @@ __all__ = [
     "require_newest",
     "round_folder",
     "stage",
-    "tag_message",
     "tag_name",
 ]

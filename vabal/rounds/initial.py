@@ -1,6 +1,5 @@
 """Round 0: the pools of a source, the settings, and the first published state of a workspace."""
 
-import hashlib
 import json
 import os
 import re
@@ -12,9 +11,9 @@ from typing import Any, Protocol
 
 from vabal import pools, sources
 from vabal.errors import UserError
-from vabal.files import canonical_json, file_sha256, write_bytes
+from vabal.files import canonical_json, file_sha256, sha256, write_bytes
 from vabal.rounds import manifests, plans, publication, tables
-from vabal.rounds.manifests import FIRST_VERSION, digest_of, round_folder, tag_message
+from vabal.rounds.manifests import FIRST_VERSION, Manifest, round_folder
 from vabal.rounds.plans import Plan
 from vabal.rounds.versions import Versions
 from vabal.settings import params
@@ -118,7 +117,7 @@ def initialise(
 
 def _begin(place: Workspace, asked: Mapping[str, Any], settings: str | None, said: list[str]) -> None:
     """Note what is about to be made, so that a later call can finish it or take it away."""
-    made = None if settings is None else hashlib.sha256(settings.encode()).hexdigest()
+    made = None if settings is None else sha256(settings.encode())
     write_bytes(_journal(place), canonical_json({"asked": dict(asked), "params": made, "said": said}))
 
 
@@ -211,36 +210,35 @@ def round_zero(folder: Path, arguments: Mapping[str, Any], seed: int) -> tuple[P
     here.mkdir(parents=True, exist_ok=True)
     asked = made.unlabeled.loc[made.unlabeled["status"] == pools.REQUESTED, "sample_id"]
     if len(asked):
-        tables.write_selection(tables.unscored(list(asked), "initial"), here / "selection.parquet")
+        tables.write_selection(tables.unscored(list(asked), "initial"), here / tables.SELECTION_FILE)
     shards = sorted((folder / "images").glob("*.parquet"))
-    manifest = {
-        "version": FIRST_VERSION,
-        "round": 0,
-        "parent": None,
-        "strategy": "initial",
-        "seed": seed,
-        "settings": dict(arguments),
-        "code": None,
-        "class_terms": None,
-        "pools_before": None,
-        "pools_after": pools.digests(made),
-        "tables": manifests.table_files(folder),
-        "files": manifests.describe_files(here),
-        "shards": {path.stem: file_sha256(path) for path in shards},
-        "counts": manifests.counts_of(made, len(asked)),
-        "intake": None,
-        "model": None,
-        "mlflow_run": None,
-        "prefect_flow_run": None,
-        "metrics": None,
-        "times": None,
-        "environment": None,
-    }
-    document = canonical_json(manifest)
-    write_bytes(here / "manifest.json", document)
+    manifest = Manifest(
+        version=FIRST_VERSION,
+        round=0,
+        parent=None,
+        strategy="initial",
+        seed=seed,
+        settings=dict(arguments),
+        code=None,
+        class_terms=None,
+        pools_before=None,
+        pools_after=pools.digests(made),
+        tables=manifests.table_files(folder),
+        files=manifests.describe_files(here),
+        shards={path.stem: file_sha256(path) for path in shards},
+        counts=pools.counts(made, len(asked)),
+        intake=None,
+        model=None,
+        mlflow_run=None,
+        prefect_flow_run=None,
+        metrics=None,
+        times=None,
+        environment=None,
+    )
+    write_bytes(here / "manifest.json", manifest.content)
     contents = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {name: file_sha256(path) for name, path in contents.items()}
-    return Plan(round=0, message=tag_message(manifest, digest_of(document)), files=files), contents
+    return Plan(round=0, message=manifest.tag_message, files=files), contents
 
 
 def _publish(place: Workspace, versions: Repository, reached: Callable[[str], None] | None = None) -> str:

@@ -2,24 +2,20 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from vabal import pools
 from vabal.errors import BRING_BACK, UserError
-from vabal.files import file_sha256
+from vabal.files import canonical_json, file_sha256, sha256
 from vabal.settings.bounds import parse_json
 
 # Of the rounds that record all that their scores take; round 0 and rounds of earlier versions of the package have 1.
 MANIFEST_VERSION = 2
 FIRST_VERSION = 1
-MANIFEST_KEYS = (
-    *("version", "round", "parent", "strategy", "seed", "settings", "code", "class_terms", "selection"),
-    *("pools_before", "pools_after", "tables", "files", "shards", "counts", "intake", "model", "mlflow_run"),
-    *("prefect_flow_run", "metrics", "times", "environment", "promotions"),
-)
 
 
 def tag_name(round_number: int) -> str:
@@ -42,16 +38,125 @@ def round_folder(data: Path, round_number: int) -> Path:
     return data / "rounds" / f"{round_number:04d}"
 
 
-# -- manifests --------------------------------------------------------------------------------------------------
+# -- what a manifest says -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Head:
-    """The newest published round: its number, its manifest and the digest of the manifest's bytes."""
+class _Part(BaseModel):
+    """Strict, and faithful: what this version does not know is kept, what was not said is not written."""
 
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+
+class ModelRecord(_Part):
+    """The version that the round registered; `files`, which earlier versions lack, are those that loading it reads."""
+
+    name: str | None = None
+    version: str | None = None
+    sha256: str | None = None
+    files: dict[str, str] | None = None
+
+
+class Times(_Part):
+    """ISO 8601, UTC."""
+
+    started: str
+    finished: str
+
+
+class Manifest(_Part):
+    """What `manifest.json` says of a round; its bytes are canonical JSON, its digest is the sha256 of them.
+
+    Fields with a default may be missing in some version: `lacking` says which of them should be there. Round 0 has no
+    model, no code and no clock.
+    """
+
+    version: int
     round: int
-    manifest: dict[str, Any]
-    digest: str
+    parent: str | None  # the digest of the manifest before
+    strategy: str
+    seed: int | None = None
+    settings: dict[str, Any]
+    code: str | None
+    class_terms: dict[str, Any] | None  # `probabilities.ClassTerms`
+    selection: dict[str, Any] | None = None  # rule, beta, budget, seed, shortlist; round 0 has none
+    pools_before: dict[str, str] | None
+    pools_after: dict[str, str]  # digests of the tables' values
+    tables: dict[str, str]  # sha256 of the tables' files
+    files: dict[str, str]  # sha256 of the files in the round's folder
+    shards: dict[str, str]
+    counts: dict[str, int]  # `pools.counts`
+    intake: dict[str, int] | None = None
+    model: ModelRecord | None = None
+    mlflow_run: str | None = None
+    prefect_flow_run: str | None = None
+    metrics: dict[str, int | float] | None = None
+    times: Times | None = None
+    environment: dict[str, str] | None = None
+    promotions: dict[str, Any] | None = None  # the head of the promotion record, None while that is empty
+
+    _content: bytes = PrivateAttr(b"")
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """Raises ValueError, in one line, for what is no manifest of any version."""
+        document = parse_json(content)
+        if not isinstance(document, dict):
+            raise ValueError("no mapping")  # noqa: TRY004
+        missing = [name for name, field in cls.model_fields.items() if field.is_required() and name not in document]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        try:
+            read = cls.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from None
+        read._content = content
+        return read
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    @property
+    def content(self) -> bytes:
+        """The bytes that were read, or that are to be written."""
+        return self._content or canonical_json(self.to_json())
+
+    @property
+    def digest(self) -> str:
+        return sha256(self.content)
+
+    @property
+    def unknown(self) -> list[str]:
+        """Keys that this version does not know."""
+        return sorted(self.model_extra or {})
+
+    @property
+    def lacking(self) -> list[str]:
+        """Keys that a manifest of its version has."""
+        wanted = set(type(self).model_fields) - {"promotions"} if self.version > FIRST_VERSION else set()
+        return sorted(wanted - self.model_fields_set)
+
+    @property
+    def tag_message(self) -> str:
+        """What the annotated tag says: the head of the manifest chain stands here too, outside `data/`."""
+        return (
+            f"round {self.round}: {self.counts['picks']} picked by {self.strategy}, "
+            f"{self.counts['labeled']} labeled, {self.counts['unlabeled']} unlabeled\n\nmanifest sha256:{self.digest}"
+        )
+
+    def files_below_data(self) -> dict[str, str]:
+        """The sha256 of its round's files, the manifest included, by their paths below `data/`."""
+        here = round_folder(Path(), self.round).as_posix()
+        return {f"{here}/{name}": digest for name, digest in self.files.items()} | {
+            f"{here}/manifest.json": self.digest
+        }
+
+    def shard_files(self) -> dict[str, str]:
+        """The sha256 of the images' files, by their paths below `data/`."""
+        return {f"images/{name}.parquet": digest for name, digest in self.shards.items()}
+
+
+# -- the manifests below data/ ------------------------------------------------------------------------------------
 
 
 def manifest_numbers(data: Path) -> list[int]:
@@ -59,29 +164,23 @@ def manifest_numbers(data: Path) -> list[int]:
     return sorted(int(path.name) for path in (data / "rounds").glob("[0-9][0-9][0-9][0-9]*") if path.is_dir())
 
 
-def read_manifest(data: Path, round_number: int) -> Head:
-    """Raises UserError if the manifest is missing or no longer JSON."""
+def read_manifest(data: Path, round_number: int) -> Manifest:
+    """Raises UserError if the manifest is missing, no longer JSON or no manifest."""
     path = round_folder(data, round_number) / "manifest.json"
     try:
-        content = path.read_bytes()
-        manifest = parse_json(content)
+        return Manifest.parse(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"round {round_number} has no manifest at {path}: see `vabal audit` for the rounds") from None
     except ValueError:
         raise UserError(f"{path} is damaged: {BRING_BACK}") from None
-    return Head(round_number, manifest, digest_of(content))
 
 
-def head(data: Path) -> Head:
-    """The newest round. Raises UserError if there is none."""
+def head(data: Path) -> Manifest:
+    """That of the newest published round. Raises UserError if there is none."""
     numbers = manifest_numbers(data)
     if not numbers:
         raise UserError(f"{data} holds no round: make round 0 with `vabal init --source ...`")
     return read_manifest(data, numbers[-1])
-
-
-def digest_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def describe_files(folder: Path) -> dict[str, str]:
@@ -89,56 +188,24 @@ def describe_files(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"}
 
 
+def table_files(folder: Path) -> dict[str, str]:
+    """The sha256 of each table's file, as published."""
+    return {name: file_sha256(folder / name) for name in pools.TABLE_FILES.values()}
+
+
 def is_published(data: Path, message_of: Callable[[str], str]) -> bool:
     """Whether every file in `data/` is as a round left it whose tag (`message_of` reads it) names its manifest.
 
     Then nothing is lost by going to another round. Reads every file.
     """
-    numbers = manifest_numbers(data)
-    if not numbers:
+    try:
+        manifests = [read_manifest(data, number) for number in manifest_numbers(data)]
+    except UserError:
         return False
-    expected: dict[str, str] = {}
-    for number in numbers:
-        try:
-            newest = read_manifest(data, number)
-            here = f"rounds/{number:04d}"
-            expected |= {f"{here}/{name}": sha256 for name, sha256 in newest.manifest["files"].items()}
-            expected[f"{here}/manifest.json"] = newest.digest
-        except (UserError, KeyError, AttributeError):
-            return False
-    if newest.digest not in message_of(tag_name(numbers[-1])):
+    if not manifests or manifests[-1].digest not in message_of(tag_name(manifests[-1].round)):
         return False
-    expected |= newest.manifest["tables"]
-    expected |= {f"images/{name}.parquet": sha256 for name, sha256 in newest.manifest["shards"].items()}
+    expected = manifests[-1].tables | manifests[-1].shard_files()
+    for manifest in manifests:
+        expected |= manifest.files_below_data()
     found = {path.relative_to(data).as_posix(): path for path in data.rglob("*") if not path.is_dir()}
     return found.keys() == expected.keys() and all(file_sha256(found[name]) == expected[name] for name in found)
-
-
-def tag_message(manifest: Mapping[str, Any], digest: str) -> str:
-    """What the annotated tag says: the head of the manifest chain stands here too, outside `data/`."""
-    counts = manifest["counts"]
-    return (
-        f"round {manifest['round']}: {counts['picks']} picked by {manifest['strategy']}, "
-        f"{counts['labeled']} labeled, {counts['unlabeled']} unlabeled\n\nmanifest sha256:{digest}"
-    )
-
-
-def counts_of(after: pools.Pools, picks: int) -> dict[str, int]:
-    """The pools' arithmetic, as it stands in a manifest."""
-    status = after.unlabeled["status"].value_counts()
-    return {
-        "catalog": len(after.catalog),
-        "labeled": len(after.labeled),
-        "unlabeled": len(after.unlabeled),
-        "available": int(status.get(pools.AVAILABLE, 0)),
-        "requested": int(status.get(pools.REQUESTED, 0)),
-        "rejected": int(status.get(pools.REJECTED, 0)),
-        "holdout": len(after.holdout),
-        "picks": picks,
-    }
-
-
-def table_files(folder: Path) -> dict[str, str]:
-    """The sha256 of each table's file, as published."""
-    names = [*(f"{name}.parquet" for name in pools.SCHEMAS), "classes.json"]
-    return {name: file_sha256(folder / name) for name in names}

@@ -1,6 +1,5 @@
 """What a publication puts into `data/`, so that a cut leaves nothing torn."""
 
-import json
 import os
 import shutil
 import uuid
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from vabal.errors import UserError
 from vabal.files import file_sha256, make_folder, sync_folder, write_bytes
-from vabal.rounds.manifests import round_folder, tag_name
+from vabal.rounds.manifests import Manifest, round_folder, tag_name
 from vabal.rounds.plans import Plan, pending_publication, publish_folder
 from vabal.rounds.versions import Versions
 from vabal.workspace import Workspace
@@ -111,14 +110,12 @@ def _missing(data: Path, plan: Plan) -> str | None:
     """A file that the round's manifest names and `data/` lacks, or has with other content; None if all is there."""
     path = round_folder(data, plan.round) / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = Manifest.parse(path.read_bytes())
     except FileNotFoundError:
         return None
-    tables = manifest.get("tables") or {}
-    wrong = [name for name, sha256 in tables.items() if not _is_file(data / name, sha256)]
-    wrong += [f"images/{name}.parquet" for name in manifest.get("shards") or {}]
-    wrong += [f"rounds/{number:04d}/manifest.json" for number in range(plan.round)]
-    return next((name for name in wrong if name in tables or not (data / name).is_file()), None)
+    wrong = [name for name, sha256 in manifest.tables.items() if not _is_file(data / name, sha256)]
+    others = [*manifest.shard_files(), *(f"rounds/{number:04d}/manifest.json" for number in range(plan.round))]
+    return next(iter([*wrong, *(name for name in others if not (data / name).is_file())]), None)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

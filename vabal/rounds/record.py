@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vabal import pools
-from vabal.files import canonical_json, file_sha256, write_bytes
+from vabal.files import file_sha256, write_bytes
 from vabal.rounds import manifests, steps, tables
 from vabal.rounds.context import RoundContext
-from vabal.rounds.manifests import MANIFEST_VERSION, digest_of, round_folder, tag_message
+from vabal.rounds.manifests import MANIFEST_VERSION, Manifest, ModelRecord, Times, round_folder
 from vabal.rounds.plans import Plan
 from vabal.rounds.stage_store import code_version
 
@@ -34,44 +34,13 @@ def assemble(
     number = context.round.round
     staging = context.workspace.state / "record"
     after, contents = _pools_after(context, refs["selected"], staging)
-    here = round_folder(Path(), number).as_posix()
-    for name, path in _round_files(context, refs).items():
-        contents[f"{here}/{name}"] = path
-    files = {Path(name).name: file_sha256(path) for name, path in contents.items() if name.startswith(f"{here}/")}
-    picks = tables.read_selection(contents[f"{here}/selection.parquet"])
-    selection = steps.selection_document(context, refs["selected"])
-    parent = manifests.read_manifest(context.workspace.data, number - 1)
-    manifest = {
-        "version": MANIFEST_VERSION,
-        "round": number,
-        "parent": context.round.parent,
-        "strategy": context.params.selection.strategy,
-        "seed": context.params.seed,
-        "settings": context.params.model_dump(mode="json"),
-        "code": code_version(),
-        "class_terms": selection["class_terms"],
-        "selection": {name: selection[name] for name in ("rule", "beta", "budget", "seed", "shortlist")},
-        "pools_before": parent.manifest["pools_after"],
-        "pools_after": pools.digests(after),
-        "tables": _published_tables(context, contents),
-        "files": files,
-        "shards": context.report["shards"],
-        "counts": manifests.counts_of(after, len(picks)),
-        "intake": context.report["intake"],
-        "model": dict(model),
-        "promotions": dict(promotions) if promotions else None,
-        "mlflow_run": mlflow_run,
-        "prefect_flow_run": flow_run,
-        "metrics": {metric.name: metric.value for metric in steps.evaluation(context, refs["evaluated"])},
-        "times": _times(context.round.started, now, parent.manifest["times"]),
-        "environment": environment(),
-    }
-    document = canonical_json(manifest)
-    write_bytes(staging / "manifest.json", document)
-    contents[f"{here}/manifest.json"] = staging / "manifest.json"
+    contents |= _round_files(context, refs)
+    manifest = _manifest(context, refs, model, after, contents, mlflow_run, flow_run, promotions, now)
+    write_bytes(staging / "manifest.json", manifest.content)
+    contents[f"{_here(context)}/manifest.json"] = staging / "manifest.json"
     plan = Plan(
         round=number,
-        message=tag_message(manifest, digest_of(document)),
+        message=manifest.tag_message,
         files={name: file_sha256(path) for name, path in contents.items()},
         inbox=list(context.round.inbox),
         git_remote=context.params.storage.git_remote,
@@ -80,13 +49,58 @@ def assemble(
     return plan, contents
 
 
-def _times(started: str, now: datetime, before: Mapping[str, str] | None) -> dict[str, str]:
+def _manifest(
+    context: RoundContext,
+    refs: Mapping[str, Any],
+    model: Mapping[str, Any],
+    after: pools.Pools,
+    contents: Mapping[str, Path],
+    mlflow_run: str,
+    flow_run: str | None,
+    promotions: Mapping[str, Any] | None,
+    now: datetime,
+) -> Manifest:
+    selection = steps.selection_document(context, refs["selected"])
+    parent = manifests.read_manifest(context.workspace.data, context.round.round - 1)
+    own = {Path(name).name: path for name, path in contents.items() if name.startswith(f"{_here(context)}/")}
+    return Manifest(
+        version=MANIFEST_VERSION,
+        round=context.round.round,
+        parent=context.round.parent,
+        strategy=context.params.selection.strategy,
+        seed=context.params.seed,
+        settings=context.params.model_dump(mode="json"),
+        code=code_version(),
+        class_terms=selection["class_terms"],
+        selection={name: selection[name] for name in ("rule", "beta", "budget", "seed", "shortlist")},
+        pools_before=parent.pools_after,
+        pools_after=pools.digests(after),
+        tables=_published_tables(context, contents),
+        files={name: file_sha256(path) for name, path in own.items()},
+        shards=context.report["shards"],
+        counts=pools.counts(after, len(tables.read_selection(own[tables.SELECTION_FILE]))),
+        intake=context.report["intake"],
+        model=ModelRecord(**model),
+        promotions=dict(promotions) if promotions else None,
+        mlflow_run=mlflow_run,
+        prefect_flow_run=flow_run,
+        metrics={metric.name: metric.value for metric in steps.evaluation(context, refs["evaluated"])},
+        times=_times(context.round.started, now, parent.times),
+        environment=environment(),
+    )
+
+
+def _here(context: RoundContext) -> str:
+    return round_folder(Path(), context.round.round).as_posix()
+
+
+def _times(started: str, now: datetime, before: Times | None) -> Times:
     """When the round began and ended. Time never runs backwards in a record, though a clock may: the end of the round
     before is the least."""
-    least = datetime.fromisoformat(before["finished"] if before else started)
+    least = datetime.fromisoformat(before.finished if before else started)
     begun = max(least, datetime.fromisoformat(started))
     ended = max(begun, now.astimezone(UTC).replace(microsecond=0))
-    return {"started": begun.isoformat(timespec="seconds"), "finished": ended.isoformat(timespec="seconds")}
+    return Times(started=begun.isoformat(timespec="seconds"), finished=ended.isoformat(timespec="seconds"))
 
 
 def environment() -> dict[str, str]:
@@ -101,7 +115,7 @@ def environment() -> dict[str, str]:
 def _pools_after(context: RoundContext, selected: dict[str, str], staging: Path) -> tuple[pools.Pools, dict[str, Path]]:
     """The pools with the picks marked as requested, and the files that differ from those in `data/`."""
     before = pools.read(context.view)  # the intake checked them, and saving checks what changes here
-    picks = tables.read_selection(steps.selection_folder(context, selected) / "selection.parquet")
+    picks = tables.read_selection(steps.selection_folder(context, selected) / tables.SELECTION_FILE)
     after = pools.mark_requested(before, list(picks["sample_id"]), context.round.round)
     written = pools.save(after, staging, before)
     contents = {name: context.view / name for name in context.report["changed"]}
@@ -116,16 +130,11 @@ def _pools_after(context: RoundContext, selected: dict[str, str], staging: Path)
 def _round_files(context: RoundContext, refs: Mapping[str, Any]) -> dict[str, Path]:
     selected = steps.selection_folder(context, refs["selected"])
     evaluated = steps.evaluation_folder(context, refs["evaluated"])
-    files = {
-        "selection.parquet": selected / "selection.parquet",
-        "candidates.parquet": selected / "candidates.parquet",
-        "holdout_predictions.parquet": evaluated / "holdout_predictions.parquet",
-    }
+    files = [selected / tables.SELECTION_FILE, selected / tables.CANDIDATES_FILE, evaluated / tables.PREDICTIONS_FILE]
     # Of a batch that was searched over features, and where the strategy looks at the labelled pool.
-    more = [selected / name for name in ("shortlist.parquet", "labeled.parquet")]
-    return files | {path.name: path for path in more if path.exists()}
+    more = [selected / name for name in (tables.SHORTLIST_FILE, tables.LABELED_FILE)]
+    return {f"{_here(context)}/{path.name}": path for path in [*files, *more] if path in files or path.exists()}
 
 
 def _published_tables(context: RoundContext, contents: Mapping[str, Path]) -> dict[str, str]:
-    names = [*(f"{name}.parquet" for name in pools.SCHEMAS), "classes.json"]
-    return {name: file_sha256(contents.get(name, context.view / name)) for name in names}
+    return {name: file_sha256(contents.get(name, context.view / name)) for name in pools.TABLE_FILES.values()}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,13 @@ from vabal import pools
 from vabal.errors import BRING_BACK, UserError
 from vabal.strategies.columns import rows_of_lists
 
+# A round's files.
+SELECTION_FILE: Final = "selection.parquet"
+CANDIDATES_FILE: Final = "candidates.parquet"
+PREDICTIONS_FILE: Final = "holdout_predictions.parquet"
+SHORTLIST_FILE: Final = "shortlist.parquet"
+LABELED_FILE: Final = "labeled.parquet"
+
 _SCORED = [
     pa.field("sample_id", pa.string(), nullable=False),
     pa.field("score", pa.float64(), nullable=False),
@@ -27,7 +34,7 @@ _SCORED = [
     pa.field("strategy", pa.string(), nullable=False),
 ]
 SELECTION = pa.schema([pa.field("rank", pa.int32(), nullable=False), *_SCORED])
-
+SCORED: Final = tuple(field.name for field in _SCORED)  # what a selection says of a pick, and its candidates too
 
 # The selection's columns (rank: null where not picked), and what the scores can be derived from again.
 CANDIDATES = pa.schema(

@@ -23,7 +23,7 @@ def in_words(measured: Sequence[Metric]) -> str:
 
 def picks_in_markdown(data: Path, round_number: int, links: Mapping[str, str]) -> str:
     """The round's picks as a Markdown table, with links; for a Prefect artifact."""
-    picks = tables.read_selection(round_folder(data, round_number) / "selection.parquet")
+    picks = tables.read_selection(round_folder(data, round_number) / tables.SELECTION_FILE)
     lines = [f"[{name}]({address})" for name, address in links.items()]
     lines += ["", "| rank | sample | score | predicted | prior | precision |", "|--:|---|--:|---|--:|--:|"]
     lines += [

@@ -4,7 +4,6 @@ Every draw ranks samples by a hash of seed, purpose and sample id: neither the o
 other samples changes who comes first.
 """
 
-import hashlib
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import pandas as pd
 
 from vabal import images, pools
 from vabal.errors import UserError
-from vabal.files import sync_folder, write_bytes
+from vabal.files import sha256, sync_folder, write_bytes
 from vabal.pools import Pools
 from vabal.progress import track
 from vabal.settings.models import BitDepth, ImageSettings, Params
@@ -153,7 +152,7 @@ def _second_pass(source: Source, settings: ImageSettings, wanted: dict[str, str]
     """(sample_id, bytes) of the images that the plan keeps, told apart by their content."""
     left = dict(wanted)
     for item in track(source.items(settings), "write shards", None):
-        sample_id = left.pop(hashlib.sha256(item.data).hexdigest(), None)
+        sample_id = left.pop(sha256(item.data), None)
         if sample_id is not None:
             yield sample_id, item.data
 

@@ -19,7 +19,6 @@ import pytest
 
 from tests.support.small_books import Books, build, forge
 from vabal import audit, files, images, pools, progress, rounds
-from vabal.audit import data_files
 from vabal.audit.findings import Finding
 from vabal.cli import render
 from vabal.errors import UserError
@@ -247,7 +246,7 @@ FILES = [
     "rounds/0002/holdout_predictions.parquet",
     "rounds/0002/shortlist.parquet",
     "images/r0-0001.parquet",
-    *data_files.TABLE_FILES.values(),
+    *pools.TABLE_FILES.values(),
 ]
 
 
@@ -313,7 +312,7 @@ def test_a_folder_without_rounds_is_not_intact(tmp_path: Path) -> None:
 
 
 def test_a_rewritten_manifest_breaks_the_chain_where_it_was_rewritten(books: Books) -> None:
-    manifest = rounds.read_manifest(books.data, 1).manifest
+    manifest = rounds.read_manifest(books.data, 1).to_json()
     books.write_manifest(manifest | {"mlflow_run": "f" * 32})  # its tag too
     report = books.verify()
     assert found(report) == [(1, "rounds/0001/manifest.json")]
@@ -415,7 +414,7 @@ def test_pools_that_overlap_are_found_in_the_words_of_their_check(books: Books) 
 
 
 def test_wrong_counts_in_a_manifest_are_found(books: Books) -> None:
-    counts = rounds.read_manifest(books.data, 2).manifest["counts"]
+    counts = rounds.read_manifest(books.data, 2).to_json()["counts"]
     forge(books, 2, counts=counts | {"labeled": 99, "picks": 7})
     assert books.verify().findings == (
         Finding(2, "rounds/0002/manifest.json", "wrong counts: labeled 99, counted 13; picks 7, counted 6"),
@@ -510,7 +509,7 @@ def test_a_shortlist_is_verified_by_the_length_that_its_round_recorded(
     ids, _ = tables.read_shortlist(books.data / "rounds/0001/shortlist.parquet")
     assert len(ids) == 6
     assert books.verify().findings == ()
-    selection = rounds.read_manifest(books.data, 1).manifest["selection"]
+    selection = rounds.read_manifest(books.data, 1).to_json()["selection"]
     forge(books, 1, selection=selection | {"shortlist": 3})
     assert found(books.verify()) == [(1, "rounds/0001/shortlist.parquet")]
 
@@ -577,7 +576,7 @@ def test_one_posterior_left_out_does_not_switch_the_check_of_scores_off(books: B
 
 def test_another_rule_than_the_settings_ask_for_is_found(books: Books) -> None:
     """Under `topk` no shortlist would be searched."""
-    selection = rounds.read_manifest(books.data, 2).manifest["selection"]
+    selection = rounds.read_manifest(books.data, 2).to_json()["selection"]
     forge(books, 2, selection=selection | {"rule": "topk"})
     whats = [finding.what for finding in books.verify().findings]
     assert any("has rule topk, its settings ask for spread" in what for what in whats)
@@ -622,7 +621,7 @@ def test_a_spread_batch_of_a_version_that_recorded_places_for_scores_verifies_as
     table = pq.ParquetFile(folder / "candidates.parquet").read().drop_columns(["posteriors"])
     pq.write_table(table, folder / "candidates.parquet", store_schema=False)
     (folder / "shortlist.parquet").unlink()
-    manifest = rounds.read_manifest(books.data, 2).manifest
+    manifest = rounds.read_manifest(books.data, 2).to_json()
     settings = manifest["settings"]
     settings["probabilities"]["classes"] = classes
     said = {name: manifest["selection"][name] for name in ("budget", "beta", "seed")} | {"rule": "topk"}
@@ -635,7 +634,7 @@ def test_a_spread_batch_of_a_version_that_recorded_places_for_scores_verifies_as
 
 
 def test_other_class_terms_than_the_scores_were_made_with_are_found(books: Books) -> None:
-    terms = rounds.read_manifest(books.data, 2).manifest["class_terms"]
+    terms = rounds.read_manifest(books.data, 2).to_json()["class_terms"]
     forge(books, 2, class_terms=terms | {"log_prior": [-1.0, -1.0, -1.0]})
     files = {(2, "rounds/0002/candidates.parquet"), (2, "rounds/0002/manifest.json")}
     assert set(found(books.verify())) == files
@@ -645,7 +644,7 @@ def test_other_class_terms_than_the_scores_were_made_with_are_found(books: Books
 def test_another_seed_budget_or_rule_than_the_picks_were_made_with_is_found(
     books: Books, number: int, change: dict[str, Any]
 ) -> None:
-    selection = rounds.read_manifest(books.data, number).manifest["selection"]
+    selection = rounds.read_manifest(books.data, number).to_json()["selection"]
     forge(books, number, selection=selection | change)
     assert {round_number for round_number, _ in found(books.verify())} == {number}
 
@@ -678,9 +677,9 @@ def test_an_exchanged_image_is_named_by_its_sample_though_every_digest_was_forge
 
 
 def test_a_shard_whose_digest_changed_between_rounds_is_found(books: Books) -> None:
-    shards = rounds.read_manifest(books.data, 1).manifest["shards"]
+    shards = rounds.read_manifest(books.data, 1).to_json()["shards"]
     forge(books, 1)
-    manifest = rounds.read_manifest(books.data, 3).manifest
+    manifest = rounds.read_manifest(books.data, 3).to_json()
     books.write_manifest(manifest | {"shards": manifest["shards"] | {"r0-0000": "0" * 64}})
     assert shards["r0-0000"] != "0" * 64
     what = "names another sha256 for images/r0-0000.parquet than round 0"

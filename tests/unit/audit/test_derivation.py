@@ -100,7 +100,7 @@ def test_columns_that_were_emptied_do_not_switch_a_check_off(books: Books) -> No
 
 @pytest.mark.parametrize("name", ["rule", "beta", "budget", "seed", "shortlist"])
 def test_how_the_picks_were_made_is_what_the_settings_say(books: Books, name: str) -> None:
-    selection = rounds.read_manifest(books.data, 1).manifest["selection"]
+    selection = rounds.read_manifest(books.data, 1).to_json()["selection"]
     others = {"rule": "quota", "beta": 7.0, "budget": 5, "seed": 1, "shortlist": 3}
     forge(books, 1, selection=selection | {name: others[name]})
     assert not books.verify(images=False).ok
@@ -161,14 +161,14 @@ def replaced(**values: Any) -> Any:
 )
 def test_a_statement_of_the_manifest_that_is_not_so_is_found(nights: Books, change: Any) -> None:
     kept = {path: path.read_bytes() for path in nights.data.rglob("manifest.json")}
-    manifest = rounds.read_manifest(nights.data, 2).manifest
+    manifest = rounds.read_manifest(nights.data, 2).to_json()
     change(manifest)
     forge(nights, 2, **manifest)
     report = nights.verify(images=False)
     for path, content in kept.items():
         path.write_bytes(content)
     restored = rounds.read_manifest(nights.data, 2)
-    nights.tags["round/0002"] = rounds.tag_message(restored.manifest, restored.digest)
+    nights.tags["round/0002"] = restored.tag_message
     assert any(finding.round == 2 for finding in report.findings)
     assert nights.verify(images=False).ok
 
@@ -183,7 +183,7 @@ def test_predictions_that_are_not_those_of_the_metrics_are_found(nights: Books, 
     for each, content in kept.items():
         each.write_bytes(content)
     restored = rounds.read_manifest(nights.data, 2)
-    nights.tags["round/0002"] = rounds.tag_message(restored.manifest, restored.digest)
+    nights.tags["round/0002"] = restored.tag_message
     assert not report.ok
     assert nights.verify(images=False).ok
 
@@ -199,12 +199,12 @@ def test_a_manifest_that_was_written_otherwise_is_found(nights: Books) -> None:
 
 def test_class_terms_are_those_of_counts(nights: Books) -> None:
     """Priors that add up to 1 and are of no number of draws over so many samples."""
-    manifest = rounds.read_manifest(nights.data, 2).manifest
+    manifest = rounds.read_manifest(nights.data, 2).to_json()
     prior = np.exp(manifest["class_terms"]["log_prior"])
     other = np.log([prior[0] + 0.00123, prior[1] - 0.00123, prior[2]]).tolist()
     kept = (nights.data / "rounds/0002/manifest.json").read_bytes()
     forge(nights, 2, class_terms=manifest["class_terms"] | {"log_prior": other})
     whats = [finding.what for finding in nights.verify().findings]
     (nights.data / "rounds/0002/manifest.json").write_bytes(kept)
-    nights.tags["round/0002"] = rounds.tag_message(manifest, rounds.digest_of(kept))
+    nights.tags["round/0002"] = rounds.Manifest.parse(kept).tag_message
     assert any("no prior of a count over" in what for what in whats)

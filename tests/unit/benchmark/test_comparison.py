@@ -1,5 +1,7 @@
 import itertools
 import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,15 @@ from hypothesis import strategies as st
 
 from tests.support.small_cells import cell, grid
 from vabal import statistics
-from vabal.benchmark.comparison import summarise
+from vabal.benchmark import comparison
+from vabal.benchmark.summary import Summary
 from vabal.errors import UserError
 
 numbers = st.lists(st.floats(-10, 10, allow_nan=False), min_size=1, max_size=8)
+
+
+def summarise(cells: Iterable[dict[str, Any]], baseline: str = "random") -> dict[str, Any]:
+    return comparison.summarise(cells, baseline).to_json()
 
 
 def strategy_of(summary: dict[str, Any], name: str, place: int = 0) -> dict[str, Any]:
@@ -302,3 +309,37 @@ def test_the_order_of_the_cells_does_not_matter() -> None:
 def test_cells_that_cannot_be_compared_are_refused_by_name(cells: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(UserError, match=said):
         summarise(cells)
+
+
+# -- summary.json -----------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_says_the_same_once_it_was_written_and_read() -> None:
+    summary = comparison.summarise(grid(strategies=("vabal", "random", "margin"), seeds=2, rounds=2))
+    content = summary.content()
+    assert content == json.dumps(summary.to_json(), indent=1, sort_keys=True, allow_nan=False).encode()
+    again = Summary.model_validate_json(content)
+    assert again == summary
+    assert again.content() == content
+
+
+def test_the_keys_of_a_summary_are_those_that_others_read() -> None:
+    keys = {".".join(path) for path in paths_of(summarise([*five_pairs()]))}
+    assert keys == set((Path(__file__).parents[2] / "golden" / "summary_keys.txt").read_text().split())
+
+
+def paths_of(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where each number or text stands; a list's items at the list's own place."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from paths_of(item, (*at, str(name)))
+    elif isinstance(value, list):
+        for item in value:
+            yield from paths_of(item, at)
+    else:
+        yield at
+
+
+def test_a_summary_with_a_key_that_none_should_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="extra"):
+        Summary.model_validate(summarise([cell([0.5])]) | {"more": 1})

@@ -255,8 +255,9 @@ def test_names_at_the_ends_of_curves_keep_their_order_and_their_distance() -> No
 
 
 def test_without_matplotlib_there_is_no_report_and_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "vabal.pages.figures", raising=False)
-    monkeypatch.delattr("vabal.pages.figures", raising=False)
+    for name in ("sections", "figures", "svg"):
+        monkeypatch.delitem(sys.modules, f"vabal.pages.{name}", raising=False)
+        monkeypatch.delattr(f"vabal.pages.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError) as caught:
         page_of([cell([0.5])])

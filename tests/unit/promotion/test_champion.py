@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.small_manifests import manifest as small_manifest
 from vabal.adapters.versioning import Versioning
 from vabal.errors import UserError
 from vabal.files import canonical_json, file_sha256
@@ -121,11 +122,8 @@ class Place:
         weights = hashlib.sha256(str(number).encode()).hexdigest()
         files = {comparison.PREDICTIONS: file_sha256(folder / comparison.PREDICTIONS)}
         model = {"artifacts/weights.safetensors": weights, "serving.py": hashlib.sha256(b"serve").hexdigest()}
-        manifest = {
-            "model": {"version": str(number), "sha256": weights, "files": model},
-            "files": files,
-            "promotions": anchor,
-        }
+        said = {"version": str(number), "sha256": weights, "files": model}
+        manifest = small_manifest(number, model=said, files=files, promotions=anchor)
         (folder / "manifest.json").write_bytes(canonical_json(manifest))
         self.registry.versions[str(number)] = Registered(str(number), number, weights, {}, model)
         self.registry.aliases["challenger"] = str(number)
@@ -322,7 +320,7 @@ def test_a_first_champion_that_is_named_must_not_be_clearly_worse_than_the_best(
 
 def test_without_a_challenger_the_way_to_one_is_told(place: Place) -> None:
     (place.data / "rounds" / "0000").mkdir(parents=True)
-    (place.data / "rounds" / "0000" / "manifest.json").write_text('{"model": null}')
+    (place.data / "rounds" / "0000" / "manifest.json").write_text(json.dumps(small_manifest(0)))
     with pytest.raises(UserError, match="vabal round"):
         place.promote()
 

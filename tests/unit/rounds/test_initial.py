@@ -58,8 +58,8 @@ def test_round_0_is_published_under_a_tag_that_names_its_manifest(tmp_path: Path
     assert said[0] == "60 images from npz, 3 classes: labelled 9, unlabelled 39, holdout 12"
     assert said[-1].startswith("git tag round/0000; S3 is not up")
     head = rounds.head(root / "data")
-    assert (head.round, head.manifest["parent"], head.manifest["seed"]) == (0, None, 5)
-    assert head.manifest["counts"]["labeled"] == 9
+    assert (head.round, head.parent, head.seed) == (0, None, 5)
+    assert head.counts["labeled"] == 9
     assert f"manifest sha256:{head.digest}" in git(root, "tag", "--list", "--format=%(contents)", "round/0000")
     settings = load(root / "params.yaml")
     assert (settings.workspace.name, settings.seed, settings.selection.budget) == ("wafers", 5, 7)

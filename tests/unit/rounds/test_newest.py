@@ -1,11 +1,13 @@
 """Whether `data/` holds the newest round, asked of real git and a real remote."""
 
+import json
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.small_manifests import manifest as small_manifest
 from vabal import rounds
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
@@ -20,7 +22,7 @@ def add_round(root: Path, number: int) -> None:
     """A round as far as git and `data/` show it."""
     folder = rounds.round_folder(root / "data", number)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").write_text("{}")
+    (folder / "manifest.json").write_text(json.dumps(small_manifest(number)))
     (root / "data.dvc").write_text(f"round {number}\n")
     versions = Versioning(root)
     versions.commit(["data.dvc"], f"round {number}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.support.small_manifests import manifest as small_manifest
 from tests.support.small_pools import WHEN, small_pools
 from vabal import pools, rounds
 from vabal.errors import UserError
@@ -22,7 +23,7 @@ def workspace(tmp_path: Path) -> Workspace:
     for number in (0, 1, 2):
         folder = rounds.round_folder(place.data, number)
         folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(json.dumps({"round": number}))
+        (folder / "manifest.json").write_text(json.dumps(small_manifest(number)))
     tables.write_selection(tables.unscored(["c"], "random"), rounds.round_folder(place.data, 1) / "selection.parquet")
     return place
 

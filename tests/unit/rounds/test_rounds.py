@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.small_manifests import manifest as small_manifest
 from tests.support.small_pools import small_pools
-from vabal import rounds
+from vabal import pools, rounds
 from vabal.errors import Unavailable, UserError
+from vabal.files import canonical_json
 from vabal.rounds import OpenRound, Plan
 from vabal.workspace import Workspace
 
@@ -22,7 +24,7 @@ NOW = datetime(2024, 6, 1, 2, 0, tzinfo=UTC)
 def workspace(tmp_path: Path) -> Workspace:
     """With round 0 and two files waiting in the inbox."""
     place = Workspace(tmp_path)
-    write_manifest(place, 0, {"round": 0})
+    write_manifest(place, 0)
     for name in ("labels/000001-aaaaaaaa.parquet", "labels/000002-bbbbbbbb.parquet"):
         (place.inbox / name).parent.mkdir(parents=True, exist_ok=True)
         (place.inbox / name).write_bytes(b"labels")
@@ -30,10 +32,10 @@ def workspace(tmp_path: Path) -> Workspace:
     return place
 
 
-def write_manifest(place: Workspace, number: int, document: dict[str, Any]) -> bytes:
+def write_manifest(place: Workspace, number: int, **said: Any) -> bytes:
     folder = rounds.round_folder(place.data, number)
     folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(document).encode()
+    content = json.dumps(small_manifest(number, **said)).encode()
     (folder / "manifest.json").write_bytes(content)
     return content
 
@@ -91,10 +93,10 @@ class Recording:
 
 def test_the_head_is_the_newest_round_also_beyond_9999(workspace: Workspace) -> None:
     assert rounds.head(workspace.data).round == 0
-    write_manifest(workspace, 9999, {"round": 9999})
-    content = write_manifest(workspace, 10_000, {"round": 10_000})
+    write_manifest(workspace, 9999)
+    content = write_manifest(workspace, 10_000)
     found = rounds.head(workspace.data)
-    assert (found.round, found.manifest) == (10_000, {"round": 10_000})
+    assert (found.round, found.content) == (10_000, content)
     assert found.digest == hashlib.sha256(content).hexdigest()
     assert rounds.manifest_numbers(workspace.data) == [0, 9999, 10_000]
     assert rounds.tag_name(7) == "round/0007"
@@ -111,14 +113,14 @@ def test_a_missing_or_damaged_manifest_is_told_with_the_way_out(workspace: Works
 
 
 def test_the_tags_message_tells_the_counts_and_the_manifests_digest() -> None:
-    counts = rounds.counts_of(small_pools(), 1)
+    counts = pools.counts(small_pools(), 1)
     assert counts == {
         **{"catalog": 4, "labeled": 1, "unlabeled": 2, "available": 1, "requested": 1, "rejected": 0},
         **{"holdout": 1, "picks": 1},
     }
-    manifest = {"round": 3, "strategy": "vabal", "counts": counts}
-    assert rounds.tag_message(manifest, "f" * 64) == (
-        f"round 3: 1 picked by vabal, 1 labeled, 2 unlabeled\n\nmanifest sha256:{'f' * 64}"
+    content = canonical_json(small_manifest(3, strategy="vabal", counts=counts))
+    assert rounds.Manifest.parse(content).tag_message == (
+        f"round 3: 1 picked by vabal, 1 labeled, 2 unlabeled\n\nmanifest sha256:{hashlib.sha256(content).hexdigest()}"
     )
 
 
@@ -162,7 +164,7 @@ def test_a_begun_round_is_given_up_when_its_parent_or_its_inbox_changed(workspac
     (workspace.inbox / first).unlink()
     again = rounds.open_round(workspace, [], NOW)
     assert (again.round, again.inbox) == (1, ())
-    write_manifest(workspace, 1, {"round": 1})
+    write_manifest(workspace, 1)
     assert rounds.open_round(workspace, [], NOW).round == begun.round + 1
 
 

@@ -127,7 +127,7 @@ def _refuse_unreadable(arrivals: Sequence[labels_arrivals.Arrival]) -> None:
 
 def _shard_digests(workspace: Workspace, folder: Path, after: pools.Pools) -> dict[str, str]:
     """The sha256 of every shard. Shards never change, so those of the parent's manifest are not read again."""
-    known = head(workspace.data).manifest["shards"]
+    known = head(workspace.data).shards
     names = [str(name) for name in after.catalog["shard"].unique()]
     return {name: known.get(name) or file_sha256(folder / "images" / f"{name}.parquet") for name in names}
 

@@ -1,0 +1,27 @@
+"""One cell's curve, and the numbers that are made of it. A cell is the document of one run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vabal import statistics
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+
+Runs = dict[int, Mapping[str, Any]]  # one strategy's cells by seed
+
+
+def labeled(cell: Mapping[str, Any]) -> list[int]:
+    return [int(item["labeled"]) for item in cell["rounds"]]
+
+
+def curve(cell: Mapping[str, Any], metric: str) -> list[Any]:
+    return [item[metric] for item in cell["rounds"]]
+
+
+def quantity_of(cell: Mapping[str, Any], metric: str, quantity: str) -> float:
+    curve_R = curve(cell, metric)
+    if quantity == "average":
+        return float(np.mean(curve_R))
+    return float(curve_R[-1]) if quantity == "final" else statistics.area_under_curve(labeled(cell), curve_R)

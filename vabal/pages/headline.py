@@ -1,0 +1,114 @@
+"""A benchmark's result in words: favourable or not, and what it lacks."""
+
+from collections.abc import Sequence
+
+from vabal import statistics
+from vabal.benchmark.summary import Setting, StrategyOverall, Summary
+from vabal.pages.tables import interval
+from vabal.statistics import MAIN
+
+_OURS = "vabal"
+
+
+def family(names: Sequence[str]) -> list[str]:
+    """Our strategies: `vabal` and its variants, `vabal` itself first."""
+    return sorted((name for name in names if name.startswith(_OURS)), key=lambda name: (name != _OURS, name))
+
+
+def focus(summary: Summary) -> str | None:
+    """The strategy that the report is about: `vabal`, else a variant of it, else the best that is not the baseline."""
+    own = family(summary.strategies)
+    others = [name for name in summary.strategies if name != summary.baseline]
+    return next(iter(own or others), None)
+
+
+def headline(summary: Summary) -> str:
+    """The result in two sentences of plain text, favourable or not."""
+    name, baseline = focus(summary), summary.baseline
+    if name is None:
+        return f"Only {baseline} was run: there is nothing to compare it with."
+    found = next(item for item in summary.pooled.strategies if item.strategy == name)
+    if not found.difference:
+        return f"{name} and {baseline} have no seed in common: there are no matched differences."
+    return f"{_against_baseline(name, baseline, found)} {_against_rivals(name, summary)}"
+
+
+def _against_baseline(name: str, baseline: str, found: StrategyOverall) -> str:
+    gap, many = (found.difference or {})[MAIN], found.settings
+    mean = round(100 * gap.mean, 2)
+    verb = "above" if mean > 0 else "below" if mean < 0 else "away from"
+    where = f"Over {many} settings and {counted(gap.n, 'matched pair')}, " if many > 1 else ""
+    pairs = "" if many > 1 else f" with {counted(gap.n, 'matched seed')}"
+    first = f"{where}{name}'s average accuracy is {abs(mean):.2f} points {verb} {baseline}'s{pairs}"
+    if gap.low is None:
+        return f"{first}; one pair gives no interval."
+    first += f" (95 % interval {interval(gap.low, gap.high)})"
+    if many == 1:
+        return f"{first}."
+    above, below = found.settings_above, found.settings_below
+    return f"{first}; taken alone, {above} of {many} settings have an interval above zero and {below} one below it."
+
+
+def _against_rivals(name: str, summary: Summary) -> str:
+    closest = [(setting, _closest_rival(name, setting, summary.baseline)) for setting in summary.settings]
+    compared = [(setting.name, *rival) for setting, rival in closest if rival is not None]
+    if not compared:
+        return "No rival was run beside it."
+    higher = [
+        f"{rival} is {100 * gap.mean:.2f} points higher in {setting} {_said_interval(gap)}"
+        for setting, rival, gap in compared
+        if gap.mean > 0
+    ]
+    if not higher:
+        if len(compared) > 1:
+            return f"No rival's mean is higher in any of the {len(compared)} settings."
+        _, rival, gap = compared[0]
+        return f"No rival's mean is higher; the closest, {rival}, is {-100 * gap.mean:.2f} points lower."
+    if len(compared) == 1:
+        _, rival, gap = compared[0]
+        return f"The best rival, {rival}, is {100 * gap.mean:.2f} points higher {_said_interval(gap)}."
+    none = len(compared) - len(higher)
+    if not none:
+        return f"In each of the {len(compared)} settings some rival's mean is higher: {'; '.join(higher)}."
+    return f"No rival's mean is higher in {none} of {len(compared)} settings; in the others, {'; '.join(higher)}."
+
+
+def _closest_rival(name: str, setting: Setting, baseline: str) -> tuple[str, statistics.Difference] | None:
+    """The rival whose matched difference to `name` is the largest, and that difference."""
+    by_seed = {
+        item.strategy: dict(zip(item.seeds, item.main.average.per_seed, strict=True)) for item in setting.strategies
+    }
+    mine = by_seed.get(name, {})
+    own = family(list(by_seed))
+    found = []
+    for rival, theirs in by_seed.items():
+        shared = sorted(set(mine) & set(theirs))
+        if shared and rival not in (*own, name, baseline):
+            found.append((rival, statistics.difference([theirs[seed] - mine[seed] for seed in shared])))
+    return max(found, key=lambda item: (item[1].mean, item[0])) if found else None
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _said_interval(gap: statistics.Difference) -> str:
+    return "(one seed)" if gap.low is None else interval(gap.low, gap.high)
+
+
+def unfinished(summary: Summary) -> str:
+    """What the grid lacks; empty where it lacks nothing."""
+    lacking = [
+        f"{item.strategy} in {setting.name} lacks {len(item.missing_seeds)} of {len(setting.seeds)} seeds"
+        for setting in summary.settings
+        for item in setting.strategies
+        if item.missing_seeds
+    ]
+    lacking += [
+        f"{name} did not run in {setting.name}"
+        for setting in summary.settings
+        for name in summary.strategies
+        if name not in {item.strategy for item in setting.strategies}
+    ]
+    more = f"; and {len(lacking) - 6} more like these" if len(lacking) > 6 else ""
+    return "; ".join(lacking[:6]) + more
