@@ -84,11 +84,11 @@ def replay(workspace: Workspace, round_number: int) -> ReplayResult:
         list(tables.read_selection(place / tables.SELECTION_FILE)["sample_id"]) for place in (made, recorded)
     )
     predictions = tables.PREDICTIONS_FILE
+    recorded_sha256 = manifest.model.sha256 if manifest.model else None
     return ReplayResult(
         round=round_number,
         versions=tuple(_other_versions(manifest)),
-        same_weights=file_sha256(steps.weights(context, trained))
-        == (manifest.model.sha256 if manifest.model else None),
+        same_weights=file_sha256(steps.weights(context, trained)) == recorded_sha256,
         same_predictions=_same_file(steps.evaluation_folder(context, evaluated) / predictions, recorded / predictions),
         candidates=len(scores),
         same_scores=bool((difference == 0).all()),
