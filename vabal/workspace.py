@@ -1,4 +1,4 @@
-"""A workspace: the git repository with `params.yaml`, `data.dvc` and DVC's configuration that every command acts on."""
+"""A workspace: the git repository with `params.yaml` and the pins of its data that every command acts on."""
 
 import fcntl
 import json
@@ -36,9 +36,15 @@ _HALF_WRITTEN: Final = re.compile(
 )
 
 
+#: What the program that versions `data/` keeps in a workspace (`vabal.adapters.dvc`): the file in git that pins what
+#: `data/` holds, and the folder of its own.
+PINS: Final = "data.dvc"
+VERSIONING: Final = ".dvc"
+
+
 @dataclass(frozen=True)
 class Workspace:
-    """The paths of a workspace. `data/` is versioned by DVC; the rest is ignored by git and belongs to one machine."""
+    """The paths of a workspace. `data/` is versioned; the rest is ignored by git and belongs to one machine."""
 
     root: Path
 
@@ -49,10 +55,10 @@ class Workspace:
         for folder in (place, *place.parents):
             if folder.name == ".vabal":
                 break  # what lies in a workspace's state (the demo's workspace) is not part of it
-            if (folder / "params.yaml").is_file() and (folder / ".dvc").is_dir():
+            if (folder / "params.yaml").is_file() and (folder / VERSIONING).is_dir():
                 return cls(folder)
         raise UserError(
-            f"{place} is no workspace (no params.yaml and .dvc here or above): "
+            f"{place} is no workspace (no params.yaml and {VERSIONING} here or above): "
             "make one with `vabal init --source ...` in an empty folder, or name it with --workspace"
         )
 
@@ -142,7 +148,7 @@ class Workspace:
         half_published = (self.state / "publish" / "plan.json").is_file()  # what it needs is brought when it goes on
         if half_published or (self.data / "catalog.parquet").is_file():
             return
-        if (self.root / "data.dvc").is_file():
+        if (self.root / PINS).is_file():
             raise UserError(f"{self.data} is missing: `vabal checkout` brings it (needs the S3 address and keys)")
         raise UserError(f"{self.root} has no pools yet: make round 0 with `vabal init --source ...`")
 

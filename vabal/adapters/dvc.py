@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vabal.adapters import commands, limits
@@ -137,11 +137,30 @@ class Dvc:
         path = self.cached(digest)
         try:
             content = path.read_bytes() if path else b""
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() != digest.removesuffix(".dir"):
-                return None
-            return {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(content)}
-        except (OSError, ValueError, TypeError, KeyError):
+        except OSError:
             return None
+        return self.read_listing(content, digest)
+
+    @staticmethod
+    def read_listing(content: bytes, digest: str) -> dict[str, str] | None:
+        """The files that a listing names, with their md5; None if it is not the one of that digest."""
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != digest.removesuffix(".dir"):
+            return None
+        try:
+            return {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(content)}
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    @staticmethod
+    def listing_digest(listing: Mapping[str, str]) -> str:
+        """DVC's digest of a folder: the md5 of its listing as JSON, by names."""
+        entries = [{"md5": md5, "relpath": name} for name, md5 in sorted(listing.items())]
+        return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+    @staticmethod
+    def object_name(md5: str) -> str:
+        """Where below the remote's prefix DVC keeps the content of that md5."""
+        return f"files/md5/{md5[:2]}/{md5[2:]}"
 
     def cached(self, md5: str) -> Path | None:
         """The file of that md5 in DVC's cache; None where it is not there."""

@@ -23,13 +23,14 @@ GIT_ATTRIBUTES = ("data.dvc -text", "promotions.jsonl -text")
 class Versioning(Git, Dvc):
     """One workspace's git repository and its DVC remote."""
 
-    def init(self, url: str) -> None:
-        """Make `root` a git repository with DVC's configuration, if it is not one already."""
+    def init(self, url: str) -> list[str]:
+        """Make `root` a git repository with DVC's configuration, if it is not one already; what of it git is to keep."""
         if not (self.root / ".git").exists():
             self._git("init", "--quiet", "--initial-branch=main")
         self.configure(url)
         _add_lines(self.root / ".gitignore", GIT_IGNORED)
         _add_lines(self.root / ".gitattributes", GIT_ATTRIBUTES)
+        return [".gitignore", ".gitattributes", ".dvcignore", ".dvc/config", ".dvc/.gitignore"]
 
     def clone_at(self, folder: Path, name: str) -> "Versioning":
         """A clone in the new folder `folder`, at the tag `name`, that shares DVC's cache with this workspace."""

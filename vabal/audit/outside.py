@@ -1,6 +1,6 @@
-"""What vouches for the record from outside `data/`: git's tags and their commits, DVC's pins, S3, a remote, an anchor.
+"""What vouches for the record from outside `data/`: git's tags and their commits, the pins, S3, a remote, an anchor.
 
-Whoever forges a history below `data/` must forge these as well. Git, DVC and S3 stand behind protocols; each check
+Whoever forges a history below `data/` must forge these as well. Versions and S3 stand behind protocols; each check
 yields what it finds, and what cannot be looked at here is said in a note, not passed over.
 """
 

@@ -1,7 +1,6 @@
-"""What `data.dvc` pins, here, at the git remote and in the bucket."""
+"""What is pinned, here, at the git remote and in the bucket."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,64 +13,59 @@ from vabal.pools import TABLE_FILES
 from vabal.progress import track
 from vabal.rounds import number_of, round_folder, tag_name
 from vabal.rounds.versions import Pinned, Tag
+from vabal.workspace import PINS
 
-# -- what `data.dvc` pins ----------------------------------------------------------------------------------------------
+# -- what is pinned ----------------------------------------------------------------------------------------------------
 
 
 def check_here(records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
-    """`data.dvc` at HEAD, and as it lies in the workspace, pins what the newest round's tag does."""
+    """What HEAD pins, and the file of pins as it lies in the workspace, is what the newest round's tag does."""
     newest = records[-1].round
     tag = tags.get(tag_name(newest))
     if tag is None or outside.pending is not None:
         return
     pinned = outside.repository.pinned(tag.commit)
     for at, where, way in (
-        ("HEAD", "at HEAD", f"`git checkout {tag_name(newest)} -- data.dvc`, then `git commit -m restored data.dvc`"),
-        (None, "in the workspace", "`git checkout HEAD -- data.dvc`"),
+        ("HEAD", "at HEAD", f"`git checkout {tag_name(newest)} -- {PINS}`, then `git commit -m restored {PINS}`"),
+        (None, "in the workspace", f"`git checkout HEAD -- {PINS}`"),
     ):
         if outside.repository.pinned(at) != pinned:
-            yield Finding(newest, "data.dvc", f"{where} it is not that of git tag {tag_name(newest)}: {way} brings it")
+            yield Finding(newest, PINS, f"{where} it is not that of git tag {tag_name(newest)}: {way} brings it")
             return
 
 
 def check_pins(data: Path, records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
-    """`data.dvc` at each round's tag names the files that the round's manifest names, byte for byte.
+    """The pins at each round's tag name the files that the round's manifest names, byte for byte.
 
-    The newest round's are those in `data/`. Of past rounds DVC's own listing is read where its cache has it.
+    The newest round's are those in `data/`. Of past rounds the listing is read where the cache has it.
     """
     unseen = []
     for record in track(records, "verify pins", len(records)):
         tag, newest = tags.get(tag_name(record.round)), record is records[-1]
         pinned = outside.repository.pinned(tag.commit) if tag else None
         if tag is not None and pinned is None:
-            yield Finding(record.round, "data.dvc", f"missing or damaged at git tag {tag_name(record.round)}")
+            yield Finding(record.round, PINS, f"missing or damaged at git tag {tag_name(record.round)}")
         if pinned is None:
             continue
         listing = outside.repository.listing(pinned.digest)
         if listing is None and newest:
             listing = _listing_of(data, outside)
-            if _digest_of(listing) != pinned.digest:
-                yield Finding(record.round, "data.dvc", "pins other files than data/ holds")
+            if outside.repository.listing_digest(listing) != pinned.digest:
+                yield Finding(record.round, PINS, "pins other files than data/ holds")
         elif listing is None:
             unseen.append(record.round)
         else:
             yield from _compare(data, record, listing, outside, newest=newest)
             if len(listing) != pinned.files:
-                yield Finding(record.round, "data.dvc", f"says {pinned.files} files, there are {len(listing)}")
+                yield Finding(record.round, PINS, f"says {pinned.files} files, there are {len(listing)}")
     if unseen and outside.bucket is None:
         which = span(unseen[0], unseen[-1]) if unseen[-1] - unseen[0] == len(unseen) - 1 else f"{len(unseen)} rounds"
-        outside.notes.append(f"data.dvc of {which} was not compared: not in this machine's cache (--remote asks S3)")
+        outside.notes.append(f"{PINS} of {which} was not compared: not in this machine's cache (--remote asks S3)")
 
 
 def _listing_of(data: Path, outside: Outside) -> dict[str, str]:
     files = [path for path in data.rglob("*") if path.is_file() and not re.fullmatch(r"\..*\.tmp", path.name)]
     return {path.relative_to(data).as_posix(): outside.md5(path) for path in files}
-
-
-def _digest_of(listing: Mapping[str, str]) -> str:
-    """DVC's digest of a folder: the md5 of its listing as JSON, by names."""
-    entries = [{"md5": md5, "relpath": name} for name, md5 in sorted(listing.items())]
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def expected_files(records: Sequence[Record], record: Record) -> set[str]:
@@ -91,7 +85,7 @@ def _compare(
     missing = {*TABLE_FILES.values(), *(f"{record.folder}/{name}" for name in (*record.files, "manifest.json"))} - own
     missing |= {f"images/{shard}.parquet" for shard in record.shards} - own
     for name in sorted(missing):
-        yield Finding(record.round, "data.dvc", f"pins no {name} {at}")
+        yield Finding(record.round, PINS, f"pins no {name} {at}")
     for name, md5 in sorted(listing.items()):
         if name in TABLE_FILES.values() and not newest:
             problem = _table_problem(outside.repository.cached(md5), record.tables.get(name))
@@ -100,7 +94,7 @@ def _compare(
         else:
             problem = None if outside.md5(data / name) == md5 else "other bytes than are here"
         if problem is not None:
-            yield Finding(record.round, "data.dvc", f"pins {problem} for {name} {at}")
+            yield Finding(record.round, PINS, f"pins {problem} for {name} {at}")
 
 
 def _table_problem(cached: Path | None, sha256: str | None) -> str | None:
@@ -136,7 +130,7 @@ def check_remote_tags(tags: Mapping[str, Tag], outside: Outside) -> Iterator[Fin
 
 
 def check_bucket(data: Path, records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
-    """Every object that each round's `data.dvc` needs is in the bucket, with the right size and, as told, bytes."""
+    """Every object that each round's pins need is in the bucket, with the right size and, as told, bytes."""
     assert outside.bucket is not None  # noqa: S101 -- asked before
     try:
         objects = outside.bucket.objects()
@@ -152,7 +146,7 @@ def check_bucket(data: Path, records: Sequence[Record], tags: Mapping[str, Tag],
         try:
             yield from _check_objects(data, record, pinned, objects, sound, outside, newest=record is records[-1])
         except UNREADABLE as error:
-            yield Finding(record.round, "S3", f"the objects of data.dvc cannot be read: {one_line(error)}")
+            yield Finding(record.round, "S3", f"the objects of {PINS} cannot be read: {one_line(error)}")
 
 
 def _check_objects(
@@ -166,18 +160,17 @@ def _check_objects(
     newest: bool,
 ) -> Iterator[Finding]:
     assert outside.bucket is not None  # noqa: S101 -- asked before
-    name = _object_name(pinned.digest)
+    name = outside.repository.object_name(pinned.digest)
     if name not in objects:
-        yield Finding(record.round, "S3", f"the bucket lacks {name}, the listing of data.dvc")
+        yield Finding(record.round, "S3", f"the bucket lacks {name}, the listing of {PINS}")
         return
-    content = outside.bucket.read(name)
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != pinned.digest.removesuffix(".dir"):
-        yield Finding(record.round, "S3", f"{name} holds other bytes than data.dvc names")
+    listing = outside.repository.read_listing(outside.bucket.read(name), pinned.digest)
+    if listing is None:
+        yield Finding(record.round, "S3", f"{name} holds other bytes than {PINS} names")
         return
-    listing = {str(entry["relpath"]): str(entry["md5"]) for entry in json.loads(content)}
     total = 0
     for file, md5 in sorted(listing.items()):
-        wanted = _object_name(md5)
+        wanted = outside.repository.object_name(md5)
         total += objects.get(wanted, (0, ""))[0]
         if md5 not in sound:
             local = data / file if (newest or file not in TABLE_FILES.values()) and (data / file).is_file() else None
@@ -187,7 +180,7 @@ def _check_objects(
         elif _is_another_table(record, file, md5, outside, newest=newest):
             yield Finding(record.round, "S3", f"{wanted} is another {file} than the manifest names")
     if total != pinned.size and all(sound[md5] is None for md5 in listing.values()):
-        yield Finding(record.round, "S3", f"the objects have {total} bytes together, data.dvc says {pinned.size}")
+        yield Finding(record.round, "S3", f"the objects have {total} bytes together, {PINS} says {pinned.size}")
     if outside.repository.listing(pinned.digest) is None:
         yield from _compare(data, record, listing, outside, newest=newest)
 
@@ -201,11 +194,7 @@ def _is_another_table(record: Record, file: str, md5: str, outside: Outside, *, 
         or outside.repository.cached(md5) is not None
     ):
         return False
-    return sha256(outside.bucket.read(_object_name(md5))) != record.tables.get(file)
-
-
-def _object_name(md5: str) -> str:
-    return f"files/md5/{md5[:2]}/{md5[2:]}"
+    return sha256(outside.bucket.read(outside.repository.object_name(md5))) != record.tables.get(file)
 
 
 def _object_problem(

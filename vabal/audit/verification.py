@@ -52,7 +52,7 @@ def verify(
 
     `tags` maps the names of the rounds' git tags to their messages; None leaves the tags out. `images=False` leaves out
     the images' own bytes against the catalog (their shards' digests are checked in any case). `outside` is where git,
-    DVC's cache, S3 and the anchor can be asked; `promotions` is what git knows of the promotion record
+    the cache, S3 and the anchor can be asked; `promotions` is what git knows of the promotion record
     (`champion.witness_of`).
     """
     records, findings = read_records(data)

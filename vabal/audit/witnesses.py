@@ -11,6 +11,7 @@ from vabal.promotion import record as promotion_record
 from vabal.promotion import registered
 from vabal.rounds import number_of, round_folder, tag_name
 from vabal.rounds.versions import Tag
+from vabal.workspace import PINS
 
 # -- a checkout of an older round --------------------------------------------------------------------------------------
 
@@ -45,7 +46,7 @@ def check_places(records: Sequence[Record], tags: Mapping[str, Tag], repository:
             continue  # `check_tags` names it
         if not tag.annotated:
             yield Finding(record.round, file, f"git tag {name} is no annotated tag")
-        if not repository.changed_in(tag.commit, "data.dvc"):
+        if not repository.changed_in(tag.commit, PINS):
             yield Finding(record.round, file, f"git tag {name} stands at a commit that published nothing")
         if head is not None and head != tag.commit and not repository.precedes(tag.commit, head):
             yield Finding(record.round, file, f"git tag {name} stands at a commit that is not in this history")

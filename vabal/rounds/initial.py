@@ -19,15 +19,13 @@ from vabal.rounds.versions import Versions
 from vabal.settings import params
 from vabal.settings.models import Params, StorageSettings
 from vabal.sources.base import Source
-from vabal.workspace import Workspace
-
-COMMITTED = ["params.yaml", ".gitignore", ".gitattributes", ".dvcignore", ".dvc/config", ".dvc/.gitignore"]
+from vabal.workspace import PINS, Workspace
 
 
 class Repository(Versions, Protocol):
     """What making a workspace needs of `adapters.versioning`."""
 
-    def init(self, url: str) -> None: ...
+    def init(self, url: str) -> list[str]: ...
     def tags(self) -> list[str]: ...
 
 
@@ -51,7 +49,7 @@ def initialise(
     """Make round 0 in `root` and publish it; returns lines that say what there is now.
 
     The same arguments and packages give the same bytes below `data/`: nothing there carries a clock or a run id. Where
-    `root` has a `data.dvc` but no `data/` (a fresh clone), what is made must be what `data.dvc` pins.
+    `root` has the pins of `data/` but no `data/` (a fresh clone), what is made must be what they pin.
 
     Killed anywhere, or refused by git, it may be called again: the same arguments finish what was begun, others start
     clean. `prepare` sees to the bucket, where S3 is up. `layout` says how the folders of a folder are read. `tell`
@@ -93,17 +91,17 @@ def initialise(
             arguments = {"source": opened.name, "imbalance": imbalance, "initial": initial, "holdout": holdout}
             plan, contents = round_zero(temporary, arguments, chosen.seed)
             sources.write_oracle(place.state / "oracle.csv", built.oracle)
-            if (root / "data.dvc").exists():
-                pinned = (root / "data.dvc").read_text(encoding="utf-8")
+            if (root / PINS).exists():
+                pinned = (root / PINS).read_text(encoding="utf-8")
                 write_bytes(_journal(place), canonical_json({"asked": asked, "pinned": pinned}))
                 return _reproduce(place, versions, temporary, plan.message, built)
             _begin(place, asked, text, built.summary())
             reached("begun")
             if text is not None:
                 write_bytes(root / "params.yaml", text.encode())
-            versions.init(f"s3://{chosen.storage.bucket}/{chosen.storage.prefix}".rstrip("/"))
+            made = versions.init(f"s3://{chosen.storage.bucket}/{chosen.storage.prefix}".rstrip("/"))
             reached("repository")
-            versions.commit([path for path in COMMITTED if (root / path).exists()], "Workspace of VaB-AL")
+            versions.commit(["params.yaml", *made], "Workspace of VaB-AL")
             reached("workspace committed")
             publication.stage(place, plan, contents)
             reached("staged")
@@ -138,7 +136,7 @@ def _settle(place: Workspace, versions: Repository, asked: Mapping[str, Any]) ->
     begun = json.loads(_journal(place).read_text(encoding="utf-8"))
     if "pinned" in begun:  # a clone's pools, made again and not yet compared
         shutil.rmtree(place.data, ignore_errors=True)
-        write_bytes(place.root / "data.dvc", begun["pinned"].encode())
+        write_bytes(place.root / PINS, begun["pinned"].encode())
         _journal(place).unlink()
         return None
     plan = plans.pending_publication(place)
@@ -166,7 +164,7 @@ def _take_away(place: Workspace, plan: Plan | None, params_sha256: str | None) -
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         shutil.rmtree(place.state / "publish")
-        (place.root / "data.dvc").unlink(missing_ok=True)
+        (place.root / PINS).unlink(missing_ok=True)
     path = place.root / "params.yaml"
     if path.is_file() and file_sha256(path) == params_sha256:
         path.unlink()
@@ -252,8 +250,8 @@ def _publish(place: Workspace, versions: Repository, reached: Callable[[str], No
 def _reproduce(
     place: Workspace, versions: Repository, made: Path, message: str, built: sources.InitReport
 ) -> list[str]:
-    """A clone's missing `data/`, made again from its source: it must be what `data.dvc` pins."""
-    pinned = place.root / "data.dvc"
+    """A clone's missing `data/`, made again from its source: it must be what is pinned."""
+    pinned = place.root / PINS
     expected = pinned.read_bytes()
     made.rename(place.data)
     versions.add()
@@ -262,7 +260,7 @@ def _reproduce(
         write_bytes(pinned, expected)
         _journal(place).unlink()
         raise UserError(
-            "that makes other pools than data.dvc pins: give the arguments that made them, with the packages of "
+            f"that makes other pools than {PINS} pins: give the arguments that made them, with the packages of "
             "requirements.lock, or make a workspace of your own in an empty folder"
         )
     if _has_storage():
@@ -270,7 +268,7 @@ def _reproduce(
     if manifests.tag_name(0) not in versions.tags():
         versions.tag(manifests.tag_name(0), message)
     _journal(place).unlink()
-    return [*built.summary(), "data/ is what data.dvc pins"]
+    return [*built.summary(), f"data/ is what {PINS} pins"]
 
 
 def _has_storage() -> bool:

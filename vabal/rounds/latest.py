@@ -6,7 +6,7 @@ from vabal.errors import UserError
 from vabal.rounds.manifests import head, number_of, tag_name
 from vabal.rounds.plans import Plan, pending_publication
 from vabal.rounds.versions import Tags
-from vabal.workspace import Workspace
+from vabal.workspace import PINS, Workspace
 
 
 def newest_tag(tags: Iterable[str]) -> int | None:
@@ -57,7 +57,7 @@ def half_published(plan: "Plan") -> str:
 
 def _require_on_branch(versions: Tags, branch: str, tag: str) -> None:
     """The branch holds the round `tag`, or (its commits were written anew) the same pools."""
-    if versions.contains("HEAD", tag) or versions.committed("data.dvc", tag) == versions.committed("data.dvc"):
+    if versions.contains("HEAD", tag) or versions.committed(PINS, tag) == versions.committed(PINS):
         return
     if versions.branches_with(tag):
         way = "`vabal checkout newest` goes to the branch that does"

@@ -14,7 +14,7 @@ from vabal.rounds.manifests import tag_name
 from vabal.rounds.moves import is_withdrawn, link_or_copy, place_all
 from vabal.rounds.plans import Plan, pending_publication, publish_folder
 from vabal.rounds.versions import Overtaken, Versions
-from vabal.workspace import Workspace
+from vabal.workspace import PINS, Workspace
 
 
 def stage(workspace: Workspace, plan: Plan, contents: Mapping[str, Path]) -> None:
@@ -73,7 +73,7 @@ def carry_out(
     if plan.git_remote:
         there = _is_ours(versions, plan.git_remote, tag)
     if not there:
-        versions.commit(["data.dvc"], plan.subject)
+        versions.commit([PINS], plan.subject)
         reached("committed")
         versions.tag(tag, plan.message)
         reached("tagged")

@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 import vabal
 from vabal.errors import UserError
 from vabal.files import canonical_json, private_folder, sync_folder, sync_tree, write_once
+from vabal.workspace import VERSIONING
 
 MARK: Final = ".vabal-stages"
 # The names that a stage's folder may have: nothing else in a store's folder is ever removed.
@@ -33,7 +34,7 @@ STAGES: Final = (
 _KEY: Final = re.compile(r"[0-9a-f]{16}")
 _OURS: Final = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[0-9a-f]{32}")  # an output, or one that is being written
 # Folders of a workspace that hold something else: `.vabal` has the store's own place, `.vabal/stages`.
-_TAKEN: Final = ("data", "inbox", "quarantine", "mlruns", ".git", ".dvc")
+_TAKEN: Final = ("data", "inbox", "quarantine", "mlruns", ".git", VERSIONING)
 
 # What can change a stage's output: these modules of the package, and the libraries that compute it. A test walks the
 # imports from `rounds/steps/` and compares (tests/unit/rounds/test_code_version.py).

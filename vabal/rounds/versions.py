@@ -45,7 +45,7 @@ class Overtaken(UserError):  # noqa: N818 -- an answer, as much as an error
 
 @dataclass(frozen=True)
 class Pinned:
-    """What a commit's `data.dvc` names: the digest of the folder's listing, its bytes and its files."""
+    """What a commit pins `data/` to: the digest of the folder's listing, its bytes and its files."""
 
     digest: str
     size: int

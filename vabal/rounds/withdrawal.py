@@ -120,7 +120,7 @@ def _refuse_published(versions: Versions, plan: Plan, anchored: Callable[[str], 
 
 
 def _drop_damaged(workspace: Workspace, versions: Versions) -> list[str]:
-    """Of a publication whose plan cannot be read: the pools as the branch's `data.dvc` pins them."""
+    """Of a publication whose plan cannot be read: the pools as the branch pins them."""
     with workspace.data_lock(alone=True):
         versions.undo("", " ")
         versions.bring_back()
