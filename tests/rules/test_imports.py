@@ -160,6 +160,15 @@ def test_the_imports_that_the_design_wants_are_allowed(path: str, line: str) -> 
     assert wrong(Path(path), line) == []
 
 
+NAMED = {"vabal/workspace.py", "vabal/errors.py"}  # the workspace's file and folder; the packages of extras
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if layer(path) == "core"], ids=str)
+def test_the_core_does_not_say_which_program_versions_the_data(path: Path) -> None:
+    said = "dvc" in (ROOT / path).read_text(encoding="utf-8").lower()
+    assert not said or path.as_posix() in NAMED or path.parts[1] == "settings"  # a setting's default is a fact
+
+
 def too_heavy(source: str) -> list[str]:
     """What a file imports at module level that the command line may not."""
     names = dict.fromkeys(imports(source, module_level=True))

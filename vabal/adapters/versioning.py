@@ -24,7 +24,7 @@ class Versioning(Git, Dvc):
     """One workspace's git repository and its DVC remote."""
 
     def init(self, url: str) -> list[str]:
-        """Make `root` a git repository with DVC's configuration, if it is not one already; what of it git is to keep."""
+        """Make `root` a git repository with DVC's configuration, if it is not one already; the files to commit."""
         if not (self.root / ".git").exists():
             self._git("init", "--quiet", "--initial-branch=main")
         self.configure(url)

@@ -17,7 +17,7 @@ def sources(incomplete: str) -> list[str]:
     """A kind of source; the path behind it is the user's."""
     from vabal.sources.registry import KINDS
 
-    return _fitting((f"{kind}{':' * (':' in form)}" for kind, form in KINDS.items()), incomplete)
+    return _fitting((f"{kind}{':' * (':' in known.form)}" for kind, known in KINDS.items()), incomplete)
 
 
 def layouts(incomplete: str) -> list[str]:

@@ -105,22 +105,26 @@ def take_labels(
         events = said[~_repeated(said, past)].reset_index(drop=True)
         if not reject:
             _refuse_many_rejections(events, answers["sample_id"].nunique(), file)
-        report = ImportReport(
-            file,
-            None,
-            labels=int(events["label"].notna().sum()),
-            rejections=int(events["label"].isna().sum()),
-            unanswered=int(blank.sum()),
-            images=int(events["sample_id"].nunique()),
-            repeated=len(said) - len(events),
-            **_consequences(past, events),
-        )
+        report = _report(file, past, events, unanswered=int(blank.sum()), repeated=len(said) - len(events))
         if events.empty:
             return report
         name = f"labels/{next_name(inbox, digest)}.parquet"
         make_folder(inbox / "labels")
         write_table(events, inbox / name, EVENTS)
     return replace(report, name=name)
+
+
+def _report(file: str, past: pd.DataFrame, events: pd.DataFrame, *, unanswered: int, repeated: int) -> ImportReport:
+    return ImportReport(
+        file,
+        None,
+        labels=int(events["label"].notna().sum()),
+        rejections=int(events["label"].isna().sum()),
+        unanswered=unanswered,
+        images=int(events["sample_id"].nunique()),
+        repeated=repeated,
+        **_consequences(past, events),
+    )
 
 
 def _events(taken: pd.DataFrame, when: datetime, source: str) -> pd.DataFrame:

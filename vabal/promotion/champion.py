@@ -20,7 +20,8 @@ from vabal.files import canonical_json
 from vabal.promotion import record
 from vabal.promotion.agreement import agree_with_remote, checked, refuse, state
 from vabal.promotion.comparison import Holdout, candidate_versions, challenger_version, decide_on_holdout
-from vabal.promotion.decision import CannotJudge, best
+from vabal.promotion.decision import best
+from vabal.promotion.pairs import CannotJudge
 from vabal.promotion.record import RECORD, ChampionPeriod, Entry, champions, read_record
 from vabal.promotion.registered import require_recorded_bytes
 from vabal.promotion.registry import CHAMPION, STATUS_TAG, NotPromoted, Outcome, PromotionContext, Registry

@@ -11,7 +11,8 @@ from vabal import rounds
 from vabal.errors import BRING_BACK, Unavailable, UserError
 from vabal.files import file_sha256
 from vabal.pools import TABLE_FILES
-from vabal.promotion.decision import CannotJudge, Decision, decide, holdout_digest
+from vabal.promotion.decision import Decision, decide, holdout_digest
+from vabal.promotion.pairs import CannotJudge
 from vabal.promotion.record import ChampionPeriod, Entry
 from vabal.promotion.registered import recorded_model
 from vabal.promotion.registry import CHALLENGER, Registry, Version

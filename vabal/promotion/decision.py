@@ -13,19 +13,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vabal.errors import UserError
 from vabal.files import canonical_json, sha256
 from vabal.learning.metrics import FEWEST_IMAGES, balanced_accuracy, confusion_matrix, macro_f1, recalls_by_name
-from vabal.promotion.paired import gain_lower_bound, spent_on
+from vabal.promotion.paired import spent_on
+from vabal.promotion.pairs import CLASS_ERROR, CannotJudge, Pair, labelled, labels_of
 from vabal.settings.models import PromotionSettings
 
-CLASS_ERROR = 0.05  # of a class's interval, and of "clearly worse": they hold back, so they do not widen with use
 _ROUNDING = 1e-9  # 0.95 - 0.90 is no more than 0.05, whatever floating point says
-_COLUMNS = ("sample_id", "label", "predicted_class")
-
-
-class CannotJudge(UserError):  # noqa: N818  # an answer, as much as an error
-    """The holdout does not allow a comparison yet: the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +106,10 @@ def decide(
     """
     if champion is None:
         return _decide_first(challenger, settings, classes=classes, labels=labels, use=use, rivals=rivals or {})
-    pair = _Pair.of(challenger, champion, classes, labels)
+    pair = Pair.of(challenger, champion, classes, labels)
     error = spent_on(use, 1 - settings.confidence)
     gain, lower = pair.gain(), pair.gain_lower(error)
-    check = Check(
-        "gain_lower_bound",
-        lower,
-        settings.min_gain,
-        lower > settings.min_gain + _ROUNDING,
-        f"balanced accuracy gained {gain:+.4f}, its lower bound {lower:+.4f} {_at(error, use)}, "
-        f"must be above {settings.min_gain:+.4f}",
-    )
+    check = _gain_check(gain, lower, settings.min_gain, _at(error, use))
     recall_checks, unsure = _recall_checks(pair, classes, settings.max_recall_drop)
     reasons = (check, *recall_checks)
     return Decision(
@@ -137,7 +124,7 @@ def decide(
         pair.relabelled,
         use,
         1 - error,
-        holdout_digest(_labels(challenger) if labels is None else labels),
+        holdout_digest(labels_of(challenger) if labels is None else labels),
         _not_judged(pair.images_C, classes),
         unsure,
     )
@@ -152,7 +139,7 @@ def best(
     predicted the most labelled samples; who predicted fewer than half as many is left out. Raises CannotJudge if none
     can be compared.
     """
-    known = {name: len(_labelled(table, labels, classes)) for name, table in candidates.items()}
+    known = {name: len(labelled(table, labels, classes)) for name, table in candidates.items()}
     most = max(known.values(), default=0)
     middle = next((name for name in reversed(list(candidates)) if known[name] == most), None)
     if middle is None:
@@ -162,7 +149,7 @@ def best(
         if 2 * known[name] < most:
             continue
         try:
-            gains[name] = _Pair.of(table, candidates[middle], classes, labels).gain()
+            gains[name] = Pair.of(table, candidates[middle], classes, labels).gain()
         except CannotJudge:
             if name == middle:
                 raise
@@ -183,23 +170,17 @@ def _decide_first(
     use: int,
     rivals: Mapping[str, pd.DataFrame],
 ) -> Decision:
-    pair = _Pair.of(table, table, classes, labels)
+    pair = Pair.of(table, table, classes, labels)
     figures = _figures(pair.labels_N, pair.challenger_N, classes)
     error = spent_on(use, 1 - settings.confidence) / (1 + len(rivals))  # the best of many: Bonferroni
     lower, bound = pair.level_lower(error), 1 / len(pair.judged_C)
     better = best({**rivals, "": table}, classes=classes, labels=labels)
     among = f", the best of {1 + len(rivals)} candidates" if rivals and not better else ""
-    check = Check(
-        "beats_majority_class",
-        lower,
-        bound,
-        lower > bound + _ROUNDING,
-        f"balanced accuracy {pair.level():.4f}{among}, its lower bound {lower:.4f} {_at(error, use)}, "
-        f"must be above {bound:.4f}, that of always answering the majority class",
-    )
-    reasons = [check]
+    said = f"balanced accuracy {pair.level():.4f}{among}, its lower bound {lower:.4f} {_at(error, use)}"
+    must = f"must be above {bound:.4f}, that of always answering the majority class"
+    reasons = [Check("beats_majority_class", lower, bound, lower > bound + _ROUNDING, f"{said}, {must}")]
     if better:
-        reasons.append(_rival_check(better, _Pair.of(rivals[better], table, classes, labels), settings.tolerance))
+        reasons.append(_rival_check(better, Pair.of(rivals[better], table, classes, labels), settings.tolerance))
     return Decision(
         all(check.ok for check in reasons),
         tuple(reasons),
@@ -212,78 +193,17 @@ def _decide_first(
         0,
         use,
         1 - error,
-        holdout_digest(_labels(table) if labels is None else labels),
+        holdout_digest(labels_of(table) if labels is None else labels),
         _not_judged(pair.images_C, classes),
     )
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """Two models on the labelled samples that both predicted. C classes; those with enough images are judged."""
-
-    labels_N: NDArray[np.int64]
-    challenger_N: NDArray[np.int64]
-    champion_N: NDArray[np.int64]
-    images_C: NDArray[np.int64]
-    counts_C_3: NDArray[np.int64]  # images that the challenger won, that it lost, and the others
-    seen: int
-    relabelled: int
-
-    @staticmethod
-    def of(
-        challenger: pd.DataFrame, champion: pd.DataFrame, classes: Sequence[str], labels: Mapping[str, str] | None
-    ) -> "_Pair":
-        """Raises CannotJudge if fewer than two classes can be judged."""
-        for table in (challenger, champion):
-            _check_table(table, classes)
-        # A round that could measure nothing recorded columns without a type.
-        sides = [table[list(_COLUMNS)].astype({"sample_id": object}) for table in (challenger, champion)]
-        both = sides[0].merge(sides[1], on="sample_id", suffixes=("", "_champion"), validate="one_to_one")
-        common = _labelled(both, labels, classes)
-        labels_N = _indices(common["label"], classes)
-        challenger_N = _indices(common["predicted_class"], classes)
-        champion_N = _indices(common["predicted_class_champion"], classes)
-        images_C = np.bincount(labels_N, minlength=len(classes))
-        _require_two_classes(images_C, classes)
-        outcome_N = np.where(
-            challenger_N == champion_N, 2, np.where(challenger_N == labels_N, 0, np.where(champion_N == labels_N, 1, 2))
-        )
-        counts_C_3 = np.bincount(labels_N * 3 + outcome_N, minlength=len(classes) * 3).reshape(-1, 3)
-        relabelled = int((common["label"] != common["label_champion"]).sum())
-        seen = len(challenger) + len(champion) - len(both)
-        return _Pair(labels_N, challenger_N, champion_N, images_C, counts_C_3, seen, relabelled)
-
-    @property
-    def judged_C(self) -> NDArray[np.int64]:
-        return np.flatnonzero(self.images_C >= FEWEST_IMAGES)
-
-    def gain(self) -> float:
-        won, lost, tied = self.counts_C_3[self.judged_C].T
-        return float(((won - lost) / (won + lost + tied)).mean())
-
-    def gain_lower(self, error: float) -> float:
-        return float(gain_lower_bound(self.counts_C_3[self.judged_C], error))
-
-    def drop_lower(self, index: int) -> float:
-        """By how much the challenger's recall of a class dropped at least."""
-        won, lost, tied = self.counts_C_3[index]
-        return float(gain_lower_bound([[lost, won, tied]], CLASS_ERROR, continuity=False))
-
-    def level(self) -> float:
-        """The challenger's balanced accuracy over the judged classes."""
-        return float((self._right_C()[self.judged_C] / self.images_C[self.judged_C]).mean())
-
-    def level_lower(self, error: float) -> float:
-        """Its lower bound. An answer is won or lost, so the gain runs from -1 to 1 where the accuracy does from 0."""
-        right_C = self._right_C()
-        counts_C_3 = np.stack([right_C, self.images_C - right_C, np.zeros_like(right_C)], axis=1)
-        return (1 + float(gain_lower_bound(counts_C_3[self.judged_C], error))) / 2
-
-    def _right_C(self) -> NDArray[np.int64]:
-        return np.bincount(self.labels_N[self.challenger_N == self.labels_N], minlength=len(self.images_C))
+def _gain_check(gain: float, lower: float, least: float, at: str) -> Check:
+    said = f"balanced accuracy gained {gain:+.4f}, its lower bound {lower:+.4f} {at}, must be above {least:+.4f}"
+    return Check("gain_lower_bound", lower, least, lower > least + _ROUNDING, said)
 
 
-def _rival_check(name: str, pair: _Pair, tolerance: float) -> Check:
+def _rival_check(name: str, pair: Pair, tolerance: float) -> Check:
     better = pair.gain_lower(CLASS_ERROR)
     ok = better <= tolerance + _ROUNDING
     text = f"version {name} is better by {pair.gain():+.4f}, at least {better:+.4f} {_SURE}, may be by {tolerance:+.4f}"
@@ -291,7 +211,7 @@ def _rival_check(name: str, pair: _Pair, tolerance: float) -> Check:
     return Check("best_candidate", better, tolerance, ok, text + advice)
 
 
-def _recall_checks(pair: _Pair, classes: Sequence[str], most: float) -> tuple[list[Check], tuple[str, ...]]:
+def _recall_checks(pair: Pair, classes: Sequence[str], most: float) -> tuple[list[Check], tuple[str, ...]]:
     """A check for each judged class, and the classes that fell by more than may be, but not surely."""
     checks, unsure = [], []
     for index in pair.judged_C.tolist():
@@ -317,16 +237,6 @@ def _not_judged(images_C: NDArray[np.int64], classes: Sequence[str]) -> dict[str
     return {classes[index]: int(images_C[index]) for index in np.flatnonzero(images_C < FEWEST_IMAGES).tolist()}
 
 
-def _require_two_classes(images_C: NDArray[np.int64], classes: Sequence[str]) -> None:
-    if (images_C >= FEWEST_IMAGES).sum() >= 2:
-        return
-    has = ", ".join(f"{name} {images}" for name, images in zip(classes, images_C.tolist(), strict=True) if images)
-    raise CannotJudge(
-        f"two classes with {FEWEST_IMAGES} labelled holdout images each are needed, and the models to compare "
-        f"predicted {has or 'no labelled one'}: {_MORE_LABELS}"
-    )
-
-
 def _at(error: float, use: int) -> str:
     return f"at {_percent(error)} % (the holdout was used for {use} decision{'s' if use > 1 else ''})"
 
@@ -347,41 +257,3 @@ def _figures(labels_N: NDArray[np.int64], predicted_N: NDArray[np.int64], classe
         "macro_f1": macro_f1(counts_C_C),
     }
     return figures | recalls_by_name(counts_C_C, classes)
-
-
-def _labels(table: pd.DataFrame) -> dict[str, str]:
-    named = table[table["label"].notna()]
-    return dict(zip(named["sample_id"], named["label"], strict=True))
-
-
-def _labelled(table: pd.DataFrame, labels: Mapping[str, str] | None, classes: Sequence[str]) -> pd.DataFrame:
-    """The rows that have a label today, under that label."""
-    if labels is not None:
-        table = table.assign(label=table["sample_id"].map(dict(labels)))
-    table = table[table["label"].notna()]
-    unknown = sorted(set(table["label"]) - set(classes))
-    if unknown:
-        raise UserError(f"promotion: the holdout's label {unknown[0]!r} is not in the list of classes")
-    return table
-
-
-_MORE_LABELS = (
-    "`vabal labels export` asks for those of the holdout without a label, and the next round predicts them; "
-    "how large the holdout is, `vabal init --holdout` decides"
-)
-
-
-def _check_table(table: pd.DataFrame, classes: Sequence[str]) -> None:
-    missing = [name for name in _COLUMNS if name not in table.columns]
-    if missing:
-        raise ValueError(f"holdout predictions lack the columns {missing}")
-    if table["sample_id"].duplicated().any():
-        raise ValueError("holdout predictions hold a sample twice")
-    unknown = sorted(set(table["predicted_class"]) - set(classes))
-    if unknown:
-        raise ValueError(f"predicted class {unknown[0]!r} is not in the list of classes")
-
-
-def _indices(names: "pd.Series[str]", classes: Sequence[str]) -> NDArray[np.int64]:
-    index = {name: position for position, name in enumerate(classes)}
-    return np.fromiter((index[name] for name in names), dtype=np.int64, count=len(names))

@@ -6,6 +6,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,64 +60,98 @@ def initialise(
     Raises UserError, having changed nothing, for a folder that has pools already or arguments that do not fit.
     """
     place = Workspace(root)
-    asked = {
-        **{"source": source, "imbalance": imbalance, "initial": initial, "holdout": holdout, "seed": seed},
-        **{"classes": classes, "layout": layout, "name": name, "settings": dict(settings)},
-    }
+    asked = _Asked(source, imbalance, initial, holdout, seed, classes, layout, name, dict(settings))
     reached = reached or (lambda _step: None)
     with place.lock("vabal init"):
-        if (said := _settle(place, versions, asked)) is not None:
+        if (said := _settle(place, versions, asdict(asked))) is not None:
             return said
-        if (root / "data").exists():
+        if place.data.exists():
             raise UserError(f"{root} has pools already (data/): `vabal init` makes new ones in an empty folder only")
-        opened = sources.open_source(source, classes=classes, layout=layout)
-        chosen, text = _settings(root, opened, name, seed, settings)
-        if _has_storage():
-            prepare(chosen.storage)
         temporary = place.state / f"init.{uuid.uuid4().hex}"
         try:
-            built = sources.build_pools(
-                opened,
-                imbalance=imbalance,
-                initial=initial,
-                holdout=holdout,
-                seed=chosen.seed,
-                settings=chosen,
-                folder=temporary,
-                quarantine=place.quarantine,
-                tell=tell,
-            )
-            text = _with_depth(chosen, text, built)
+            made = _build(place, asked, temporary, prepare, tell)
             reached("built")
-            arguments = {"source": opened.name, "imbalance": imbalance, "initial": initial, "holdout": holdout}
-            plan, contents = round_zero(temporary, arguments, chosen.seed)
-            sources.write_oracle(place.state / "oracle.csv", built.oracle)
             if (root / PINS).exists():
-                pinned = (root / PINS).read_text(encoding="utf-8")
-                write_bytes(_journal(place), canonical_json({"asked": asked, "pinned": pinned}))
-                return _reproduce(place, versions, temporary, plan.message, built)
-            _begin(place, asked, text, built.summary())
-            reached("begun")
-            if text is not None:
-                write_bytes(root / "params.yaml", text.encode())
-            made = versions.init(f"s3://{chosen.storage.bucket}/{chosen.storage.prefix}".rstrip("/"))
-            reached("repository")
-            versions.commit(["params.yaml", *made], "Workspace of VaB-AL")
-            reached("workspace committed")
-            publication.stage(place, plan, contents)
-            reached("staged")
+                return _reproduce(place, versions, asked, made)
+            _stage(place, versions, asked, made, reached)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return [*built.summary(), _publish(place, versions, reached)]
+        return [*made.report.summary(), _publish(place, versions, reached)]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of `initialise` that decide what is made."""
+
+    source: str
+    imbalance: str | None
+    initial: int
+    holdout: float
+    seed: int | None
+    classes: list[str] | None
+    layout: str | None
+    name: str | None
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Round 0 in a folder of its own: its settings (and the text of a new `params.yaml`), what it publishes."""
+
+    folder: Path
+    settings: Params
+    text: str | None
+    report: sources.InitReport
+    plan: Plan
+    contents: dict[str, Path]
+
+
+def _build(
+    place: Workspace,
+    asked: _Asked,
+    folder: Path,
+    prepare: Callable[[StorageSettings], None],
+    tell: Callable[[str], None] | None,
+) -> _Made:
+    opened = sources.open_source(asked.source, classes=asked.classes, layout=asked.layout)
+    chosen, text = _settings(place.root, opened, asked)
+    if _has_storage():
+        prepare(chosen.storage)
+    drawn = {"imbalance": asked.imbalance, "initial": asked.initial, "holdout": asked.holdout}
+    built = sources.build_pools(
+        opened,
+        imbalance=asked.imbalance,
+        initial=asked.initial,
+        holdout=asked.holdout,
+        seed=chosen.seed,
+        settings=chosen,
+        folder=folder,
+        quarantine=place.quarantine,
+        tell=tell,
+    )
+    plan, contents = round_zero(folder, {"source": opened.name, **drawn}, chosen.seed)
+    sources.write_oracle(place.state / "oracle.csv", built.oracle)
+    return _Made(folder, chosen, _with_depth(chosen, text, built), built, plan, contents)
+
+
+def _stage(place: Workspace, versions: Repository, asked: _Asked, made: _Made, reached: Callable[[str], None]) -> None:
+    """Settings, repository and what is to be published, noted first so that a later call can finish or undo it."""
+    digest = None if made.text is None else sha256(made.text.encode())
+    begun = {"asked": asdict(asked), "params": digest, "said": made.report.summary()}
+    write_bytes(_journal(place), canonical_json(begun))
+    reached("begun")
+    if made.text is not None:
+        write_bytes(place.root / "params.yaml", made.text.encode())
+    storage = made.settings.storage
+    kept = versions.init(f"s3://{storage.bucket}/{storage.prefix}".rstrip("/"))
+    reached("repository")
+    versions.commit(["params.yaml", *kept], "Workspace of VaB-AL")
+    reached("workspace committed")
+    publication.stage(place, made.plan, made.contents)
+    reached("staged")
 
 
 # -- one that was cut short -------------------------------------------------------------------------------------------
-
-
-def _begin(place: Workspace, asked: Mapping[str, Any], settings: str | None, said: list[str]) -> None:
-    """Note what is about to be made, so that a later call can finish it or take it away."""
-    made = None if settings is None else sha256(settings.encode())
-    write_bytes(_journal(place), canonical_json({"asked": dict(asked), "params": made, "said": said}))
 
 
 def _journal(place: Workspace) -> Path:
@@ -171,22 +206,20 @@ def _take_away(place: Workspace, plan: Plan | None, params_sha256: str | None) -
     _journal(place).unlink()
 
 
-def _settings(
-    root: Path, source: Source, name: str | None, seed: int | None, settings: Mapping[str, Any]
-) -> tuple[Params, str | None]:
+def _settings(root: Path, source: Source, asked: _Asked) -> tuple[Params, str | None]:
     """The workspace's settings, and the text of its new `params.yaml`; None where there is one already."""
     path = root / "params.yaml"
     if path.exists():
-        if settings or name or seed is not None:
+        if asked.settings or asked.name or asked.seed is not None:
             raise UserError(f"{path} exists: change the settings there instead of with --set, --name or --seed")
         return params.load(path), None
     size, channels = source.size_hint
     raw: dict[str, Any] = {"images": {"size": size, "channels": channels}}
-    if name:
-        raw["workspace"] = {"name": name}
-    if seed is not None:
-        raw["seed"] = seed
-    chosen = params.parse(params.override(raw, dict(settings)), where="--set")
+    if asked.name:
+        raw["workspace"] = {"name": asked.name}
+    if asked.seed is not None:
+        raw["seed"] = asked.seed
+    chosen = params.parse(params.override(raw, asked.settings), where="--set")
     text = params.dump(chosen)
     if params.parse(params.read_yaml(text)) != chosen:
         raise ValueError("the settings do not survive being written")
@@ -247,13 +280,12 @@ def _publish(place: Workspace, versions: Repository, reached: Callable[[str], No
     return "git tag round/0000; S3 is not up, so the first round pushes this state along"
 
 
-def _reproduce(
-    place: Workspace, versions: Repository, made: Path, message: str, built: sources.InitReport
-) -> list[str]:
+def _reproduce(place: Workspace, versions: Repository, asked: _Asked, made: _Made) -> list[str]:
     """A clone's missing `data/`, made again from its source: it must be what is pinned."""
     pinned = place.root / PINS
     expected = pinned.read_bytes()
-    made.rename(place.data)
+    write_bytes(_journal(place), canonical_json({"asked": asdict(asked), "pinned": expected.decode("utf-8")}))
+    made.folder.rename(place.data)
     versions.add()
     if pinned.read_bytes() != expected:
         shutil.rmtree(place.data)
@@ -266,9 +298,9 @@ def _reproduce(
     if _has_storage():
         versions.push()
     if manifests.tag_name(0) not in versions.tags():
-        versions.tag(manifests.tag_name(0), message)
+        versions.tag(manifests.tag_name(0), made.plan.message)
     _journal(place).unlink()
-    return [*built.summary(), f"data/ is what {PINS} pins"]
+    return [*made.report.summary(), f"data/ is what {PINS} pins"]
 
 
 def _has_storage() -> bool:

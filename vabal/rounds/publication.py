@@ -68,17 +68,7 @@ def carry_out(
     else:
         versions.defer_push()
     reached("pushed")
-    tag = tag_name(plan.round)
-    there = False  # published at the remote already, by a call that did not come to its end
-    if plan.git_remote:
-        there = _is_ours(versions, plan.git_remote, tag)
-    if not there:
-        versions.commit([PINS], plan.subject)
-        reached("committed")
-        versions.tag(tag, plan.message)
-        reached("tagged")
-        if plan.git_remote:
-            _push_git(versions, plan, tag)
+    _tag(versions, plan, reached)
     if finish:
         finish(plan)
     reached("finished")
@@ -87,6 +77,19 @@ def carry_out(
     reached("emptied")
     clear(workspace)
     return plan
+
+
+def _tag(versions: Versions, plan: Plan, reached: Callable[[str], None]) -> None:
+    """Commit and tag, here and at the git remote; nothing where the remote has them from a call that was cut short."""
+    tag = tag_name(plan.round)
+    if plan.git_remote and _is_ours(versions, plan.git_remote, tag):
+        return
+    versions.commit([PINS], plan.subject)
+    reached("committed")
+    versions.tag(tag, plan.message)
+    reached("tagged")
+    if plan.git_remote:
+        _push_git(versions, plan, tag)
 
 
 def clear(workspace: Workspace) -> None:

@@ -1,7 +1,8 @@
 """Which sources there are, by what `--source` names."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from vabal.errors import UserError
 from vabal.sources.arrays import Cifar, Digits, Npz
@@ -10,14 +11,31 @@ from vabal.sources.files import Folder
 from vabal.sources.layouts import LAYOUTS
 from vabal.sources.published import Elpv, Neu
 
+
+class Asked(NamedTuple):
+    """What stands behind a kind: the place, and what goes with it for kinds that take it."""
+
+    place: Path
+    classes: Sequence[str] | None
+    layout: str | None
+
+
+class Kind(NamedTuple):
+    """How `--source` names a kind of source, and how one is opened; whether people may name its classes."""
+
+    form: str
+    open: Callable[[Asked], Source]
+    takes_classes: bool = False
+
+
 KINDS = {
-    "digits": "digits",
-    "folder": "folder:PATH",
-    "npz": "npz:PATH",
-    "cifar10": "cifar10:ROOT",
-    "cifar100": "cifar100:ROOT",
-    "neu": "neu:ROOT",
-    "elpv": "elpv",
+    "digits": Kind("digits", lambda _: Digits()),
+    "folder": Kind("folder:PATH", lambda asked: Folder(asked.place, asked.classes, asked.layout), takes_classes=True),
+    "npz": Kind("npz:PATH", lambda asked: Npz(asked.place, asked.classes), takes_classes=True),
+    "cifar10": Kind("cifar10:ROOT", lambda asked: Cifar("cifar10", asked.place)),
+    "cifar100": Kind("cifar100:ROOT", lambda asked: Cifar("cifar100", asked.place)),
+    "neu": Kind("neu:ROOT", lambda asked: Neu(asked.place)),
+    "elpv": Kind("elpv", lambda _: Elpv()),
 }
 
 
@@ -29,24 +47,17 @@ def open_source(spec: str, classes: Sequence[str] | None = None, layout: str | N
     """
     kind, _, place = with_layout(spec, layout).partition(":")
     kind, _, layout = kind.partition("+")
-    if kind not in KINDS:
-        raise UserError(f"--source {spec!r}: unknown kind {kind!r}; known are {', '.join(KINDS.values())}")
-    if bool(place) != (":" in KINDS[kind]):
-        raise UserError(f"--source {spec!r}: expected {KINDS[kind]}")
-    if classes and kind not in ("folder", "npz"):
+    known = KINDS.get(kind)
+    if known is None:
+        forms = ", ".join(each.form for each in KINDS.values())
+        raise UserError(f"--source {spec!r}: unknown kind {kind!r}; known are {forms}")
+    if bool(place) != (":" in known.form):
+        raise UserError(f"--source {spec!r}: expected {known.form}")
+    if classes and not known.takes_classes:
         raise UserError(f"--classes: source {kind} has its own class names")
     if classes is not None and (not all(classes) or len(set(classes)) < len(classes)):
         raise UserError(f"--classes {','.join(classes)}: each class is named once, between commas")
-    path = Path(place).expanduser()
-    if kind == "folder":
-        return Folder(path, classes, layout or None)
-    if kind == "npz":
-        return Npz(path, classes)
-    if kind == "neu":
-        return Neu(path)
-    if kind.startswith("cifar"):
-        return Cifar(kind, path)
-    return Digits() if kind == "digits" else Elpv()
+    return known.open(Asked(Path(place).expanduser(), classes, layout or None))
 
 
 def with_layout(spec: str, layout: str | None) -> str:

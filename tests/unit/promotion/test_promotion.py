@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from vabal.errors import UserError
 from vabal.learning.metrics import FEWEST_IMAGES
-from vabal.promotion.decision import CannotJudge, best, decide
+from vabal.promotion.decision import best, decide
 from vabal.promotion.paired import gain_lower_bound, spent_on
+from vabal.promotion.pairs import CannotJudge
 from vabal.settings.models import PromotionSettings
 
 SETTINGS = PromotionSettings()
