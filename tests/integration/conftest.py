@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from running import RunningStack
-from workspaces import TwoNights, two_nights
+from workspaces import TwoNights, close_nurseries, two_nights
 
 from vabal.adapters import stack as local_stack
 
@@ -20,6 +20,7 @@ def running_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningS
     root = tmp_path_factory.mktemp("stack")
     local_stack.up(root)
     yield RunningStack(root)
+    close_nurseries()
     local_stack.down(root)
 
 

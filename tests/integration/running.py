@@ -11,6 +11,10 @@ class RunningStack:
     root: Path
 
     @property
+    def is_known(self) -> bool:
+        return (self.root / ".vabal" / "env").is_file()
+
+    @property
     def environment(self) -> dict[str, str]:
         lines = (self.root / ".vabal" / "env").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)

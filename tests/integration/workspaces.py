@@ -23,6 +23,7 @@ from PIL import Image
 from running import RunningStack
 from sklearn.datasets import load_digits
 
+from tests.support import forking
 from vabal.cli import app
 from vabal.labels.oracle import answer
 from vabal.settings.params import override, read_yaml
@@ -53,7 +54,31 @@ class Said:
 
 
 def run(root: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Said:
-    """The command in a process of its own, as flows need it: Prefect reads its address when it is imported."""
+    """The command in a process of its own, as flows need it: Prefect reads its address when it is imported.
+
+    It is a child of a process that has imported all, Prefect with this workspace's address: see `support.forking`.
+    """
+    given = {**os.environ, **(environment or {})}
+    stack = RunningStack(root)
+    known = {**(stack.environment if stack.is_known else {}), **given}
+    address = known.get("PREFECT_API_URL", "")
+    if not address:
+        return run_alone(root, *arguments, environment=environment)
+    if address not in _nurseries:
+        _nurseries[address] = forking.Nursery("vabal", known)
+    return Said(*_nurseries[address].run(["vabal", *arguments], folder=root, environment=given))
+
+
+_nurseries: dict[str, forking.Nursery] = {}  # by Prefect's address
+
+
+def close_nurseries() -> None:
+    while _nurseries:
+        _nurseries.popitem()[1].close()
+
+
+def run_alone(root: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Said:
+    """The command as a shell starts it: eight seconds of imports where it runs a flow."""
     done = subprocess.run(
         [sys.executable, "-m", "vabal.cli", *arguments],
         cwd=root,

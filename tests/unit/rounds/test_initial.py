@@ -1,14 +1,15 @@
 """Round 0: what it publishes, that it can be made again to the byte, and that nothing is left of one that failed."""
 
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support.forking import Nursery
 from vabal import audit, pools, rounds
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
@@ -140,41 +141,16 @@ STEPS = (
     *("tagged", "finished", "emptied"),
 )
 
-# Imports once, and forks for every call: "root <tab> source <tab> seed <tab> step to die after".
-NURSERY = """
-import os, signal, sys
-from pathlib import Path
-from vabal.adapters.versioning import Versioning
-from vabal.errors import UserError
-from vabal.rounds.initial import initialise
-
-def call(root, source, seed, dies_after):
-    def reached(step):
-        if step == dies_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-    try:
-        said = initialise(
-            Path(root), source=source, imbalance=None, initial=9, holdout=0.2, seed=int(seed), classes=None, name=None,
-            settings={"selection.budget": 7}, versions=Versioning(Path(root)), prepare=print, reached=reached,
-        )
-    except UserError as error:
-        said = [f"refused: {error}"]
-    print("; ".join(said), flush=True)
-
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        call(*line.rstrip("\\n").split("\\t"))
-        os._exit(0)
-    print("exit", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 def calls(*lines: tuple[Path, str, int, str]) -> list[str]:
     """What a row of calls ends in: each one's words, or `exit -9` for one that was killed."""
-    told = "".join("\t".join(map(str, line)) + "\n" for line in lines)
-    done = subprocess.run([sys.executable, "-c", NURSERY], input=told, capture_output=True, text=True, check=True)
-    return [line for line in done.stdout.splitlines() if line != "exit 0"]
+    nursery, said = Nursery("dying-init"), []
+    try:
+        for line in lines:
+            code, out, errors = nursery.run(["dying-init", *map(str, line)], folder=line[0], environment=os.environ)
+            said.append(out.splitlines()[-1] if code == 0 else f"exit {code}{errors}")
+    finally:
+        nursery.close()
+    return said
 
 
 def test_a_call_killed_at_any_step_is_finished_by_the_same_call_and_gives_way_to_another(
