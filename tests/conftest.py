@@ -1,10 +1,15 @@
-"""What all tests share: DVC's commands run in children of one process that has imported DVC."""
+"""What all tests share: DVC's commands run in children of one process that has imported DVC; hypothesis' settings."""
 
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import forking
+
+# On a machine that is busy with something else an example may take any time.
+settings.register_profile("busy", max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -47,7 +47,7 @@ def _all(folder: Path, chosen: argparse.Namespace) -> Iterator[Outcome]:
     """All groups, or those asked for, in an order that goes by cost."""
     if chosen.sample:
         nights = _prepared(folder, "margin")
-        yield from kills.sweep(nights, kills.plan(chosen.seed, "margin", 4, timed=False))
+        yield from kills.sweep(nights, kills.plan(chosen.seed, "margin", 4, sample=True))
         yield from surroundings.a_few(nights, chosen.seed)
         return
     wanted = set(chosen.only or GROUPS)

@@ -238,7 +238,6 @@ def test_without_a_server_the_runs_go_into_a_database_beside_the_results(
     assert not (tmp_path / "mlruns").exists()
 
 
-@pytest.mark.timeout(400)
 def test_cells_run_on_ray_as_prefect_tasks(stack: RunningStack, tmp_path: Path) -> None:
     words = ["bench", "--ray", "--source", "digits", "--imbalance", "dominant:0:0.1", "--strategies", "random,margin"]
     words += ["--seeds", "1", "--rounds", "2", "--budget", "5", "--initial", "12", "--no-mlflow", *OPTIONS]

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from workspaces import call, done, git
@@ -12,17 +13,29 @@ from tests.support.small_manifests import manifest as small_manifest
 from vabal.adapters.versioning import Versioning
 from vabal.files import canonical_json, write_bytes
 
+GIT = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}
+
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two rounds, each with a manifest and a table of its own."""
-    for name, value in (("GIT_CONFIG_GLOBAL", "/dev/null"), ("GIT_CONFIG_SYSTEM", "/dev/null")):
+def workspace(two_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two rounds, each with a manifest and a table of its own; the remote is shared, and only read."""
+    for name, value in GIT.items():
         monkeypatch.setenv(name, value)
-    root = tmp_path / "work"
+    return Path(shutil.copytree(two_rounds, tmp_path / "work", symlinks=True))
+
+
+@pytest.fixture(scope="module")
+def two_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkout")
+    with mock.patch.dict(os.environ, GIT):
+        return make(folder / "work", folder / "remote")
+
+
+def make(root: Path, remote: Path) -> Path:
     root.mkdir()
     (root / "params.yaml").write_text("seed: 0\n")
     versions = Versioning(root)
-    versions.init(str(tmp_path / "remote"))
+    versions.init(str(remote))
     versions.commit(["params.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"], "workspace")
     for number in range(2):
         write_bytes(root / "data" / "labeled.parquet", f"labels of round {number}".encode())

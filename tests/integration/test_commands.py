@@ -32,9 +32,6 @@ from workspaces import (
 from vabal.adapters.orchestration import Server
 from vabal.cli import app
 
-pytestmark = pytest.mark.timeout(600)
-
-
 # -- the two nights -----------------------------------------------------------------------------------------------
 
 

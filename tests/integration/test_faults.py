@@ -1,16 +1,16 @@
-"""A seeded sample of the sweep over faults; `make faults` runs all of it."""
+"""A seeded sample of the sweep over faults; `make faults` runs all of it.
+
+An `init` dies at each of its places in `unit/rounds/test_initial.py`, a round on servers in `test_round.py`.
+"""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.timeout(600)
 def test_a_sample_of_faults_breaks_no_promise(tmp_path: Path) -> None:
     out = tmp_path / "outcomes.json"
     command = [sys.executable, "-m", "benchmarks.faults", "--sample", "--seed", "1", "--out", str(out)]
@@ -19,7 +19,7 @@ def test_a_sample_of_faults_breaks_no_promise(tmp_path: Path) -> None:
     outcomes = json.loads(out.read_text())
     assert [outcome for outcome in outcomes if outcome["broken"]] == []
     tried = {kind: sum(item["tried"] for item in outcomes if item["kind"] == kind) for kind in _kinds(outcomes)}
-    assert tried["SIGKILL, init"] >= 12
+    assert tried["SIGKILL, init"] >= 4
     assert tried["SIGKILL, round"] >= 16
     assert {"SIGKILL, import", "SIGKILL, ingest", "SIGKILL, promote", "SIGKILL, rollback"} <= tried.keys()
     assert tried["no file beyond a limit"] >= 1

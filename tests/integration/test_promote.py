@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from running import RunningStack
+from workspaces import done, run_program
 
 from tests.support.small_manifests import manifest as small_manifest
 from vabal.adapters.tracking import Tracking
@@ -119,10 +119,7 @@ print(json.dumps([[state.type.value, state.name, state.message] for state in sta
 def test_the_flow_ends_completed_as_promoted_or_as_kept_with_the_number_that_failed(workspace: Workspace) -> None:
     publish(workspace, 1, right=150)
     publish(workspace, 2, right=120)
-    command = [sys.executable, "-c", FLOW, str(workspace.root)]
-    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    first, second = json.loads(done.stdout.splitlines()[-1])
+    first, second = json.loads(done(run_program(workspace.root, FLOW, str(workspace.root))).out.splitlines()[-1])
     assert first[:2] == ["COMPLETED", "Promoted"]
     assert second[:2] == ["COMPLETED", "Kept"]
     assert "balanced accuracy gained -0.1500, its lower bound -0." in second[2]
@@ -176,9 +173,8 @@ def test_a_cut_record_fails_the_flow_in_one_line_and_a_detached_head_moves_no_al
         promote(workspace)
     record = workspace.root / champion.RECORD
     record.write_bytes(record.read_bytes().splitlines(keepends=True)[0])
-    command = [sys.executable, "-c", FLOW, str(workspace.root)]
-    done = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, check=False)
-    kind, _name, message = json.loads(done.stdout.splitlines()[-1])[-1]
+    said = run_program(workspace.root, FLOW, str(workspace.root))
+    kind, _name, message = json.loads(said.out.splitlines()[-1])[-1]
     assert kind == "FAILED"
     assert "ends with entry 1" in message or "promotion/0002" in message
     assert "\n" not in message.strip()

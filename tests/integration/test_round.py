@@ -4,7 +4,6 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
 from running import RunningStack
 from workspaces import ask, make_workspace, picks, tags
 
@@ -22,6 +21,7 @@ STAGES = (
     "select_batch",
 )
 STEPS = ("staged", "moved", "added", "pushed", "committed", "tagged", "finished", "emptied")
+
 
 def test_a_round_killed_after_every_stage_and_step_picks_the_same_and_records_it_once(
     stack: RunningStack, tmp_path: Path

@@ -59,14 +59,28 @@ def run(root: Path, *arguments: str, environment: Mapping[str, str] | None = Non
     It is a child of a process that has imported all, Prefect with this workspace's address: see `support.forking`.
     """
     given = {**os.environ, **(environment or {})}
+    if (nursery := _nursery(root, given)) is None:
+        return run_alone(root, *arguments, environment=environment)
+    return Said(*nursery.run(["vabal", *arguments], folder=root, environment=given))
+
+
+def run_program(root: Path, program: str, *arguments: str) -> Said:
+    """A program of a test's in such a process; there must be a Prefect server."""
+    nursery = _nursery(root, os.environ)
+    assert nursery is not None
+    return Said(*nursery.run(["python", program, *arguments], folder=root, environment=os.environ))
+
+
+def _nursery(root: Path, given: Mapping[str, str]) -> forking.Nursery | None:
+    """The one whose Prefect has the address of the environment, or else of the workspace; None where there is none."""
     stack = RunningStack(root)
     known = {**(stack.environment if stack.is_known else {}), **given}
     address = known.get("PREFECT_API_URL", "")
     if not address:
-        return run_alone(root, *arguments, environment=environment)
+        return None
     if address not in _nurseries:
         _nurseries[address] = forking.Nursery("vabal", known)
-    return Said(*_nurseries[address].run(["vabal", *arguments], folder=root, environment=given))
+    return _nurseries[address]
 
 
 _nurseries: dict[str, forking.Nursery] = {}  # by Prefect's address

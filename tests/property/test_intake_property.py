@@ -23,7 +23,7 @@ from vabal.labels import arrivals, inbox
 from vabal.settings.models import Params, PoolSettings
 from vabal.sources import ingestion
 
-FEW = settings(deadline=None, max_examples=20)
+FEW = settings(max_examples=12)
 CELLS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), max_size=8)
 IDS = CELLS.filter(lambda text: text not in ("", "\ufeff"))
 

@@ -50,7 +50,7 @@ def pools_and_events(draw: st.DrawFn) -> tuple[Pools, pd.DataFrame]:
     return made, pools.typed(table.assign(labeled_at=WHEN, source="file"), pools.EVENTS)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(pools_and_events())
 def test_events_at_once_or_one_by_one_end_in_the_same_pools(case: tuple[Pools, pd.DataFrame]) -> None:
     made, events = case
@@ -66,7 +66,7 @@ def test_events_at_once_or_one_by_one_end_in_the_same_pools(case: tuple[Pools, p
     assert totals == {name: getattr(report, name) for name in totals}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(pools_and_events())
 def test_intake_loses_no_sample_moves_no_holdout_and_keeps_the_last_word(case: tuple[Pools, pd.DataFrame]) -> None:
     made, events = case
@@ -82,7 +82,7 @@ def test_intake_loses_no_sample_moves_no_holdout_and_keeps_the_last_word(case: t
         assert standing.get(row.sample_id) == (row.label if isinstance(row.label, str) else None)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(some_pools())
 def test_pools_survive_their_files(made: Pools) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def test_pools_survive_their_files(made: Pools) -> None:
 VALUES = st.one_of(st.none(), st.floats(allow_nan=False), st.integers(-(2**60), 2**60).map(float))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.dictionaries(NAMES, st.tuples(VALUES, st.one_of(st.none(), NAMES)), min_size=1, max_size=8))
 def test_a_digest_depends_on_the_rows_and_not_on_their_order(rows: dict[str, tuple[object, object]]) -> None:
     table = pd.DataFrame([(key, *values) for key, values in rows.items()], columns=["key", "number", "text"])
@@ -106,7 +106,7 @@ def test_a_digest_depends_on_the_rows_and_not_on_their_order(rows: dict[str, tup
     assert pools.table_digest(changed, ["key"]) != digest
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(some_pools(), st.integers(1, 5))
 def test_what_is_asked_for_is_open_until_it_is_answered(made: Pools, count: int) -> None:
     available = made.unlabeled.loc[made.unlabeled["status"] == "available", "sample_id"].tolist()[:count]

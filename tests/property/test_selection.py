@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vabal.strategies import Candidates, pick
@@ -38,7 +38,6 @@ def ids_of(picks: Candidates) -> list[str]:
 
 
 @given(pools(), st.integers(1, 60), st.sampled_from(RULES), st.floats(0.01, 10), st.integers(0, 2**31 - 1))
-@settings(deadline=None)
 def test_picks_are_distinct_available_and_as_many_as_asked_for(
     pool: Candidates, budget: int, rule: Any, beta: float, seed: int
 ) -> None:
@@ -48,7 +47,6 @@ def test_picks_are_distinct_available_and_as_many_as_asked_for(
 
 
 @given(pools(), st.integers(1, 20), st.sampled_from(RULES), st.integers(0, 99), st.data())
-@settings(deadline=None)
 def test_picks_do_not_depend_on_the_pool_s_order_or_its_shards(
     pool: Candidates, budget: int, rule: Any, seed: int, data: st.DataObject
 ) -> None:
@@ -59,13 +57,11 @@ def test_picks_do_not_depend_on_the_pool_s_order_or_its_shards(
 
 
 @given(pools(), st.integers(1, 20), st.sampled_from(RULES), st.integers(0, 99))
-@settings(deadline=None)
 def test_the_same_seed_picks_the_same(pool: Candidates, budget: int, rule: Any, seed: int) -> None:
     assert ids_of(pick(pool, budget, rule, 1.0, seed)) == ids_of(pick(pool, budget, rule, 1.0, seed))
 
 
 @given(pools(), st.integers(1, 40))
-@settings(deadline=None)
 def test_no_candidate_left_out_by_top_k_scores_above_one_that_is_picked(pool: Candidates, budget: int) -> None:
     picks = pick(pool, budget, "topk")
     left_out = set(pool.sample_ids) - set(ids_of(picks))
@@ -89,7 +85,6 @@ def test_quotas_sum_to_the_budget_and_never_exceed_a_class(budget: int, classes:
 
 
 @given(pools(), st.integers(1, 40))
-@settings(deadline=None)
 def test_quotas_take_the_best_of_each_class(pool: Candidates, budget: int) -> None:
     picks = pick(pool, budget, "quota")
     assert picks.vae_class_N is not None

@@ -89,7 +89,7 @@ def cut(shard: Shard, rows: Any, cuts: list[int]) -> list[Shard]:
 @pytest.mark.parametrize("name", NAMES)
 def test_picks_are_distinct_available_as_many_as_asked_for_and_derived_from_what_is_written(name: str) -> None:
     @given(rounds(), st.data())
-    @settings(deadline=None, max_examples=FEW.get(name, EXAMPLES), database=None)
+    @settings(max_examples=FEW.get(name, EXAMPLES), database=None)
     def holds(a_round: tuple[Shard, Context, int], data: st.DataObject) -> None:
         pool, context, budget = a_round
         cuts = sorted(data.draw(st.lists(st.integers(0, len(pool)), max_size=3)))
@@ -114,7 +114,7 @@ def test_picks_are_distinct_available_as_many_as_asked_for_and_derived_from_what
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_picks_the_same_in_whatever_order_and_shards_the_pool_comes(name: str) -> None:
     @given(rounds(), st.data())
-    @settings(deadline=None, max_examples=FEW.get(name, EXAMPLES), database=None)
+    @settings(max_examples=FEW.get(name, EXAMPLES), database=None)
     def holds(a_round: tuple[Shard, Context, int], data: st.DataObject) -> None:
         pool, context, budget = a_round
         first, written = select(name, [pool], context, budget)

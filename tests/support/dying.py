@@ -1,4 +1,4 @@
-"""An `init` and a round that are killed at a place, as `Nursery("dying-init")` and `Nursery("dying-round")` run them."""
+"""An `init` and a round that are killed at a place: what `Nursery("dying-init")` and `("dying-round")` run."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def initialise(root: str, source: str, seed: str, dies_after: str) -> int:
 
 
 def round_(root: str, dies_after: str) -> int:
-    """The flow in `root`; how it ended is printed. It may die after a stage, the registration or a step of publishing."""
+    """The flow in `root`; how it ended is printed. It may die after a stage, the registration, a step of publishing."""
     from vabal.flows.round import active_learning_round
 
     if dies_after:
@@ -54,8 +54,8 @@ def round_(root: str, dies_after: str) -> int:
 
 
 def _die_after(where: str) -> None:
-    from vabal.flows import tasks
     from vabal import rounds
+    from vabal.flows import tasks
     from vabal.rounds import steps
 
     if hasattr(steps, where):

@@ -114,7 +114,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 @contextlib.contextmanager
 def dvc_nursery() -> Iterator[None]:
-    """`python -m dvc` is a child of a nursery, started when it is first needed: here, and in other nurseries' children."""
+    """`python -m dvc` is a child of a nursery, started at the first one, here and in other nurseries' children."""
     real, started = processes.run, []
 
     def address() -> str:
@@ -221,17 +221,21 @@ def _be(request: Mapping[str, Any]) -> NoReturn:
 
 
 def _call(command: Sequence[str]) -> int:
-    """The command itself; an exit code."""
+    """The command itself (`python PROGRAM WORDS` runs a program of a test's); an exit code."""
     kind, *words = command
     if kind == "dvc":
         from dvc import cli
 
         return int(cli.main(words) or 0)
+    sys.argv = list(command)
     if kind == "vabal":
         from vabal.cli import app
 
-        sys.argv = list(command)
         app.main()
+        return 0
+    if kind == "python":
+        program, *sys.argv[1:] = words
+        exec(compile(program, "<program>", "exec"), {"__name__": "__main__"})  # noqa: S102 -- as `python -c` does
         return 0
     from tests.support import dying
 
@@ -239,7 +243,7 @@ def _call(command: Sequence[str]) -> int:
 
 
 def _warm_up() -> None:
-    """Import what a child imports for DVC's commands; the commands themselves leave threads and caches, in the child."""
+    """Import what a child imports for DVC's commands, which leave their threads and caches in that child."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:

@@ -274,7 +274,7 @@ def test_weights_of_another_architecture_than_the_configuration_are_refused(weig
         read_weights(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(position=st.integers(0, 3000), value=st.integers(0, 255))
 def test_a_byte_changed_in_the_header_never_raises_anything_but_a_valueerror_or_reads_a_network(
     weights: Path, tmp_path_factory: pytest.TempPathFactory, position: int, value: int

@@ -141,6 +141,7 @@ STEPS = (
     *("tagged", "finished", "emptied"),
 )
 
+
 def calls(*lines: tuple[Path, str, int, str]) -> list[str]:
     """What a row of calls ends in: each one's words, or `exit -9` for one that was killed."""
     nursery, said = Nursery("dying-init"), []

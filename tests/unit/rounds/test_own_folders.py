@@ -61,7 +61,7 @@ def _tree(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.tuples(FOLDERS, NEARLY, st.sampled_from(["file", "folder", "link"])), min_size=1, max_size=12))
 def test_clearing_up_leaves_every_foreign_file_as_it_is(
     tmp_path_factory: pytest.TempPathFactory, foreign: set[tuple[str, str, str]]

@@ -56,7 +56,7 @@ def field(low: int, high: int) -> st.SearchStrategy[str]:
     return st.one_of(st.just("*"), number, st.lists(number, min_size=1, max_size=3).map(",".join), steps)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.tuples(
         field(0, 61), field(0, 25), field(27, 32), st.sampled_from(["*", "2", "4,6", "2,feb", "1-3"]), field(0, 8)
