@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from tests.support import forking
 
 # On a machine that is busy with something else an example may take any time.
-settings.register_profile("busy", max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("busy", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.strategies.test_strategies import Settings
+from tests.support.small_shards import Settings
 from vabal import strategies
 from vabal.probabilities import ClassTerms
 from vabal.settings.models import ProbabilitySettings

@@ -55,7 +55,7 @@ def round_(root: str, dies_after: str) -> int:
 
 def _die_after(where: str) -> None:
     from vabal import rounds
-    from vabal.flows import tasks
+    from vabal.adapters.tracking import Tracking
     from vabal.rounds import steps
 
     if hasattr(steps, where):
@@ -63,7 +63,7 @@ def _die_after(where: str) -> None:
     elif where == "staged":
         rounds.stage = _dying(rounds.stage)
     elif where == "registered":
-        tasks.Tracking.register = _dying(tasks.Tracking.register)  # type: ignore[method-assign]
+        Tracking.register = _dying(Tracking.register)  # type: ignore[method-assign]
     else:
         real = rounds.carry_out
 

@@ -115,7 +115,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
 @contextlib.contextmanager
 def dvc_nursery() -> Iterator[None]:
     """`python -m dvc` is a child of a nursery, started at the first one, here and in other nurseries' children."""
-    real, started = processes.run, []
+    real, started = processes.run, list[Nursery]()
 
     def address() -> str:
         if not started:

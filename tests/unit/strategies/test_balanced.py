@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.support import small_shards
 from vabal import strategies
-from vabal.settings.models import SelectionSettings
 from vabal.strategies import Candidates, Context, Labeled, Needs, ScoringStrategy, SequentialStrategy, Shard
 from vabal.strategies.balanced import Balanced, fill
-
-
-class Settings:
-    selection = SelectionSettings()
 
 
 class ByNumber(ScoringStrategy):
@@ -40,14 +36,10 @@ class Backwards(SequentialStrategy):
 
 def context(predicted: list[int], labels: list[int], parts: int = 1, **more: Any) -> Context:
     """Candidates s0, s1, ... with these predicted classes, and labels."""
-    ids = np.array([f"s{row}" for row in range(len(predicted))], dtype=object)
+    ids = small_shards.names("s", len(predicted))
     logits = np.eye(4, dtype=np.float32)[np.asarray(predicted, dtype=int)] * np.linspace(1, 4, len(ids))[:, None]
-    shards = [
-        Shard(ids[rows], logits_N_C=logits[rows].astype(np.float32))
-        for rows in np.array_split(np.arange(len(ids)), parts)
-    ]
-    labeled = Labeled(np.zeros((len(labels), 1)), np.asarray(labels, dtype=int))
-    return Context(lambda: iter(shards), Settings(), seed=3, labeled=labeled, **more)
+    shards = small_shards.in_parts(Shard(ids, logits_N_C=logits.astype(np.float32)), parts)
+    return small_shards.context(*shards, labeled=small_shards.labeled(labels), **more)
 
 
 def written(strategy: Any, found: Context, budget: int) -> tuple[strategies.Selection, list[Candidates]]:
@@ -149,7 +141,7 @@ def test_nothing_labelled_fills_evenly_and_no_candidates_give_no_picks() -> None
     assert classes(selection) == [1, 1, 1]
     empty, _ = written(Balanced(ByNumber()), context([], [0, 1]), 3)
     assert empty.sample_ids == []
-    nothing = Context(lambda: iter(()), Settings(), seed=0, labeled=Labeled(np.zeros((0, 1)), np.zeros(0, dtype=int)))
+    nothing = small_shards.context(seed=0, labeled=small_shards.labeled([]))
     for inner in (ByNumber(), Backwards()):
         assert Balanced(inner).select(nothing, 2).sample_ids == []
 

@@ -1,21 +1,16 @@
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support.small_shards import context
 from vabal import strategies
 from vabal.errors import UserError
-from vabal.settings.models import SelectionSettings
-from vabal.strategies import Context, Needs, Shard
+from vabal.strategies import Needs, Shard
 from vabal.strategies.bald import BaldStrategy, mutual_information
 from vabal.strategies.power_bald import PowerBaldStrategy
-
-
-@dataclass(frozen=True)
-class Settings:
-    selection: SelectionSettings
 
 
 def entropy(*probabilities: float) -> float:
@@ -32,10 +27,6 @@ def shard_of(posteriors_T_N_C: Any, ids: Any = None) -> Shard:
         predictive_N_C=posteriors.mean(axis=0),
         expected_entropy_N=entropies_T_N.mean(axis=0),
     )
-
-
-def context(*shards: Shard, beta: float = 1.0, seed: int = 0) -> Context:
-    return Context(shards=lambda: iter(shards), settings=Settings(SelectionSettings(beta=beta)), seed=seed)
 
 
 def random_shard(samples: int = 60, seed: int = 0) -> Shard:
@@ -82,7 +73,7 @@ def test_bald_picks_the_most_information_first_and_names_what_the_classifier_pre
 def test_power_bald_scores_the_logarithm_and_samples_at_a_beta_of_one_whatever_is_set() -> None:
     shard = random_shard()
     written: list[strategies.Candidates] = []
-    given = replace(context(shard, beta=7.0), write=written.append)
+    given = replace(context(shard, seed=0, selection={"beta": 7.0}), write=written.append)
     selection = PowerBaldStrategy().select(given, 5)
     np.testing.assert_allclose(written[0].score_N, np.log(mutual_information(shard)))
     assert (selection.rule, selection.beta) == ("gumbel", 1.0)

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.unit.strategies.test_strategies import context
+from tests.support.small_shards import context
 from vabal import strategies
 from vabal.errors import UserError
 from vabal.strategies import Candidates, Labeled, Shard, coreset

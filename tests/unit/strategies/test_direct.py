@@ -5,29 +5,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.support import small_shards
 from vabal import strategies
-from vabal.settings.models import SelectionSettings
 from vabal.strategies import Context, Labeled, Shard
 from vabal.strategies.direct import nearest, separation
 
 INFINITY = float("inf")
 
 
-class Settings:
-    selection = SelectionSettings()
-
-
 def context(candidates: Any, known: Any, labels: Any, seed: int = 0) -> Context:
     """Candidates c0, c1, ... and labelled samples, given by their probabilities."""
     candidates, known = np.asarray(candidates, dtype=float), np.asarray(known, dtype=float)
-    ids = np.array([f"c{row}" for row in range(len(candidates))], dtype=object)
-    shard = Shard(ids, logits_N_C=np.log(candidates).astype(np.float32))
-    labeled = Labeled(
-        np.zeros((len(known), 1)),
-        np.asarray(labels, dtype=int),
-        logits_N_C=np.log(known.reshape(-1, candidates.shape[1])).astype(np.float32),
-    )
-    return Context(lambda: iter([shard]), Settings(), seed=seed, labeled=labeled)
+    shard = Shard(small_shards.names("c", len(candidates)), logits_N_C=np.log(candidates).astype(np.float32))
+    known = np.log(known.reshape(-1, candidates.shape[1])).astype(np.float32)
+    return small_shards.context(shard, seed=seed, labeled=small_shards.labeled(labels, logits_N_C=known))
 
 
 def two_classes(*first: float) -> list[list[float]]:
@@ -155,7 +146,7 @@ def test_nothing_labelled_or_one_class_only_is_no_obstacle() -> None:
 def test_a_context_without_labelled_logits_is_refused() -> None:
     complete = context(two_classes(0.3), two_classes(0.9), [0])
     with pytest.raises(ValueError, match="direct: the context must carry the labelled pool with its logits"):
-        strategies.get("direct").select(Context(complete.shards, Settings(), 0), 1)
+        strategies.get("direct").select(small_shards.context(*complete.shards()), 1)
 
 
 def test_picks_depend_on_neither_the_order_nor_the_shards_of_either_pool() -> None:
@@ -167,7 +158,7 @@ def test_picks_depend_on_neither_the_order_nor_the_shards_of_either_pool() -> No
     def chosen(order: NDArray[Any], known: NDArray[Any], parts: int) -> list[str]:
         shards = [Shard(ids[rows], logits_N_C=shard_logits[rows]) for rows in np.array_split(order, parts)]
         labeled = Labeled(np.zeros((9, 1)), labels[known], logits_N_C=known_logits[known])
-        return picks(Context(lambda: iter(shards), Settings(), seed=5, labeled=labeled), 25)
+        return picks(small_shards.context(*shards, seed=5, labeled=labeled), 25)
 
     straight = chosen(np.arange(60), np.arange(9), 1)
     assert len(set(straight)) == 25

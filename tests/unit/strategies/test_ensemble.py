@@ -1,28 +1,18 @@
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support.small_shards import context
 from vabal import strategies
-from vabal.settings.models import SelectionSettings
-from vabal.strategies import Context, Needs, Shard
+from vabal.strategies import Needs, Shard
 from vabal.strategies.ensemble import EnsembleStrategy
-
-
-@dataclass(frozen=True)
-class Settings:
-    selection: SelectionSettings = SelectionSettings()  # noqa: RUF009 -- frozen
 
 
 def shard_of(votes: Any, ids: Any = None) -> Shard:
     votes_N_C = np.asarray(votes, dtype=np.int32).reshape(-1, 3)
     names = [f"s{row}" for row in range(len(votes_N_C))] if ids is None else ids
     return Shard(np.array(names, dtype=object), logits_N_C=votes_N_C.astype(np.float32), votes_N_C=votes_N_C)
-
-
-def context(*shards: Shard, seed: int = 0) -> Context:
-    return Context(shards=lambda: iter(shards), settings=Settings(), seed=seed)
 
 
 VOTES = [[5, 0, 0], [0, 4, 1], [1, 3, 1], [2, 2, 1], [1, 0, 4]]

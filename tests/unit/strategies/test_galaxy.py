@@ -6,15 +6,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.support import small_shards
 from vabal import strategies
 from vabal.errors import UserError
-from vabal.settings.models import SelectionSettings
 from vabal.strategies import Context, Labeled, Shard
 from vabal.strategies.galaxy import LinearGraph, confidence
-
-
-class Settings:
-    selection = SelectionSettings()
 
 
 def logits(probabilities: Any) -> NDArray[np.float32]:
@@ -24,14 +20,10 @@ def logits(probabilities: Any) -> NDArray[np.float32]:
 def context(candidates: Any, known: Any, labels: Any, seed: int = 0, parts: int = 1) -> Context:
     """Candidates c0, c1, ... and labelled samples, given by their probabilities."""
     candidates = np.asarray(candidates, dtype=np.float32)
-    ids = np.array([f"c{row}" for row in range(len(candidates))], dtype=object)
-    shards = [
-        Shard(ids[rows], logits_N_C=logits(candidates[rows]))
-        for rows in np.array_split(np.arange(len(candidates)), parts)
-    ]
+    whole = Shard(small_shards.names("c", len(candidates)), logits_N_C=logits(candidates))
     known = np.asarray(known, dtype=np.float32).reshape(-1, candidates.shape[1])
-    labeled = Labeled(np.zeros((len(known), 1)), np.asarray(labels, dtype=int), logits_N_C=logits(known))
-    return Context(lambda: iter(shards), Settings(), seed=seed, labeled=labeled)
+    labeled = small_shards.labeled(labels, logits_N_C=logits(known))
+    return small_shards.context(*small_shards.in_parts(whole, parts), seed=seed, labeled=labeled)
 
 
 def two_classes(*first: float) -> list[list[float]]:
@@ -144,7 +136,7 @@ def test_a_context_without_labelled_logits_is_refused() -> None:
     complete = context(two_classes(0.3), two_classes(0.9), [0])
     for labeled in (None, Labeled(np.zeros((1, 1)), np.array([0]))):
         with pytest.raises(ValueError, match="galaxy: the context must carry the labelled pool with its logits"):
-            strategies.get("galaxy").select(Context(complete.shards, Settings(), 0, labeled=labeled), 1)
+            strategies.get("galaxy").select(small_shards.context(*complete.shards(), labeled=labeled), 1)
 
 
 def test_labelled_logits_that_are_not_finite_are_refused_with_the_sample_named() -> None:
@@ -152,7 +144,7 @@ def test_labelled_logits_that_are_not_finite_are_refused_with_the_sample_named()
     ids = np.array(["bad"], dtype=object)
     broken = Labeled(np.zeros((1, 1)), np.array([0]), sample_ids=ids, logits_N_C=np.array([[np.nan, 0.0]]))
     with pytest.raises(UserError, match="bad"):
-        strategies.get("galaxy").select(Context(complete.shards, Settings(), 0, labeled=broken), 1)
+        strategies.get("galaxy").select(small_shards.context(*complete.shards(), labeled=broken), 1)
 
 
 # -- what holds for every pool ----------------------------------------------------------------------------------
@@ -168,7 +160,7 @@ def test_picks_depend_on_neither_the_order_nor_the_shards_of_either_pool(classes
     def chosen(order: NDArray[Any], known: NDArray[Any], parts: int) -> list[str]:
         shards = [Shard(ids[rows], logits_N_C=shard_logits[rows]) for rows in np.array_split(order, parts)]
         labeled = Labeled(np.zeros((9, 1)), labels[known], logits_N_C=known_logits[known])
-        return picks(Context(lambda: iter(shards), Settings(), seed=5, labeled=labeled), 25)
+        return picks(small_shards.context(*shards, seed=5, labeled=labeled), 25)
 
     straight = chosen(np.arange(60), np.arange(9), 1)
     assert len(set(straight)) == 25

@@ -1,17 +1,10 @@
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
+from tests.support.small_shards import context
 from vabal import strategies
-from vabal.settings.models import SelectionSettings
-from vabal.strategies import Context, Needs, Shard
+from vabal.strategies import Needs, Shard
 from vabal.strategies.learning_loss import LearningLossStrategy
-
-
-@dataclass(frozen=True)
-class Settings:
-    selection: SelectionSettings = SelectionSettings()  # noqa: RUF009 -- frozen
 
 
 def shard_of(*losses: float) -> Shard:
@@ -20,10 +13,6 @@ def shard_of(*losses: float) -> Shard:
         logits_N_C=np.tile([0.0, 1.0], (len(losses), 1)),
         predicted_loss_N=np.array(losses, dtype=np.float32),
     )
-
-
-def context(shard: Shard) -> Context:
-    return Context(shards=lambda: iter([shard]), settings=Settings(), seed=0)
 
 
 def test_the_largest_predicted_losses_are_picked_also_where_all_are_negative() -> None:

@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.unit.strategies.test_strategies import context
+from tests.support.small_shards import context
 from vabal import strategies
 from vabal.strategies import Candidates, Shard
 

@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.support import small_shards
 from vabal import strategies
-from vabal.settings.models import SelectionSettings
 from vabal.strategies import Candidates, Context, Labeled, Needs, ScoringStrategy, SequentialStrategy, Shard
 from vabal.strategies.stochastic import Stochastic
-
-
-class Settings:
-    selection = SelectionSettings()
 
 
 class ByNumber(ScoringStrategy):
@@ -49,14 +45,11 @@ class Backwards(SequentialStrategy):
 
 def context(samples: int, parts: int = 1, seed: int = 3) -> Context:
     """Candidates s0, s1, ...: odd ones are of class 1."""
-    ids = np.array([f"s{row}" for row in range(samples)], dtype=object)
+    ids = small_shards.names("s", samples)
     logits = np.eye(2, dtype=np.float32)[np.arange(samples) % 2] * np.linspace(1, 4, samples, dtype=np.float32)[:, None]
-    shards = [
-        Shard(ids[rows], logits_N_C=logits[rows], features_N_D=logits[rows])
-        for rows in np.array_split(np.arange(samples), parts)
-    ]
+    shards = small_shards.in_parts(Shard(ids, logits_N_C=logits, features_N_D=logits), parts)
     labeled = Labeled(np.zeros((3, 2), dtype=np.float32), np.array([0, 0, 1]))
-    return Context(lambda: iter(shards), Settings(), seed=seed, labeled=labeled)
+    return small_shards.context(*shards, seed=seed, labeled=labeled)
 
 
 def written(strategy: Any, found: Context, budget: int) -> tuple[strategies.Selection, list[Candidates]]:
@@ -148,7 +141,7 @@ def test_a_wrapper_asks_for_what_the_inner_strategy_needs_and_posteriors() -> No
 
 
 def test_no_candidates_give_no_picks_and_few_candidates_are_all_picked() -> None:
-    nothing = Context(lambda: iter(()), Settings(), seed=0)
+    nothing = small_shards.context(seed=0)
     assert Stochastic(ByNumber()).select(nothing, 2).sample_ids == []
     assert Stochastic(Backwards()).select(nothing, 2).sample_ids == []
     few = Stochastic(ByNumber()).select(context(3), 5)

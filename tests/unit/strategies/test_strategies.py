@@ -1,6 +1,6 @@
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,50 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
+from tests.support.small_shards import context, rows_of, shard
 from vabal import strategies
 from vabal.errors import UserError
 from vabal.probabilities import ClassTerms
-from vabal.settings.models import ProbabilitySettings, SelectionSettings
-from vabal.strategies import Candidates, Context, Shard
+from vabal.strategies import Candidates, Shard
 from vabal.strategies.batch import hash_ids
 from vabal.strategies.quotas import allot
 
 NAMES = ("cat", "dog", "eel")
-
-
-@dataclass(frozen=True)
-class Settings:
-    probabilities: ProbabilitySettings = ProbabilitySettings(likelihood_reduction="sum")  # noqa: RUF009 -- frozen
-    selection: SelectionSettings = SelectionSettings()  # noqa: RUF009
-
-
-def shard(samples: int = 50, seed: int = 0) -> Shard:
-    numbers = np.random.default_rng(seed)
-    return Shard(
-        sample_ids=np.array([f"s{seed}-{row}" for row in range(samples)], dtype=object),
-        logits_N_C=numbers.normal(size=(samples, 3)).astype(np.float32),
-        features_N_D=numbers.normal(size=(samples, 4)).astype(np.float32),
-        log_likelihood_N_C=numbers.normal(-5, 2, size=(samples, 3)).astype(np.float32),
-        vae_class_N=numbers.integers(0, 3, samples),
-    )
-
-
-def rows_of(whole: Shard, rows: Any) -> Shard:
-    columns = {field.name: getattr(whole, field.name) for field in fields(Shard)}
-    return Shard(**{name: values if values is None else values[rows] for name, values in columns.items()})
-
-
-TERMS = ClassTerms(torch.tensor([0.7, 0.2, 0.1]).double().log(), torch.tensor([0.9, 0.5, 0.4]).double().log())
-
-
-def context(*shards: Shard, **settings: Any) -> Context:
-    chosen = Settings(
-        ProbabilitySettings(**{"likelihood_reduction": "sum", **settings.pop("probabilities", {})}),
-        SelectionSettings(**settings.pop("selection", {})),
-    )
-    return Context(shards=lambda: iter(shards), settings=chosen, seed=3, class_terms=TERMS, **settings)
 
 
 # -- finding them -----------------------------------------------------------------------------------------------

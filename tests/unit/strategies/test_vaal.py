@@ -6,14 +6,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.support import small_shards
 from vabal import strategies
-from vabal.settings.models import SelectionSettings
 from vabal.strategies import Candidates, Context, Labeled, Shard, vaal
 from vabal.strategies.vaal import ImageVAE, Scaling, canvas, discriminator, side_for, steps, train
-
-
-class Settings:
-    selection = SelectionSettings()
 
 
 @pytest.fixture
@@ -27,14 +23,13 @@ def pictures(count: int, side: int = 8, channels: int = 1, seed: int = 0) -> NDA
 
 
 def context(images: NDArray[np.uint8], known: NDArray[np.uint8] | None, seed: int = 0, **more: Any) -> Context:
-    ids = np.array([f"s{row}" for row in range(len(images))], dtype=object)
+    ids = small_shards.names("s", len(images))
     shard = Shard(ids, logits_N_C=np.zeros((len(images), 3), dtype=np.float32), images_N_H_W_K=images)
     labeled = None
     if known is not None:
-        names = np.array([f"k{row}" for row in range(len(known))], dtype=object)
-        labels = np.zeros(len(known), dtype=int)
-        labeled = Labeled(np.zeros((len(known), 1)), labels, sample_ids=names, images_N_H_W_K=known)
-    return Context(lambda: iter([shard]), Settings(), seed=seed, labeled=labeled, **more)
+        names = small_shards.names("k", len(known))
+        labeled = small_shards.labeled([0] * len(known), sample_ids=names, images_N_H_W_K=known)
+    return small_shards.context(shard, seed=seed, labeled=labeled, **more)
 
 
 def scored(found: Context, budget: int = 5) -> tuple[list[str], dict[str, float]]:
