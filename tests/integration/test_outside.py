@@ -14,7 +14,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.unit.audit.test_audit import Books
+from tests.support.small_books import Books
 from vabal import audit
 from vabal.adapters.storage import Anchor, Bucket
 from vabal.adapters.versioning import Versioning

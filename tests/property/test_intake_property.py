@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.label_files import FORMATS, Given, exported, imported, stand, taken
 from tests.support.small_pools import WHEN, file_of, picture, small_pools
-from tests.unit.labels.test_inbox import FORMATS, Given, exported, imported, stand, taken
 from vabal import images, pools, sources
 from vabal.errors import UserError
 from vabal.images import DecodedShards

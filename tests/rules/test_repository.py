@@ -128,3 +128,11 @@ def test_writing_the_page_puts_it_where_it_was_asked_for(tmp_path: Path, monkeyp
     monkeypatch.setattr("sys.argv", ["reference", str(tmp_path / "settings.md")])
     reference.main()
     assert (tmp_path / "settings.md").read_text(encoding="utf-8") == reference.page()
+
+
+def test_no_test_module_imports_another_one() -> None:
+    """What two of them need stands in `tests/support` (or `tests/integration/workspaces.py`)."""
+    test_module = re.compile(r"^\s*(?:from|import) +(?:tests\.\w+\.)*(?:\w+\.)*test_\w+", re.MULTILINE)
+    assert test_module.search("from tests.unit.labels.test_inbox import taken")
+    found = [path for path in files(".py") if path.parts[0] == "tests" and test_module.search(text_of(path) or "")]
+    assert found == []

@@ -2,10 +2,15 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tests.support.small_pools import file_of, picture
+from vabal import sources
+from vabal.settings.models import Params
+from vabal.sources import InitReport
+from vabal.sources.base import Source
 
 NEU_FOLDERS = ("cr", "gg", "in", "pa", "ps", "rp", "rs", "sc", "sp")
 ELPV_KINDS = [
@@ -69,3 +74,9 @@ def _batch(path: Path, seed: int, labels: dict[str, list[int]]) -> None:
 
 def _pickle(path: Path, content: object) -> None:
     path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def build(source: Source, folder: Path, **changes: Any) -> InitReport:
+    """The pools of a source, with arguments that fit a few images."""
+    chosen: dict[str, Any] = {"imbalance": None, "initial": 4, "holdout": 0.25, "seed": 0, "settings": Params()}
+    return sources.build_pools(source, folder=folder, **{**chosen, **changes})

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_rounds import Recording
 
+from tests.support.recording import Recording
 from tests.support.small_pools import WHEN, file_of, picture, small_pools
 from vabal import files, images, pools, rounds
 from vabal.benchmark import cells, grids

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_champion import CLASSES, Killed, MemoryRegistry, Place, cut, even, make_place, mend
 
+from tests.support.small_registry import CLASSES, Killed, MemoryRegistry, Place, cut, even, make_place, mend
 from vabal.adapters.versioning import Versioning
 from vabal.audit import selections
 from vabal.audit.witnesses import check_decisions

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.support.small_pools import file_of, picture, small_pools
-from tests.unit.sources.test_sources import build
+from tests.support.small_sources import build
 from vabal import pools, sources
 from vabal.benchmark import cells
 from vabal.errors import UserError, shown

@@ -11,16 +11,12 @@ import pytest
 from sklearn.datasets import load_digits
 
 from tests.support.small_pools import file_of, picture
+from tests.support.small_sources import build
 from vabal import images, pools, sources
 from vabal.errors import UserError
 from vabal.settings.models import ImageSettings, Params
-from vabal.sources import Imbalance, InitReport, cifar, open_source
+from vabal.sources import Imbalance, cifar, open_source
 from vabal.sources.base import Item, Source, natural, sample_id_of
-
-
-def build(source: Source, folder: Path, **changes: Any) -> InitReport:
-    chosen: dict[str, Any] = {"imbalance": None, "initial": 4, "holdout": 0.25, "seed": 0, "settings": Params()}
-    return sources.build_pools(source, folder=folder, **{**chosen, **changes})
 
 
 def class_folders(root: Path, **counts: int) -> Path:
