@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.rules.repository import ROOT
-from tests.rules.test_imports import core_modules
+from tests.rules.repository import ROOT, core_modules
 from vabal.errors import EXTRAS
 
 BENCH = (

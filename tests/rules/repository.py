@@ -20,3 +20,18 @@ def text_of(path: Path) -> str | None:
         return (ROOT / path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return None
+
+
+def layer(path: Path) -> str:
+    """Which layer a file belongs to: flows, adapters, cli or core."""
+    if path.parts[0] == "flows" or path.parts[:2] == ("vabal", "flows"):
+        return "flows"
+    if path.parts[:2] == ("vabal", "adapters"):
+        return "adapters"
+    return "cli" if path.parts[1].startswith("cli") else "core"
+
+
+def core_modules() -> list[str]:
+    """The names of the modules that import no vendor."""
+    paths = [path for path in files(".py") if path.parts[0] == "vabal" and layer(path) == "core"]
+    return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]

