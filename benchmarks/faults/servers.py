@@ -44,8 +44,8 @@ def everything(folder: Path, seed: int) -> Iterator[Outcome]:
         yield killed_up(root)
         addresses = stack.Stack(root / ".vabal").environment()
         os.environ |= addresses
-        yield from failing_servers(folder, addresses, folder / "some.npz", seed, 10)
         yield from prefect_and_worker_killed(folder, root, addresses, folder / "some.npz")
+        yield from failing_servers(folder, addresses, folder / "some.npz", seed, 10)
     finally:
         stack.down(root)
 
