@@ -8,7 +8,7 @@ from rich.console import Console
 from vabal.errors import UserError, os_error_line
 
 RUNS = ("prefect.flow_runs", "prefect.task_runs")
-# Each event that Prefect could not send to its server; that the server is away is told once, at the end.
+# Tells of each event that Prefect could not send to its server; that the server is away is said once, at the end.
 SENDING = "prefect._internal.concurrency"
 
 
@@ -29,8 +29,6 @@ class _BetweenLevels(logging.Filter):
         self.least = least
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == SENDING:
-            return False
         if record.name in RUNS:
             return self.least <= record.levelno < logging.ERROR
         return record.levelno >= logging.ERROR
@@ -42,6 +40,7 @@ def leave_the_end_to_the_command(console: Console) -> None:
     On a terminal, lines come through `console`, above its progress bars; elsewhere, warnings alone. The Prefect server
     gets the whole log in any case. Call it once, after Prefect was imported, which sets its logging up.
     """
+    logging.getLogger(SENDING).setLevel(logging.CRITICAL)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
             handler.addFilter(_BetweenLevels(logging.INFO if console.is_terminal else logging.WARNING))
