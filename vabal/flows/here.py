@@ -1,5 +1,6 @@
 """A flow run in the command's own process, whose Prefect server may go away meanwhile."""
 
+import asyncio
 import sys
 from typing import Any
 
@@ -36,7 +37,9 @@ def _wait_for_nobody() -> None:
     try:
         Server.from_environment().check()
     except Absent:
+        done = asyncio.Event()
+        done.set()
         for service in list(services._active_services):
-            service.reset_for_fork()
+            service._stopped, service._done_event = True, done
     except Unavailable:
         return  # there, but slow: it gets them
