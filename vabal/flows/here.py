@@ -40,6 +40,7 @@ def _wait_for_nobody() -> None:
         done = asyncio.Event()
         done.set()
         for service in list(services._active_services):
-            service._stopped, service._done_event = True, done
+            service._stop(at_exit=True)
+            service._done_event = done
     except Unavailable:
         return  # there, but slow: it gets them

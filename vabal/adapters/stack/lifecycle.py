@@ -22,6 +22,7 @@ from vabal.adapters.stack.services import COMMANDS, QUIET
 from vabal.errors import Unavailable
 
 FLOW_RUN_MARK = "PREFECT__FLOW_RUN_ID"  # Prefect's own, of a flow that a worker started
+DYING_S = 2.0
 GRACE_S = {"s3": 5.0, "mlflow": 8.0, "prefect": 10.0, "worker": 15.0}
 
 Progress = Callable[[str, int, int | None], None]
@@ -42,21 +43,19 @@ def up(root: Path, progress: Progress | None = None) -> list[str]:
         running = _running(stack, state)
         _clear(stack, running)
         notes = choose_ports(stack.folder, state["ports"], running)
-        environment = write_environment(stack, state["ports"])
+        write_environment(stack, state["ports"])
         start = _Start(stack, state, running, time.monotonic() + limits.start(), progress)
         try:
             for service in ("s3", "mlflow", "prefect"):
                 start.unless_running(service)
             start.wait("prefect")
-            if not start.runs("worker"):
-                notes += _settle(stack, environment)
             start.unless_running("worker")
             start.wait(*SERVICES)
             start.record()
         except BaseException:
             start.undo()
             raise
-    return notes
+    return notes + start.notes
 
 
 def down(root: Path) -> list[str]:
@@ -168,6 +167,7 @@ class _Start:
         self.progress = progress
         self.started: dict[str, psutil.Process] = {}
         self.ready: set[str] = set()
+        self.notes: list[str] = []
 
     def runs(self, service: str) -> bool:
         """Whether the service ran before this `up` and still does; one killed a moment ago may only seem to."""
@@ -178,6 +178,8 @@ class _Start:
     def unless_running(self, service: str) -> None:
         if service in self.started or self.runs(service):
             return
+        if service == "worker":
+            self.notes += _settle(self.stack)
         command, environment = COMMANDS[service](self.stack, self.state["ports"])
         process = processes.start(
             command,
@@ -207,8 +209,9 @@ class _Start:
         """Return when all `services` answer. Raises Unavailable with the log's end if one dies, or time is up."""
         self._tell()
         while not self.ready.issuperset(services):
-            for service in {**self.running, **self.started}:
-                self._look_at(service)
+            for service in SERVICES:
+                if service in services or service in self.running or service in self.started:
+                    self._look_at(service)
             late = [service for service in services if service not in self.ready]
             if late and time.monotonic() > self.deadline:
                 raise Unavailable(
@@ -221,8 +224,8 @@ class _Start:
     def _look_at(self, service: str) -> None:
         if service in self.ready:
             return
-        if service == "worker" and service not in self.started and not self.runs(service):
-            return  # it starts after the settling, not here
+        if service == "worker" and "prefect" not in self.ready:
+            return  # what a dead one left is settled with Prefect's server before another starts
         self.unless_running(service)
         process = self.started.get(service) or self.running[service]
         if is_ready(self.stack, self.state["ports"], service, process):
@@ -243,10 +246,17 @@ class _Start:
 # --- after a power cut -----------------------------------------------------------------------------------------------
 
 
-def _settle(stack: Stack, environment: dict[str, str]) -> list[str]:
-    flows = (processes.environment_of(process) for process in processes.marked(stack.marks("worker")))
-    alive = {flow[FLOW_RUN_MARK] for flow in flows if FLOW_RUN_MARK in flow}
-    settled = settle(prefect_server(environment), alive=alive, nobody_else=_nobody_holds(stack.folder / "lock"))
+def _settle(stack: Stack) -> list[str]:
+    flows = {
+        process: environment[FLOW_RUN_MARK]
+        for process in processes.marked(stack.marks("worker"))
+        if FLOW_RUN_MARK in (environment := processes.environment_of(process))
+    }
+    # One that was killed a moment ago may still seem to live, and its run would claim to go on for ever.
+    psutil.wait_procs(list(flows), timeout=DYING_S)
+    alive = {run for process, run in flows.items() if processes.is_running(process)}
+    server = prefect_server(stack.environment())
+    settled = settle(server, alive=alive, nobody_else=_nobody_holds(stack.folder / "lock"))
     notes = []
     if settled.crashed:
         notes.append(f"runs that their worker left behind are marked as crashed: {', '.join(settled.crashed)}")
