@@ -146,7 +146,8 @@ from vabal.errors import Unavailable
 def losing():
     for process in processes.marked({"VABAL_STACK": sys.argv[1], "VABAL_SERVICE": "prefect"}):
         process.kill()
-        process.wait()
+        while processes.is_running(process):
+            pass
 
 try:
     run_here(losing)
