@@ -82,7 +82,7 @@ def _wrong_origin(record: Record) -> Iterator[str]:
         yield f"files are {', '.join(sorted(record.files))}, not {', '.join(sorted(_files_of(record)))}"
 
 
-_PACKAGES = {"torch", "torchvision", "numpy", "pandas", "pyarrow", "scikit-learn", "python", "machine"}
+_PACKAGES = {"torch", "numpy", "pandas", "pyarrow", "scikit-learn", "python", "machine"}
 
 
 def _is_whole(model: ModelRecord | None) -> bool:

@@ -1,6 +1,6 @@
 """What was picked, when, why and by what: read from the pools' files alone (and the git tags, where they are given).
 
-Whether that record is intact is `vabal.audit.verification`'s question; `verify` stands here too.
+Whether that record is intact is `vabal.audit.verification`'s question.
 """
 
 import json
@@ -13,16 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vabal import images, pools
-from vabal.audit.findings import Finding
-from vabal.audit.verification import AuditReport
 from vabal.errors import BRING_BACK, UserError
 from vabal.files import sha256
-from vabal.images import shards
-from vabal.promotion import champion
+from vabal.promotion.record import read_record
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables, tag_name
 from vabal.rounds.manifests import ModelRecord
-
-__all__ = ["AuditReport", "Finding", "history", "picks", "rounds", "show"]
 
 _SAME_FORMAT = {".jpeg": ".jpg", ".tiff": ".tif", ".dib": ".bmp", ".pgm": ".ppm", ".pnm": ".ppm"}
 
@@ -40,7 +35,7 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
     events = _label_events(data)
     latest = _latest_labels(events)
     classes = _classes(data)
-    promotions = champion.read_record(data.parent)
+    promotions = read_record(data.parent)
     records = []
     for number in manifest_numbers(data):
         manifest = read_manifest(data, number)
@@ -244,6 +239,8 @@ def show(data: Path, sample_id: str, out: Path | None = None) -> Path:
 
 
 def _extension(content: bytes, sample_id: str) -> str:
+    from vabal.images import shards  # noqa: PLC0415 -- Pillow, for `show` alone
+
     try:
         return shards.extension(content)
     except images.Unreadable as reason:

@@ -160,7 +160,7 @@ def _other_versions(manifest: Manifest) -> list[str]:
     recorded = {"code": manifest.code, **(manifest.environment or {})}
     installed: dict[str, Any] = {"code": code_version(), **record.environment()}
     return [
-        f"{name} {installed.get(name)} is installed, the round had {value}"
+        f"{name} {installed[name]} is installed, the round had {value}"
         for name, value in recorded.items()
-        if installed.get(name) != value
+        if name in installed and installed[name] != value
     ]

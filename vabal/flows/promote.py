@@ -13,7 +13,6 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from vabal.adapters import storage
-from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
 from vabal.flows.logs import one_line_for_user_errors
 from vabal.promotion import champion
@@ -67,6 +66,8 @@ def promote_challenger(workspace: str, version: str | None = None) -> State[Any]
 
 @contextmanager
 def _office(workspace: Workspace, params: Params, purpose: str, wait: float) -> Iterator[PromotionContext]:
+    from vabal.adapters.tracking import Tracking  # noqa: PLC0415 -- MLflow takes seconds to import
+
     workspace.environment()
     registry = Tracking(params.workspace.name)
     with workspace.lock(purpose, wait=wait):

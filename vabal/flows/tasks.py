@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
@@ -18,7 +18,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from vabal import rounds, strategies
 from vabal.adapters import storage
 from vabal.adapters.orchestration import Server
-from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
 from vabal.promotion import agreement, registry
@@ -28,6 +27,9 @@ from vabal.rounds.context import RoundContext, StageReference, metrics_of, own_s
 from vabal.rounds.stage_store import LocalStageStore, StageStore, stage_folder
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
+
+if TYPE_CHECKING:
+    from vabal.adapters.tracking import Tracking
 
 Ticket = dict[
     str, Any
@@ -75,6 +77,12 @@ def context_of(ticket: Ticket) -> RoundContext:
     )
 
 
+def tracking_of(params: Params, owner: str = "") -> "Tracking":
+    from vabal.adapters.tracking import Tracking  # noqa: PLC0415 -- MLflow takes seconds to import
+
+    return Tracking(params.workspace.name, owner=owner)
+
+
 def stage_store(workspace: Workspace, params: Params) -> StageStore:
     own = own_store(workspace)
     if params.stages.startswith("s3://"):
@@ -95,7 +103,7 @@ def claim_stores(workspace: Workspace, params: Params) -> None:
 def check_servers(params: Params) -> None:
     """Raises Unavailable, in one line, before anything was begun."""
     storage.preflight(params.storage.bucket, params.storage.prefix)
-    Tracking(params.workspace.name).preflight()
+    tracking_of(params).preflight()
 
 
 def finish_publication(workspace: Workspace, params: Params) -> str | None:
@@ -126,7 +134,7 @@ def _teller(workspace: Workspace, params: Params) -> withdrawal.Tell:
     """Tells MLflow what became of a round that was not published."""
 
     def tell(plan: Plan | None, status: str) -> None:
-        tracking = Tracking(params.workspace.name, owner=workspace.identity)
+        tracking = tracking_of(params, workspace.identity)
         newest = rounds.head(workspace.data)
         number, parent = newest.round + 1, newest.digest
         if plan is not None:
@@ -142,7 +150,7 @@ def abandon(workspace: Workspace) -> list[str]:
     def tell(plan: Plan | None, status: str) -> str | None:
         try:
             params = workspace.params()
-            Tracking(params.workspace.name).preflight()
+            tracking_of(params).preflight()
             _teller(workspace, params)(plan, status)
         except UserError as error:
             return f"MLflow was not told that the round's run and model version do not count: {error}"
@@ -259,7 +267,7 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
         if not begun.inbox:
             rounds.give_up(place)
             return ticket | {"nothing_to_label": True}
-    tracking = Tracking(params.workspace.name, owner=place.identity)
+    tracking = tracking_of(params, place.identity)
     run_id = tracking.open_round(
         begun.round, begun.parent, settings, {"vabal.strategy": params.selection.strategy}, inputs=begun.inbox
     )
@@ -286,7 +294,7 @@ def evaluate(ticket: Ticket, trained: StageReference) -> StageReference:
     context = context_of(ticket)
     ref = steps.evaluate(context, trained)
     measured = steps.evaluation(context, ref)
-    Tracking(context.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
+    tracking_of(context.params).log_metrics(ticket["mlflow_run"], measured)
     get_run_logger().log(logging.INFO if measured else logging.WARNING, words.in_words(measured))
     return ref
 
@@ -333,7 +341,7 @@ def register_model(ticket: Ticket, trained: StageReference, evaluated: StageRefe
     if context.params.storage.git_remote:
         versions = Versioning(context.workspace.root)
         rounds.refuse_overtaken(versions, context.params.storage.git_remote, context.round.round)
-    tracking = Tracking(context.params.workspace.name, owner=context.workspace.identity)
+    tracking = tracking_of(context.params, context.workspace.identity)
     images = context.params.images
     version = tracking.register(
         ticket["mlflow_run"],
@@ -368,7 +376,7 @@ def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, Any]) -> str:
             promotions=agreement.anchored(context.workspace.root, Versioning(context.workspace.root)),
             now=datetime.now(UTC),
         )
-        Tracking(context.params.workspace.name).log_artifacts(
+        tracking_of(context.params).log_artifacts(
             ticket["mlflow_run"],
             [contents[name] for name in contents if name.endswith("selection.parquet")],
             "selection",
@@ -383,7 +391,7 @@ def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, Any]) -> str:
 
 
 def _carry_out(workspace: Workspace, params: Params) -> Plan:
-    tracking = Tracking(params.workspace.name)
+    tracking = tracking_of(params)
 
     def finish(plan: Plan) -> None:
         if params.audit.anchor:
@@ -401,7 +409,7 @@ def _carry_out(workspace: Workspace, params: Params) -> Plan:
     return plan
 
 
-def _make_challenger(workspace: Workspace, tracking: Tracking, version: str) -> None:
+def _make_challenger(workspace: Workspace, tracking: "Tracking", version: str) -> None:
     """The alias of the round's version; left where it is, and said, if that is no longer what the round registered."""
     try:
         require_recorded_bytes(workspace.data, tracking, tracking.version(version))
@@ -411,7 +419,7 @@ def _make_challenger(workspace: Workspace, tracking: Tracking, version: str) -> 
     tracking.set_alias(registry.CHALLENGER, version)
 
 
-def _show_picks(workspace: Workspace, plan: Plan, tracking: Tracking) -> None:
+def _show_picks(workspace: Workspace, plan: Plan, tracking: "Tracking") -> None:
     """A Prefect artifact a round: the picks, and links to MLflow."""
     if flow_run.id is None:
         return
@@ -430,7 +438,7 @@ def _show_picks(workspace: Workspace, plan: Plan, tracking: Tracking) -> None:
 
 def _log_training(ticket: Ticket, context: RoundContext, ref: StageReference) -> None:
     measured = metrics_of(context, ref)
-    Tracking(context.params.workspace.name).log_metrics(ticket["mlflow_run"], measured)
+    tracking_of(context.params).log_metrics(ticket["mlflow_run"], measured)
     last = {metric.name: metric for metric in measured if not metric.name.startswith("committee/")}
     told = ", ".join(f"{name} {metric.value:.4g}" for name, metric in sorted(last.items()))
     beside = len({metric.name.rpartition("-")[0] for metric in measured if metric.name not in last})

@@ -1,9 +1,14 @@
 """The pool's images: decoded safely, kept in shards as their files' own bytes, read back streaming."""
 
-from vabal.images.decoded import DecodedShards
-from vabal.images.decoding import Unreadable, decode, probe, read, shape
-from vabal.images.shards import encoded, encoded_many, write_shards
-from vabal.images.unreadable import note_left_out, quarantine, safe_name
+from typing import TYPE_CHECKING
+
+from vabal._lazy import members
+
+if TYPE_CHECKING:
+    from vabal.images.decoded import DecodedShards
+    from vabal.images.decoding import Unreadable, decode, probe, read, shape
+    from vabal.images.shards import encoded, encoded_many, write_shards
+    from vabal.images.unreadable import note_left_out, quarantine, safe_name
 
 __all__ = [
     "DecodedShards",
@@ -19,3 +24,27 @@ __all__ = [
     "shape",
     "write_shards",
 ]
+
+__getattr__ = members(
+    __name__,
+    {
+        "decoded": ("DecodedShards",),
+        "decoding": (
+            "Unreadable",
+            "decode",
+            "probe",
+            "read",
+            "shape",
+        ),
+        "shards": (
+            "encoded",
+            "encoded_many",
+            "write_shards",
+        ),
+        "unreadable": (
+            "note_left_out",
+            "quarantine",
+            "safe_name",
+        ),
+    },
+)

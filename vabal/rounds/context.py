@@ -5,20 +5,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from vabal import images, strategies
 from vabal.errors import UserError
 from vabal.learning.metrics import Metric
 from vabal.progress import advance
-from vabal.rounds.learner import Learner
 from vabal.rounds.opened import OpenRound
 from vabal.rounds.stage_store import LocalStageStore, StageKey, StageStore
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
+
+    from vabal.rounds.learner import Learner
 
 NONE, LABELED, CANDIDATE, ASKED, HOLDOUT, REJECTED = range(6)  # the roles of a shard's rows
 
@@ -60,8 +63,10 @@ class RoundContext:
         return strategies.get(self.params.selection.strategy)
 
     @cached_property
-    def learner(self) -> Learner:
+    def learner(self) -> "Learner":
         """What is computed from the stages' outputs."""
+        from vabal.rounds.learner import Learner  # noqa: PLC0415 -- torch takes two seconds to import
+
         return Learner(self.params, self.round.round, self.strategy)
 
     @property
@@ -69,7 +74,7 @@ class RoundContext:
         return self.learner.needs
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> "torch.device":
         return self.learner.device
 
     @cached_property

@@ -105,7 +105,7 @@ def _times(started: str, now: datetime, before: Times | None) -> Times:
 
 def environment() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    names = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "scikit-learn")
+    names = ("torch", "numpy", "pandas", "pyarrow", "scikit-learn")
     return {name: version(name) for name in names} | {
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -97,7 +97,7 @@ class LabellingSettings(Section):
 
 class ClassifierSettings(Section):
     network: Literal["resnet10", "resnet18", "resnet34"] = Field(
-        "resnet18", description="torchvision's blocks; resnet10 has one a stage, for machines without a GPU."
+        "resnet18", description="ResNets of basic blocks; resnet10 has one a stage, for machines without a GPU."
     )
     width: PositiveInt = Field(64, description="Channels of the first stage; the published networks have 64.")
     stem: Literal["auto", "small", "imagenet"] = Field(

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vabal.probabilities import ClassTerms
 from vabal.strategies.columns import rows_of_lists
+
+if TYPE_CHECKING:
+    from vabal.probabilities import ClassTerms
 
 _TERMS = (
     ("score", pa.float64()),
@@ -158,7 +160,7 @@ def concatenate(parts: Sequence[Candidates]) -> Candidates:
     return Candidates(**joined)
 
 
-def class_columns(vae_class_N: NDArray[np.integer], class_terms: ClassTerms) -> tuple[Any, Any]:
+def class_columns(vae_class_N: NDArray[np.integer], class_terms: "ClassTerms") -> tuple[Any, Any]:
     """prior_N and precision_N of each sample's own class."""
     own = np.asarray(vae_class_N, dtype=np.int64)
     return class_terms.prior_C[own], class_terms.precision_C[own]

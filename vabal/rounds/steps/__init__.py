@@ -1,11 +1,21 @@
 """The steps of a round: each loads what it needs, calls the core, and saves into the stage store."""
 
-from vabal.rounds.steps.estimate import class_terms, estimate_class_terms, estimate_likelihood, train_vae
-from vabal.rounds.steps.extract import extract_features, shard_names, weights
-from vabal.rounds.steps.measure import evaluate, evaluation, evaluation_files, evaluation_folder
-from vabal.rounds.steps.select import select_batch, selection_document, selection_folder, selection_in_words
-from vabal.rounds.steps.take_in import intake, intake_again, refuse_unserved
-from vabal.rounds.steps.train import load_classifier, train_classifier
+from typing import TYPE_CHECKING
+
+from vabal._lazy import members
+
+if TYPE_CHECKING:
+    from vabal.rounds.steps.estimate import (
+        class_terms,
+        estimate_class_terms,
+        estimate_likelihood,
+        train_vae,
+    )
+    from vabal.rounds.steps.extract import extract_features, shard_names, weights
+    from vabal.rounds.steps.measure import evaluate, evaluation, evaluation_files, evaluation_folder
+    from vabal.rounds.steps.select import select_batch, selection_document, selection_folder, selection_in_words
+    from vabal.rounds.steps.take_in import intake, intake_again, refuse_unserved
+    from vabal.rounds.steps.train import load_classifier, train_classifier
 
 __all__ = [
     "class_terms",
@@ -29,3 +39,41 @@ __all__ = [
     "train_vae",
     "weights",
 ]
+
+__getattr__ = members(
+    __name__,
+    {
+        "estimate": (
+            "class_terms",
+            "estimate_class_terms",
+            "estimate_likelihood",
+            "train_vae",
+        ),
+        "extract": (
+            "extract_features",
+            "shard_names",
+            "weights",
+        ),
+        "measure": (
+            "evaluate",
+            "evaluation",
+            "evaluation_files",
+            "evaluation_folder",
+        ),
+        "select": (
+            "select_batch",
+            "selection_document",
+            "selection_folder",
+            "selection_in_words",
+        ),
+        "take_in": (
+            "intake",
+            "intake_again",
+            "refuse_unserved",
+        ),
+        "train": (
+            "load_classifier",
+            "train_classifier",
+        ),
+    },
+)
