@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import bald, bookkeeping, coreset, draws, estimate, features, growth, memory, vae_step
+from benchmarks import bald, bookkeeping, coreset, draws, estimate, features, growth, imports, memory, vae_step
 
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "prefect", "mlflow", "dvc")
@@ -93,6 +93,13 @@ def _memory(result: dict[str, Any]) -> list[Check]:
     return [Check(what, result["growth"], "<=", memory.MOST_GROWTH)]
 
 
+def _imports(result: dict[str, Any]) -> list[Check]:
+    return [
+        Check(f"CPU / `import pandas`: {what}", result["ratios"][what], "<=", most)
+        for what, most in imports.MOST.items()
+    ]
+
+
 def _bookkeeping(result: dict[str, Any]) -> list[Check]:
     seconds = result["small"]["bookkeeping_seconds"]
     ratio = result["ratio_seconds"]
@@ -110,6 +117,7 @@ BENCHMARKS = {
     "bald": Benchmark(bald.run, _bald),
     "growth": Benchmark(growth.run, _growth),
     "features": Benchmark(features.run, _features),
+    "imports": Benchmark(imports.run, _imports),
     "memory": Benchmark(memory.run, _memory),
     "bookkeeping": Benchmark(bookkeeping.run, _bookkeeping),
 }

@@ -212,6 +212,27 @@ def test_a_core_module_that_loads_a_vendor_by_a_detour_is_found(tmp_path: Path) 
     assert loaded_by(["planted"], tmp_path) & VENDORS >= {"boto3"}
 
 
+# What commands and flows that only keep the books, or wire, have no use for. Times: `python -m benchmarks imports`.
+FOR_LEARNING = LEARNING | {"mlflow", "matplotlib", "scipy", "ray"}
+SPARED = {
+    ("vabal.workspace",): FOR_LEARNING | {"pandas", "numpy", "pyarrow", "pydantic", "PIL", "boto3"},
+    ("vabal.adapters.stack", "vabal.cli.render"): FOR_LEARNING | {"pandas", "numpy", "pyarrow", "PIL", "boto3"},
+    ("vabal.audit.queries", "vabal.adapters.versioning", "vabal.cli.render"): FOR_LEARNING | {"PIL", "boto3"},
+    ("vabal.labels.export", "vabal.labels.answers", "vabal.rounds"): FOR_LEARNING | {"boto3"},
+    ("vabal.rounds.stage_store", "vabal.rounds.context", "vabal.strategies"): FOR_LEARNING,
+    ("vabal.flows.round", "vabal.flows.promote"): LEARNING | {"mlflow", "matplotlib", "ray"},
+}
+
+
+@pytest.mark.parametrize("modules", SPARED, ids=lambda modules: modules[0])
+def test_what_a_command_has_no_use_for_is_not_loaded(modules: tuple[str, ...]) -> None:
+    assert loaded_by(list(modules)) & SPARED[modules] == set()
+
+
+def test_what_is_spared_is_there_when_it_is_used() -> None:
+    assert loaded_by(["vabal.learning.classifier", "vabal.adapters.tracking"]) >= {"torch", "mlflow"}
+
+
 HELP = """
 import json, sys
 sys.argv = ["vabal", "--help"]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax  # type: ignore[import-untyped]
 
 from vabal.learning.needs import Needs
 from vabal.strategies.batch import Picker, Rule
@@ -238,6 +237,8 @@ def posteriors(shard: Shard) -> NDArray[np.float64]:
     if shard.logits_N_C is None:
         raise ValueError("the shard came without logits: declare Needs(posteriors=True)")
     logits_N_C = np.asarray(shard.logits_N_C, dtype=np.float64)
+    from scipy.special import softmax  # type: ignore[import-untyped] # noqa: PLC0415 -- the books need no SciPy
+
     return np.asarray(softmax(logits_N_C, axis=1)) if len(logits_N_C) else logits_N_C
 
 
