@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vabal.strategies import Candidates, pick
-from vabal.strategies.batch import gumbel_noise, uniform_noise
+from vabal.strategies.noise import gumbel_noise, uniform_noise
 from vabal.strategies.quotas import allot
 
 RULES = ("topk", "gumbel", "quota")

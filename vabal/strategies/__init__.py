@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from vabal.errors import UserError
 from vabal.learning.needs import Needs
 from vabal.strategies.base import (
+    BaseStrategy,
     Context,
     Labeled,
     ScoringStrategy,
@@ -19,14 +20,21 @@ from vabal.strategies.base import (
     Shard,
     Shortlist,
     Strategy,
+    margin,
     needs_of,
     no_picks,
+    posteriors,
+    record_of,
+    with_prediction,
 )
-from vabal.strategies.batch import Picker, Rule, pick
+from vabal.strategies.batch import Picker, pick
 from vabal.strategies.candidates import Candidates, schema, selection_table
+from vabal.strategies.rules import BatchRule, Rule, rule_named
 from vabal.strategies.sequential import SequentialStrategy
 
 __all__ = [
+    "BaseStrategy",
+    "BatchRule",
     "Candidates",
     "Context",
     "Labeled",
@@ -40,12 +48,17 @@ __all__ = [
     "Shortlist",
     "Strategy",
     "get",
+    "margin",
     "names",
     "needs_of",
     "no_picks",
     "pick",
+    "posteriors",
+    "record_of",
+    "rule_named",
     "schema",
     "selection_table",
+    "with_prediction",
 ]
 
 GROUP = "vabal.strategies"
@@ -54,7 +67,7 @@ _BUILT_IN = {
     "vabal": "vabal.strategies.vabal:VabalStrategy",
     "random": "vabal.strategies.random:RandomStrategy",
     "entropy": "vabal.strategies.entropy:EntropyStrategy",
-    "margin": "vabal.strategies.margin:MarginStrategy",
+    "margin": "vabal.strategies.smallest_margin:MarginStrategy",
     "bald": "vabal.strategies.bald:BaldStrategy",
     "power_bald": "vabal.strategies.power_bald:PowerBaldStrategy",
     "ensemble": "vabal.strategies.ensemble:EnsembleStrategy",

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.special import entr  # type: ignore[import-untyped]
 
 from vabal.learning.needs import Needs
-from vabal.strategies.base import Context, ScoringStrategy, Shard, margin, posteriors
+from vabal.strategies.base import Context, ScoringStrategy, Shard, with_prediction
 from vabal.strategies.candidates import Candidates
 
 
@@ -37,10 +37,3 @@ def mutual_information(shard: Shard) -> NDArray[np.float64]:
         raise ValueError("the shard came without a committee: declare Needs(dropout=..., passes=...) or members")
     entropy_N = entr(np.asarray(shard.predictive_N_C, dtype=np.float64)).sum(axis=1)
     return np.asarray(np.maximum(entropy_N - shard.expected_entropy_N, 0.0))
-
-
-def with_prediction(shard: Shard, score_N: NDArray[np.float64]) -> Candidates:
-    """The shard's candidates with these scores, and what the classifier predicts of them."""
-    probabilities_N_C = posteriors(shard)
-    predicted_N = probabilities_N_C.argmax(axis=1) if len(score_N) else np.zeros(0)
-    return Candidates(shard.sample_ids, score_N, predicted_N.astype(np.int32), margin_N=margin(probabilities_N_C))

@@ -1,15 +1,16 @@
 """The seam between a round and the strategies: what one declares, what it is given, what it hands back."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.learning.needs import Needs
-from vabal.strategies.batch import Picker, Rule
+from vabal.learning.needs import Needs, check_finite
+from vabal.strategies.batch import Picker
 from vabal.strategies.candidates import Candidates
+from vabal.strategies.rules import BatchRule, Rule, rule_named
 
 if TYPE_CHECKING:
     from vabal.probabilities import ClassTerms
@@ -141,8 +142,8 @@ def needs_of(strategy: Strategy, settings: Any) -> Needs:
     return needs
 
 
-class TakenAsTheyStand:
-    """Of strategies whose scores do not follow from the candidates' table.
+class BaseStrategy:
+    """What the audit asks a strategy about its record: by default, scores do not follow from the candidates' table.
 
     `inputs` names the columns of the shards that go into that table beside the scores; `labeled_inputs` says that the
     labelled pool's logits are recorded as well. Who is `derivable` gets its scores by being run again on these.
@@ -152,9 +153,17 @@ class TakenAsTheyStand:
     labeled_inputs: bool = False
     derivable: bool = False
 
+    def batch(self, settings: Any) -> tuple[Rule, float] | None:  # noqa: ARG002
+        """Rule and beta under these settings; None where only the selection itself says so."""
+        return None
+
     def scores_are(self, candidates: int, budget: int) -> NDArray[np.float64] | None:  # noqa: ARG002
         """The scores of so many candidates, the highest first, where all selections have the same; else None."""
         return None
+
+    def scores_follow(self, columns: Collection[str], settings: Any) -> bool:  # noqa: ARG002
+        """Whether the scores of a table with these columns are this version's: earlier versions recorded fewer."""
+        return True
 
     def rescore(
         self,
@@ -167,7 +176,26 @@ class TakenAsTheyStand:
         return None
 
 
-class ScoringStrategy(TakenAsTheyStand):
+def record_of(strategy: Strategy) -> BaseStrategy:
+    """What the audit asks: the strategy itself, or, of one that is no `BaseStrategy`, what it has of its attributes."""
+    return strategy if isinstance(strategy, BaseStrategy) else _OfAPlugIn(strategy)
+
+
+class _OfAPlugIn(BaseStrategy):
+    def __init__(self, strategy: Strategy) -> None:
+        self._strategy: Any = strategy
+        for name in ("inputs", "labeled_inputs", "derivable", "scores_are", "rescore"):
+            if hasattr(strategy, name):
+                setattr(self, name, getattr(strategy, name))
+
+    def batch(self, settings: Any) -> tuple[Rule, float] | None:
+        rule, beta = getattr(self._strategy, "rule", None), getattr(self._strategy, "beta", None)
+        if callable(rule) and callable(beta):
+            return rule(settings), beta(settings)
+        return ("topk", 1.0) if self.inputs else None
+
+
+class ScoringStrategy(BaseStrategy):
     """A strategy that scores each candidate by itself: it defines `score`, the rest follows."""
 
     name: ClassVar[str]
@@ -186,8 +214,11 @@ class ScoringStrategy(TakenAsTheyStand):
         return "topk"
 
     def beta(self, settings: Any) -> float:
-        """The inverse temperature of the rules `gumbel` and `quota`."""
+        """The inverse temperature of the rules."""
         return float(settings.selection.beta)
+
+    def batch(self, settings: Any) -> tuple[Rule, float]:
+        return self.rule(settings), self.beta(settings)
 
     def scored(self, shard: Shard, context: Context) -> Candidates:
         """The shard's candidates with scores, and what these were computed from."""
@@ -199,25 +230,55 @@ class ScoringStrategy(TakenAsTheyStand):
         Raises UserError naming the samples whose score is not finite.
         """
         context = self.prepare(context)
-        rule, beta = self.rule(context.settings), self.beta(context.settings)
-        picker = Picker(budget, rule, beta, context.seed)
+        name, beta = self.batch(context.settings)
+        rule = rule_named(name)
+        picker = Picker.among(rule, budget, beta, context.seed, rule.per_pick)
         for shard in context.shards():
             scored = self.scored(shard, context)
             picker.add(scored)
             if context.write is not None:
                 context.write(scored)
-        picks = picker.picks() if picker.candidates else no_picks(self.name, budget, context.seed).picks
-        return Selection(
+        selection = Selection(
             strategy=self.name,
-            picks=picks,
+            picks=picker.picks() if picker.candidates else no_picks(self.name, budget, context.seed).picks,
             budget=budget,
-            rule=rule,
+            rule=rule.name,
             beta=beta,
             seed=context.seed,
             candidates=picker.candidates,
             class_terms=context.class_terms,
             notes=shortfall(budget, picker.candidates),
         )
+        return _searched(selection, rule, context) if rule.searches else selection
+
+
+def _searched(selection: Selection, rule: BatchRule, context: Context) -> Selection:
+    """The batch that the rule finds among the best candidates, which are the picks so far."""
+    best, budget = selection.picks, selection.budget
+    if not len(best) or rule.per_pick is None:
+        return no_picks(selection.strategy, budget, context.seed)
+    known = context.features_of
+    features_N_D = _features_of(best.sample_ids, context) if known is None else known(best.sample_ids)
+    picks = best.take(rule.order(best, features_N_D, budget, selection.beta))
+    return replace(selection, picks=picks, shortlist=Shortlist(best.sample_ids, features_N_D, rule.per_pick))
+
+
+def _features_of(sample_ids: NDArray[Any], context: Context) -> NDArray[np.float32]:
+    """The last stage's features of these candidates, in their order, gathered in one pass over the shards."""
+    row_of = {str(sample_id): row for row, sample_id in enumerate(sample_ids)}
+    gathered: NDArray[np.float32] | None = None
+    for shard in context.shards():
+        if shard.features_N_D is None:
+            raise ValueError("the shards came without features: declare Needs(features=True)")
+        rows = np.array([row_of.get(str(sample_id), -1) for sample_id in shard.sample_ids], dtype=np.int64)
+        here = np.flatnonzero(rows >= 0)
+        values_N_D = context.deep(shard.features_N_D)[here]
+        if gathered is None:
+            gathered = np.empty((len(sample_ids), values_N_D.shape[1]), dtype=np.float32)
+        gathered[rows[here]] = values_N_D
+    assert gathered is not None  # noqa: S101 -- the candidates came from these shards
+    check_finite("features_N_D", gathered, sample_ids)
+    return gathered
 
 
 def recording(scored: Candidates, shard: Shard, columns: tuple[str, ...]) -> Candidates:
@@ -248,3 +309,10 @@ def margin(probabilities_N_C: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.ones(len(probabilities_N_C))
     best_two = np.partition(probabilities_N_C, -2, axis=1)[:, -2:]
     return np.asarray(best_two[:, 1] - best_two[:, 0])
+
+
+def with_prediction(shard: Shard, score_N: NDArray[np.float64]) -> Candidates:
+    """The shard's candidates with these scores, and what the classifier predicts of them."""
+    probabilities_N_C = posteriors(shard)
+    predicted_N = probabilities_N_C.argmax(axis=1) if len(score_N) else np.zeros(0)
+    return Candidates(shard.sample_ids, score_N, predicted_N.astype(np.int32), margin_N=margin(probabilities_N_C))

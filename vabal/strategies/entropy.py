@@ -2,11 +2,10 @@
 
 from typing import ClassVar
 
-import numpy as np
 from scipy.special import entr  # type: ignore[import-untyped]
 
 from vabal.learning.needs import Needs
-from vabal.strategies.base import Context, ScoringStrategy, Shard, margin, posteriors
+from vabal.strategies.base import Context, ScoringStrategy, Shard, posteriors, with_prediction
 from vabal.strategies.candidates import Candidates
 
 
@@ -19,7 +18,4 @@ class EntropyStrategy(ScoringStrategy):
     derivable: bool = True
 
     def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
-        probabilities_N_C = posteriors(shard)
-        score_N = entr(probabilities_N_C).sum(axis=1)
-        predicted_N = probabilities_N_C.argmax(axis=1) if len(score_N) else np.zeros(0)
-        return Candidates(shard.sample_ids, score_N, predicted_N.astype(np.int32), margin_N=margin(probabilities_N_C))
+        return with_prediction(shard, entr(posteriors(shard)).sum(axis=1))

@@ -5,8 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from vabal.learning.needs import Needs
-from vabal.strategies.bald import with_prediction
-from vabal.strategies.base import Context, ScoringStrategy, Shard
+from vabal.strategies.base import Context, ScoringStrategy, Shard, with_prediction
 from vabal.strategies.candidates import Candidates
 
 

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vabal.learning.needs import Needs
-from vabal.strategies.bald import mutual_information, with_prediction
-from vabal.strategies.base import Context, ScoringStrategy, Shard
-from vabal.strategies.batch import Rule
+from vabal.strategies.bald import mutual_information
+from vabal.strategies.base import Context, ScoringStrategy, Shard, with_prediction
 from vabal.strategies.candidates import Candidates
+from vabal.strategies.rules import Rule
 
 _SMALLEST = float(np.finfo(np.float64).tiny)
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from vabal.learning.needs import Needs
 from vabal.probabilities import ClassTerms
 from vabal.strategies.base import Context, ScoringStrategy, Shard, posteriors
-from vabal.strategies.batch import uniform_noise
 from vabal.strategies.candidates import Candidates
+from vabal.strategies.noise import uniform_noise
 
 
 class RandomStrategy(ScoringStrategy):

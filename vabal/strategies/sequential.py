@@ -1,15 +1,16 @@
 """Strategies that pick one sample in view of the others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vabal.learning.needs import Needs, check_finite
-from vabal.strategies.base import Context, Selection, Shard, TakenAsTheyStand, margin, no_picks, posteriors, shortfall
-from vabal.strategies.batch import hash_ids
+from vabal.strategies.base import BaseStrategy, Context, Selection, Shard, no_picks, shortfall, with_prediction
 from vabal.strategies.candidates import Candidates
+from vabal.strategies.noise import hash_ids
+from vabal.strategies.rules import Rule
 
 # -- strategies that pick one sample in view of the others --------------------------------------------------------
 
@@ -57,7 +58,7 @@ def gather(context: Context, *columns: str) -> Gathered:
     return Gathered(Shard(ids_N[order_N], **gathered), place_N, tuple(len(part) for part in parts))
 
 
-class SequentialStrategy(TakenAsTheyStand):
+class SequentialStrategy(BaseStrategy):
     """A strategy that picks one sample after another, each in view of those before: it defines `columns` and `order`.
 
     The score is budget - place for the sample picked at that place (0, 1, ...) and at most 0 for those not picked, so
@@ -69,6 +70,9 @@ class SequentialStrategy(TakenAsTheyStand):
     columns: ClassVar[tuple[str, ...]] = ("features_N_D", "logits_N_C")
     ranks_all: bool = True  # that is, `order` gives a key
     inputs: tuple[str, ...] = ("logits_N_C",)
+
+    def batch(self, settings: Any) -> tuple[Rule, float]:  # noqa: ARG002 -- the same under all settings
+        return "topk", 1.0
 
     def scores_are(self, candidates: int, budget: int) -> NDArray[np.float64]:
         return places(candidates, budget, ranks_all=self.ranks_all)
@@ -89,30 +93,11 @@ class SequentialStrategy(TakenAsTheyStand):
         pool, count = gathered.pool, len(gathered.pool)
         if not count:
             return no_picks(self.name, budget, context.seed)
-        for column in self.columns:
-            check_finite(column, getattr(pool, column), pool.sample_ids)
-        if context.labeled is not None and "features_N_D" in self.columns:
-            labeled = context.labeled
-            ids = np.arange(len(labeled.labels_N)) if labeled.sample_ids is None else labeled.sample_ids
-            check_finite("features_N_D of the labelled pool", labeled.features_N_D, ids)
+        self._check_finite(pool, context)
         picked, key_N = self.order(pool, context, min(budget, count))
         if len(np.unique(picked)) != min(budget, count):
             raise ValueError(f"strategy {self.name} picked {len(np.unique(picked))} of {min(budget, count)} samples")
-        score_N = np.zeros(count)
-        if key_N is not None:
-            rest = np.setdiff1d(np.arange(count), picked)
-            ranked = rest[np.argsort(-np.asarray(key_N, dtype=np.float64)[rest], kind="stable")]
-            score_N[ranked] = -np.arange(1, len(ranked) + 1)
-        score_N[picked] = budget - np.arange(len(picked))
-        known = pool.logits_N_C is not None
-        probabilities_N_C = posteriors(pool) if known else np.zeros((count, 0))
-        whole = Candidates(
-            pool.sample_ids,
-            score_N,
-            probabilities_N_C.argmax(axis=1).astype(np.int32) if known else None,
-            margin_N=margin(probabilities_N_C) if known else None,
-            logits_N_C=pool.logits_N_C if "logits_N_C" in self.inputs else None,
-        )
+        whole = self._candidates(pool, _scores(picked, key_N, budget, count))
         if context.write is not None:
             ends = np.cumsum(gathered.lengths)
             for end, length in zip(ends, gathered.lengths, strict=True):
@@ -128,6 +113,32 @@ class SequentialStrategy(TakenAsTheyStand):
             class_terms=context.class_terms,
             notes=shortfall(budget, count),
         )
+
+    def _check_finite(self, pool: Shard, context: Context) -> None:
+        for column in self.columns:
+            check_finite(column, getattr(pool, column), pool.sample_ids)
+        labeled = context.labeled
+        if labeled is not None and "features_N_D" in self.columns:
+            ids = np.arange(len(labeled.labels_N)) if labeled.sample_ids is None else labeled.sample_ids
+            check_finite("features_N_D of the labelled pool", labeled.features_N_D, ids)
+
+    def _candidates(self, pool: Shard, score_N: NDArray[np.float64]) -> Candidates:
+        """The pool with its scores, and what the classifier says of it, where its logits are among the columns."""
+        if pool.logits_N_C is None:
+            return Candidates(pool.sample_ids, score_N)
+        recorded = pool.logits_N_C if "logits_N_C" in self.inputs else None
+        return replace(with_prediction(pool, score_N), logits_N_C=recorded)
+
+
+def _scores(picked: NDArray[np.integer], key_N: NDArray[Any] | None, budget: int, count: int) -> NDArray[np.float64]:
+    """budget - place for the picks; for the others -1, -2, ... by their keys, or 0 where there are none."""
+    score_N = np.zeros(count)
+    if key_N is not None:
+        rest = np.setdiff1d(np.arange(count), picked)
+        ranked = rest[np.argsort(-np.asarray(key_N, dtype=np.float64)[rest], kind="stable")]
+        score_N[ranked] = -np.arange(1, len(ranked) + 1)
+    score_N[picked] = budget - np.arange(len(picked))
+    return score_N
 
 
 def places(candidates: int, budget: int, *, ranks_all: bool = True) -> NDArray[np.float64]:

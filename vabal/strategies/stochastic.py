@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vabal.strategies.base import Context
-from vabal.strategies.batch import Rule
+from vabal.strategies.rules import Rule
 from vabal.strategies.wrapped import Ranked, Wrapper
 
 

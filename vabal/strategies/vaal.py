@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from vabal.learning.needs import Needs
 from vabal.strategies.base import Context, Labeled, ScoringStrategy, Selection, Shard, margin, posteriors
-from vabal.strategies.batch import hash_ids
 from vabal.strategies.candidates import Candidates
+from vabal.strategies.noise import hash_ids
 
 BATCH = 32  # images of each pool a step
 STEPS, STEP_SIDE = 600, 16  # steps for images up to this side; fewer for larger ones, in inverse proportion

@@ -1,32 +1,28 @@
 """The paper's strategy: the samples with the highest p(mistake) (Eq. 6).
 
-`selection.batch: spread` turns scores into a batch of which the members lie far apart (vabal.strategies.spread): a
-search over features among the SHORTLIST x budget candidates with the highest scores, which the selection hands back so
-that the picks can be derived again. Memory: the features of that shortlist, and the picks.
+`selection.batch` says how scores become a batch. With `spread` its members lie far apart (vabal.strategies.spread): a
+search over features among the candidates with the highest scores, which the selection hands back so that the picks can
+be derived again. Memory: the features of that shortlist, and the picks.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.learning.needs import Needs, check_finite
+from vabal.learning.needs import Needs
 from vabal.probabilities import ClassTerms, mistake_score, pool_moments
 from vabal.strategies.base import (
     Context,
     ScoringStrategy,
-    Selection,
     Shard,
-    Shortlist,
     margin,
-    no_picks,
     posteriors,
-    shortfall,
 )
-from vabal.strategies.batch import Picker, Rule
 from vabal.strategies.candidates import Candidates, class_columns
-from vabal.strategies.spread import SHORTLIST, spread
+from vabal.strategies.rules import Rule
 
 _FROM_THE_POOL = ("standardised", "contrast")  # reductions of the likelihood that need the candidates' moments
 
@@ -95,40 +91,15 @@ class VabalStrategy(ScoringStrategy):
             return np.zeros(0)
         return _score(candidates, _required(class_terms, "class terms"), settings)
 
+    def scores_follow(self, columns: Collection[str], settings: Any) -> bool:
+        """Tables without posteriors are of versions whose spread batches had places for scores."""
+        searched = settings.selection.batch == "spread" or settings.probabilities.classes == "posterior"
+        return "posteriors" in columns or not searched
+
     def rule(self, settings: Any) -> Rule:
         """The setting `selection.batch`."""
         chosen: Rule = settings.selection.batch
         return chosen
-
-    def select(self, context: Context, budget: int) -> Selection:
-        if context.settings.selection.batch != "spread":
-            return super().select(context, budget)
-        context = self.prepare(context)
-        picker = Picker(SHORTLIST * budget, "topk", seed=context.seed)
-        for shard in context.shards():
-            scored = self.scored(shard, context)
-            picker.add(scored)
-            if context.write is not None:
-                context.write(scored)
-        if not picker.candidates:
-            return no_picks(self.name, budget, context.seed)
-        listed = picker.picks()
-        beta = float(context.settings.selection.beta)
-        known = context.features_of
-        features_N_D = _features_of(listed.sample_ids, context) if known is None else known(listed.sample_ids)
-        order = spread(listed.score_N, features_N_D, min(budget, len(listed)), beta)
-        return Selection(
-            strategy=self.name,
-            picks=listed.take(order),
-            budget=budget,
-            rule="spread",
-            beta=beta,
-            seed=context.seed,
-            candidates=picker.candidates,
-            class_terms=context.class_terms,
-            notes=shortfall(budget, picker.candidates),
-            shortlist=Shortlist(listed.sample_ids, features_N_D, SHORTLIST),
-        )
 
 
 def _posteriors(shard: Shard, members: int) -> NDArray[np.float64]:
@@ -139,22 +110,6 @@ def _posteriors(shard: Shard, members: int) -> NDArray[np.float64]:
     if members == 1:
         return posteriors(shard)
     return np.asarray(_required(shard.predictive_N_C, "the ensemble's posteriors"), dtype=np.float32).astype(np.float64)
-
-
-def _features_of(sample_ids: NDArray[Any], context: Context) -> NDArray[np.float32]:
-    """The last stage's features of these candidates, in their order, gathered in one pass over the shards."""
-    row_of = {str(sample_id): row for row, sample_id in enumerate(sample_ids)}
-    gathered: NDArray[np.float32] | None = None
-    for shard in context.shards():
-        rows = np.array([row_of.get(str(sample_id), -1) for sample_id in shard.sample_ids], dtype=np.int64)
-        here = np.flatnonzero(rows >= 0)
-        values_N_D = context.deep(_required(shard.features_N_D, "features"))[here]
-        if gathered is None:
-            gathered = np.empty((len(sample_ids), values_N_D.shape[1]), dtype=np.float32)
-        gathered[rows[here]] = values_N_D
-    assert gathered is not None  # noqa: S101 -- the candidates came from these shards
-    check_finite("features_N_D", gathered, sample_ids)
-    return gathered
 
 
 def _score(candidates: Candidates, class_terms: ClassTerms, settings: Any) -> NDArray[np.float64]:

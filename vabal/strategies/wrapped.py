@@ -8,9 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vabal.learning.needs import Needs
-from vabal.strategies.base import Context, Selection, Shard, Strategy, TakenAsTheyStand, needs_of, no_picks, posteriors
-from vabal.strategies.batch import Picker, Rule, gumbel_noise, hash_ids
+from vabal.strategies.base import (
+    BaseStrategy,
+    Context,
+    Selection,
+    Shard,
+    Strategy,
+    needs_of,
+    no_picks,
+    posteriors,
+    record_of,
+)
+from vabal.strategies.batch import Picker
 from vabal.strategies.candidates import Candidates
+from vabal.strategies.noise import hash_ids
+from vabal.strategies.rules import Rule, rule_named
 
 _INNER_SEED = 2  # a purpose of its own, beside those of batch.py
 
@@ -43,7 +55,7 @@ class Ranked:
             start += len(part)
 
 
-class Wrapper(TakenAsTheyStand):
+class Wrapper(BaseStrategy):
     """A strategy that scores what another one ranks: it defines `scores`, and the rule that turns them into a batch."""
 
     kind: ClassVar[str]
@@ -54,9 +66,11 @@ class Wrapper(TakenAsTheyStand):
         self.inner = inner
         self.name = f"{self.kind}:{inner.name}"
         self.needs: Needs = replace(inner.needs, posteriors=True)
-        self.derivable = bool(getattr(inner, "derivable", False))
-        self.inputs = getattr(inner, "inputs", ())
-        self.labeled_inputs = getattr(inner, "labeled_inputs", False)
+        record = record_of(inner)
+        self.derivable, self.inputs, self.labeled_inputs = record.derivable, record.inputs, record.labeled_inputs
+
+    def batch(self, settings: Any) -> tuple[Rule, float]:  # noqa: ARG002 -- the same under all settings
+        return self.rule, self.beta
 
     def needs_under(self, settings: Any) -> Needs:
         return replace(needs_of(self.inner, settings), posteriors=True)
@@ -102,9 +116,8 @@ def _order(selection: Selection, parts: tuple[Candidates, ...]) -> NDArray[np.in
     if not sum(len(part) for part in parts):
         return np.zeros(0, dtype=np.int64)
     ids_N = np.array([str(sample_id) for part in parts for sample_id in part.sample_ids])
-    key_N = np.concatenate([part.score_N for part in parts])
-    if selection.rule == "gumbel":
-        key_N = selection.beta * key_N + gumbel_noise(ids_N, selection.seed)
+    rule = rule_named(selection.rule)
+    key_N = np.concatenate([rule.key(part, selection.beta, selection.seed) for part in parts])
     places = {sample_id: place for place, sample_id in enumerate(selection.sample_ids)}
     place_N = np.fromiter((places.get(str(name), len(places)) for name in ids_N), dtype=np.int64, count=len(ids_N))
     return np.lexsort((ids_N, hash_ids(ids_N, selection.seed), -key_N, place_N))

@@ -504,7 +504,7 @@ def test_a_shortlist_is_verified_by_the_length_that_its_round_recorded(
 ) -> None:
     """Shorter than the pool, and of a version with another constant."""
     with monkeypatch.context() as patched:
-        patched.setattr(import_module("vabal.strategies.vabal"), "SHORTLIST", 2)
+        patched.setattr(import_module("vabal.strategies.spread"), "SHORTLIST", 2)
         books = Books(tmp_path).begin().round("vabal", budget=3)
     ids, _ = tables.read_shortlist(books.data / "rounds/0001/shortlist.parquet")
     assert len(ids) == 6

@@ -98,6 +98,7 @@ WITHOUT_A_SAY = {
     "settings/models.py": "the settings' values, which are inputs of keys",
     "settings/presets.py": "the settings' values, which are inputs of keys",
     "settings/params.py": "where settings are read from",
+    "settings/presets.py": "the settings' values, which are inputs of keys",
     "settings/yaml.py": "where settings are read from",
     "workspace.py": "where files lie",
 }

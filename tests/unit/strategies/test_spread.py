@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from vabal import strategies
 from vabal.errors import UserError
 from vabal.probabilities import ClassTerms
 from vabal.settings import params
-from vabal.strategies import Candidates, Context, Labeled, Shard, pick, vabal
-from vabal.strategies import spread as spreads
+from vabal.strategies import Candidates, Context, Labeled, Shard, pick
 from vabal.strategies.spread import departures, spread
+
+spreads = import_module("vabal.strategies.spread")
 
 
 def test_picks_by_hand() -> None:
@@ -157,11 +159,11 @@ def test_rounding_alone_is_no_departure() -> None:
 
 
 def test_only_a_shortlist_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vabal, "SHORTLIST", 2)
+    monkeypatch.setattr(spreads, "SHORTLIST", 2)
     posteriors = np.array([[0.5, 0.5], [0.51, 0.49], [0.99, 0.01]])
     features = np.array([[1.0, 0.0], [1.0, 0.001], [-1.0, 0.0]])
     assert selected(pool(posteriors, features), settings(), 1)[0] == ["s0"]
-    monkeypatch.setattr(vabal, "SHORTLIST", 1)
+    monkeypatch.setattr(spreads, "SHORTLIST", 1)
     picked, written = selected(pool(posteriors, features), settings(), 2)
     assert picked == ["s0", "s1"]  # the far one is not on the list of two
     assert len(written[0]) == 3

@@ -14,7 +14,7 @@ from vabal import strategies
 from vabal.errors import UserError
 from vabal.probabilities import ClassTerms
 from vabal.strategies import Candidates, Shard
-from vabal.strategies.batch import hash_ids
+from vabal.strategies.noise import hash_ids
 from vabal.strategies.quotas import allot
 
 NAMES = ("cat", "dog", "eel")

@@ -51,7 +51,7 @@ def _select_batch(
             write=lambda part: writer.write(part.to_table(context.classes)),
         )
     _write_selection(context, selection, folder)
-    if getattr(context.strategy, "labeled_inputs", False):
+    if strategies.record_of(context.strategy).labeled_inputs:
         _write_labeled(labeled, folder / "labeled.parquet")
 
 

@@ -1,0 +1,149 @@
+"""The recorded candidates, and what deriving them again came to."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vabal import strategies
+from vabal.audit.findings import Record
+from vabal.probabilities import ClassTerms
+from vabal.rounds import tables
+from vabal.settings.models import Params
+from vabal.settings.params import parse
+from vabal.strategies import Candidates, Picker, Shard, Strategy, record_of, rule_named
+
+_ROWS_AT_ONCE = 2**16
+
+
+@dataclass
+class Derived:
+    """What the derivation came to: columns with the samples whose value does not follow, statements of the manifest
+    that are not so, and the best candidates by the recorded scores, in order: the picks, or with the rule `spread`
+    those among which the picks were searched."""
+
+    odd: dict[str, list[str]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    best: Candidates | None = None
+
+    def compare(self, recorded: Candidates, derived: Candidates, *, margins: float = 1e-9) -> None:
+        """Column by column; another processor may round the last bit of an exponential otherwise."""
+        for column in fields(Candidates)[1:]:
+            absolute = {"score_N": 1e-9, "margin_N": margins}.get(column.name, 0.0)
+            name = column.name.partition("_N")[0]
+            self.note(name, recorded, _apart(getattr(recorded, column.name), getattr(derived, column.name), absolute))
+
+    def note(self, column: str, recorded: Candidates, wrong_N: NDArray[np.bool_] | bool) -> None:
+        wrong = recorded.sample_ids[np.broadcast_to(wrong_N, len(recorded))]
+        if len(wrong):
+            self.odd.setdefault(column, []).extend(str(sample_id) for sample_id in wrong)
+
+
+def _apart(values: Any, others: Any, absolute: float) -> NDArray[np.bool_] | bool:
+    if values is None or others is None:
+        return (values is None) != (others is None)
+    if np.shape(values) != np.shape(others):
+        return True
+    apart: NDArray[np.bool_] = ~np.isclose(values, others, rtol=1e-9, atol=absolute)
+    return np.asarray(apart if apart.ndim == 1 else apart.any(axis=1))
+
+
+class CandidatesTable:
+    """The recorded candidates, part by part; what a pass over them handed out last waits to be compared."""
+
+    def __init__(self, path: Path, record: Record, classes: Sequence[str], derived: Derived) -> None:
+        self.path, self.record, self.classes, self.derived = path, record, classes, derived
+        self.waiting: deque[Candidates] = deque()
+        names = pq.ParquetFile(path).schema_arrow.names
+        if record.version > 1 and names != tables.CANDIDATES.names:
+            odd = sorted(set(names).symmetric_difference(tables.CANDIDATES.names)) or ["their order"]
+            raise ValueError(f"its columns are not those of a candidates' table: {', '.join(odd)}")
+
+    def parts(self) -> Iterator[Candidates]:
+        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=_ROWS_AT_ONCE):
+            batch.validate(full=True)
+            yield Candidates.from_table(batch, self.classes)
+
+    def checked_parts(self) -> Iterator[Candidates]:
+        """The same, with those columns looked at that stand in no `Candidates`."""
+        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=_ROWS_AT_ONCE):
+            batch.validate(full=True)
+            part = Candidates.from_table(batch, self.classes)
+            partly = [name for name in batch.schema.names if 0 < batch.column(name).null_count < len(batch)]
+            if set(partly) - {"rank"}:
+                raise ValueError(f"{partly[-1]}: empty for some candidates")
+            others = pc.fill_null(pc.not_equal(batch.column("strategy"), pa.scalar(self.record.strategy)), True)
+            self.derived.note("strategy", part, others.to_numpy(zero_copy_only=False))
+            told = batch.column("log_likelihood")
+            values = None if told.null_count else told.to_numpy(zero_copy_only=False)
+            self.derived.note("log_likelihood", part, _apart(values, part.log_likelihood_N, 0.0))
+            yield part
+
+    def shards(self) -> Iterator[Shard]:
+        """A pass over what the strategy saw of the candidates."""
+        self.waiting.clear()
+        for part in self.parts():
+            self.waiting.append(part)
+            yield shard_of(part)
+
+
+def shard_of(part: Candidates) -> Shard:
+    """What the strategy saw, as far as it is recorded; an ensemble's posteriors may be recorded as float32."""
+    predictive_N_C = part.posterior_N_C if part.predictive_N_C is None else part.predictive_N_C
+    return Shard(
+        part.sample_ids,
+        logits_N_C=part.logits_N_C,
+        log_likelihood_N_C=part.log_likelihood_N_C,
+        vae_class_N=part.vae_class_N,
+        predictive_N_C=predictive_N_C,
+        expected_entropy_N=part.expected_entropy_N,
+        votes_N_C=part.votes_N_C,
+        predicted_loss_N=part.predicted_loss_N,
+    )
+
+
+# -- what the manifest says of it -----------------------------------------------------------------------------------
+
+
+def read_statements(
+    record: Record, classes: Sequence[str]
+) -> tuple[Mapping[str, Any], Params, Strategy, ClassTerms | None]:
+    """What the manifest says of its selection, its settings, their strategy, and its class terms.
+
+    Raises ValueError where it says too little, or not of these classes.
+    """
+    if record.selection is None:
+        raise ValueError("the manifest does not say by which rule")
+    settings = parse(record.settings, where="settings of the manifest")
+    terms = None if record.class_terms is None else ClassTerms.from_json(record.class_terms)
+    if terms is not None and {len(terms.log_prior_C), len(terms.log_precision_C)} != {len(classes)}:
+        raise ValueError("the manifest's class terms are not those of the classes")
+    return record.selection, settings, strategies.get(record.strategy), terms
+
+
+def not_so(said: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    return [
+        f"the manifest's selection has {name} {said[name]}, its settings ask for {value}"
+        for name, value in asked.items()
+        if said[name] != value
+    ]
+
+
+def picker_of(said: Mapping[str, Any]) -> Picker:
+    """Keeps the candidates that the recorded rule picks from."""
+    per_pick = said.get("shortlist")  # manifests of earlier versions may lack it
+    return Picker.among(rule_named(said["rule"]), said["budget"], said["beta"], said["seed"], per_pick)
+
+
+def asked_for(strategy: Strategy, settings: Params) -> dict[str, Any]:
+    """Rule, beta and budget as the settings ask for them."""
+    asked: dict[str, Any] = {"budget": settings.selection.budget}
+    batch = record_of(strategy).batch(settings)
+    return asked if batch is None else asked | {"rule": batch[0], "beta": batch[1]}

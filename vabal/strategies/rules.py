@@ -1,0 +1,138 @@
+"""Rules of batches: how scores become picks, and how recorded picks are held against them.
+
+A rule knows by which key candidates are ranked, into which groups they are sorted first, and, where it searches, how it
+picks among the candidates with the highest scores. `vabal audit --verify` asks the same objects, so a new rule is one
+class here. Axes: N candidates, D features.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vabal.strategies import quotas
+from vabal.strategies import spread as search
+from vabal.strategies.candidates import Candidates
+from vabal.strategies.noise import gumbel_noise
+
+Rule = Literal["topk", "gumbel", "quota", "spread"]
+
+
+class TopK:
+    """The highest scores."""
+
+    name: ClassVar[Rule] = "topk"
+    searches: ClassVar[bool] = False  # over features, among the candidates with the highest scores
+
+    def key(self, shard: Candidates, beta: float, seed: int) -> NDArray[np.float64]:  # noqa: ARG002
+        """key_N: the candidates with the highest are picked first."""
+        return shard.score_N
+
+    def groups(self, shard: Candidates) -> NDArray[np.integer] | None:  # noqa: ARG002
+        """The group of each candidate, each of which has a share of the budget; None for one group."""
+        return None
+
+    def log_weights(self, shard: Candidates, beta: float) -> NDArray[np.float64]:  # noqa: ARG002
+        """Of each candidate's group, to which shares are proportional."""
+        return np.zeros(len(shard))
+
+    @property
+    def per_pick(self) -> int | None:
+        """Among how many candidates it searches, for each pick; None if it does not search."""
+        return None
+
+    def shares(self, budget: int, log_weights: Mapping[int, float], available: Counter[int]) -> dict[int, int]:
+        """How many are picked of each group."""
+        largest = max(log_weights.values())
+        weights = {group: math.exp(value - largest) for group, value in log_weights.items()}
+        return quotas.allot(budget, weights, available)
+
+    def order(
+        self,
+        best: Candidates,
+        features_N_D: NDArray[np.floating] | None,  # noqa: ARG002
+        budget: int,
+        beta: float,  # noqa: ARG002
+    ) -> NDArray[np.int64]:
+        """The rows of the best candidates in the order picked."""
+        return np.arange(min(budget, len(best)))
+
+    def follow(
+        self,
+        best: Candidates,
+        features_N_D: NDArray[np.floating] | None,
+        recorded: Sequence[str],  # noqa: ARG002 -- of a rule that allows for rounding
+        budget: int,
+        beta: float,
+    ) -> list[str]:
+        """The picks that follow from the best candidates; the recorded ones, where only rounding leads to others."""
+        order = self.order(best, features_N_D, budget, beta)
+        return [str(sample_id) for sample_id in best.sample_ids[order]]
+
+
+class Gumbel(TopK):
+    """Sampling without replacement, with probabilities proportional to exp(beta * score) (arXiv:2106.12059)."""
+
+    name: ClassVar[Rule] = "gumbel"
+
+    def key(self, shard: Candidates, beta: float, seed: int) -> NDArray[np.float64]:
+        return beta * shard.score_N + gumbel_noise(shard.sample_ids, seed)
+
+
+class Quota(TopK):
+    """A share of the budget for each class, proportional to (prior * precision)^-beta; within it the highest scores."""
+
+    name: ClassVar[Rule] = "quota"
+
+    def groups(self, shard: Candidates) -> NDArray[np.integer] | None:
+        return quotas.groups(shard)
+
+    def log_weights(self, shard: Candidates, beta: float) -> NDArray[np.float64]:
+        return quotas.log_quota_weights(shard, beta)
+
+
+class Spread(TopK):
+    """One after the other the candidate with a high score that lies far from those before (`spread.spread`)."""
+
+    name: ClassVar[Rule] = "spread"
+    searches: ClassVar[bool] = True
+
+    @property
+    def per_pick(self) -> int:
+        return search.SHORTLIST
+
+    def order(
+        self, best: Candidates, features_N_D: NDArray[np.floating] | None, budget: int, beta: float
+    ) -> NDArray[np.int64]:
+        if features_N_D is None:
+            raise ValueError("a spread batch needs the features of its shortlist")
+        return search.spread(best.score_N, features_N_D, min(budget, len(best)), beta)
+
+    def follow(
+        self,
+        best: Candidates,
+        features_N_D: NDArray[np.floating] | None,
+        recorded: Sequence[str],
+        budget: int,
+        beta: float,
+    ) -> list[str]:
+        row_of = {str(sample_id): row for row, sample_id in enumerate(best.sample_ids)}
+        rows = np.array([row_of.get(sample_id, -1) for sample_id in recorded], dtype=np.int64)
+        are_all = len(rows) == min(budget, len(best)) and bool((rows >= 0).all())
+        if are_all and features_N_D is not None and not search.departures(best.score_N, features_N_D, rows, beta):
+            return list(recorded)
+        return super().follow(best, features_N_D, recorded, budget, beta)
+
+
+BatchRule = TopK
+_RULES: dict[str, BatchRule] = {rule.name: rule for rule in (TopK(), Gumbel(), Quota(), Spread())}
+
+
+def rule_named(name: str) -> BatchRule:
+    """Raises ValueError for a rule that is not known."""
+    if name not in _RULES:
+        raise ValueError(f"expected one of the rules {', '.join(_RULES)}, found {name!r}")
+    return _RULES[name]
