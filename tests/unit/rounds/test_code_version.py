@@ -96,7 +96,6 @@ WITHOUT_A_SAY = {
     "settings/bounds.py": "which settings are refused",
     "settings/cron.py": "which settings are refused",
     "settings/models.py": "the settings' values, which are inputs of keys",
-    "settings/presets.py": "the settings' values, which are inputs of keys",
     "settings/params.py": "where settings are read from",
     "settings/presets.py": "the settings' values, which are inputs of keys",
     "settings/yaml.py": "where settings are read from",
