@@ -24,6 +24,7 @@ from vabal.benchmark import grids, protocols
 from vabal.benchmark import running as benchmark_running
 from vabal.errors import UserError
 from vabal.images import shards
+from vabal.pages import report
 from vabal.settings import presets
 from vabal.settings.models import Params
 from vabal.settings.params import parse
@@ -135,8 +136,8 @@ def test_a_grid_on_larger_images_knows_nothing_of_the_one_before_it_in_this_proc
 
 
 def test_results_have_a_row_a_round_and_add_up(tmp_path: Path) -> None:
-    summary = benchmark_running.run(grid(), tmp_path, benchmark_running.on_processes(1))
-    assert summary["cells"] == 2
+    summary = benchmark_running.run(grid(), tmp_path, benchmark_running.on_processes(1), page=report.write)
+    assert summary.cells == 2
     found = rows(tmp_path)
     assert [(row["strategy"], row["round"], row["labeled"]) for row in found] == [
         ("margin", "1", "12"),
@@ -146,7 +147,7 @@ def test_results_have_a_row_a_round_and_add_up(tmp_path: Path) -> None:
     ]
     assert [sum(json.loads(row["picked_per_class"]).values()) for row in found] == [12, 5, 12, 5]
     assert all(0 <= float(row[name]) <= 1 for row in found for name in ("accuracy", "balanced_accuracy", "macro_f1"))
-    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == json.loads(json.dumps(summary))
+    assert (tmp_path / "summary.json").read_bytes() == summary.content()
     assert "margin" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -205,7 +206,7 @@ def test_seeds_and_strategies_may_be_added_and_what_is_there_stays(tmp_path: Pat
     summary = benchmark_running.run(
         grid("random", "entropy", seeds=(0, 1)), tmp_path, benchmark_running.on_processes(1)
     )
-    assert summary["cells"] == 4
+    assert summary.cells == 4
 
 
 def test_every_cell_has_one_mlflow_run_however_often_it_is_told(stack: RunningStack, tmp_path: Path) -> None:
