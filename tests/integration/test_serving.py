@@ -177,7 +177,7 @@ def test_the_signature_names_the_columns_and_leaves_the_shape_open(model: Any) -
 def test_requirements_are_what_the_script_imports_and_not_this_package(model: Any) -> None:
     lines = (_folder(model) / "requirements.txt").read_text().splitlines()
     names = {line.partition("==")[0] for line in lines}
-    assert names == {"mlflow", "numpy", "pandas", "pillow", "torch"}
+    assert names == {"mlflow", "numpy", "pandas", "pillow", "torch", "torchvision"}
 
 
 def test_weights_that_were_exchanged_are_not_served(model: Any) -> None:

@@ -1,6 +1,6 @@
 """The model that travels with every registered version: a script for MLflow's models-from-code.
 
-It is copied into the version and runs where it is loaded, with mlflow, numpy, pandas, pillow and torch,
+It is copied into the version and runs where it is loaded, with mlflow, numpy, pandas, pillow, torch and torchvision,
 and without vabal or safetensors: the network's source and its weights lie beside it. Preprocessing is inside.
 
     model = mlflow.pyfunc.load_model("models:/vabal-classifier/3")     # model_config={"device": "cuda"} for a GPU

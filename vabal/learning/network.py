@@ -1,6 +1,6 @@
 """The classifier: ResNet-10, -18 or -34 with features after each of its four stages (paper, Section 3.4 and 4.2).
 
-Imports torch only. The source of this file travels with every registered model and is loaded, with
+Imports torch and torchvision only. The source of this file travels with every registered model and is loaded, with
 `read_weights`, in processes that have neither this package nor safetensors.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 BLOCKS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 SMALL_IMAGE = 64  # pixels; larger images take the ImageNet stem, which shrinks them by four first
@@ -30,32 +31,8 @@ _DTYPES = {
 }
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a way around them (He et al. 2016); weights are named as torchvision's `BasicBlock`."""
-
-    def __init__(self, before: int, width: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, width, kernel_size=3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or before != width:
-            convolution = nn.Conv2d(before, width, kernel_size=1, stride=stride, bias=False)
-            self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(width))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        around = maps if self.downsample is None else self.downsample(maps)
-        maps = self.relu(self.bn1(self.conv1(maps)))
-        maps = self.bn2(self.conv2(maps))
-        maps += around
-        onward: Tensor = self.relu(maps)
-        return onward
-
-
 class ResNetClassifier(nn.Module):
-    """A ResNet of basic blocks for images_N_K_H_W in units of 0..255, uint8 or float.
+    """A ResNet of torchvision's basic blocks for images_N_K_H_W in units of 0..255, uint8 or float.
 
     `width` is the number of channels of the first stage; the others have 2, 4 and 8 times as many. `stem` is `small`
     (3x3 convolution of stride 1), `imagenet` (7x7 of stride 2, then max-pool) or `auto`: small up to 64 pixels.
@@ -194,8 +171,13 @@ def _stages(blocks: tuple[int, ...], widths: tuple[int, ...]) -> list[nn.Sequent
     stages = []
     before = widths[0]
     for index, (count, width) in enumerate(zip(blocks, widths, strict=True)):
-        first = ResidualBlock(before, width, stride=1 if index == 0 else 2)
-        stages.append(nn.Sequential(first, *(ResidualBlock(width, width) for _ in range(count - 1))))
+        stride = 1 if index == 0 else 2
+        shortcut = None
+        if stride != 1 or before != width:
+            convolution = nn.Conv2d(before, width, kernel_size=1, stride=stride, bias=False)
+            shortcut = nn.Sequential(convolution, nn.BatchNorm2d(width))
+        first = BasicBlock(before, width, stride, shortcut)
+        stages.append(nn.Sequential(first, *(BasicBlock(width, width) for _ in range(count - 1))))
         before = width
     return stages
 

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
 MODEL_FOLDER = "model"
 SERVING_SOURCE = Path(vabal.__file__).parent / "adapters" / "serving.py"
 NETWORK_SOURCE = Path(vabal.__file__).parent / "learning" / "network.py"
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch")
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch", "torchvision")
 
 
 def save_model(folder: Path, run_id: str, weights: Path, network: Path, about: bytes) -> Path:
