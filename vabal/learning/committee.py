@@ -20,13 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.resnet import BasicBlock
 
 from vabal.errors import UserError
 from vabal.learning import classifier, loss_prediction
 from vabal.learning.classifier import cross_entropy
 from vabal.learning.metrics import Metric
 from vabal.learning.needs import Needs, check_finite
-from vabal.learning.network import ResidualBlock, ResNetClassifier
+from vabal.learning.network import ResNetClassifier
 from vabal.learning.recipe import Images, Objective, memory_format, pieces, place
 from vabal.settings.models import ClassifierSettings
 
@@ -293,11 +294,11 @@ def _folded(stage: nn.Module) -> nn.Module:
     """A copy of a residual stage for evaluation, with its batch norms folded into the convolutions before them."""
     stage = copy.deepcopy(stage).eval()
     for block in stage.children():
-        if not isinstance(block, ResidualBlock):
-            raise TypeError(f"expected a ResidualBlock, found {type(block).__name__}")
+        if not isinstance(block, BasicBlock):
+            raise TypeError(f"expected a BasicBlock, found {type(block).__name__}")
         block.conv1 = fuse_conv_bn_eval(block.conv1, block.bn1)
         block.conv2 = fuse_conv_bn_eval(block.conv2, block.bn2)
-        block.bn1 = block.bn2 = nn.Identity()  # type: ignore[assignment]
+        block.bn1 = block.bn2 = nn.Identity()
         if block.downsample is not None:
             block.downsample = fuse_conv_bn_eval(*block.downsample)
     return stage
