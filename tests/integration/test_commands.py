@@ -30,7 +30,7 @@ from workspaces import (
 )
 
 from vabal.adapters.orchestration import Server
-from vabal.cli import app
+from vabal.cli import promotion
 
 # -- the two nights -----------------------------------------------------------------------------------------------
 
@@ -256,7 +256,7 @@ def test_skip_leaves_everything_as_it_is_and_says_so(later: Path) -> None:
 def test_a_waiting_round_says_so_keeps_others_out_and_goes_on_with_the_labels_that_come(
     later: Path, stack: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "PATIENCE_S", 0.0)  # of a promotion with a round
+    monkeypatch.setattr(promotion, "PATIENCE_S", 0.0)  # of a promotion with a round
     change_settings(
         later,
         {
