@@ -24,7 +24,7 @@ class BaldStrategy(ScoringStrategy):
     inputs: tuple[str, ...] = ("logits_N_C", "predictive_N_C", "expected_entropy_N")
     derivable: bool = True
 
-    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
+    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the base's
         return with_prediction(shard, mutual_information(shard))
 
 

@@ -1,4 +1,4 @@
-"""The seam between a round and the strategies: what one declares, what it is given, what it hands back."""
+"""What stands between a round and the strategies: what one declares, what it is given, what it hands back."""
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
@@ -167,7 +167,7 @@ class BaseStrategy:
 
     def rescore(
         self,
-        candidates: Candidates,  # noqa: ARG002 -- the seam's, which who can follow them overrides
+        candidates: Candidates,  # noqa: ARG002 -- the base's, which who can follow them overrides
         *,
         class_terms: "ClassTerms | None",  # noqa: ARG002
         settings: Any,  # noqa: ARG002

@@ -43,7 +43,7 @@ class Candidates:
     Classes are indices. `predicted_class_N` and `margin_N` (the best probability less the second) are the classifier's,
     or those of the ensemble whose mean posterior the score takes; `vae_class_N` is Eq. 7's; `prior_N` and `precision_N`
     are those of `own_class_N`, the class whose term the score takes (left out: `vae_class_N`). log_likelihood_N_C,
-    posterior_N_C and what stands behind it, which is the shard's (`seam.Shard`), are what the score was computed from:
+    posterior_N_C and what stands behind it, which is the shard's (`base.Shard`), are what the score was computed from:
     with them and the class terms it can be derived again.
     """
 

@@ -22,7 +22,7 @@ class EnsembleStrategy(ScoringStrategy):
     inputs: tuple[str, ...] = ("logits_N_C", "votes_N_C")
     derivable: bool = True
 
-    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
+    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the base's
         if shard.votes_N_C is None:
             raise ValueError("the shard came without votes: declare Needs(members=...)")
         votes_N_C = np.asarray(shard.votes_N_C)

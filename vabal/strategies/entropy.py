@@ -17,5 +17,5 @@ class EntropyStrategy(ScoringStrategy):
     inputs: tuple[str, ...] = ("logits_N_C",)
     derivable: bool = True
 
-    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
+    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the base's
         return with_prediction(shard, entr(posteriors(shard)).sum(axis=1))

@@ -21,7 +21,7 @@ class LearningLossStrategy(ScoringStrategy):
     inputs: tuple[str, ...] = ("logits_N_C", "predicted_loss_N")
     derivable: bool = True
 
-    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
+    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the base's
         if shard.predicted_loss_N is None:
             raise ValueError('the shard came without predicted losses: declare Needs(auxiliary_loss="loss_prediction")')
         return with_prediction(shard, np.asarray(shard.predicted_loss_N, dtype=np.float64))

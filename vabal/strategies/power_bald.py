@@ -25,7 +25,7 @@ class PowerBaldStrategy(ScoringStrategy):
     inputs: tuple[str, ...] = ("logits_N_C", "predictive_N_C", "expected_entropy_N")
     derivable: bool = True
 
-    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
+    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the base's
         return with_prediction(shard, np.log(np.maximum(mutual_information(shard), _SMALLEST)))
 
     def rule(self, settings: Any) -> Rule:  # noqa: ARG002 -- another rule would be another strategy

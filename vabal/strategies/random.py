@@ -29,7 +29,7 @@ class RandomStrategy(ScoringStrategy):
         self,
         candidates: Candidates,
         *,
-        class_terms: ClassTerms | None,  # noqa: ARG002 -- the seam's
+        class_terms: ClassTerms | None,  # noqa: ARG002 -- the base's
         settings: Any,  # noqa: ARG002
         seed: int,
     ) -> NDArray[np.float64]:

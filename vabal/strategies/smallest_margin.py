@@ -26,7 +26,7 @@ class MarginStrategy(ScoringStrategy):
     inputs: tuple[str, ...] = ("logits_N_C",)
     derivable: bool = True
 
-    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
+    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the base's
         probabilities_N_C = posteriors(shard)
         margin_N = margin(probabilities_N_C)
         predicted_N = probabilities_N_C.argmax(axis=1) if len(margin_N) else np.zeros(0)
@@ -36,7 +36,7 @@ class MarginStrategy(ScoringStrategy):
         self,
         candidates: Candidates,
         *,
-        class_terms: ClassTerms | None,  # noqa: ARG002 -- the seam's
+        class_terms: ClassTerms | None,  # noqa: ARG002 -- the base's
         settings: Any,  # noqa: ARG002
         seed: int,  # noqa: ARG002
     ) -> NDArray[np.float64] | None:

@@ -24,10 +24,10 @@ class Stochastic(Wrapper):
     kind: ClassVar[str] = "stochastic"
     rule: ClassVar[Rule] = "gumbel"
 
-    def scores_are(self, candidates: int, budget: int) -> NDArray[np.float64]:  # noqa: ARG002 -- the seam's
+    def scores_are(self, candidates: int, budget: int) -> NDArray[np.float64]:  # noqa: ARG002 -- the base's
         return np.asarray(-np.log(np.arange(1, candidates + 1)))
 
-    def scores(self, inner: Ranked, context: Context, budget: int) -> NDArray[np.float64]:  # noqa: ARG002 -- the seam's
+    def scores(self, inner: Ranked, context: Context, budget: int) -> NDArray[np.float64]:  # noqa: ARG002 -- the base's
         score_N = np.empty(len(inner))
         score_N[inner.order_N] = -np.log(np.arange(1, len(inner) + 1))
         return score_N

@@ -77,7 +77,7 @@ class _Scoring(ScoringStrategy):
     def __init__(self, adversary: "Adversary | None") -> None:
         self.adversary = adversary
 
-    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the seam's
+    def score(self, shard: Shard, context: Context) -> Candidates:  # noqa: ARG002 -- the base's
         score_N = np.full(len(shard), 0.5) if self.adversary is None else self.adversary.score(_images(shard))
         if shard.logits_N_C is None or not len(shard):
             return Candidates(shard.sample_ids, score_N)

@@ -85,7 +85,7 @@ class VabalStrategy(ScoringStrategy):
         *,
         class_terms: ClassTerms | None,
         settings: Any,
-        seed: int,  # noqa: ARG002 -- the seam's
+        seed: int,  # noqa: ARG002 -- the base's
     ) -> NDArray[np.float64] | None:
         if not len(candidates):
             return np.zeros(0)
