@@ -7,7 +7,7 @@ from running import RunningStack
 from workspaces import TwoNights, ask, call, done, git
 
 from vabal import rounds
-from vabal.rounds import context
+from vabal.rounds import learner
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_other_weights_scores_and_picks_are_told_and_end_with_exit_code_1(
     clone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = rounds.derive_seed
-    monkeypatch.setattr(context, "derive_seed", lambda seed, number, purpose: real(seed + 1, number, purpose))
+    monkeypatch.setattr(learner, "derive_seed", lambda seed, number, purpose: real(seed + 1, number, purpose))
     said = call(clone, "replay", "1")
     assert said.code == 1
     assert "weights of the classifier: other bytes" in said.out

@@ -65,7 +65,18 @@ def test_results_name_the_machine_and_no_path(tmp_path: Path) -> None:
 
 
 def test_every_bound_of_the_issue_has_a_benchmark() -> None:
-    names = {"estimate", "draws", "vae_step", "coreset", "bald", "growth", "features", "memory", "bookkeeping"}
+    names = {
+        "estimate",
+        "draws",
+        "vae_step",
+        "coreset",
+        "bald",
+        "growth",
+        "features",
+        "memory",
+        "bookkeeping",
+        "imports",
+    }
     assert set(BENCHMARKS) == names
 
 
