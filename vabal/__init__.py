@@ -6,9 +6,21 @@ Names of arrays end in their axes. The legend, used everywhere:
     I  inputs of the VAE (the heads' outputs) Z  latent dimensions, ten per class
     T  Monte-Carlo draws                      H, W, K  height, width and channels of an image
 
-The tree is the method: `classifier` (train), `features` (extract), `vae` (Eqs. 7-10), `probabilities`
-(Eqs. 6, 9, 11, 12), `strategies` (select). `pools`, `images`, `sources`, `inbox`, `rounds` and `audit` keep the
-books; `adapters` talks to the outside world, one vendor a file.
+The tree is the method: `learning` (train, extract), `vae` (Eqs. 7-10), `probabilities` (Eqs. 6, 9, 11, 12),
+`strategies` (select). `images`, `sources`, `labels`, `pools`, `rounds`, `promotion` and `audit` keep the books;
+`adapters` talks to the outside world, one vendor a file.
 """
 
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        """`vabal.params`, by which scripts written for 0.1.0 read settings; it stands in `vabal.settings` now."""
+        if name == "params":
+            from vabal.settings import params  # noqa: PLC0415 -- only who asks for it pays for it
+
+            return params
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -246,3 +246,12 @@ def test_a_setting_that_is_none_any_more_is_let_through_in_an_old_file_and_not_w
     old = parse({"promotion": {"min_gain": 0.0, "tolerance": 0.01, "max_recall_drop": 0.05, "resamples": 10000}})
     assert old == parse({})
     assert "resamples" not in dump(old)
+
+
+def test_scripts_of_the_first_version_find_the_settings_where_they_were() -> None:
+    import vabal
+    from vabal import params as found
+
+    assert found.parse({"selection": found.read_yaml("budget: 7")}).selection.budget == 7
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = vabal.nothing
