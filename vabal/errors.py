@@ -46,10 +46,9 @@ class Unavailable(UserError):  # noqa: N818 -- says what is so, as its siblings 
     """A server (S3, MLflow, Prefect) is down, or refuses the credentials. Nothing was changed."""
 
 
-_EXAMPLES: Final = 3
-
-
 # --- names ------------------------------------------------------------------------------------------------------------
+
+_EXAMPLES: Final = 3
 
 
 def shown(path: str | PurePosixPath | Path) -> str:

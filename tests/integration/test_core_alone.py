@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 import venv
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.rules.repository import ROOT, core_modules
+from tests.rules.repository import ROOT, build_wheel, core_modules
 from vabal.errors import EXTRAS
 
 BENCH = (
@@ -50,9 +49,7 @@ def link(package: Distribution, target: Path) -> None:
 def core_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of such an environment."""
     place = tmp_path_factory.mktemp("core")
-    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(place)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    [wheel] = place.glob("*.whl")
+    wheel = build_wheel(place)
     venv.create(place / "env", with_pip=True, symlinks=True)
     programs = place / "env" / "bin"
     install = [programs / "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]

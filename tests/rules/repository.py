@@ -1,6 +1,7 @@
 """The files that a clone of this repository has: tracked by git, or about to be (untracked and not ignored)."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -35,3 +36,11 @@ def core_modules() -> list[str]:
     """The names of the modules that import no vendor."""
     paths = [path for path in files(".py") if path.parts[0] == "vabal" and layer(path) == "core"]
     return [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in paths]
+
+
+def build_wheel(folder: Path) -> Path:
+    """The package's wheel, built into `folder`."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = folder.glob("*.whl")
+    return wheel

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from vabal import images, pools
 from vabal.errors import BRING_BACK, UserError
 from vabal.files import sha256
+from vabal.pools.files import readable
 from vabal.promotion.record import read_record
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables, tag_name
 from vabal.rounds.manifests import ModelRecord
@@ -200,17 +201,13 @@ def _candidacies(data: Path, sample_id: str) -> list[dict[str, Any]]:
 def _rows_of(path: Path, sample_id: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """A sample's rows of a table, in the file's order, a row group in memory at a time."""
     rows: list[dict[str, Any]] = []
-    try:
+    with readable(path, BRING_BACK):
         file = pq.ParquetFile(path)
         for group in range(file.num_row_groups):
             ids = file.read_row_group(group, columns=["sample_id"]).column("sample_id")
             found = pa.compute.equal(ids, sample_id)
             if pa.compute.any(found).as_py():
                 rows += file.read_row_group(group, columns=columns).filter(found).to_pylist()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {BRING_BACK}") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from None
     return rows
 
 

@@ -34,13 +34,17 @@ class _BetweenLevels(logging.Filter):
         return record.levelno >= logging.ERROR
 
 
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
+
+
 def leave_the_end_to_the_command(console: Console) -> None:
     """For runs in the command's own process, which says itself how they ended: no errors twice on the console.
 
     On a terminal, lines come through `console`, above its progress bars; elsewhere, warnings alone. The Prefect server
     gets the whole log in any case. Call it once, after Prefect was imported, which sets its logging up.
     """
-    logging.getLogger(SENDING).setLevel(logging.CRITICAL)
+    logging.getLogger(SENDING).addFilter(_nothing)  # a level would be lost when Prefect sets its logging up again
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
             handler.addFilter(_BetweenLevels(logging.INFO if console.is_terminal else logging.WARNING))

@@ -1,6 +1,8 @@
 """The pools' tables as files, typed."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -29,17 +31,24 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None
     write_bytes(path, memoryview(sink.getvalue()))
 
 
+@contextmanager
+def readable(path: Path, mend: str) -> Iterator[None]:
+    """For reading the parquet file within: raises UserError, ending in what to do, if it is missing or damaged."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {mend}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({_one_line(error)}); {mend}") from None
+
+
 def read_table(path: Path, schema: pa.Schema, mend: str = MEND) -> pd.DataFrame:
     """The frame that `write_table` wrote. Raises UserError if the file is missing, damaged, or holds other columns.
 
     `mend` ends the message: what to do about it.
     """
-    try:
+    with readable(path, mend):
         table = pq.ParquetFile(path).read()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {mend}") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({_one_line(error)}); {mend}") from None
     for name in OPTIONAL:
         if name in schema.names and name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vabal import pools
-from vabal.errors import BRING_BACK, UserError
+from vabal.errors import BRING_BACK
+from vabal.pools.files import readable
 from vabal.strategies.columns import rows_of_lists
 
 # A round's files.
@@ -194,11 +195,6 @@ def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strateg
 
 
 def _read(path: Path) -> pd.DataFrame:
-    try:
-        table = pq.ParquetFile(path).read()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {BRING_BACK}") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())[:200]})") from None
-    frame: pd.DataFrame = table.to_pandas()
+    with readable(path, BRING_BACK):
+        frame: pd.DataFrame = pq.ParquetFile(path).read().to_pandas()
     return frame

@@ -5,18 +5,15 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import pytest
 
-from vabal import pools, rounds
-from vabal.adapters.versioning import Versioning
+from tests.support.small_rounds import first_round
+from vabal import pools
 from vabal.rounds import OpenRound, steps
-from vabal.rounds.context import RoundContext, own_store
-from vabal.rounds.initial import initialise
+from vabal.rounds.context import RoundContext
 from vabal.rounds.stage_store import STAGES, StageKey
 from vabal.rounds.steps import keys
 from vabal.rounds.steps.train import with_places
-from vabal.workspace import Workspace
 
 SETTINGS = {
     "classifier.network": "resnet10",
@@ -53,25 +50,8 @@ SEEDED = {
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoundContext]:
     """The first round of a workspace of 60 images in two shards."""
-    folder = tmp_path_factory.mktemp("keys")
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
-    np.savez(folder / "some.npz", images=pixels, labels=np.arange(60) % 3)
-    root = folder / "workspace"
-    root.mkdir()
-    with pytest.MonkeyPatch.context() as without_servers:
-        for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID"):
-            without_servers.delenv(name, raising=False)
-        initialise(
-            root,
-            source=f"npz:{folder / 'some.npz'}",
-            **{"imbalance": None, "initial": 20, "holdout": 0.2, "seed": 5, "classes": None, "name": None},
-            settings=SETTINGS,
-            versions=Versioning(root),
-            prepare=lambda _storage: None,
-        )
-        place = Workspace(root)
-        begun = rounds.open_round(place, [], datetime(2026, 1, 1, tzinfo=UTC))
-        yield RoundContext(place, place.params(), begun, own_store(place), steps.intake(place, begun))
+    with first_round(tmp_path_factory.mktemp("keys"), 60, SETTINGS) as begun:
+        yield begun
 
 
 def ref(stage: str, number: int = 0) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,15 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from vabal import rounds, strategies
-from vabal.adapters.versioning import Versioning
+from tests.support.small_rounds import first_round
+from vabal import strategies
 from vabal.errors import UserError
 from vabal.learning import committee, features
 from vabal.rounds import steps
-from vabal.rounds.context import RoundContext, StageReference, metrics_of, own_store
-from vabal.rounds.initial import initialise
+from vabal.rounds.context import RoundContext, StageReference, metrics_of
 from vabal.strategies import Candidates, Context, Needs, ScoringStrategy, Shard
-from vabal.workspace import Workspace
 
 SETTINGS = {
     "classifier.network": "resnet10",
@@ -37,27 +34,10 @@ NEEDY = ("bald", "power_bald", "ensemble", "learning_loss")
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoundContext]:
     """Of a workspace of 96 images in several shards, whose strategy is `random`."""
-    folder = tmp_path_factory.mktemp("needs")
-    pixels = np.random.default_rng(0).integers(0, 256, (96, 8, 8), dtype=np.uint8)
-    np.savez(folder / "some.npz", images=pixels, labels=np.arange(96) % 3)
-    root = folder / "workspace"
-    root.mkdir()
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as without_servers:
-        for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID"):
-            without_servers.delenv(name, raising=False)
-        initialise(
-            root,
-            source=f"npz:{folder / 'some.npz'}",
-            **{"imbalance": None, "initial": 20, "holdout": 0.2, "seed": 5, "classes": None, "name": None},
-            settings=SETTINGS,
-            versions=Versioning(root),
-            prepare=lambda _storage: None,
-        )
-        place = Workspace(root)
-        begun = rounds.open_round(place, [], datetime(2026, 1, 1, tzinfo=UTC))
-        params = place.params({"selection.strategy": "random"})
-        yield RoundContext(place, params, begun, own_store(place), steps.intake(place, begun))
+    folder = tmp_path_factory.mktemp("needs")
+    with first_round(folder, 96, SETTINGS, {"selection.strategy": "random"}) as begun:
+        yield begun
     torch.set_num_threads(threads)
 
 
