@@ -94,10 +94,12 @@ def curves(
     label: str,
     prefix: str,
     levels: Mapping[str, float] | None = None,
+    shares: bool = False,
 ) -> Markup:
     """Lines over labels, named at their ends in the order in which they end; the strong ones with their intervals.
 
-    `levels` are horizontal lines, in per cent, by what is written on them.
+    `levels` are horizontal lines, in per cent, by what is written on them. Of `shares` the wide intervals of few seeds
+    are shown as far as there are any: from 0 to 100.
     """
     with canvas(PANEL, label, prefix) as (figure, done):
         longest = max(len(short(item.name)) for item in drawn)
@@ -130,6 +132,9 @@ def curves(
         ticks = drawn[0].labeled
         axes.set_xticks(ticks if len(ticks) <= 8 else ticks[:: -(-len(ticks) // 8)])
         plain(axes)
+        if shares:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(max(bottom, -1.0), min(top, 101.0))
         _name_ends(axes, drawn, style)
         return done()
 

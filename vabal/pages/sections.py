@@ -181,6 +181,7 @@ class Sections:
             ylabel="accuracy, %",
             label=f"Learning curves, {setting.name}. {means}",
             prefix=self._prefix(),
+            shares=True,
         )
 
     def _difference_curves(self, setting: Setting, items: Sequence[StrategyInSetting]) -> Markup:
@@ -246,6 +247,7 @@ class Sections:
             label=f"Share of rare classes, {setting.name}. At the end, per cent: {figures.describe(last)}",
             prefix=self._prefix(),
             levels={"pool": 100 * float(pool[rare].sum() / pool.sum()), "classes": 100 * sum(rare) / len(rare)},
+            shares=True,
         )
 
     def _class_accuracy(self, setting: Setting) -> list[Block]:

@@ -254,6 +254,20 @@ def test_names_at_the_ends_of_curves_keep_their_order_and_their_distance() -> No
     assert _apart([0.1, 0.5], 0.06) == [0.1, 0.5]
 
 
+@pytest.mark.parametrize(("shares", "ticks"), [(True, (0, 100)), (False, (-200, 300))])
+def test_intervals_of_few_seeds_stretch_no_axis_of_shares_beyond_what_there_is(
+    shares: bool, ticks: tuple[int, int]
+) -> None:
+    from vabal.pages.figures import Curve, curves, series_styles
+
+    wide = Curve("vabal", [20, 35], [40.0, 50.0], [-210.0, 20.0], [310.0, 80.0])
+    drawn = curves(
+        [wide], series_styles(["vabal"], "random", ["vabal"]), ylabel="%", label="", prefix="a", shares=shares
+    )
+    found = {int(text.replace("\N{MINUS SIGN}", "-")) for text in re.findall(r">(\N{MINUS SIGN}?\d+)</text>", drawn)}
+    assert (min(found), max(found)) == ticks
+
+
 def test_without_matplotlib_there_is_no_report_and_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sections", "figures", "svg"):
         monkeypatch.delitem(sys.modules, f"vabal.pages.{name}", raising=False)
