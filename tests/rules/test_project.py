@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.rules.repository import ROOT
+from tests.rules.repository import ROOT, files
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 VARIABLES = dict(re.findall(r"^(\w+) [:?]= ?(.*)$", MAKEFILE, re.MULTILINE))
@@ -105,6 +105,15 @@ def test_every_place_that_contributing_names_is_there() -> None:
     for place in places:
         path = ROOT / place
         assert path.parent.is_dir() if path.stem == "NAME" else path.exists(), place
+
+
+FILE = re.compile(r"(?<![\w./])(?:tests|vabal|flows|benchmarks|infra|docs)/[\w/.-]+\.(?:py|md|json|yaml|svg)\b")
+
+
+@pytest.mark.parametrize("page", [path for path in files(".md") if path.name != "CHANGELOG.md"], ids=str)
+def test_every_file_of_the_repository_that_a_page_names_is_there(page: Path) -> None:
+    named = {name for name in FILE.findall((ROOT / page).read_text(encoding="utf-8")) if "NAME" not in name}
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
 def test_every_command_that_contributing_names_is_there() -> None:
