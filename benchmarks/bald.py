@@ -75,7 +75,8 @@ def plain(network: ResNetClassifier, pixels: Images, passes: int, device: torch.
         logits = []
         for number in range(passes):
             for layer in network.dropouts:
-                layer.number = number
+                if isinstance(layer, OurMask):
+                    layer.number = number
             logits.append(network(images_P_K_H_W))
         parts.append(torch.stack(logits, dim=1).double())
     network.dropouts.eval()

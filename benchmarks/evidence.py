@@ -96,7 +96,7 @@ def _against(settings: Sequence[Mapping[str, Any]], own: str, rival: str) -> str
         for seed in mine.keys() & theirs.keys():
             by_seed.setdefault(seed, []).append(mine[seed] - theirs[seed])
     gap = statistics.estimate([np.mean(values) for values in by_seed.values()])
-    error = "" if gap.n < 2 else f" ± {100 * gap.sd / np.sqrt(gap.n):.1f}"
+    error = "" if gap.sd is None else f" ± {100 * gap.sd / np.sqrt(gap.n):.1f}"
     return f"{100 * gap.mean:+.1f}{error}"
 
 

@@ -13,6 +13,7 @@ grows; C grows at `SAMPLES` samples, for the estimate and the class terms at `FE
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,7 +121,7 @@ def _tasks(samples: int, classes: int, estimated: int, *, draws: int) -> Iterato
     yield "estimate", lambda: list(estimate_likelihood(network, [few_N_D], generator=0, settings=settings))
     yield "score and top k", pool.score
     for name in (*strategies.names(), *WRAPPED):
-        yield name, lambda name=name: strategies.get(name).select(pool.context, BUDGET)
+        yield name, partial(pool.select, name)
 
 
 class _Pool:
@@ -175,6 +176,10 @@ class _Pool:
                 predicted_loss_N=self.loss_N[rows],
                 images_N_H_W_K=self.images_N_H_W_K[rows],
             )
+
+    def select(self, name: str) -> strategies.Selection:
+        """The named strategy's batch."""
+        return strategies.get(name).select(self.context, BUDGET)
 
     def score(self) -> Any:
         """Eq. 6 over all classes, and the highest scores, shard by shard."""

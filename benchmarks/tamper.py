@@ -150,7 +150,8 @@ def _cell(numbers: random.Random, path: Path) -> str | None:
     table = pq.ParquetFile(path).read()
     if not table.num_rows:
         return None
-    column, row = numbers.choice(table.schema.names), numbers.randrange(table.num_rows)
+    column: str = numbers.choice(table.schema.names)
+    row = numbers.randrange(table.num_rows)
     value = table.column(column)[row].as_py()
     if value is None:
         return None

@@ -17,7 +17,9 @@ class ReferenceVAE:
     """The network of `FeatureVAE` in evaluation, one sample at a time, from its weights."""
 
     def __init__(self, vae: Any) -> None:
-        self.weights = {name: tensor.detach().cpu().double().numpy() for name, tensor in vae.state_dict().items()}
+        self.weights: dict[str, Array] = {
+            name: tensor.detach().cpu().double().numpy() for name, tensor in vae.state_dict().items()
+        }
         self.settings = vae.settings
         self.feature_dims = vae.feature_dims
         self.classes = vae.num_classes
@@ -80,7 +82,7 @@ class ReferenceVAE:
 
 
 def kl(mean: Array, log_var: Array) -> float:
-    return sum(0.5 * (m**2 + math.exp(v) - 1 - v) for m, v in zip(mean, log_var, strict=True))
+    return float(sum(0.5 * (m**2 + math.exp(v) - 1 - v) for m, v in zip(mean, log_var, strict=True)))
 
 
 def likelihood(vae: Any, features: Array, noise_T_Z: Array, settings: Any) -> tuple[Array, NDArray[np.int64]]:
@@ -192,9 +194,11 @@ def scores(
 
 def _scaled(log_likelihood: Array, reduction: str) -> Array:
     if reduction == "standardised":
-        return (log_likelihood - log_likelihood.mean(axis=0)) / log_likelihood.std(axis=0)
+        standardised: Array = (log_likelihood - log_likelihood.mean(axis=0)) / log_likelihood.std(axis=0)
+        return standardised
     if reduction == "contrast":
         level = log_likelihood.mean(axis=1, keepdims=True)
         contrast = log_likelihood - level
-        return contrast / np.sqrt((contrast**2).mean()) + (level - level.mean()) / level.std()
+        both: Array = contrast / np.sqrt((contrast**2).mean()) + (level - level.mean()) / level.std()
+        return both
     return log_likelihood

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats  # type: ignore[import-untyped]
+from scipy import special, stats
 
 MAIN = "accuracy"  # the metric that a benchmark compares by
 CONFIDENCE = 0.95

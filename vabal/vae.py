@@ -282,7 +282,7 @@ def _train(steps: "_Steps") -> Iterator[Metric]:
         for positions_B in steps.epoch():
             loss = steps.loss(positions_B)
             optimizer.zero_grad()
-            loss.total.backward()  # type: ignore[no-untyped-call]
+            loss.total.backward()
             optimizer.step()
             losses.append(torch.stack(loss).detach())
             sizes.append(len(positions_B))

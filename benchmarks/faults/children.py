@@ -115,8 +115,8 @@ def do(deed: Callable[[], object]) -> None:
             traceback.print_exc()
         finally:
             os._exit(code)
-    if code := _wait(child, None, LIMIT_S):
-        raise RuntimeError(f"a child that prepares something ended with {code}")
+    if ended := _wait(child, None, LIMIT_S):
+        raise RuntimeError(f"a child that prepares something ended with {ended}")
 
 
 def _wait(child: int, after_s: float | None, limit: float) -> int | None:
@@ -191,7 +191,7 @@ def _without_prefect() -> None:
         with disable_run_logger():
             return flow.fn(root, strategy)
 
-    vabal.flows.round.active_learning_round = plain
+    vabal.flows.round.active_learning_round = plain  # type: ignore[assignment]  # no flow: the aim
     vabal.flows.round._run_name = lambda: "round"
 
 
@@ -296,8 +296,8 @@ def _on_reached(wanted: str, deed: Callable[[], None]) -> None:
     def initialise(*arguments: Any, **options: Any) -> Any:
         return begin(*arguments, **{**options, "reached": hear})
 
-    def carrying(workspace: Any, versions: Any, finish: Any = None, **options: Any) -> Any:
-        return carry_out(workspace, versions, finish, **{**options, "reached": hear})
+    def carrying(*arguments: Any, **options: Any) -> Any:
+        return carry_out(*arguments, **{**options, "reached": hear})
 
     vabal.rounds.initial.initialise = initialise
     rounds.carry_out = publication.carry_out = carrying

@@ -131,7 +131,7 @@ def _empty(folder: Path) -> None:
     (root / ".dvc" / "config").write_text(
         f"[core]\n    remote = vabal\n['remote \"vabal\"']\n    url = {folder / 'pools'}\n"
     )
-    np.savez(folder / "some.npz", **some_images())
+    save_images(folder / "some.npz")
     generator = np.random.default_rng(1)
     (folder / "camera").mkdir()
     for name in "abc":
@@ -139,11 +139,11 @@ def _empty(folder: Path) -> None:
     (folder / "camera" / "cut.png").write_bytes((folder / "camera" / "a.png").read_bytes()[:60])
 
 
-def some_images() -> dict[str, np.ndarray]:
+def save_images(path: Path) -> None:
     """Sixty images of three classes: a class is a brightness."""
     labels = np.arange(60) % 3
     pixels = np.random.default_rng(0).integers(0, 60, (60, 8, 8)) + 90 * labels[:, None, None]
-    return {"images": pixels.astype(np.uint8), "labels": labels}
+    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
 
 
 # -- what is so ---------------------------------------------------------------------------------------------------

@@ -15,12 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from mlflow import MlflowClient
 
 from benchmarks.faults import children
-from benchmarks.faults.nights import Nights, facts, in_order, some_images
+from benchmarks.faults.nights import Nights, facts, in_order, save_images
 from benchmarks.faults.outcomes import Outcome, compared
 from tests.support.faulty_server import FAULTS, seen, tell
 from vabal.adapters import processes, stack
@@ -39,7 +38,7 @@ MOMENTS = {"while it trains": "stages/train-classifier", "while it publishes": "
 def everything(folder: Path, seed: int) -> Iterator[Outcome]:
     root = folder / "stack"
     root.mkdir()
-    np.savez(folder / "some.npz", **some_images())
+    save_images(folder / "some.npz")
     try:
         yield killed_up(root)
         addresses = stack.Stack(root / ".vabal").environment()
@@ -218,9 +217,7 @@ def prefect_and_worker_killed(folder: Path, root: Path, addresses: dict[str, str
             if service == "worker":
                 _vabal(nights, "deploy")
             with _begun(nights, *words) as process:
-                _until(
-                    lambda process=process, at=nights.root / ".vabal" / place: process.poll() is not None or at.exists()
-                )
+                _until_over_or_there(process, nights.root / ".vabal" / place)
                 tried = int(process.poll() is None)
                 _kill(root, service)
                 if service == "worker":
@@ -265,6 +262,10 @@ def _end_of(process: subprocess.Popen[bytes], said: Path) -> children.Ended:
     with suppress(subprocess.TimeoutExpired):
         code = process.wait(timeout=children.LIMIT_S)
     return children.Ended(code, said.read_text(errors="replace"), 0, time.monotonic() - started)
+
+
+def _until_over_or_there(process: "subprocess.Popen[bytes]", place: Path) -> None:
+    _until(lambda: process.poll() is not None or place.exists())
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -127,7 +127,7 @@ def set_back(shift: datetime.timedelta) -> children.Fault:
         def __instancecheck__(cls, instance: object) -> bool:
             return isinstance(instance, real)
 
-    class Shifted(real, metaclass=Meta):
+    class Shifted(datetime.datetime, metaclass=Meta):
         @classmethod
         def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:  # type: ignore[override]
             return real.now(tz) + shift
@@ -166,14 +166,18 @@ def settings_changed(nights: Nights) -> Iterator[Outcome]:
     nights.restore(step)
     before = path.read_text()
     after = before.replace("budget: 4", "budget: 3").replace("epochs: 15", "epochs: 14")
-    nights.run_well(step, lambda: path.write_text(after))
+
+    def edit() -> None:
+        path.write_text(after)
+
+    nights.run_well(step, edit)
     path.write_text(before)
     old, new = nights.facts[step], facts(nights.folder)
     for place in ("stages:intake", "stages:train_classifier", "tracking:register", "rounds:stage", "reached:committed"):
         staged = place.startswith(("rounds", "reached"))
         for during in (True, False):
             nights.restore(step)
-            deed = (lambda: path.write_text(after)) if during else children.die
+            deed: Callable[[], None] = edit if during else children.die
             ended = nights.run(step, fault=children.after_step(place, deed))
             told = [ended]
             if not during:

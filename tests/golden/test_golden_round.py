@@ -66,8 +66,7 @@ def run_round(root: Path) -> dict[str, Any]:
     selected = steps.select_batch(context, extracted, estimated)
     refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
     model = {"name": "none", "version": "1", "sha256": "0" * 64, "files": {"MLmodel": "0" * 64}}
-    about = {"mlflow_run": "0" * 32, "flow_run": None, "promotions": None, "now": now}
-    plan, contents = record.assemble(context, refs, model, **about)
+    plan, contents = record.assemble(context, refs, model, mlflow_run="0" * 32, flow_run=None, promotions=None, now=now)
     rounds.stage(place, plan, contents)
     rounds.carry_out(place, versions, push=False)
 
@@ -90,7 +89,7 @@ def _departures(place: Workspace, picks: pd.DataFrame) -> list[int]:
     ids, features_N_D = tables.read_shortlist(folder / "shortlist.parquet")
     scores = pd.read_parquet(folder / "candidates.parquet").set_index("sample_id")["score"]
     assert scores[ids].is_monotonic_decreasing
-    return departures(scores[ids].to_numpy(), features_N_D, pd.Index(ids).get_indexer(picks["sample_id"]))
+    return departures(scores[ids].to_numpy(), features_N_D, pd.Index(ids).get_indexer(pd.Index(picks["sample_id"])))
 
 
 @pytest.fixture(scope="module")

@@ -89,9 +89,18 @@ def _begin(folder: Path) -> Workspace:
     (root / ".dvc").mkdir(parents=True)
     (root / ".dvc" / "config").write_text("[core]\n    remote = vabal\n['remote \"vabal\"']\n    url = ../../pools\n")
     versions = Versioning(root)
-    asked_for = {"source": "digits", "imbalance": "dominant:0:0.06", "initial": 120, "holdout": 0.06, "seed": 0}
     initialise(
-        root, **asked_for, classes=None, name=None, settings=SETTINGS, versions=versions, prepare=lambda _storage: None
+        root,
+        source="digits",
+        imbalance="dominant:0:0.06",
+        initial=120,
+        holdout=0.06,
+        seed=0,
+        classes=None,
+        name=None,
+        settings=SETTINGS,
+        versions=versions,
+        prepare=lambda _storage: None,
     )
     versions.push()
     return Workspace(root)
@@ -102,13 +111,21 @@ def _night(place: Workspace) -> None:
     number, parent = context.round.round, context.round.parent
     run = tracking.open_round(number, parent, context.params.model_dump(mode="json"), inputs=context.round.inbox)
     trained = steps.train_classifier(context)
-    about = {"classes": context.classes, "image_size": context.params.images.size, "channels": 1}
-    version = tracking.register(run, number, parent, weights=steps.weights(context, trained), **about)
+    version = tracking.register(
+        run,
+        number,
+        parent,
+        weights=steps.weights(context, trained),
+        classes=context.classes,
+        image_size=context.params.images.size,
+        channels=1,
+    )
     files = tracking.files(version.version)
     model = {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256, "files": files}
     promotions = agreement.anchored(place.root, versions)
-    told = {"mlflow_run": run, "flow_run": None, "promotions": promotions, "now": datetime.now(UTC)}
-    plan, contents = record.assemble(context, learn(context), model, **told)
+    plan, contents = record.assemble(
+        context, learn(context), model, mlflow_run=run, flow_run=None, promotions=promotions, now=datetime.now(UTC)
+    )
     rounds.stage(place, plan, contents)
     rounds.carry_out(place, versions)
     tracking.set_alias(registry.CHALLENGER, version.version)

@@ -45,7 +45,9 @@ def without_servers(patch: pytest.MonkeyPatch) -> None:
         patch.setenv(name, os.devnull)
 
 
-def make(folder: Path, *, labelled: bool = True, settings: dict[str, Any] | None = None, **arguments: Any) -> Workspace:
+def make(
+    folder: Path, *, labelled: bool = True, holdout: float = 0.2, settings: dict[str, Any] | None = None
+) -> Workspace:
     """Round 0 in `folder/work`, whose bucket is `folder/pools`."""
     root = folder / "work"
     (root / ".dvc").mkdir(parents=True)
@@ -53,17 +55,23 @@ def make(folder: Path, *, labelled: bool = True, settings: dict[str, Any] | None
         f"[core]\n    remote = vabal\n['remote \"vabal\"']\n    url = {folder / 'pools'}\n"
     )
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
-    np.savez(folder / "some.npz", images=pixels, **({"labels": np.arange(60) % 3} if labelled else {}))
-    given = {"imbalance": None, "initial": 9, "holdout": 0.2, "seed": 5, "name": None}
-    given |= {"classes": None if labelled else list(CLASSES)} | arguments
+    if labelled:
+        np.savez(folder / "some.npz", images=pixels, labels=np.arange(60) % 3)
+    else:
+        np.savez(folder / "some.npz", images=pixels)
     versions = Versioning(root)
     initialise(
         root,
         source=f"npz:{folder / 'some.npz'}",
+        imbalance=None,
+        initial=9,
+        holdout=holdout,
+        seed=5,
+        classes=None if labelled else list(CLASSES),
+        name=None,
         settings=SETTINGS | (settings or {}),
         versions=versions,
         prepare=lambda _storage: None,
-        **given,
     )
     versions.push()
     return Workspace(root)

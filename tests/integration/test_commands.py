@@ -161,6 +161,7 @@ def test_mlflow_has_one_finished_run_a_round_with_all_that_belongs_to_it(
         assert {"holdout/accuracy", "holdout/balanced_accuracy", "holdout/macro_f1", "train/loss"} <= set(
             night.data.metrics
         )
+        assert night.inputs is not None
         assert {item.dataset.name for item in night.inputs.dataset_inputs} >= {"labeled", "unlabeled", "holdout"}
         kept = [item.path for item in client.list_artifacts(night.info.run_id, "evaluation")]
         assert "evaluation/confusion.png" in kept

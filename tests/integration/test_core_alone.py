@@ -52,7 +52,7 @@ def core_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wheel = build_wheel(place)
     venv.create(place / "env", with_pip=True, symlinks=True)
     programs = place / "env" / "bin"
-    install = [programs / "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    install: list[str | Path] = [programs / "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run(install, check=True, capture_output=True)
     [packages] = place.glob("env/lib/python*/site-packages")
     [installed] = packages.glob("vabal-*.dist-info")

@@ -25,6 +25,7 @@ from vabal.audit.witnesses import check_registry
 from vabal.errors import UserError
 from vabal.promotion import agreement, record
 from vabal.rounds import tag_name
+from vabal.rounds.versions import Pinned
 
 ROUNDS = 3
 
@@ -140,14 +141,16 @@ def damage_pin(root: Path) -> None:
     retag(root, "round/0003", "HEAD")
 
 
+def to_a_commit_of_its_own(root: Path) -> None:
+    git(root, "-c", "user.name=x", "-c", "user.email=x@y", "commit", "--quiet", "--allow-empty", "-m", "x")
+    retag(root, "round/0003", "HEAD")
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "moved to an older commit": (lambda root: retag(root, "round/0002", "round/0001"), "2 data.dvc: pins"),
     "moved to a later commit": (lambda root: retag(root, "round/0001", "round/0003"), "1 data.dvc: pins"),
     "moved to a commit of its own": (
-        lambda root: (
-            git(root, "-c", "user.name=x", "-c", "user.email=x@y", "commit", "--quiet", "--allow-empty", "-m", "x"),
-            retag(root, "round/0003", "HEAD"),
-        ),
+        to_a_commit_of_its_own,
         "round/0003 stands at a commit that published nothing",
     ),
     "no annotated tag any more": (
@@ -344,9 +347,9 @@ def test_a_forged_listing_in_the_cache_is_found(root: Path) -> None:
     (cache / digest[:2] / digest[2:]).write_bytes(forged)
 
     class Forged(Versioning):
-        def pinned(self, at: str) -> Any:
+        def pinned(self, at: str | None) -> Pinned | None:
             found = super().pinned(at)
-            return found and (type(found)(digest, found.size, found.files) if found == pinned else found)
+            return replace(found, digest=digest) if found is not None and found == pinned else found
 
     report = audit.verify(root / "data", heads(root), images=False, outside=Outside(Forged(root)))
     assert found(report) == (

@@ -69,8 +69,8 @@ def publish(workspace: Workspace, number: int, right: int) -> None:
     other = table["label"].map({"crack": "good", "good": "crack"})
     table["predicted_class"] = table["label"].where(table.index < right, other)
     table.to_parquet(folder / comparison.PREDICTIONS)
-    model = {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256}
-    model["files"] = version.registered_files
+    said = {"name": tracking.model_name, "version": version.version, "sha256": version.weights_sha256}
+    model = {**said, "files": version.registered_files}
     files = {comparison.PREDICTIONS: file_sha256(folder / comparison.PREDICTIONS)}
     (folder / "manifest.json").write_bytes(canonical_json(small_manifest(int(folder.name), model=model, files=files)))
 

@@ -83,7 +83,8 @@ def test_the_worker_runs_scheduled_rounds_one_at_a_time_and_the_promotion_after_
     assert all(run["auto_scheduled"] and run["state_name"] == "Published" for run in rounds)
 
     # Started by hand: of a run scheduled less than five minutes before, Prefect holds the events back for a while.
-    assert deploy.run_now(night, [].append).name == "Published"
+    told: list[str] = []
+    assert deploy.run_now(night, told.append).name == "Published"
     [following] = until(lambda: ended(server, promotion), 300, "the promotion", every=0.5)
     assert following["state_name"] in ("Promoted", "Kept")
 

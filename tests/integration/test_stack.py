@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -213,9 +214,12 @@ def test_a_server_that_dies_at_start_is_told_with_the_end_of_its_log_and_nothing
 def test_servers_that_do_not_answer_in_time_are_told_with_the_limit_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for service in services.COMMANDS:
+    def deaf(service: str) -> Callable[..., tuple[list[str], dict[str, str]]]:
         command = [sys.executable, "-c", f"import time; {SERVERS[service]!r}; time.sleep(60)"]
-        monkeypatch.setitem(services.COMMANDS, service, lambda _stack, _ports, told=command: (told, dict(os.environ)))
+        return lambda _stack, _ports: (command, dict(os.environ))
+
+    for service in services.COMMANDS:
+        monkeypatch.setitem(services.COMMANDS, service, deaf(service))
     monkeypatch.setenv(limits.START, "1.5")
     with pytest.raises(
         Unavailable, match=r"^prefect: no answer in 1\.5 s \(VABAL_START_S sets the limit\); the end of"

@@ -183,12 +183,14 @@ def cut_between_two_files(place: Workspace, monkeypatch: pytest.MonkeyPatch, git
     """A night with a label, cut when one of its files was in place; the label's name in the inbox."""
     name = small.take(place, {asked(place)[0]: "1"})
     small.stage(place, git_remote=git_remote)
-    put, done = moves._put, []
+    put, ended = moves._put, False
 
-    def once(*arguments: object) -> None:
-        if done:
+    def once(staged: Path, target: Path, sha256: str) -> None:
+        nonlocal ended
+        if ended:
             raise Cut
-        done.append(put(*arguments))  # type: ignore[arg-type]
+        put(staged, target, sha256)
+        ended = True
 
     with monkeypatch.context() as patch:
         patch.setattr(moves, "_put", once)
@@ -329,7 +331,8 @@ def test_the_machine_that_was_second_gives_way_and_its_labels_go_into_its_next_r
     folder: Path, place: Workspace, both: str
 ) -> None:
     other = clone(folder)
-    names, told = asked(place), []
+    names = asked(place)
+    told: list[str] = []
     for number, machine in enumerate((other, place)):
         small.take(machine, {names[0 if both == "the same labels" else number]: "1"})
         if both == "the same images":

@@ -230,7 +230,9 @@ def test_the_pools_digests_are_the_runs_inputs_once(tracking: Tracking, client: 
     digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("labeled", "unlabeled")}
     for _ in range(2):
         tracking.log_datasets(run_id, digests, {"git_tag": "round/0000"})
-    inputs = client.get_run(run_id).inputs.dataset_inputs
+    found = client.get_run(run_id).inputs
+    assert found is not None
+    inputs = found.dataset_inputs
     assert {item.dataset.name: {tag.key: tag.value for tag in item.tags}["sha256"] for item in inputs} == digests
     assert len(inputs) == 2
     assert json.loads(inputs[0].dataset.source) == {"tags": {"git_tag": "round/0000"}}
@@ -259,7 +261,7 @@ def test_a_rounds_version_is_found_again_and_never_doubled(
     assert register(tracking, run_id, weights(tmp_path)) == first
     assert tracking.find_version(1, KEY) == tracking.version("1") == first
     assert len(client.search_model_versions(f"name = '{tracking.model_name}'")) == 1
-    assert (first.version, first.round, first.run_id) == ("1", 1, run_id)  # type: ignore[attr-defined]
+    assert (first.version, first.round, first.run_id) == ("1", 1, run_id)
 
 
 def test_a_version_that_was_doubled_by_a_lost_answer_goes_when_the_next_is_made(

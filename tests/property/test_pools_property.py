@@ -12,6 +12,7 @@ from vabal.pools import Pools
 
 CLASSES = ("cat", "dog", "bird")
 NAMES = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=6)
+Rows = list[dict[str, object]]
 
 
 @st.composite
@@ -20,13 +21,13 @@ def some_pools(draw: st.DrawFn) -> Pools:
     ids = draw(st.lists(NAMES, min_size=1, max_size=12, unique=True))
     place = {name: draw(st.sampled_from(["labeled", "available", "requested", "holdout", "blank"])) for name in ids}
     label = {name: draw(st.sampled_from(CLASSES)) for name in ids}
-    stamp = {"annotator": "source", "round": 0, "labeled_at": None}
+    stamp: dict[str, object] = {"annotator": "source", "round": 0, "labeled_at": None}
     given = {kind: [name for name in ids if place[name] == kind] for kind in set(place.values())}
-    labeled = [{"sample_id": name, "label": label[name], **stamp} for name in given.get("labeled", [])]
-    held = [{"sample_id": name, "label": label[name]} for name in given.get("holdout", [])]
-    events = [{**row, **stamp, "source": "made"} for row in [*labeled, *held]]
+    labeled: Rows = [{"sample_id": name, "label": label[name], **stamp} for name in given.get("labeled", [])]
+    held: Rows = [{"sample_id": name, "label": label[name]} for name in given.get("holdout", [])]
+    events: Rows = [{**row, **stamp, "source": "made"} for row in [*labeled, *held]]
     held += [{"sample_id": name, "label": None} for name in given.get("blank", [])]
-    waiting = [(name, "available", None) for name in given.get("available", [])]
+    waiting: list[tuple[str, str, int | None]] = [(name, "available", None) for name in given.get("available", [])]
     waiting += [(name, "requested", 1) for name in given.get("requested", [])]
     tables = {
         "catalog": catalog_of(ids),

@@ -71,8 +71,9 @@ class Books:
     ) -> "Books":
         fresh = self._images([f"n{self.number + 1}-{index}" for index in range(new)]) if new else None
         when = self._when(self.number + 1)
-        given = {"said": said, "budget": budget, "fresh": fresh}
-        self._publish(strategy=strategy, events=labels or {}, annotator="ann", when=when, **given)
+        self._publish(
+            strategy=strategy, events=labels or {}, annotator="ann", when=when, budget=budget, fresh=fresh, said=said
+        )
         return self
 
     def picked(self, number: int) -> list[str]:
@@ -113,9 +114,9 @@ class Books:
         if fresh is not None:
             state, _ = pools.apply_images(state, fresh, number)
         frame = pd.DataFrame({"sample_id": list(events), "label": list(events.values())})
-        frame = frame.assign(annotator=annotator, labeled_at=pd.Timestamp(when) if when else pd.NaT, source="f.csv")
+        frame = frame.assign(annotator=annotator, labeled_at=when, source="f.csv")
         if said is not None:
-            frame = frame.assign(labeled_at=pd.Timestamp(said), imported_at=pd.Timestamp(when))
+            frame = frame.assign(labeled_at=said, imported_at=when)
         state, came = pools.apply_labels(state, frame, number)
         folder = self.data / f"rounds/{number:04d}"
         folder.mkdir(parents=True)
@@ -257,7 +258,7 @@ def build(root: Path) -> Books:
     """Three rounds: a correction, a rejection, an answer that is still out, new images."""
     books = Books(root).begin().round("random")
     first = books.picked(1)
-    answers: dict[str, str | None] = dict.fromkeys(first[:4], "dog") | {first[4]: None, "s006": "emu"}
+    answers: dict[str, str | None] = {**dict.fromkeys(first[:4], "dog"), first[4]: None, "s006": "emu"}
     books.round("vabal", labels=answers, new=5)
     return books.round("entropy", labels={books.picked(2)[0]: "cat"})
 

@@ -126,7 +126,7 @@ def _run(strategy: str, source: str, imbalance: str, seed: int, rounds: int, cla
 
 
 def _pick(generator: np.random.Generator, classes: Sequence[str], weight_C: Any, place: int) -> dict[str, str]:
-    label, predicted = generator.choice(len(classes), p=weight_C), generator.integers(len(classes))
+    label, predicted = int(generator.choice(len(classes), p=weight_C)), int(generator.integers(len(classes)))
     pixels = generator.integers(0, 255, size=(8, 8), dtype=np.uint8)
     written = io.BytesIO()
     Image.fromarray(pixels).save(written, format="png")

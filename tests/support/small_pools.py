@@ -22,7 +22,7 @@ def catalog_of(ids: list[str]) -> pd.DataFrame:
     return pools.typed(pd.DataFrame(rows, columns=pools.SCHEMAS["catalog"].names), pools.SCHEMAS["catalog"])
 
 
-def small_pools(**changes: Any) -> Pools:
+def small_pools(*, classes: tuple[str, ...] = ("cat", "dog"), **changes: pd.DataFrame) -> Pools:
     """Classes cat, dog; a labelled cat, b available, c requested in round 1, d a dog of the holdout."""
     source = {"annotator": "source", "round": 0, "labeled_at": None}
     tables = {
@@ -40,7 +40,6 @@ def small_pools(**changes: Any) -> Pools:
         ),
     }
     tables |= changes
-    classes = tables.pop("classes", ("cat", "dog"))
     return Pools(**{name: pools.typed(table, pools.SCHEMAS[name]) for name, table in tables.items()}, classes=classes)
 
 

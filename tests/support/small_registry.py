@@ -186,9 +186,9 @@ def cut(place: Place, after: int) -> None:
         left[0] -= 1
 
     place.registry.before_change = count
-    place.history.before_change = count  # type: ignore[method-assign]
+    place.history.before_change = count
 
 
 def mend(place: Place) -> None:
     place.registry.before_change = lambda: None
-    place.history.before_change = lambda: None  # type: ignore[method-assign]
+    place.history.before_change = lambda: None

@@ -19,7 +19,7 @@ from vabal.workspace import Workspace
 
 @contextmanager
 def first_round(
-    folder: Path, images: int, settings: Mapping[str, Any], chosen: Mapping[str, Any] | None = None
+    folder: Path, images: int, settings: Mapping[str, Any], chosen: dict[str, Any] | None = None
 ) -> Iterator[RoundContext]:
     """Of a workspace of that many random images of three classes, of which 20 are labelled and a fifth is held out.
 
@@ -35,7 +35,12 @@ def first_round(
         initialise(
             root,
             source=f"npz:{folder / 'some.npz'}",
-            **{"imbalance": None, "initial": 20, "holdout": 0.2, "seed": 5, "classes": None, "name": None},
+            imbalance=None,
+            initial=20,
+            holdout=0.2,
+            seed=5,
+            classes=None,
+            name=None,
             settings=settings,
             versions=Versioning(root),
             prepare=lambda _storage: None,

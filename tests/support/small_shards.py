@@ -1,7 +1,7 @@
 """Shards and contexts for tests of strategies: a few samples, made by hand or drawn."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,8 @@ def shard(samples: int = 50, seed: int = 0) -> Shard:
 
 
 def rows_of(whole: Shard, rows: Any) -> Shard:
-    columns = {field.name: getattr(whole, field.name) for field in fields(Shard)}
-    return Shard(**{name: values if values is None else values[rows] for name, values in columns.items()})
+    columns: dict[str, Any] = {field.name: getattr(whole, field.name) for field in fields(Shard)}
+    return replace(whole, **{name: values[rows] for name, values in columns.items() if values is not None})
 
 
 def in_parts(whole: Shard, parts: int) -> list[Shard]:

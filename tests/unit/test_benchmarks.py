@@ -143,7 +143,7 @@ def test_what_a_size_will_take_is_told_by_the_growth_before(row: Any, expected: 
 
 
 def test_the_growth_s_plot_names_every_row_and_has_no_date(tmp_path: Path) -> None:
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         "quick": {"seconds": {10: 0.1, 100: 1.0}, "fitted": 1.0},
         "left out": {"seconds": {10: None}, "fitted": None},
     }

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ HOLDER = textwrap.dedent(
 
 
 @pytest.fixture
-def holder(workspace: Workspace) -> "subprocess.Popen[str]":
+def holder(workspace: Workspace) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, "-c", HOLDER, str(workspace.root)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

@@ -248,7 +248,7 @@ class DropoutPasses:
 
 def _by_pass(values_M: Tensor, samples: int) -> Tensor:
     """What stands pass behind pass, M = S * P rows, as S x P; a view."""
-    values_S_P: Tensor = values_M.unflatten(0, (-1, samples))  # type: ignore[no-untyped-call]
+    values_S_P: Tensor = values_M.unflatten(0, (-1, samples))
     return values_S_P
 
 

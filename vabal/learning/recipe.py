@@ -123,7 +123,7 @@ def run_epoch(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed_precision):
                 loss, logits_N_C = objective(network, inputs, targets, over)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if largest_gradient is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), largest_gradient)
             optimizer.step()

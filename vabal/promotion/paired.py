@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special  # type: ignore[import-untyped]
+from scipy import special
 
 HALF_SPENT_AFTER = 5  # uses of one holdout: after as many, half of the allowed error is spent
 _BISECTIONS = 60

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import entr  # type: ignore[import-untyped]
+from scipy.special import entr
 
 from vabal.learning.needs import Needs
 from vabal.strategies.base import Context, ScoringStrategy, Shard, with_prediction

@@ -298,7 +298,7 @@ def posteriors(shard: Shard) -> NDArray[np.float64]:
     if shard.logits_N_C is None:
         raise ValueError("the shard came without logits: declare Needs(posteriors=True)")
     logits_N_C = np.asarray(shard.logits_N_C, dtype=np.float64)
-    from scipy.special import softmax  # type: ignore[import-untyped] # noqa: PLC0415 -- the books need no SciPy
+    from scipy.special import softmax  # noqa: PLC0415 -- the books need no SciPy
 
     return np.asarray(softmax(logits_N_C, axis=1)) if len(logits_N_C) else logits_N_C
 

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from scipy.special import entr  # type: ignore[import-untyped]
+from scipy.special import entr
 
 from vabal.learning.needs import Needs
 from vabal.strategies.base import Context, ScoringStrategy, Shard, posteriors, with_prediction

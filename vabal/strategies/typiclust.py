@@ -67,7 +67,7 @@ def cluster_centres(features_N_D: Numbers, labeled_L_D: Numbers, clusters: int, 
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans  # noqa: PLC0415 -- takes a second
     from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # noqa: PLC0415 -- scikit-learn's
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415 -- scikit-learn's
 
     fitted_M_D = _sample(features_N_D, labeled_L_D, seed)
     settings = {"n_clusters": min(clusters, len(fitted_M_D)), "n_init": 1, "random_state": seed % 2**32}

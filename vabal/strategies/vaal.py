@@ -204,12 +204,12 @@ def train(labeled: Tensor, unlabeled: Tensor, context: Context) -> Adversary:
         loss, mean_N_Z = vae.loss(images, noise_N_Z)
         fooled = _cross_entropy(judge(mean_N_Z)[:, 0], torch.ones_like(is_labeled))
         vae_optimizer.zero_grad()
-        (2 * loss + ADVERSARY * fooled).backward()  # type: ignore[no-untyped-call]
+        (2 * loss + ADVERSARY * fooled).backward()
         vae_optimizer.step()
         with torch.no_grad():
             mean_N_Z, _ = vae.encode(images)
         judge_optimizer.zero_grad()
-        _cross_entropy(judge(mean_N_Z)[:, 0], is_labeled).backward()  # type: ignore[no-untyped-call]
+        _cross_entropy(judge(mean_N_Z)[:, 0], is_labeled).backward()
         judge_optimizer.step()
     return Adversary(vae, judge, scaling, side, device)
 

@@ -174,7 +174,7 @@ def test_a_request_for_a_run_whose_answer_was_lost_is_sent_again_under_the_same_
         asked.append((method, path, body))
         if path.rpartition("/")[2] in broken:
             broken.clear()
-            raise http.client.RemoteDisconnected
+            raise http.client.RemoteDisconnected("no answer")
         return {"id": "found"}
 
     monkeypatch.setattr(Server, "_once", once)

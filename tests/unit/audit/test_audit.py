@@ -464,8 +464,9 @@ def test_a_raised_score_is_found_because_it_no_longer_follows_from_its_likelihoo
 
 def test_a_raised_posterior_is_found_because_the_score_does_not_follow_from_it(books: Books) -> None:
     def raised(table: pd.DataFrame) -> pd.DataFrame:
-        other = [[0.1, 0.1, 0.8] if name == "s022" else row for name, row in zip(table["sample_id"], table["posteriors"], strict=True)]  # fmt: skip  # noqa: E501
-        return table.assign(posteriors=other)
+        named = zip(table["sample_id"], table["posteriors"], strict=True)
+        other = [[0.1, 0.1, 0.8] if name == "s022" else list(row) for name, row in named]
+        return table.assign(posteriors=pd.Series(other))
 
     rewrite(books.data / "rounds/0002/candidates.parquet", raised)
     forge(books, 2)
@@ -529,7 +530,8 @@ def test_another_shortlist_than_the_best_candidates_is_found(books: Books) -> No
 def test_other_features_than_the_batch_was_searched_by_are_found(books: Books) -> None:
     path = books.data / "rounds/0002/shortlist.parquet"
     ids, features_N_D = tables.read_shortlist(path)
-    tables.write_shortlist(np.array(ids), np.random.default_rng(1).normal(size=features_N_D.shape), path)
+    others_N_D = np.random.default_rng(1).normal(size=features_N_D.shape).astype(np.float32)
+    tables.write_shortlist(np.array(ids), others_N_D, path)
     forge(books, 2)
     whats = [finding.what for finding in books.verify().findings]
     assert len(whats) == 1

@@ -113,7 +113,7 @@ def test_how_the_picks_were_made_is_what_the_settings_say(books: Books, name: st
 def nights(tmp_path_factory: pytest.TempPathFactory) -> Books:
     books = Books(tmp_path_factory.mktemp("nights")).begin().round("random")
     first = books.picked(1)
-    answers: dict[str, str | None] = dict.fromkeys(first[:3], "dog") | {first[3]: None, "s006": "emu"}
+    answers: dict[str, str | None] = {**dict.fromkeys(first[:3], "dog"), first[3]: None, "s006": "emu"}
     return books.round("vabal", labels=answers, new=3)
 
 

@@ -36,6 +36,8 @@ def pooled_of(summary: dict[str, Any], name: str) -> dict[str, Any]:
 def test_the_interval_of_1_2_3_is_that_of_students_t_with_two_degrees_of_freedom() -> None:
     found = statistics.estimate([1, 2, 3])
     assert (found.n, found.mean, found.sd) == (3, 2, 1)
+    assert found.low is not None
+    assert found.high is not None
     assert found.high - 2 == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
     assert 2 - found.low == pytest.approx(found.high - 2)
 
@@ -209,9 +211,13 @@ def test_where_no_class_is_below_half_the_largest_there_is_no_rare_share() -> No
 
 
 def test_dominant_classes_hold_more_than_twice_the_median_class() -> None:
-    kinds = {"recall": (1, 1, 1), "classes": ("a", "b", "c")}
-    assert summarise([cell([0.5], pool=(100, 10, 10), **kinds)])["settings"][0]["dominant_classes"] == ["a"]
-    rare = summarise([cell([0.5], pool=(100, 10, 100), **kinds)])["settings"][0]
+    def setting_of(*pool: int) -> dict[str, Any]:
+        summary = summarise([cell([0.5], pool=pool, recall=(1, 1, 1), classes=("a", "b", "c"))])
+        found: dict[str, Any] = summary["settings"][0]
+        return found
+
+    assert setting_of(100, 10, 10)["dominant_classes"] == ["a"]
+    rare = setting_of(100, 10, 100)
     assert (rare["dominant_classes"], rare["rare_classes"]) == ([], ["b"])
 
 

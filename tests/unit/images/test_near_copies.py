@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,14 @@ def saved(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def fill(root: Path, count: int = 12, **more: bytes) -> Path:
-    """Two classes of `count` pictures each, and further files by their path without the extension."""
+def fill(root: Path, more: Mapping[str, bytes] | None = None) -> Path:
+    """Two classes of twelve pictures each, and further files by their path without the extension."""
     for place, name in enumerate(("cat", "dog")):
         (root / name).mkdir(parents=True)
-        for number in range(count):
+        for number in range(12):
             (root / name / f"{number:02d}.png").write_bytes(saved(smooth(100 * place + number)))
-    for path, data in more.items():
-        (root / path.replace("__", "/")).write_bytes(data)
+    for path, data in (more or {}).items():
+        (root / path).write_bytes(data)
     return root
 
 
@@ -85,7 +86,7 @@ def left_out(tmp_path: Path) -> dict[str, str]:
 
 # --- the search -------------------------------------------------------------------------------------------------------
 
-CHANGES = {
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "jpeg": lambda image: Image.open(io.BytesIO(saved(image, "JPEG", quality=75))),
     "webp": lambda image: Image.open(io.BytesIO(saved(image, "WEBP", quality=80))),
     "half": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC),
@@ -109,10 +110,8 @@ def test_pictures_that_were_saved_anew_are_found_and_others_are_not(change: str,
 def test_the_search_finds_what_comparing_each_with_each_finds() -> None:
     rng = np.random.default_rng(0)
     images_ = [smooth(seed % 60, 32 if seed % 3 else 160) for seed in range(180)]
-    noisy = [
-        Image.fromarray((np.asarray(image) + rng.normal(0, 12, np.shape(image))).clip(0, 255).astype(np.uint8))
-        for image in images_
-    ]
+    pixels = [np.asarray(image) for image in images_]
+    noisy = [Image.fromarray((one + rng.normal(0, 12, one.shape)).clip(0, 255).astype(np.uint8)) for one in pixels]
     prints = [near_copies.fingerprint(image) for image in noisy]
     parts = near_copies._Parts(prints)
     expected = []
@@ -213,7 +212,7 @@ def test_what_was_computed_of_a_shard_is_kept_and_made_again_where_it_is_damaged
 
 
 def test_equal_pixels_in_another_format_are_the_same_picture(tmp_path: Path) -> None:
-    root = fill(tmp_path / "source", cat__a0=saved(smooth(0), "BMP"), cat__a1=saved(smooth(1), "TIFF"))
+    root = fill(tmp_path / "source", {"cat/a0": saved(smooth(0), "BMP"), "cat/a1": saved(smooth(1), "TIFF")})
     report = built(tmp_path, root)
     assert len(report.pools.catalog) == 24
     assert "2 left out, same picture as another" in " ".join(report.lines())
@@ -221,7 +220,7 @@ def test_equal_pixels_in_another_format_are_the_same_picture(tmp_path: Path) -> 
 
 
 def test_a_picture_under_two_labels_is_told_and_has_none(tmp_path: Path) -> None:
-    root = fill(tmp_path / "source", dog__x=saved(smooth(3)), dog__y=saved(smooth(4), "BMP"))
+    root = fill(tmp_path / "source", {"dog/x": saved(smooth(3)), "dog/y": saved(smooth(4), "BMP")})
     report = built(tmp_path, root)
     assert {item.kept for item in report.contradictions} == {"cat-03", "cat-04"}
     (line,) = [line for line in report.lines() if "left out" in line]
@@ -235,7 +234,7 @@ def test_a_picture_under_two_labels_is_told_and_has_none(tmp_path: Path) -> None
 
 
 def test_a_copy_gives_its_label_to_a_picture_without_one(tmp_path: Path) -> None:
-    root = fill(tmp_path / "source", copy=saved(smooth(0), "BMP"))
+    root = fill(tmp_path / "source", {"copy": saved(smooth(0), "BMP")})
     listed = [f"{name}/{number:02d}.png,{name}" for name in ("cat", "dog") for number in range(12)]
     listed[0] = "cat/00.png,"
     (root / "labels.csv").write_text("\n".join(["path,label", *listed, "copy,cat"]))
@@ -246,8 +245,8 @@ def test_a_copy_gives_its_label_to_a_picture_without_one(tmp_path: Path) -> None
 
 
 def test_near_copies_stay_on_one_side_of_the_holdout(tmp_path: Path) -> None:
-    copies = {f"cat__twin{number}": saved(smooth(number), "JPEG", quality=70) for number in range(12)}
-    report = built(tmp_path, fill(tmp_path / "source", **copies))
+    copies = {f"cat/twin{number}": saved(smooth(number), "JPEG", quality=70) for number in range(12)}
+    report = built(tmp_path, fill(tmp_path / "source", copies))
     side = sides(report.pools)
     assert {side[f"cat-{number:02d}"] == side[f"cat-twin{number}"] for number in range(12)} == {True}
     assert set(side.values()) == {"pool", "holdout"}
@@ -269,7 +268,7 @@ def test_an_unlabelled_near_copy_of_the_holdout_is_left_out(tmp_path: Path) -> N
 
 
 def test_near_copies_under_two_labels_are_told_and_0_turns_the_search_off(tmp_path: Path) -> None:
-    root = fill(tmp_path / "source", dog__twin=saved(smooth(0), "JPEG", quality=70))
+    root = fill(tmp_path / "source", {"dog/twin": saved(smooth(0), "JPEG", quality=70)})
     assert "carry different labels: cat-00 is cat, dog-twin is dog" in " ".join(built(tmp_path / "one", root).lines())
     off = Params.model_validate({"pool": {"near_copies": 0}})
     assert "near copies" not in " ".join(built(tmp_path / "two", root, off).lines())

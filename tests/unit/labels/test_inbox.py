@@ -552,7 +552,7 @@ def test_labels_and_images_wait_in_one_order_and_a_waiting_image_can_be_labelled
 
 def test_reports_can_be_written_as_json(tmp_path: Path) -> None:
     made = requested(tmp_path, "b")
-    reports = [
+    reports: list[inbox.ImportReport | ingestion.IngestReport | export.ExportReport] = [
         imported(tmp_path / "inbox", "b,cat,ann\n", made=made),
         ingest(tmp_path, new_folder(tmp_path / "cam", "x.png"), made),
         export.export_requests(made, tmp_path / "data", tmp_path / "out"),

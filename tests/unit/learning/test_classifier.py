@@ -42,7 +42,7 @@ def random_images(count: int, channels: int = 1, size: int = 8) -> np.ndarray:
 
 def run(
     network: ResNetClassifier, images: np.ndarray, labels: Any, settings: ClassifierSettings, seed: int = 0
-) -> list:
+) -> list[Metric]:
     return list(fit(network, images, np.asarray(labels), settings, seed=seed))
 
 

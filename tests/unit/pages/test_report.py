@@ -15,6 +15,7 @@ from tests.support.small_cells import cell, grid
 from vabal.benchmark.comparison import summarise
 from vabal.errors import missing_extra
 from vabal.pages import report
+from vabal.pages.headline import headline
 
 NAMES = ("vabal", "vabal-paper", "random", "margin", "balanced:entropy")
 ABOUT = {"command": "vabal bench --source digits", "settings": {"rounds": 3, "list": [1, 2]}, "code": ["abc"]}
@@ -200,7 +201,7 @@ def seeds_of(strategy: str, gain: float, imbalance: str = "natural") -> list[dic
 
 def test_a_gain_is_said_with_its_interval_and_the_closest_rival() -> None:
     cells = seeds_of("random", 0) + seeds_of("vabal", 0.05) + seeds_of("margin", 0.04)
-    assert report.headline(summarise(cells)) == (
+    assert headline(summarise(cells)) == (
         "vabal's average accuracy is 5.05 points above random's with 3 matched seeds (95 % interval [+4.93, +5.17]). "
         "No rival's mean is higher; the closest, margin, is 1.00 points lower."
     )
@@ -208,7 +209,7 @@ def test_a_gain_is_said_with_its_interval_and_the_closest_rival() -> None:
 
 def test_a_loss_is_said_as_plainly() -> None:
     cells = seeds_of("random", 0) + seeds_of("vabal", -0.05) + seeds_of("margin", 0.04)
-    said = report.headline(summarise(cells))
+    said = headline(summarise(cells))
     assert "4.95 points below random's" in said
     assert said.endswith("The best rival, margin, is 9.00 points higher [+9.00, +9.00].")
 
@@ -217,7 +218,7 @@ def test_over_settings_it_is_said_where_a_rival_is_higher() -> None:
     cells = seeds_of("random", 0) + seeds_of("vabal", 0.05) + seeds_of("margin", 0.04)
     for name, gain in (("random", 0.0), ("vabal", -0.01), ("margin", 0.02)):
         cells += seeds_of(name, gain, "rare:1")
-    said = report.headline(summarise(cells))
+    said = headline(summarise(cells))
     assert said.startswith(
         "Over 2 settings and 6 matched pairs, vabal's average accuracy is 2.05 points above random's"
     )
@@ -226,9 +227,9 @@ def test_over_settings_it_is_said_where_a_rival_is_higher() -> None:
 
 
 def test_what_cannot_be_compared_is_said() -> None:
-    assert "nothing to compare" in report.headline(summarise([cell([0.5])]))
-    assert "no matched differences" in report.headline(summarise([cell([0.5], strategy="vabal")]))
-    one = report.headline(summarise([cell([0.5, 0.6]), cell([0.5, 0.7], strategy="vabal")]))
+    assert "nothing to compare" in headline(summarise([cell([0.5])]))
+    assert "no matched differences" in headline(summarise([cell([0.5], strategy="vabal")]))
+    one = headline(summarise([cell([0.5, 0.6]), cell([0.5, 0.7], strategy="vabal")]))
     assert one.endswith("one pair gives no interval. No rival was run beside it.")
 
 

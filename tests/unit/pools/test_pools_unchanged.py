@@ -11,7 +11,7 @@ from vabal import pools
 from vabal.errors import UserError
 
 
-def changed(table: pd.DataFrame, row: int, column: str, value: object) -> pd.DataFrame:
+def changed(table: pd.DataFrame, row: int, column: str, value: str) -> pd.DataFrame:
     copy = table.copy()
     copy.loc[row, column] = value
     return copy

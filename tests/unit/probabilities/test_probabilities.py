@@ -28,7 +28,7 @@ from vabal.settings.models import VaeSettings
 from vabal.vae import FeatureVAE, build, fit
 
 SUM = {"likelihood_reduction": "sum", "sampling": "independent"}
-QUICK = {"epochs": 30, "min_steps": 0, "batch_size": 50, "learning_rate": 0.01}
+QUICK = VaeSettings(epochs=30, min_steps=0, batch_size=50, learning_rate=0.01)
 SMALL: dict[str, Any] = {"head_width": 5, "hidden_width": 6, "latent_per_class": 2, "hidden_layers": 2}
 
 
@@ -47,12 +47,13 @@ def by_hand() -> FeatureVAE:
     vae = FeatureVAE(
         [1], 2, heads="fc_relu_bn", body="relu", head_width=1, hidden_width=1, hidden_layers=1, latent_per_class=1
     ).double()
-    norm = vae.heads[0][2]
+    norm = vae.get_submodule("heads.0.2")
+    assert isinstance(norm, torch.nn.BatchNorm1d)
     with torch.no_grad():
-        norm.running_var.fill_(1 - norm.eps)
-        for linear in (vae.heads[0][0], vae.encoder[0], vae.decoder[0], vae.reconstruction):
-            linear.weight.fill_(1)
-            linear.bias.zero_()
+        norm.get_buffer("running_var").fill_(1 - norm.eps)
+        for linear in ("heads.0.0", "encoder.0", "decoder.0", "reconstruction"):
+            vae.get_parameter(f"{linear}.weight").fill_(1)
+            vae.get_parameter(f"{linear}.bias").zero_()
         vae.mean.weight.copy_(torch.tensor([[1.0], [-1.0]]))
         vae.mean.bias.copy_(torch.tensor([0.0, 1.0]))
         vae.log_var.weight.zero_()
@@ -312,14 +313,14 @@ def test_tensors_give_tensors_and_arrays_give_arrays_and_neither_is_changed() ->
     vae, features_N_D = network()
     before = features_N_D.copy()
     vae.train()
-    statistics = vae.heads[0][0].running_mean.clone()
+    statistics = vae.get_buffer("heads.0.0.running_mean").clone()
     [(array, _)] = estimate_likelihood(vae, [features_N_D], draws=2, generator=0, settings=SUM)
     [(tensor, _)] = estimate_likelihood(vae, [torch.tensor(features_N_D)], draws=2, generator=0, settings=SUM)
     assert isinstance(array, np.ndarray)
     assert torch.equal(tensor, torch.from_numpy(array))
     assert array.dtype == np.float32
     assert np.array_equal(features_N_D, before)
-    assert torch.equal(vae.heads[0][0].running_mean, statistics)
+    assert torch.equal(vae.get_buffer("heads.0.0.running_mean"), statistics)
     assert vae.training
 
 
@@ -358,10 +359,10 @@ def anchored_at(features_A_D: Any, **settings: Any) -> tuple[FeatureVAE, np.ndar
 
 
 def likelihood_of(vae: FeatureVAE, features_N_D: np.ndarray, draws: int, seed: int, sampling: str) -> np.ndarray:
-    [(values, _)] = estimate_likelihood(
+    [(values_N_C, _)] = estimate_likelihood(
         vae, [features_N_D], draws=draws, generator=seed, settings={**FEW, "sampling": sampling}
     )
-    return values
+    return np.asarray(values_N_C)
 
 
 def test_a_sample_that_is_an_anchor_has_the_long_run_s_likelihood_but_for_the_unexplained() -> None:
@@ -385,7 +386,7 @@ def test_a_sample_far_from_every_anchor_is_not_corrected() -> None:
 
 def test_ten_anchored_draws_err_less_than_a_hundred_independent_ones() -> None:
     vae, features_N_D = network(classes=3)
-    list(fit(vae, np.repeat(features_N_D, 5, axis=0), np.arange(200) % 3, VaeSettings(**QUICK), seed=0))
+    list(fit(vae, np.repeat(features_N_D, 5, axis=0), np.arange(200) % 3, QUICK, seed=0))
     truth = likelihood_of(vae, features_N_D, 20_000, 99, "independent")
     squares = {
         (draws, sampling): np.mean(

@@ -321,7 +321,7 @@ def test_a_first_line_that_nobody_decided_here_is_not_carried_out(place: Place, 
 # -- MLflow's tags ------------------------------------------------------------------------------------------------
 
 
-def retag(place: Place, version: str, change: Callable[[dict[str, str]], None]) -> None:
+def retag(place: Place, version: str, change: Callable[[dict[str, str]], object]) -> None:
     tags = dict(place.registry.versions[version].tags)
     change(tags)
     place.registry.versions[version] = replace(place.registry.versions[version], tags=tags)
@@ -345,7 +345,7 @@ def retag(place: Place, version: str, change: Callable[[dict[str, str]], None]) 
     ],
 )
 def test_every_tag_in_mlflow_is_asked_not_only_the_last(
-    place: Place, version: str, change: Callable[[dict[str, str]], None], what: str
+    place: Place, version: str, change: Callable[[dict[str, str]], object], what: str
 ) -> None:
     retag(place, version, change)
     with pytest.raises(UserError, match=what):

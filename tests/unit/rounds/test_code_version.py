@@ -27,7 +27,7 @@ def path_of(name: str) -> str | None:
 
 def bindings(tree: ast.Module) -> dict[str, str]:
     """What a module's imports bind: the name here, and the dotted name that it stands for."""
-    found = {}
+    found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {(alias.asname or alias.name): alias.name for alias in node.names}

@@ -14,7 +14,7 @@ from vabal import strategies
 from vabal.errors import UserError
 from vabal.learning import committee, features
 from vabal.rounds import steps
-from vabal.rounds.context import RoundContext, StageReference, metrics_of
+from vabal.rounds.context import RoundContext, StageReference, metrics_of, output_of
 from vabal.strategies import Candidates, Context, Needs, ScoringStrategy, Shard
 
 SETTINGS = {
@@ -181,18 +181,21 @@ def test_images_and_the_labelled_pool_are_handed_over_where_needed(context: Roun
     assert sorted(np.concatenate([shard.sample_ids for shard in recording.shards])) == sorted(unlabeled)
     assert len(recording.shards) > 3  # in pieces of a batch of images
     for shard in recording.shards:
+        assert shard.images_N_H_W_K is not None
         assert np.array_equal(shard.images_N_H_W_K, images_of(shard.sample_ids))
     (offered,) = recording.contexts
     assert (offered.feature_dims, offered.device) == ((4, 8, 16, 32), "cpu")
     labeled = offered.labeled
     assert labeled is not None
     assert labeled.sample_ids is not None
+    assert labeled.images_N_H_W_K is not None
     assert np.array_equal(labeled.images_N_H_W_K, images_of(labeled.sample_ids))
     truth = pd.read_parquet(chosen.view / "labeled.parquet").set_index("sample_id")["label"]
     assert [chosen.classes[label] for label in labeled.labels_N] == list(truth[labeled.sample_ids])
     place = catalog.loc[list(labeled.sample_ids)]
-    by_shard = {ref["shard"]: chosen.stages.get(ref["stage"], ref["key"]) for ref in extracted}
+    by_shard = {ref["shard"]: output_of(chosen, ref) for ref in extracted}
     for name, found in ((features.FEATURES, labeled.features_N_D), (features.LOGITS, labeled.logits_N_C)):
+        assert found is not None
         expected = [np.load(by_shard[at] / name)[row] for at, row in zip(place["shard"], place["row"], strict=True)]
         assert np.array_equal(found, expected)
 
@@ -203,7 +206,8 @@ def test_what_is_not_needed_is_not_handed_over(context: RoundContext) -> None:
     steps.select_batch(chosen, extract(chosen)[1], None)
     assert recording.contexts[0].labeled is None
     shard = recording.shards[0]
-    assert shard.images_N_H_W_K is shard.features_N_D is shard.votes_N_C is shard.predicted_loss_N is None
+    for column in (shard.images_N_H_W_K, shard.features_N_D, shard.votes_N_C, shard.predicted_loss_N):
+        assert column is None
 
 
 def test_the_default_strategy_s_ensemble_is_the_one_of_strategy_ensemble(context: RoundContext) -> None:

@@ -152,7 +152,8 @@ def test_a_publication_goes_its_steps_in_order_and_leaves_nothing_behind(workspa
     rounds.open_round(workspace, inbox, NOW)
     plan = staged(workspace, inbox=inbox, git_remote="origin", after={"run": "r"})
     assert rounds.pending_publication(workspace) == plan
-    versions, steps = Recording(), []
+    versions = Recording()
+    steps: list[str] = []
     finished: list[Plan] = []
     assert rounds.carry_out(workspace, versions, finished.append, steps.append) == plan
     assert versions.calls == [

@@ -250,8 +250,8 @@ def test_a_setting_that_is_none_any_more_is_let_through_in_an_old_file_and_not_w
 
 def test_scripts_of_the_first_version_find_the_settings_where_they_were() -> None:
     import vabal
-    from vabal import params as found
+    from vabal import params as found  # type: ignore[attr-defined]  # new scripts are to find it in `vabal.settings` alone
 
     assert found.parse({"selection": found.read_yaml("budget: 7")}).selection.budget == 7
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = vabal.nothing
+        _ = vabal.nothing  # type: ignore[attr-defined]  # is what is tested

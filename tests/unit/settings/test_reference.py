@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -30,6 +30,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DIMS, CLASSES, DRAWS, SAMPLES = (5, 6, 7, 8), 3, 5, 4
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 TYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["float64", "float32"])
+Sampling = Literal["independent", "antithetic", "anchored"]
+Reduction = Literal["sum", "mean"]
+Blocks = Literal["all", "unmasked", "none"]
 PRESET = pytest.mark.parametrize("preset", PRESETS)
 
 
@@ -73,10 +76,10 @@ def of_type(vae: FeatureVAE, dtype: torch.dtype) -> FeatureVAE:
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("sampling", ["independent", "antithetic"])
 def test_log_likelihoods_are_those_of_the_literal_loops(
-    preset: str, dtype: torch.dtype, energy: str, half: bool, sampling: str
+    preset: str, dtype: torch.dtype, energy: str, half: bool, sampling: Sampling
 ) -> None:
     vae = of_type(network(preset, ("energy", energy), ("reconstruction_half", half)), dtype)
-    for reduction, blocks in product(["sum", "mean"], ["all", "unmasked", "none"]):
+    for reduction, blocks in product(get_args(Reduction), get_args(Blocks)):
         settings = ProbabilitySettings(
             draws=DRAWS, sampling=sampling, likelihood_reduction=reduction, likelihood_kl=blocks
         )
@@ -90,9 +93,9 @@ def test_log_likelihoods_are_those_of_the_literal_loops(
 @TYPES
 @PRESET
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("reduction", get_args(Reduction))
 def test_anchored_log_likelihoods_are_those_of_the_literal_loops(
-    preset: str, dtype: torch.dtype, half: bool, reduction: str, monkeypatch: pytest.MonkeyPatch
+    preset: str, dtype: torch.dtype, half: bool, reduction: Reduction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(noise, "LONG_RUN", 25)
     monkeypatch.setattr(noise, "CLASS_DRAWS", 7)
@@ -177,9 +180,9 @@ def test_a_last_layer_narrower_than_the_hidden_ones_gives_the_same() -> None:
 def test_class_terms_are_those_of_the_literal_loops(
     preset: str,
     dtype: torch.dtype,
-    prior_pool: str,
-    precision_from: str,
-    sampling: str,
+    prior_pool: Literal["labeled", "unlabeled"],
+    precision_from: Literal["vae", "cross_fitted"],
+    sampling: Sampling,
     smoothing: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

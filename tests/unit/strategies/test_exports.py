@@ -78,7 +78,7 @@ class Counting(ScoringStrategy):
     needs: ClassVar[Needs] = Needs(features=True)
 
     def score(self, shard: Shard, context: Context) -> Candidates:
-        return Candidates(shard.sample_ids, -0.1 * np.arange(len(shard)))
+        return Candidates(shard.sample_ids, np.arange(len(shard)) / -10)
 
     def rule(self, settings: object) -> Rule:
         return "spread"
@@ -87,7 +87,7 @@ class Counting(ScoringStrategy):
 def test_any_scoring_strategy_can_have_its_batch_spread_out() -> None:
     shard = Shard(np.array(list("abcd"), dtype=object), features_N_D=FEATURES)
     selection = Counting().select(context(shard), 2)
-    rows = spread(-0.1 * np.arange(4), FEATURES, 2)
+    rows = spread(np.arange(4) / -10, FEATURES, 2)
     assert selection.sample_ids == [str(shard.sample_ids[row]) for row in rows] != ["a", "b"]
     assert selection.shortlist is not None
     assert list(selection.shortlist.sample_ids) == list("abcd")

@@ -47,8 +47,8 @@ class Connection:
             return
         try:
             # MLflow's own request: the credentials, headers and certificates that its client will use
-            answer = http_request(  # type: ignore[no-untyped-call]
-                get_default_host_creds(self.uri),  # type: ignore[no-untyped-call]
+            answer = http_request(
+                get_default_host_creds(self.uri),
                 "/api/2.0/mlflow/experiments/search",
                 "GET",
                 max_retries=0,
