@@ -20,7 +20,7 @@ from workspaces import DIGITS, SETTINGS, call, done, make_workspace, picked_ids,
 
 from vabal import sources, strategies
 from vabal.benchmark import cells as benchmark_cells
-from vabal.benchmark import grids, protocols
+from vabal.benchmark import grids, variants
 from vabal.benchmark import running as benchmark_running
 from vabal.errors import UserError
 from vabal.images import shards
@@ -46,7 +46,7 @@ def grid(*specs: str, **changes: Any) -> grids.Grid:
     chosen = grids.Grid(
         sources=("digits",),
         imbalances=("dominant:0:0.1",),
-        variants=tuple(protocols.parse_variants(specs or ("random", "margin"))),
+        variants=tuple(variants.parse_variants(specs or ("random", "margin"))),
         seeds=(0,),
         rounds=2,
         budget=5,

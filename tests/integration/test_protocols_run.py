@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import small_sources
 from vabal import sources
-from vabal.benchmark import grids, protocols, running
+from vabal.benchmark import grids, running, variants
 from vabal.benchmark.protocols import PROTOCOLS, Protocol
 from vabal.strategies import vaal
 from vabal.strategies.bald import BaldStrategy
@@ -67,12 +67,12 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_protocol_runs_on_a_stand_in_of_its_data(protocol: Protocol, root: Path | None, tmp_path: Path) -> None:
     """All its strategies on one imbalance, the baseline on the others: the same folder takes up both."""
     small = grids.BenchmarkOptions(protocol.name, root, seeds=1, rounds=2, initial=8, budget=4, settings=SMALLER).grid()
-    out, baseline = tmp_path / "out", tuple(protocols.parse_variants(["random"]))
+    out, baseline = tmp_path / "out", tuple(variants.parse_variants(["random"]))
     running.run(replace(small, imbalances=small.imbalances[-1:]), out, running.on_processes(1))
     running.run(replace(small, variants=baseline), out, running.on_processes(1))
     with (out / "results.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["strategy"] for row in rows} == {item.label for item in protocols.parse_variants(protocol.strategies)}
+    assert {row["strategy"] for row in rows} == {item.label for item in variants.parse_variants(protocol.strategies)}
     assert {row["imbalance"] for row in rows} == {imbalance or grids.NATURAL for imbalance in protocol.imbalances}
     assert len(rows) == 2 * (len(protocol.strategies) + len(protocol.imbalances) - 1)
     assert {(row["round"], row["labeled"]) for row in rows} == {("1", "8"), ("2", "12")}

@@ -141,7 +141,7 @@ def test_an_import_that_breaks_a_rule_is_found(path: str, line: str) -> None:
             "vabal/adapters/storage.py",
             "import boto3\nfrom vabal.rounds.stage_store import StageStore",
         ),
-        ("vabal/vae.py", "import torch\nfrom vabal.learning import metrics\nfrom vabal.settings import models"),
+        ("vabal/vae/network.py", "import torch\nfrom vabal.learning import metrics\nfrom vabal.settings import models"),
         ("vabal/cli/app.py", "def f():\n    from vabal.flows import round"),
     ],
 )

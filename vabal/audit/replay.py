@@ -18,8 +18,9 @@ from vabal.errors import UserError
 from vabal.files import file_sha256
 from vabal.pools import Pools
 from vabal.rounds import Manifest, OpenRound, record, round_folder, steps, tables
-from vabal.rounds.context import RoundContext, StageReference, own_store
+from vabal.rounds.context import RoundContext, own_store
 from vabal.rounds.stage_store import code_version
+from vabal.rounds.steps.plan import learn
 from vabal.settings import params
 from vabal.workspace import Workspace
 
@@ -75,9 +76,10 @@ def replay(workspace: Workspace, round_number: int) -> ReplayResult:
         raise UserError("round 0 computed nothing: `vabal init` with the same arguments makes it again")
     manifest = rounds.read_manifest(workspace.data, round_number)
     context = _context(workspace, manifest, _taken_in(workspace.data, round_number))
-    trained, evaluated, selected = _compute(context)
+    needs_vae = context.needs.vae and context.report["candidates"] > 0
+    refs = learn(steps, context, steps.shard_names(context), needs_vae=needs_vae)
     recorded = round_folder(workspace.data, round_number)
-    made = steps.selection_folder(context, selected)
+    made = steps.selection_folder(context, refs["selected"])
     scores = pd.concat([_scores(made).rename("made"), _scores(recorded).rename("recorded")], axis=1)
     difference = (scores["made"] - scores["recorded"]).abs()
     picks, before = (
@@ -88,8 +90,10 @@ def replay(workspace: Workspace, round_number: int) -> ReplayResult:
     return ReplayResult(
         round=round_number,
         versions=tuple(_other_versions(manifest)),
-        same_weights=file_sha256(steps.weights(context, trained)) == recorded_sha256,
-        same_predictions=_same_file(steps.evaluation_folder(context, evaluated) / predictions, recorded / predictions),
+        same_weights=file_sha256(steps.weights(context, refs["trained"])) == recorded_sha256,
+        same_predictions=_same_file(
+            steps.evaluation_folder(context, refs["evaluated"]) / predictions, recorded / predictions
+        ),
         candidates=len(scores),
         same_scores=bool((difference == 0).all()),
         largest_difference=float(difference.max()) if len(scores) else 0.0,
@@ -122,20 +126,6 @@ def _context(workspace: Workspace, manifest: Manifest, taken_in: Pools) -> Round
     begun = OpenRound(manifest.round, str(manifest.parent), (), manifest.times.started if manifest.times else "")
     key = steps.intake_again(workspace, begun, taken_in)
     return RoundContext(workspace, settings, begun, own_store(workspace), key)
-
-
-def _compute(context: RoundContext) -> tuple[StageReference, StageReference, StageReference]:
-    """The classifier, its evaluation and the selection, by the steps of the flow."""
-    trained = steps.train_classifier(context)
-    evaluated = steps.evaluate(context, trained)
-    extracted = [steps.extract_features(context, trained, shard) for shard in steps.shard_names(context)]
-    estimated = None
-    if context.needs.vae and context.report["candidates"] > 0:
-        encoded = steps.train_vae(context, extracted)
-        terms = steps.estimate_class_terms(context, trained, extracted, encoded)
-        likelihoods = [steps.estimate_likelihood(context, ref, encoded) for ref in extracted]
-        estimated = {"terms": terms, "shards": likelihoods}
-    return trained, evaluated, steps.select_batch(context, extracted, estimated)
 
 
 def _scores(folder: Path) -> "pd.Series[float]":

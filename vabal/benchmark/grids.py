@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vabal.benchmark import protocols
-from vabal.benchmark.protocols import Variant
+from vabal.benchmark import protocols, variants
+from vabal.benchmark.variants import Variant
 from vabal.errors import UserError
 from vabal.files import canonical_json, sha256
 from vabal.settings import params
@@ -113,7 +113,7 @@ class BenchmarkOptions:
             given, specs = tuple(self.sources) or base.sources_in(self.root), list(base.strategies)
         named = tuple(None if name == NATURAL else name for name in self.imbalances)
         if self.strategies is not None:
-            specs = protocols.split_specs(self.strategies)
+            specs = variants.split_specs(self.strategies)
 
         def chosen(name: str) -> Any:
             value = getattr(self, name)
@@ -122,7 +122,7 @@ class BenchmarkOptions:
         return Grid(
             sources=given,
             imbalances=named or (base.imbalances if base else (None,)),
-            variants=tuple(protocols.parse_variants(specs)),
+            variants=tuple(variants.parse_variants(specs)),
             seeds=tuple(range(self.first_seed, self.first_seed + chosen("seeds"))),
             rounds=chosen("rounds"),
             budget=chosen("budget"),

@@ -66,7 +66,7 @@ def abandon() -> None:
     Example: `vabal abandon`, then `vabal round`
     """
     place = chosen.with_pools()
-    from vabal.flows.tasks import abandon as abandon_now
+    from vabal.flows.publication import abandon as abandon_now
 
     with place.lock("vabal abandon"):
         lines = abandon_now(place)

@@ -15,7 +15,8 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from vabal.adapters.tracking import Tracking
-from vabal.benchmark import cells, grids, protocols, running
+from vabal.benchmark import cells, grids, running
+from vabal.benchmark.variants import Variant
 from vabal.errors import UserError
 from vabal.flows.logs import one_line_for_user_errors
 from vabal.pages import report
@@ -56,7 +57,7 @@ def benchmark(
 ) -> State[Any]:
     """Run what is missing of the grid (`bench.Grid`'s fields) into the folder `out`. Ends in the state Compared."""
     one_line_for_user_errors()
-    variants = tuple(protocols.Variant(**variant) for variant in grid["variants"])
+    variants = tuple(Variant(**variant) for variant in grid["variants"])
     tracking = Tracking(workspace, experiment="vabal-bench") if workspace else None
     summary = running.run(
         grids.Grid(**{**_tuples(grid), "variants": variants}),

@@ -10,8 +10,10 @@ from prefect.states import Completed
 
 from vabal import rounds, strategies
 from vabal.errors import Unavailable
-from vabal.flows import tasks
+from vabal.flows import publication, tasks, waiting
+from vabal.flows.context import check_servers, claim_stores
 from vabal.flows.logs import one_line_for_user_errors
+from vabal.rounds.steps.plan import learn
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
@@ -35,20 +37,20 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
     params = place.params({"selection.strategy": strategy} if strategy else None)
     strategies.get(params.selection.strategy)  # an unknown one is refused before anything is begun
     with place.lock("vabal round"):
-        tasks.check_servers(params)
-        tasks.claim_stores(place, params)
-        unfinished = tasks.finish_publication(place, params)
-        if unfinished is not None and not tasks.anything_new(place):
+        check_servers(params)
+        claim_stores(place, params)
+        unfinished = publication.finish_publication(place, params)
+        if unfinished is not None and not waiting.anything_new(place):
             return Completed(name="Published", message=f"{unfinished} (a killed run had left it half published)")
         tasks.check_newest(str(place.root), params.storage.git_remote)
-        verdict = tasks.labels_are_in(place, params)
+        verdict = waiting.labels_are_in(place, params)
         log.info(verdict.message)
         if not verdict.go_on:
             return Completed(name=verdict.state, message=verdict.message)
         try:
             message = _work(place, params)
         except rounds.Overtaken as error:
-            return Completed(name="Overtaken", message=tasks.give_way(place, params, error))
+            return Completed(name="Overtaken", message=publication.give_way(place, params, error))
         except Unavailable:
             raise
         except Exception:
@@ -66,17 +68,6 @@ def _work(place: Workspace, params: Params) -> str | None:
     ticket = tasks.intake(str(place.root), params.model_dump(mode="json"))
     if ticket["nothing_to_label"]:
         return None
-    trained = tasks.run(tasks.train_classifier, ticket)
-    tasks.keep_inputs(ticket)
-    evaluated = tasks.run(tasks.evaluate, ticket, trained)
-    extracted = tasks.run_all(tasks.extract_features, [(ticket, trained, shard) for shard in ticket["shards"]])
-    estimated = None
-    if ticket["needs_vae"]:
-        encoded = tasks.run(tasks.train_vae, ticket, extracted)
-        terms = tasks.run(tasks.estimate_class_terms, ticket, trained, extracted, encoded)
-        shards = tasks.run_all(tasks.estimate_probabilities, [(ticket, ref, encoded) for ref in extracted])
-        estimated = {"terms": terms, "shards": shards}
-    selected = tasks.select_batch(ticket, extracted, estimated)
-    model = tasks.register_model(ticket, trained, evaluated)
-    refs = {"evaluated": evaluated, "estimated": estimated, "selected": selected}
+    refs = learn(tasks, ticket, ticket["shards"], needs_vae=ticket["needs_vae"], run_all=tasks.run_all)
+    model = tasks.register_model(ticket, refs["trained"], refs["evaluated"])
     return str(tasks.publish(ticket, refs, model))

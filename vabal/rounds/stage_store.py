@@ -41,7 +41,7 @@ _TAKEN: Final = ("data", "inbox", "quarantine", "mlruns", ".git", VERSIONING)
 STAGE_CODE: Final = (
     *("files.py", "images/__init__.py", "images/decoded.py", "images/decoding.py", "images/shards.py"),
     *("labels/arrivals.py", "learning/", "pools/", "probabilities/", "rounds/context.py", "rounds/figures.py"),
-    *("rounds/learner.py", "rounds/steps/", "rounds/tables.py", "strategies/", "vae.py"),
+    *("rounds/learner.py", "rounds/steps/", "rounds/tables.py", "strategies/", "vae/"),
 )
 STAGE_LIBRARIES: Final = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "scipy", "scikit-learn")
 

@@ -14,7 +14,7 @@ from vabal.settings.bounds import check_npz
 from vabal.settings.models import ImageSettings
 from vabal.sources import cifar
 from vabal.sources.base import Item, hint, sample_id_of
-from vabal.sources.layouts import Split
+from vabal.sources.folder_names import Split
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from vabal.errors import shown
 from vabal.settings.models import ImageSettings
+from vabal.sources.folder_names import Split
 from vabal.sources.folders import is_utf8
-from vabal.sources.layouts import Split
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,17 @@ Only names and counts are looked at, so that a decision can be told before anyth
 readings are likely, neither is taken: the error names both, and the option that settles it.
 """
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Final, Literal
+from typing import Final
 
 from vabal.errors import UserError, shown, some
+from vabal.sources.folder_names import Split, is_split, is_unlabelled, look_like, named, split_roles
 from vabal.sources.folders import class_name
 
-Split = Literal["pool", "holdout"]
 CLASS_FOLDERS: Final = "class-folders"
 PARENT_FOLDERS: Final = "parent-folders"
 SPLITS: Final = "splits"
@@ -25,58 +24,6 @@ LAYOUTS: Final = {
     PARENT_FOLDERS: "the folder that an image lies in is its class",
     SPLITS: "train and test folders; below them, the first folder of an image is its class",
     FLAT: "folders say nothing of an image's class",
-}
-
-_ROLES: Final[dict[str, str]] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation", "holdout"), "test"),
-}
-_SPLIT: Final = re.compile(rf"({'|'.join(_ROLES)})([ _-]?(set|data|split|images|imgs|\d{{1,4}}))?")
-_UNLABELLED: Final = re.compile(r"(unlabell?ed|no[ _-]?labels?|without[ _-]labels?)")
-_DAYS: Final = re.compile(
-    r"(mon|tues?|wed(nes)?|thu(rs)?|fri|satur|sat|sun)(day)?|(mon|diens|donners|frei|sams|sonn)tag|mittwoch|sonnabend"
-    r"|lundi|mardi|mercredi|jeudi|vendredi|samedi|dimanche|lunes|martes|mi[eé]rcoles|jueves|viernes|s[aá]bado|domingo"
-)
-_MONTHS: Final = re.compile(
-    r"(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|nov(ember)?"
-    r"|dec(ember)?|januar|februar|m[aä]rz|mai|jun[io]|jul[io]|oktober|dezember)"
-)
-_DATE: Final = re.compile(  # a day at the front of a name
-    r"((19|20)\d\d[-_. ]?(0[1-9]|1[0-2])[-_. ]?(0[1-9]|[12]\d|3[01])"
-    r"|(0[1-9]|[12]\d|3[01])[-_. ](0[1-9]|1[0-2])[-_. ](19|20)\d\d)([-_ t.]?\d.*|[-_ ].*)?"
-)
-_PERIOD: Final = re.compile(r"(19|20)\d\d([-_. ]?(w|kw|q)?\d{1,2})?")
-_NUMBERED: Final = re.compile(
-    r"(cam|camera|kamera|kw|cw|tag|woche|schicht|charge|linie|webcam|gopro|sensor|device|station|channel|line|site|batch|session|run|day|week|month|shift|visit"
-    r"|patient|subject|scan|roll|shoot|fold|shard|chunk|clip|video|sequence|seq|upload|export|dcim|folder|dir)"
-    r"([ _.#-]*\d+[a-z]?|[ _.#-]+[a-z])|cam[a-d]"
-)
-_CAMERA_CARD: Final = re.compile(  # as cameras name folders: 100CANON, 101MSDCF
-    r"1\d\d_?(canon|nikon|ncd\w*|nd\w+|msdcf|media|gopro|olymp|pana|fuji|apple|eos\w*|dscim|photo|leica|casio|andro)|dcim"
-)
-_HASH: Final = re.compile(r"(?=.*\d)([0-9a-f]{12,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})")
-_NUMBER: Final = re.compile(r"\d{8,}")  # times in seconds, ids
-_COPY: Final = re.compile(r"(?i)(?P<of>.+?)[ _-]+(copy|kopie|copie|copia|\(\d+\)|\[\d+\])([ _]*\(?\d+\)?)?")
-_SHARD: Final = re.compile(r"[0-9a-f]{2,3}")
-_FILE_KINDS: Final = {
-    *("images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "pics", "frames", "masks", "mask"),
-    *("annotations", "annots", "gt", "ground_truth", "groundtruth", "segmentationclass", "segmentationobject"),
-    *(
-        "thumbs",
-        "thumbnails",
-        "thumbnail",
-        "previews",
-        "preview",
-        "rgb",
-        "depth",
-        "jpg",
-        "jpeg",
-        "png",
-        "bmp",
-        "tif",
-        "tiff",
-    ),
 }
 
 
@@ -107,14 +54,14 @@ class Reading:
         if self.layout == FLAT:
             return Place()
         if self.layout == SPLITS:
-            if folders and _is(_UNLABELLED, folders[0]):
+            if folders and is_unlabelled(folders[0]):
                 return Place(split="pool")
             if not folders or folders[0] not in self.named:
                 return None
             return Place(_label(folders[1:2]), self.named[folders[0]])
         if self.layout == PARENT_FOLDERS:
             folders = folders[-1:]
-        if not folders or _is(_UNLABELLED, folders[0]):
+        if not folders or is_unlabelled(folders[0]):
             return Place()
         return Place(_label(folders)) if folders[0] in self.named else None
 
@@ -125,11 +72,7 @@ def _are_strays(outside: int, inside: int) -> bool:
 
 
 def _label(folders: Sequence[str]) -> str | None:
-    return class_name(folders[0]) if folders and not _is(_UNLABELLED, folders[0]) else None
-
-
-def _is(pattern: re.Pattern[str], name: str) -> bool:
-    return pattern.fullmatch(name.casefold().strip()) is not None
+    return class_name(folders[0]) if folders and not is_unlabelled(folders[0]) else None
 
 
 class _Tree:
@@ -142,7 +85,7 @@ class _Tree:
             self.depth += 1
         self.counts = Counter(path.parts[self.depth] for path in images if self._depth_of(path) > 0)
         self.direct = [path for path in images if self._depth_of(path) <= 0]
-        self.names = sorted(name for name in self.counts if not _is(_UNLABELLED, name))
+        self.names = sorted(name for name in self.counts if not is_unlabelled(name))
 
     def _depth_of(self, path: PurePosixPath) -> int:
         return len(path.parts) - 1 - self.depth
@@ -195,7 +138,7 @@ def read_folders(
 def _by_class_folders(root: str, tree: _Tree, classes: Sequence[str] | None, *, chosen: bool) -> Reading:
     names = [name for name in tree.names if not (chosen and classes) or class_name(name) in (classes or ())]
     if not names:
-        folders = f"its folders are {_named(tree.names)}" if tree.names else "no image in it lies in a folder"
+        folders = f"its folders are {named(tree.names)}" if tree.names else "no image in it lies in a folder"
         raise UserError(f"{root}: --layout {CLASS_FOLDERS}: no folder of a class: {folders}")
     notes = [f"the classes are the folders in {tree.around}"] if tree.depth else []
     nested = [name for name in names if tree.below(name) - {""}]
@@ -216,7 +159,7 @@ def _by_class_folders(root: str, tree: _Tree, classes: Sequence[str] | None, *, 
 
 def _by_parents(root: str, images: Sequence[PurePosixPath], classes: Sequence[str] | None) -> Reading:
     parents = Counter(path.parts[-2] for path in images if len(path.parts) > 1)
-    all_names = sorted(name for name in parents if not _is(_UNLABELLED, name))
+    all_names = sorted(name for name in parents if not is_unlabelled(name))
     names = [name for name in all_names if not classes or class_name(name) in classes]
     if not names:
         raise UserError(f"{root}: --layout {PARENT_FOLDERS}: no image in it lies in the folder of a class")
@@ -227,9 +170,9 @@ def _by_parents(root: str, images: Sequence[PurePosixPath], classes: Sequence[st
 
 
 def _by_splits(root: str, tree: _Tree, classes: Sequence[str] | None) -> Reading:
-    roles = _roles(tree.names)
+    roles = split_roles(tree.names)
     if not roles:
-        found = f"found {_named(tree.names)}" if tree.names else "found none"
+        found = f"found {named(tree.names)}" if tree.names else "found none"
         raise UserError(
             f"{root}: --layout {SPLITS} needs a folder train and a folder test (or val) side by side: {found}"
         )
@@ -240,7 +183,7 @@ def _by_splits(root: str, tree: _Tree, classes: Sequence[str] | None) -> Reading
     left += [shown(path) for path in tree.direct]
     if left:
         notes.append(f"left out, outside the splits (images): {some(left)}")
-    inside = sorted({below for name in roles for below in tree.below(name) if below and not _is(_UNLABELLED, below)})
+    inside = sorted({below for name in roles for below in tree.below(name) if below and not is_unlabelled(below)})
     strangers = [name for name in inside if classes and class_name(name) not in classes]
     if strangers:
         given = ", ".join(classes or ())
@@ -249,16 +192,8 @@ def _by_splits(root: str, tree: _Tree, classes: Sequence[str] | None) -> Reading
     return Reading(SPLITS, tree.depth, roles, tuple(notes))
 
 
-def _roles(names: Sequence[str]) -> dict[str, Split]:
-    """Split folders by what they are for: test, else val, is held out. Empty where one of the two is missing."""
-    kinds = {name: _ROLES[found.group(1)] for name in names if (found := _SPLIT.fullmatch(name.casefold().strip()))}
-    held = next((kind for kind in ("test", "val") if kind in kinds.values()), None)
-    roles: dict[str, Split] = {name: "holdout" if kind == held else "pool" for name, kind in kinds.items()}
-    return roles if set(roles.values()) == {"pool", "holdout"} else {}
-
-
 def _not_classes(tree: _Tree) -> tuple[str, ...]:
-    return (f"folders are not classes: {_named(tree.names)}",) if tree.names else ()
+    return (f"folders are not classes: {named(tree.names)}",) if tree.names else ()
 
 
 def check_names(root: str, names: Sequence[str], classes: Sequence[str] | None = None) -> list[str]:
@@ -274,7 +209,7 @@ def check_names(root: str, names: Sequence[str], classes: Sequence[str] | None =
     notes = []
     for name, spelled in spellings.items():
         if len({unicodedata.normalize("NFC", shown(one)) for one in spelled}) > 1:
-            raise UserError(f"{root}: {_named(spelled, quoted=True)} differ in blanks alone: rename one, or merge them")
+            raise UserError(f"{root}: {named(spelled, quoted=True)} differ in blanks alone: rename one, or merge them")
         if len(spelled) > 1:
             notes.append(f"{name} is spelled in {len(spelled)} forms (Unicode): one class")
     folded: dict[str, list[str]] = {}
@@ -283,7 +218,7 @@ def check_names(root: str, names: Sequence[str], classes: Sequence[str] | None =
     for alike in folded.values():
         if len(alike) > 1 and not set(alike) <= set(classes or ()):
             raise UserError(
-                f"{root}: {_named(alike)} differ in {_difference(alike)} alone: rename or merge them if they are one "
+                f"{root}: {named(alike)} differ in {_difference(alike)} alone: rename or merge them if they are one "
                 f"class; if each is a class of its own, name all classes: --classes {','.join(spellings)}"
             )
     return notes
@@ -324,11 +259,11 @@ def _are_places(root: str, tree: _Tree, classes: Sequence[str] | None) -> bool:
             f"{root}: folder {strangers[0]!r} is not among the classes given: {given}; name it too, or leave such "
             f"folders out with --layout {CLASS_FOLDERS}"
         )
-    splits = _roles(tree.names)
+    splits = split_roles(tree.names)
     if splits or (len(names) > 1 and _doubts(tree) is None):
         kept = f"; --layout {SPLITS} keeps the splits" if splits else ""
         raise UserError(
-            f"{root}: no folder is named as one of the classes given ({given}), the folders are {_named(tree.names)}: "
+            f"{root}: no folder is named as one of the classes given ({given}), the folders are {named(tree.names)}: "
             f"--layout {FLAT} takes all images as unlabelled{kept}; or name the folders in --classes"
         )
     return True
@@ -341,20 +276,20 @@ def _refuse_ambiguous(root: str, tree: _Tree) -> None:
             f"{root}: at least two classes are needed, found {shown(tree.names[0])}: if folders are no classes, "
             f"--layout {FLAT} --classes a,b takes all images as unlabelled"
         )
-    splits = [name for name in tree.names if _is(_SPLIT, name)]
+    splits = [name for name in tree.names if is_split(name)]
     if splits:
         raise UserError(f"{root}: {_about_splits(tree, splits)}")
     foldered = sum(tree.counts.values())
     if not _are_strays(len(tree.direct), foldered):
         raise UserError(
-            f"{root}: {len(tree.direct)} images lie beside the folders {_named(tree.names)} with {foldered}: "
+            f"{root}: {len(tree.direct)} images lie beside the folders {named(tree.names)} with {foldered}: "
             f"--layout {CLASS_FOLDERS} takes the folders as classes and the others as unlabelled, "
             f"--layout {FLAT} --classes a,b takes all as unlabelled"
         )
     doubt = _doubts(tree)
     if doubt:
         inner = sorted({path.parts[-2] for path in tree.images if len(path.parts) > 1} - set(tree.names))
-        parents = f", --layout {PARENT_FOLDERS} takes the innermost folders ({_named(inner)})" if len(inner) > 1 else ""
+        parents = f", --layout {PARENT_FOLDERS} takes the innermost folders ({named(inner)})" if len(inner) > 1 else ""
         raise UserError(
             f"{root}: {doubt}, perhaps no classes: --layout {CLASS_FOLDERS} takes each as a class{parents}, "
             f"--layout {FLAT} --classes a,b takes all images as unlabelled"
@@ -369,27 +304,27 @@ def splits_beside_table(
     Raises UserError if it has none for what looks like a test set: its images would be candidates.
     """
     tree = _Tree(images, None)
-    roles = _roles(tree.names)
+    roles = split_roles(tree.names)
     held = [name for name, role in roles.items() if role == "holdout"]
     if not held:
         return []
     if not any(len(path.parts) > tree.depth and path.parts[tree.depth] in held for path in labelled):
         raise UserError(
-            f"{root}: {table} has labels, but none of {_named(held)}: --layout {SPLITS} takes {_named(held)} as the "
+            f"{root}: {table} has labels, but none of {named(held)}: --layout {SPLITS} takes {named(held)} as the "
             f"holdout, --layout {FLAT} takes all images as one pool"
         )
-    return [f"the folders {_named(list(roles))} say nothing; --layout {SPLITS} keeps them apart"]
+    return [f"the folders {named(list(roles))} say nothing; --layout {SPLITS} keeps them apart"]
 
 
 def _about_splits(tree: _Tree, splits: Sequence[str]) -> str:
-    roles = _roles(tree.names)
-    held = _named([name for name in splits if roles.get(name) == "holdout"])
-    pool = _named([name for name in splits if roles.get(name) == "pool"])
+    roles = split_roles(tree.names)
+    held = named([name for name in splits if roles.get(name) == "holdout"])
+    pool = named([name for name in splits if roles.get(name) == "pool"])
     others = [name for name in tree.names if name not in splits]
     with_classes = any(tree.below(name) - {""} for name in splits)
     options = []
     if roles:
-        left = f", leaving out {_named(others)}" if others else ""
+        left = f", leaving out {named(others)}" if others else ""
         unlabelled = "" if with_classes else " (with --classes a,b for images without labels)"
         options.append(f"--layout {SPLITS} takes {held} as the holdout and {pool} as the pool{left}{unlabelled}")
     only = f" (with --classes {','.join(map(class_name, others))} only these)" if len(others) > 1 else ""
@@ -397,44 +332,19 @@ def _about_splits(tree: _Tree, splits: Sequence[str]) -> str:
     if with_classes and len(splits) > 1:
         options.append("or name one of them as the source")
     if others:
-        return f"{_named(splits)} may be splits beside the folders {_named(others)}: {'; '.join(options)}"
-    return f"{_named(splits)} are splits, not classes: {'; '.join(options)}"
-
-
-_LOOKS: Final = (  # what folders look like, and from which share of the names on that is a doubt
-    (_DATE, "days", 0),
-    (_CAMERA_CARD, "folders of a camera", 0),
-    (_NUMBERED, "cameras, places or batches", 0.5),
-    (_DAYS, "days of the week", 1),
-    (_MONTHS, "months", 1),
-    (_PERIOD, "years, months or weeks", 1),
-    (_HASH, "digests", 1),
-    (_NUMBER, "times or serial numbers", 1),
-)
+        return f"{named(splits)} may be splits beside the folders {named(others)}: {'; '.join(options)}"
+    return f"{named(splits)} are splits, not classes: {'; '.join(options)}"
 
 
 def _doubts(tree: _Tree) -> str | None:
-    """Why the folders may be no classes, as what they look like; None where nothing speaks against it."""
+    """Why the folders may be no classes: what they look like, or hold; None where nothing speaks against it."""
     names = tree.names
-    for pattern, what, share in _LOOKS:
-        if sum(_is(pattern, name) for name in names) >= max(1, share * len(names)):
-            return f"the folders {_named(names)} look like {what}"
-    if len(names) >= 16 and all(_is(_SHARD, name) for name in names) and any(not name.isdecimal() for name in names):
-        return f"the folders {_named(names)} look like parts of a digest"
-    copies = [name for name in names if (found := _COPY.fullmatch(name)) and found.group("of").strip() in names]
-    kinds = [name for name in names if name.casefold().strip() in _FILE_KINDS]
-    for odd, what in ((copies, "a copy of another folder"), (kinds, "a kind of file, not a class")):
-        if odd:
-            return f"{_named(odd)} look{'s' * (len(odd) == 1)} like {what}"
+    if looks := look_like(names):
+        return looks
     shared = set.intersection(*(tree.below(name) for name in names))
     if len(names) > 1 and len(shared) > 1 and "" not in shared:
-        return f"the folders {_named(names)} all hold the same folders {_named(sorted(shared))}"
+        return f"the folders {named(names)} all hold the same folders {named(sorted(shared))}"
     few = sorted(tree.counts[name] for name in names)[len(names) // 2]
     if (len(names) >= 10 and few <= 1) or (len(names) >= 50 and few <= 3):
         return f"there are {len(names)} folders, most with {few} image{'s' * (few > 1)} or fewer"
     return None
-
-
-def _named(names: Sequence[str], *, quoted: bool = False) -> str:
-    """Names for people, shortened."""
-    return some([repr(shown(name)) if quoted else shown(name) for name in names], 6)

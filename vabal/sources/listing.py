@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from vabal.errors import UserError, shown, some
-from vabal.sources.layouts import Split
+from vabal.sources.folder_names import Split
 
 _ADDRESS: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
 

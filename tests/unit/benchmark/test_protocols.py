@@ -5,7 +5,8 @@ import pytest
 
 from vabal import strategies
 from vabal.benchmark import protocols
-from vabal.benchmark.protocols import PROTOCOLS, Protocol, Variant, parse_variant, parse_variants, split_specs
+from vabal.benchmark.protocols import PROTOCOLS, Protocol
+from vabal.benchmark.variants import Variant, parse_variant, parse_variants, split_specs
 from vabal.errors import UserError
 from vabal.settings import params
 from vabal.sources import Imbalance

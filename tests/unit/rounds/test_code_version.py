@@ -134,7 +134,7 @@ def test_the_code_that_the_steps_lead_to_is_covered_or_has_no_say() -> None:
     [
         ("from vabal import images\nimages.encoded()", "images/shards.py"),
         ("from vabal.images import encoded", "images/shards.py"),
-        ("import vabal.vae", "vae.py"),
+        ("from vabal import vae\nvae.fit()", "vae/training.py"),
         ("def f():\n    from vabal.strategies import badge", "strategies/badge.py"),
         ("x = 'vabal.strategies.badge:BadgeStrategy'", "strategies/badge.py"),
     ],

@@ -14,7 +14,7 @@ from vabal.adapters import stack
 from vabal.benchmark import cells as benchmark_cells
 from vabal.errors import UserError
 from vabal.files import write_bytes
-from vabal.flows import tasks
+from vabal.flows import context
 from vabal.labels import answers, arrivals, export
 from vabal.rounds.stage_store import LocalStageStore
 from vabal.settings import params
@@ -30,12 +30,12 @@ def test_a_round_refuses_a_stage_store_in_a_folder_with_other_work_before_it_beg
     (root / "empty").mkdir(parents=True)
     place = Workspace(root)
     with pytest.raises(UserError, match="name a new or empty folder"):
-        tasks.claim_stores(place, params.parse({"stages": str(shared)}))
+        context.claim_stores(place, params.parse({"stages": str(shared)}))
     assert [path.name for path in shared.rglob("*")] == ["thesis", "chapter1"]
     for setting in ("empty", "empty", str(tmp_path / "new"), ".vabal/stages"):
-        tasks.claim_stores(place, params.parse({"stages": setting}))
+        context.claim_stores(place, params.parse({"stages": setting}))
     with pytest.raises(UserError, match="another workspace"):
-        tasks.claim_stores(Workspace(tmp_path / "work" / "empty"), params.parse({"stages": str(tmp_path / "new")}))
+        context.claim_stores(Workspace(tmp_path / "work" / "empty"), params.parse({"stages": str(tmp_path / "new")}))
 
 
 # -- foreign files beside ours ------------------------------------------------------------------------------------
@@ -84,8 +84,8 @@ def test_clearing_up_leaves_every_foreign_file_as_it_is(
     for path in root.rglob("*"):
         os.utime(path, (1000, 1000), follow_symlinks=False)
     before = _tree(root)
-    tasks.claim_stores(place, Params())
-    tasks.stage_store(place, Params()).forget(before=4e9)
+    context.claim_stores(place, Params())
+    context.stage_store(place, Params()).forget(before=4e9)
     (root / "labels.csv").write_text("sample_id,label,annotator\nb,cat,ann\n")
     answers.import_labels(place.inbox, small_pools(), root / "labels.csv", WHEN)
     write_bytes(root / "came" / "0.png", file_of(picture(100)))

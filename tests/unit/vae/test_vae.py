@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
 from tests.reference import ReferenceVAE
-from vabal import vae as vaes
 from vabal.errors import UserError
 from vabal.vae import FeatureVAE, Loss, PoolFeatures, build, fit, kl_divergence, load, save
+from vabal.vae.training import _centres
 
 SMALL: dict[str, Any] = {"head_width": 5, "hidden_width": 6, "latent_per_class": 2, "hidden_layers": 2}
 SHORT: dict[str, Any] = {**SMALL, "epochs": 3, "min_steps": 0, "batch_size": 16}
@@ -333,13 +333,13 @@ def test_centres_are_where_the_places_are() -> None:
     centre_Z = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], dtype=torch.float64)
     noise = torch.randn(3, 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     places_M_Y = (centre_Z[:, None] + 0.1 * noise).flatten(0, 1)
-    found = vaes._centres(places_M_Y, 3, torch.Generator().manual_seed(1))
+    found = _centres(places_M_Y, 3, torch.Generator().manual_seed(1))
     expected = places_M_Y.view(3, 50, 2).mean(dim=1)
     assert torch.cdist(expected, found).min(dim=1).values.max() < 1e-12
 
 
 def test_equal_places_have_equal_centres() -> None:
-    assert vaes._centres(torch.ones(4, 2), 3, torch.Generator().manual_seed(0)).tolist() == [[1, 1]] * 3
+    assert _centres(torch.ones(4, 2), 3, torch.Generator().manual_seed(0)).tolist() == [[1, 1]] * 3
 
 
 # -- files ------------------------------------------------------------------------------------------------------
