@@ -7,10 +7,12 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .lowest_cache
+MUTANTS := .mutants_cache
+MUTMUT := mutmut==3.8.1 libcst==1.9.0
 UV := .uv/bin/uv
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test test-lowest check bench faults lock outdated clean
+.PHONY: help setup demo test test-lowest check bench faults mutants lock outdated clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -46,6 +48,13 @@ bench: setup  ## measure speed and memory; writes benchmarks/results.json
 faults: setup  ## kill, starve and cut off every command; half an hour. SAMPLE=1: a minute. ONLY=kills|surroundings|servers
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults $(if $(SAMPLE),--sample) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
+$(MUTANTS)/tool: Makefile $(VENV)/.installed
+	$(UV) pip install --quiet --no-deps --python $(BIN)/python --target $@ $(MUTMUT)
+	touch $@
+
+mutants: $(MUTANTS)/tool  ## faults put into the code, which tests have to notice; an hour. ONLY=pools (or keys, store, ...)
+	PYTHONPATH=$(CURDIR)/$(MUTANTS)/tool OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants $(if $(ONLY),--only $(ONLY)) $(if $(JOBS),--jobs $(JOBS))
+
 # What is resolved, and for whom.
 RESOLVE = $(UV) pip compile pyproject.toml --extra pipeline --extra dev --python-version 3.11 --no-emit-index-url --quiet
 
@@ -63,4 +72,4 @@ test-lowest: $(UV)  ## unit tests with the lowest versions that pyproject.toml a
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses=2 --dist=loadfile --override-ini filterwarnings=default tests/unit
 
 clean:  ## remove what make built (not the workspaces' data)
-	rm -rf .venv .uv .mypy_cache .ruff_cache .build_cache .lowest_cache .pytest_cache htmlcov .coverage
+	rm -rf .venv .uv .mypy_cache .ruff_cache .build_cache .lowest_cache .mutants_cache .pytest_cache htmlcov .coverage

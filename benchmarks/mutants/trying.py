@@ -1,0 +1,272 @@
+"""Try the mutants of one room: `python -m benchmarks.mutants.trying ROOM JOBS`.
+
+This process only collects the tests. A child of it runs them once, to see which lines each test reaches; then every
+mutant has a child of its own, which changes the function and runs the tests that reach the changed line, until one
+fails. No file of the tree is written.
+"""
+
+import contextlib
+import functools
+import gc
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import coverage
+import pytest
+
+from benchmarks.mutants.making import Mutant, mutants
+from benchmarks.mutants.rooms import CACHE, ROOMS, ROOT, Room
+
+KILLED, SURVIVED, UNTRIED = "killed", "survived", "untried"
+_FAILED, _NOT_APPLIED = 1, 70
+_MEMORY = 8 << 30  # bytes of data that a child may have
+
+
+@dataclass
+class Reached:
+    """What the tests reach: the tests by file and line, a test's seconds, and lines that several tests share."""
+
+    tests: dict[str, dict[int, set[str]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def by(self, mutant: Mutant) -> list[str]:
+        """The tests that run the mutant's lines, the quickest first; all tests of a file whose fixture does."""
+        lines = self.tests.get(str(mutant.file), {})
+        names = set().union(*(lines.get(line, set()) for line in mutant.lines))
+        shared = tuple(name.removeprefix("shared:") for name in names if name.startswith("shared:"))
+        direct = sorted((name for name in names if name in self.seconds), key=self.seconds.__getitem__)
+        through = [name for name in self.seconds if shared and name.startswith(shared) and name not in names]
+        return [*direct, *sorted(through, key=self.seconds.__getitem__)]
+
+
+class Trying:
+    """The pytest plug-in that runs mutants in place of tests."""
+
+    def __init__(self, room: Room, kept: Path, jobs: int, tell: Callable[[str], None]) -> None:
+        self._room, self._kept, self._jobs, self._tell = room, kept, jobs, tell
+        self._known: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
+        self._coverage: coverage.Coverage | None = None
+        self._context = ""
+        self.results: list[dict[str, Any]] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self) -> None:
+        import hypothesis  # noqa: PLC0415 -- pytest has to be the first to import it
+
+        busy = hypothesis.settings.get_profile("busy")
+        phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+        hypothesis.settings.register_profile("mutants", busy, database=None, derandomize=True, phases=phases)
+        hypothesis.settings.load_profile("mutants")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self._items = {item.nodeid: item for item in session.items}
+        made = [mutant for path in self._room.files for mutant in mutants(path)]
+        functions = _functions({str(mutant.file) for mutant in made})
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+            reached = self._reached(session, Path(folder))
+            self._tell(f"{len(self._items)} tests in {time.monotonic() - started:.0f} s; {len(made)} mutants\n")
+            self._try(session, made, functions, reached, Path(folder))
+        return True
+
+    # -- which test reaches which line --------------------------------------------------------------------------
+
+    def _reached(self, session: pytest.Session, folder: Path) -> Reached:
+        told = folder / "reached.json"
+
+        def run() -> int:
+            self._coverage = coverage.Coverage(data_file=None, config_file=False, include=[f"{ROOT}/vabal/*"])
+            self._coverage.start()
+            caches = _caches()
+            seconds = {}
+            for item, following in zip(session.items, [*session.items[1:], None], strict=True):
+                for cache in caches:
+                    cache.cache_clear()
+                started = time.process_time(), time.monotonic()
+                if not _pass(session, [item], following):
+                    told.write_text(json.dumps({"failed": item.nodeid}))
+                    return _FAILED
+                seconds[item.nodeid] = max(time.process_time() - started[0], (time.monotonic() - started[1]) / 2)
+            self._coverage.stop()
+            data = self._coverage.get_data()
+            tests = {file: data.contexts_by_lineno(file) for file in data.measured_files()}
+            told.write_text(json.dumps({"tests": tests, "seconds": seconds}))
+            return 0
+
+        os.waitpid(_child(run, session, folder / "all", quiet=False), 0)
+        found = json.loads(told.read_text())
+        if "failed" in found:
+            raise pytest.UsageError(f"{found['failed']} fails without any mutant")
+        by_line = {
+            file: {int(line): set(names) for line, names in lines.items()} for file, lines in found["tests"].items()
+        }
+        return Reached(by_line, found["seconds"])
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self._switch(item.nodeid)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        before = self._context
+        if fixturedef.scope != "function":
+            self._switch("shared:" + before.partition("::")[0])
+        try:
+            return (yield)
+        finally:
+            self._switch(before)
+
+    def _switch(self, context: str) -> None:
+        self._context = context
+        if self._coverage:
+            self._coverage.switch_context(context)
+
+    # -- one mutant after the other -----------------------------------------------------------------------------
+
+    def _try(self, session: Any, made: Sequence[Mutant], functions: Any, reached: Reached, folder: Path) -> None:
+        running: dict[int, tuple[Mutant, float]] = {}
+        for number, mutant in enumerate(made):
+            if self._known.get(mutant.key) == KILLED:
+                self._note(mutant, KILLED)
+                continue
+            names = reached.by(mutant)
+            seconds = sum(reached.seconds[name] for name in names)
+            items = [self._items[name] for name in names]
+
+            def run(mutant: Mutant = mutant, items: list[Any] = items, seconds: float = seconds) -> int:
+                resource.setrlimit(resource.RLIMIT_CPU, (int(10 + 4 * seconds),) * 2)
+                resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+                if not _apply(mutant, functions.get((str(mutant.file), *mutant.place), [])):
+                    return _NOT_APPLIED
+                return 0 if _pass(session, items) else _FAILED
+
+            while len(running) >= self._jobs:
+                self._wait(running, folder)
+            running[_child(run, session, folder / str(number))] = mutant, time.monotonic() + 30 + 10 * seconds
+        while running:
+            self._wait(running, folder)
+
+    def _wait(self, running: dict[int, tuple[Mutant, float]], folder: Path) -> None:
+        """Until a child ends, or has to be ended."""
+        while True:
+            for child, (mutant, until) in running.items():
+                late = time.monotonic() > until
+                if late:
+                    os.killpg(child, signal.SIGKILL)
+                ended, status = os.waitpid(child, 0 if late else os.WNOHANG)
+                if ended:
+                    del running[child]
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(child, signal.SIGKILL)  # what the tests left running
+                    code = os.waitstatus_to_exitcode(status)
+                    self._note(mutant, {0: SURVIVED, _NOT_APPLIED: UNTRIED}.get(code, KILLED))
+                    for left in folder.iterdir():
+                        if left.is_dir() and len(running) == 0:
+                            shutil.rmtree(left, ignore_errors=True)
+                    return
+            time.sleep(0.005)
+
+    def _note(self, mutant: Mutant, result: str) -> None:
+        if result == KILLED and self._known.get(mutant.key) != KILLED:
+            self._known[mutant.key] = KILLED
+            self._kept.write_text(json.dumps(self._known))
+        where = {"file": mutant.file.relative_to(ROOT).as_posix(), "line": mutant.lines.start}
+        self.results.append({**where, "function": mutant.function, "change": mutant.change, "result": result})
+        self._tell({KILLED: ".", SURVIVED: "S", UNTRIED: "?"}[result])
+
+
+def _child(work: Callable[[], int], session: Any, folder: Path, *, quiet: bool = True) -> int:
+    """A process of its own that does the work, with a folder for temporary files; nothing of it comes back."""
+    child = os.fork()
+    if child:
+        return child
+    code = _FAILED
+    try:
+        os.setsid()
+        if quiet:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(nothing, stream)
+        folder.mkdir()
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+        session.config._tmp_path_factory._basetemp = folder / "tests"
+        (folder / "tests").mkdir(mode=0o700)
+        code = work()
+    except BaseException:  # noqa: BLE001 -- nothing leaves this process
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _pass(session: Any, items: Sequence[pytest.Item], then: pytest.Item | None = None) -> bool:
+    for item, following in zip(items, [*items[1:], then], strict=False):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return False
+    return True
+
+
+def _functions(files: set[str]) -> dict[tuple[str, str, int], list[FunctionType]]:
+    """The function objects of these files that the imports made, by file, name and first line."""
+    found = defaultdict(list)
+    for thing in gc.get_objects():
+        if type(thing) is FunctionType and thing.__code__.co_filename in files:
+            code = thing.__code__
+            found[code.co_filename, code.co_qualname, code.co_firstlineno].append(thing)
+    return found
+
+
+def _apply(mutant: Mutant, functions: Sequence[FunctionType]) -> bool:
+    for function in functions:
+        if len(function.__code__.co_freevars) != len(mutant.code.co_freevars):
+            return False
+        function.__code__ = mutant.code
+        if mutant.defaults:
+            function.__defaults__, function.__kwdefaults__ = mutant.defaults
+    return bool(functions)
+
+
+def _caches() -> list[Any]:
+    """What `functools.cache` keeps in our modules: the second test to call such a function does not reach its lines."""
+    kind = type(functools.cache(len))
+    return [thing for thing in gc.get_objects() if type(thing) is kind and thing.__module__.startswith("vabal")]
+
+
+def main(name: str, jobs: str) -> int:
+    """Results go to the cache's folder; what was killed stays killed as long as the module's text is the same."""
+    kept, results = CACHE / f"{name}.known.json", CACHE / f"{name}.json"
+    out = os.fdopen(os.dup(1), "w")
+
+    def tell(text: str) -> None:
+        out.write(text)
+        out.flush()
+
+    trying = Trying(ROOMS[name], kept, int(jobs), tell)
+    log = os.open(CACHE / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    options = ["-p", "no:xdist", "-p", "no:randomly", "--capture=sys", "--rootdir", str(ROOT)]
+    code = pytest.main([*options, *ROOMS[name].tests], plugins=[trying])
+    if trying.results:
+        results.write_text(json.dumps(trying.results, indent=1))
+    else:
+        tell(f"pytest ended with {code}: {CACHE.name}/{name}.log says why\n")
+    return 0 if trying.results else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
