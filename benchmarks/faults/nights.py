@@ -5,7 +5,6 @@ the folder holds everything.
 """
 
 import csv
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from PIL import Image
 from benchmarks.faults import children
 from benchmarks.faults.children import Ended
 from vabal import pools, rounds
+from vabal.files import file_sha256
 from vabal.labels.oracle import answer
 
 SETTINGS = {
@@ -158,7 +158,7 @@ def facts(folder: Path, registry: Sequence[str] | None = None) -> dict[str, Coun
     data = root / "data"
     bags: dict[str, Counter[str]] = {}
     bags["picks"] = Counter(
-        f"{number} {_sha256(path)}"
+        f"{number} {file_sha256(path)}"
         for number in rounds.manifest_numbers(data)
         if (path := rounds.round_folder(data, number) / "selection.parquet").exists()
     )
@@ -217,10 +217,6 @@ def in_order(runs: Iterable[tuple[str, str]], versions: Iterable[int], aliases: 
         *(f"version {place}" for place in places.values()),
         *(f"{alias} is {places.get(version, 'none that counts')}" for alias, version in aliases),
     ]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _git(root: Path, *arguments: str) -> list[str]:

@@ -191,12 +191,12 @@ LOADED = """
 import importlib, json, sys
 for name in json.loads(sys.argv[1]):
     importlib.import_module(name)
-print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+print(json.dumps(sorted({".".join(name.split(".")[:length]) for name in sys.modules for length in (1, 2)})))
 """
 
 
 def loaded_by(modules: list[str], folder: Path = ROOT) -> set[str]:
-    """Top-level names that are loaded once the modules are imported in a process of their own."""
+    """Packages, and what is directly in them, loaded once the modules are imported in a process of their own."""
     command = [sys.executable, "-c", LOADED, json.dumps(modules)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
@@ -217,7 +217,8 @@ FOR_LEARNING = LEARNING | {"mlflow", "matplotlib", "scipy", "ray"}
 SPARED = {
     ("vabal.workspace",): FOR_LEARNING | {"pandas", "numpy", "pyarrow", "pydantic", "PIL", "boto3"},
     ("vabal.adapters.stack", "vabal.cli.render"): FOR_LEARNING | {"pandas", "numpy", "pyarrow", "PIL", "boto3"},
-    ("vabal.audit.queries", "vabal.adapters.versioning", "vabal.cli.render"): FOR_LEARNING | {"PIL", "boto3"},
+    ("vabal.audit.queries", "vabal.adapters.versioning", "vabal.cli.render"): FOR_LEARNING
+    | {"PIL", "boto3", "vabal.strategies", "vabal.settings.models"},
     ("vabal.labels.export", "vabal.labels.answers", "vabal.rounds"): FOR_LEARNING | {"boto3"},
     ("vabal.rounds.stage_store", "vabal.rounds.context", "vabal.strategies"): FOR_LEARNING,
     ("vabal.flows.round", "vabal.flows.promote"): LEARNING | {"mlflow", "matplotlib", "ray"},

@@ -19,6 +19,7 @@ from benchmarks.random_pool import _pools, encoded_images
 from tests.support.small_cells import cell
 from vabal import images, pools
 from vabal.benchmark import comparison
+from vabal.benchmark.summary import Summary
 from vabal.vae import build
 
 
@@ -220,7 +221,7 @@ def test_the_peak_of_memory_is_not_below_what_is_resident_now() -> None:
     assert held[0] == 1
 
 
-def _summary_of_two_seeds() -> dict[str, Any]:
+def _summary_of_two_seeds() -> Summary:
     """Averages of the curves, seed 0 and 1: random .5 and .6, margin .6 and .7, vabal .7 and .9."""
     curves = {"random": (0.5, 0.6), "margin": (0.6, 0.7), "vabal": (0.7, 0.9)}
     return comparison.summarise(
@@ -228,7 +229,7 @@ def _summary_of_two_seeds() -> dict[str, Any]:
         for name, values in curves.items()
         for seed, value in enumerate(values)
         for imbalance in ("natural", "rare:0:0.1")
-    ).to_json()
+    )
 
 
 def test_the_table_of_the_evidence_has_points_above_random_and_what_the_own_strategy_is_above_each() -> None:

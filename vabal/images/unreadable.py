@@ -1,14 +1,13 @@
 """Files that cannot be read: set aside, with the reason."""
 
 import csv
-import hashlib
 import os
 import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from vabal.files import sync_folder, write_bytes
+from vabal.files import sha256, sync_folder, write_bytes
 
 __all__ = ["note_left_out", "quarantine", "safe_name"]
 
@@ -24,7 +23,7 @@ def quarantine(folder: Path, path: str, data: bytes | None, reason: str, when: d
     listing = folder / "quarantine.csv"
     copied = ""
     if data is not None:
-        copied = safe_name(Path(path).stem, hashlib.sha256(data).hexdigest()) + Path(path).suffix[:10].lower()
+        copied = safe_name(Path(path).stem, sha256(data)) + Path(path).suffix[:10].lower()
         if (folder / copied).exists() and _is_listed(listing, copied):
             return
         write_bytes(folder / copied, data)

@@ -1,7 +1,6 @@
 """What came and no round has taken yet: numbered arrivals, durable."""
 
 import fcntl
-import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Final
 
 import pandas as pd
 
-from vabal.files import make_folder, sync_folder
+from vabal.files import make_folder, sha256, sync_folder
 from vabal.pools import EVENTS, INCOMING, read_table, stack
 
 _NAME: Final = re.compile(r"\d{6,}-[0-9a-f]{8}(\.parquet)?")
@@ -89,7 +88,5 @@ def some_of(names: Sequence[str]) -> str:
 
 
 def content_digest(catalog: pd.DataFrame) -> str:
-    hasher = hashlib.sha256()
-    for sample_id, sha256 in zip(catalog["sample_id"], catalog["sha256"], strict=True):
-        hasher.update(f"{sample_id}\0{sha256}\n".encode())
-    return hasher.hexdigest()
+    rows = zip(catalog["sample_id"], catalog["sha256"], strict=True)
+    return sha256("".join(f"{sample_id}\0{content}\n" for sample_id, content in rows).encode())

@@ -1,6 +1,5 @@
 """A round's manifest: what it says, and the chain that it is part of."""
 
-import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +29,7 @@ def number_of(tag: str) -> int | None:
 
 def derive_seed(seed: int, round_number: int, purpose: str) -> int:
     """A seed for one purpose in a round, from the setting `seed`."""
-    digest = hashlib.sha256(f"{seed}/{round_number}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return int(sha256(f"{seed}/{round_number}/{purpose}".encode())[:8], 16) >> 1
 
 
 def round_folder(data: Path, round_number: int) -> Path:

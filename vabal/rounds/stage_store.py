@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 
 import vabal
 from vabal.errors import UserError
-from vabal.files import canonical_json, private_folder, sync_folder, sync_tree, write_once
+from vabal.files import canonical_json, private_folder, sha256, sync_folder, sync_tree, write_once
 from vabal.workspace import VERSIONING
 
 MARK: Final = ".vabal-stages"
@@ -88,7 +88,7 @@ class StageKey:
         """Sixteen hex digits that change whenever the stage's output could."""
         document: dict[str, Any] = {"stage": self.stage, "code": code_version()}
         document |= {"settings": dict(self.settings), "inputs": dict(self.inputs)}
-        return hashlib.sha256(canonical_json(document)).hexdigest()[:16]
+        return sha256(canonical_json(document))[:16]
 
 
 def stage_folder(root: Path, setting: str) -> Path:

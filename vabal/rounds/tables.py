@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from vabal import pools
 from vabal.errors import BRING_BACK
 from vabal.pools.files import readable
-from vabal.strategies.columns import rows_of_lists
 
 # A round's files.
 SELECTION_FILE: Final = "selection.parquet"
@@ -121,6 +120,8 @@ def _write_rows(sample_ids: NDArray[Any], rows_N_D: NDArray[np.float32], path: P
 
 
 def _read_rows(path: Path, schema: pa.Schema) -> tuple[list[str], NDArray[np.float32]]:
+    from vabal.strategies.columns import rows_of_lists  # noqa: PLC0415 -- most who read tables need no strategy
+
     table = pq.ParquetFile(path).read()
     if table.schema.names != schema.names:
         raise ValueError(f"expected the columns {', '.join(schema.names)}, found {', '.join(table.schema.names)}")

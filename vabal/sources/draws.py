@@ -1,6 +1,5 @@
 """Draws: the holdout, the thinning, the first labels; each ranks samples by a hash of seed, purpose and sample id."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Final
 import pandas as pd
 
 from vabal.errors import UserError
+from vabal.files import sha256
 from vabal.images import near_copies
 from vabal.sources.base import Source
 from vabal.sources.surveys import DrawSettings, class_notes, first_of
@@ -16,8 +16,8 @@ from vabal.sources.surveys import DrawSettings, class_notes, first_of
 # --- draws ------------------------------------------------------------------------------------------------------------
 
 
-def _rank(seed: int, purpose: str, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest()
+def _rank(seed: int, purpose: str, name: str) -> str:
+    return sha256(f"{seed}\0{purpose}\0{name}".encode())
 
 
 def draw(sample_ids: Sequence[str], count: int, seed: int, purpose: str) -> list[str]:

@@ -1,12 +1,12 @@
 """Items one by one: read, or set aside; the same picture only once."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 from vabal import images
+from vabal.files import sha256
 from vabal.images import near_copies
 from vabal.progress import track
 from vabal.settings.models import ImageSettings
@@ -51,26 +51,26 @@ class ItemFilter:
             except images.Unreadable as reason:
                 self.unreadable.append((name_of(item), str(reason), None if item.linked else item.data))
                 continue
-            sha256, pixels = hashlib.sha256(item.data).hexdigest(), picture.digest()
-            if sha256 in self.contents or pixels in self.pixels:
+            content, pixels = sha256(item.data), picture.digest()
+            if content in self.contents or pixels in self.pixels:
                 self.duplicates.append((item, self.pixels.get(pixels, "")))
                 continue
             fingerprint = near_copies.fingerprint(picture.image)
             if self.refuse is not None and self.refuse(item, fingerprint):
                 continue
-            sample_id = next(name for name in self._names(item.sample_id, sha256) if name not in self.ids)
+            sample_id = next(name for name in self._names(item.sample_id, content) if name not in self.ids)
             self.ids.add(sample_id)
-            self.contents.add(sha256)
+            self.contents.add(content)
             self.pixels[pixels] = sample_id
             self.guessed_bits = max(self.guessed_bits, picture.guessed_bits or 0)
             if picture.first_of_several:
                 self.several.append(name_of(item))
-            yield FilteredItem(replace(item, sample_id=sample_id), sha256, *picture.image.size, fingerprint)
+            yield FilteredItem(replace(item, sample_id=sample_id), content, *picture.image.size, fingerprint)
         self.unreadable += [(path, reason, None) for path, reason in source.unreadable]
 
     @staticmethod
-    def _names(sample_id: str, sha256: str) -> tuple[str, str, str]:
-        return sample_id, f"{sample_id}-{sha256[:8]}", f"{sample_id}-{sha256}"
+    def _names(sample_id: str, content: str) -> tuple[str, str, str]:
+        return sample_id, f"{sample_id}-{content[:8]}", f"{sample_id}-{content}"
 
     def quarantine(self, folder: Path, when: datetime) -> None:
         """Put what could not be read aside."""

@@ -1,12 +1,12 @@
 """The ports that the servers listen on: the same as last time, or others that are free."""
 
-import hashlib
 import socket
 import time
 from collections.abc import Collection
 from pathlib import Path
 
 from vabal.errors import UserError
+from vabal.files import sha256
 
 HOST = "127.0.0.1"
 FIRST_PORTS = {"s3": 19000, "mlflow": 15000, "prefect": 14000}
@@ -20,7 +20,7 @@ def choose_ports(folder: Path, ports: dict[str, int], running: Collection[str]) 
 
     Those of services that are `running` stay. Raises UserError if no port is free.
     """
-    offset = int.from_bytes(hashlib.sha256(str(folder).encode()).digest()[:4]) % PORTS_TRIED
+    offset = int(sha256(str(folder).encode())[:8], 16) % PORTS_TRIED
     notes = []
     for service, first in FIRST_PORTS.items():
         if service in running or (service in ports and _becomes_free(ports[service])):

@@ -1,9 +1,10 @@
 """The tags that runs and versions are found again by, and names and lists as MLflow takes them."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
+
+from vabal.files import sha256
 
 WORKSPACE, ROUND, ROUND_KEY = "vabal.workspace", "vabal.round", "vabal.round_key"
 SETTINGS, WEIGHTS = "vabal.settings_sha256", "vabal.weights_sha256"
@@ -23,7 +24,7 @@ def metric_name(name: str) -> str:
     safe = "/".join(_coded(r"[^\w.\- :]", part) for part in name.split("/", maxsplit=1))
     if len(safe) <= LONGEST_NAME:
         return safe
-    return f"{safe[: LONGEST_NAME - 17]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return f"{safe[: LONGEST_NAME - 17]}_{sha256(name.encode())[:16]}"
 
 
 def _coded(characters: str, text: str) -> str:

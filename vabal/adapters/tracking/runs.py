@@ -3,7 +3,6 @@
 A run is found again by its tags before one is made, and a point of a metric that was logged is not logged twice.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from vabal.adapters.tracking.names import (
     tag_filter,
 )
 from vabal.errors import UserError
-from vabal.files import canonical_json
+from vabal.files import canonical_json, sha256
 
 
 class Runs(Connection):
@@ -52,7 +51,7 @@ class Runs(Connection):
         params = dict(flatten(settings))
         identity = {WORKSPACE: self.workspace, ROUND: str(round_number), ROUND_KEY: round_key}
         hashed = params | ({"inputs": list(inputs)} if inputs else {})
-        settings_sha256 = hashlib.sha256(canonical_json(hashed)).hexdigest()
+        settings_sha256 = sha256(canonical_json(hashed))
         experiment = self._experiment()
         if self._choose(found := self._own_runs(experiment, identity), settings_sha256) is None:
             self._client.create_run(
