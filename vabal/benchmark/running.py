@@ -125,16 +125,8 @@ def run(
         _check(missing, ready)
         _same_data(ready, out, {source for source, *_ in known})
         tell(f"{len(missing)} cells to run")
-        clock = _Clock(len(missing))
-        failures = []
-        for ended in execute([(cell, ready[cell.source], out / "cells") for cell in missing]):
-            if ended.file is None:
-                failures.append(ended.failure)
-                tell(f"{clock.count()} FAILED: {ended.failure}")
-                continue
-            document = json.loads((out / "cells" / ended.file).read_text(encoding="utf-8"))
-            record(document)
-            tell(clock.line(document))
+        ended = execute([(cell, ready[cell.source], out / "cells") for cell in missing])
+        failures = list(_failures(ended, out, len(missing), tell, record))
         summary = None
         if len(failures) < len(cells):
             summary = write_results(out, title=title, command=command, page=page, tell=tell)
@@ -144,6 +136,25 @@ def run(
             f"{failures[0]}"
         )
     return summary
+
+
+def _failures(
+    ended: Iterable[CellOutcome],
+    out: Path,
+    total: int,
+    tell: Callable[[str], None],
+    record: Callable[[Mapping[str, Any]], object],
+) -> Iterator[str]:
+    """Tells of each cell when it ends and hands on its document; yields why cells failed."""
+    clock = _Clock(total)
+    for cell in ended:
+        if cell.file is None:
+            tell(f"{clock.count()} FAILED: {cell.failure}")
+            yield str(cell.failure)
+            continue
+        document = json.loads((out / "cells" / cell.file).read_text(encoding="utf-8"))
+        record(document)
+        tell(clock.line(document))
 
 
 def _check(missing: Sequence[Cell], ready: Mapping[str, Prepared]) -> None:

@@ -106,20 +106,7 @@ def curves(
         margin = 0.075 + 0.0127 * longest
         axes = figure.add_axes((0.09, 0.125, 0.9 - margin, 0.845))
         for item in sorted(drawn, key=lambda item: (style[item.name].strong, item.name)):
-            look = style[item.name]
-            if look.strong and all(value is not None for value in (*item.low, *item.high)):
-                axes.fill_between(item.labeled, item.low, item.high, color=look.colour, alpha=0.14, linewidth=0)
-            axes.plot(
-                item.labeled,
-                item.mean,
-                color=look.colour,
-                linewidth=look.width,
-                linestyle=look.line,
-                marker=look.marker,
-                markersize=4.0 if look.strong else 3.0,
-                markeredgewidth=0,
-                zorder=3 if look.strong else 2,
-            )
+            _draw(axes, item, style[item.name])
         for name, level in (levels or {}).items():
             axes.axhline(level, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
             axes.text(
@@ -137,6 +124,15 @@ def curves(
             axes.set_ylim(max(bottom, -1.0), min(top, 101.0))
         _name_ends(axes, drawn, style)
         return done()
+
+
+def _draw(axes: Any, item: Curve, look: SeriesStyle) -> None:
+    if look.strong and all(value is not None for value in (*item.low, *item.high)):
+        axes.fill_between(item.labeled, item.low, item.high, color=look.colour, alpha=0.14, linewidth=0)
+    axes.plot(
+        item.labeled, item.mean, color=look.colour, linewidth=look.width, linestyle=look.line, marker=look.marker,
+        markersize=4.0 if look.strong else 3.0, markeredgewidth=0, zorder=3 if look.strong else 2,
+    )  # fmt: skip
 
 
 def _name_ends(axes: Any, drawn: Sequence[Curve], style: Mapping[str, SeriesStyle]) -> None:

@@ -148,21 +148,9 @@ def plan_draws(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wi
     """The holdout first, then the pool is thinned, then the initial samples are drawn; all by hashes of the ids."""
     known = items["label"].notna()
     labelled = bool(known.any())
-    notes: list[str] = []
     if wishes.imbalance and not labelled:
         raise UserError("--imbalance needs labels, and this source has none")
-    if items["split"].notna().any():
-        held = items.loc[items["split"] == "holdout", "sample_id"].tolist()
-        notes.append(f"{source.name} brings its own holdout of {len(held)} images: --holdout is not used")
-    elif not wishes.holdout:
-        held = []
-    else:
-        drawable = items[known] if labelled else items
-        held = draw_holdout(drawable, wishes.holdout, wishes.seed)
-        _refuse_tied(drawable, held, wishes.holdout)
-    if not held:
-        why = "too few images of each class for a holdout" if wishes.holdout else "no holdout"
-        notes.append(f"{why}: no round measures anything, and no model is compared with another")
+    held, notes = _holdout(source, items, wishes)
     pool, stray = _without_copies(items, set(held))
     if len(stray):
         names = stray["sample_id"].tolist()
@@ -194,6 +182,24 @@ def plan_draws(source: Source, items: pd.DataFrame, classes: tuple[str, ...], wi
         notes=notes,
         left_out=[(name, "near copy or of the group of an image in the holdout") for name in stray["sample_id"]],
     )
+
+
+def _holdout(source: Source, items: pd.DataFrame, wishes: DrawSettings) -> tuple[list[str], list[str]]:
+    """The holdout's ids: the source's own, or drawn of the images with labels (of all, where none has one); notes."""
+    held: list[str] = []
+    notes = []
+    if items["split"].notna().any():
+        held = items.loc[items["split"] == "holdout", "sample_id"].tolist()
+        notes.append(f"{source.name} brings its own holdout of {len(held)} images: --holdout is not used")
+    elif wishes.holdout:
+        known = items["label"].notna()
+        drawable = items[known] if known.any() else items
+        held = draw_holdout(drawable, wishes.holdout, wishes.seed)
+        _refuse_tied(drawable, held, wishes.holdout)
+    if not held:
+        why = "too few images of each class for a holdout" if wishes.holdout else "no holdout"
+        notes.append(f"{why}: no round measures anything, and no model is compared with another")
+    return held, notes
 
 
 def _without_copies(items: pd.DataFrame, held: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
