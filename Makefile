@@ -52,8 +52,8 @@ $(MUTANTS)/tool: Makefile $(VENV)/.installed
 	$(UV) pip install --quiet --no-deps --python $(BIN)/python --target $@ $(MUTMUT)
 	touch $@
 
-mutants: $(MUTANTS)/tool  ## faults put into the code, which tests have to notice; an hour. ONLY=pools (or keys, store, ...)
-	PYTHONPATH=$(CURDIR)/$(MUTANTS)/tool OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants $(if $(ONLY),--only $(ONLY)) $(if $(JOBS),--jobs $(JOBS))
+mutants: $(MUTANTS)/tool  ## faults put into the code, which tests have to notice; hours. ONLY=pools FILES=digest.py EVERY=5
+	PYTHONPATH=$(CURDIR)/$(MUTANTS)/tool OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants $(if $(ONLY),--only $(ONLY)) $(if $(FILES),--files $(FILES)) $(if $(EVERY),--every $(EVERY))
 
 # What is resolved, and for whom.
 RESOLVE = $(UV) pip compile pyproject.toml --extra pipeline --extra dev --python-version 3.11 --no-emit-index-url --quiet

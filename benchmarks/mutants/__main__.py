@@ -22,6 +22,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants", description=__doc__)
     parser.add_argument("--only", nargs="*", choices=tuple(ROOMS), default=[])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--files", nargs="*", metavar="NAME.py", default=[], help="only these modules of the rooms")
+    parser.add_argument("--every", type=int, default=1, help="a sample: only every so many'th mutant")
     parser.add_argument("--afresh", action="store_true", help="try again what was killed before, too")
     chosen = parser.parse_args()
     CACHE.mkdir(exist_ok=True)
@@ -30,9 +32,9 @@ def main() -> int:
         print(f"\n{name}: ", end="", flush=True)
         if chosen.afresh:
             (CACHE / f"{name}.known.json").unlink(missing_ok=True)
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.mutants.trying", name, str(chosen.jobs)], cwd=ROOT, check=True
-        )
+        command = [sys.executable, "-m", "benchmarks.mutants.trying", name, str(chosen.jobs), str(chosen.every)]
+        if subprocess.run([*command, *chosen.files], cwd=ROOT, check=False).returncode:
+            return 1
         results += json.loads((CACHE / f"{name}.json").read_text())
     reasons = REASONS.read_text()
     unexplained = [row for row in survivors(results) if row not in reasons]

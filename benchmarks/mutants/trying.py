@@ -1,8 +1,8 @@
-"""Try the mutants of one room: `python -m benchmarks.mutants.trying ROOM JOBS`.
+"""Try the mutants of one room: `python -m benchmarks.mutants.trying ROOM JOBS EVERY [FILE ...]`.
 
 This process only collects the tests. A child of it runs them once, to see which lines each test reaches; then every
 mutant has a child of its own, which changes the function and runs the tests that reach the changed line, until one
-fails. No file of the tree is written.
+fails: first those that found other mutants of the function, then the quickest. No file of the tree is written.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ import coverage
 import pytest
 
 from benchmarks.mutants.making import Mutant, mutants
-from benchmarks.mutants.rooms import CACHE, ROOMS, ROOT, Room
+from benchmarks.mutants.rooms import CACHE, ROOMS, ROOT
 
 KILLED, SURVIVED, UNTRIED = "killed", "survived", "untried"
 _FAILED, _NOT_APPLIED = 1, 70
@@ -37,26 +37,29 @@ _MEMORY = 8 << 30  # bytes of data that a child may have
 
 @dataclass
 class Reached:
-    """What the tests reach: the tests by file and line, a test's seconds, and lines that several tests share."""
+    """What the tests reach: the tests by file and line, a test's seconds, and what it killed, by function."""
 
-    tests: dict[str, dict[int, set[str]]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    tests: dict[str, dict[int, set[str]]]
+    seconds: dict[str, float]
+    killed: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def by(self, mutant: Mutant) -> list[str]:
-        """The tests that run the mutant's lines, the quickest first; all tests of a file whose fixture does."""
+        """The tests that run the mutant's lines, the most promising first; all tests of a file whose fixture does."""
         lines = self.tests.get(str(mutant.file), {})
         names = set().union(*(lines.get(line, set()) for line in mutant.lines))
         shared = tuple(name.removeprefix("shared:") for name in names if name.startswith("shared:"))
-        direct = sorted((name for name in names if name in self.seconds), key=self.seconds.__getitem__)
         through = [name for name in self.seconds if shared and name.startswith(shared) and name not in names]
-        return [*direct, *sorted(through, key=self.seconds.__getitem__)]
+        found = [name for name in (*names, *through) if name in self.seconds]
+        return sorted(
+            found, key=lambda name: (-self.killed[mutant.function, name], name in through, self.seconds[name])
+        )
 
 
 class Trying:
     """The pytest plug-in that runs mutants in place of tests."""
 
-    def __init__(self, room: Room, kept: Path, jobs: int, tell: Callable[[str], None]) -> None:
-        self._room, self._kept, self._jobs, self._tell = room, kept, jobs, tell
+    def __init__(self, files: Sequence[Path], every: int, kept: Path, jobs: int, tell: Callable[[str], None]) -> None:
+        self._files, self._every, self._kept, self._jobs, self._tell = files, every, kept, jobs, tell
         self._known: dict[str, str] = json.loads(kept.read_text()) if kept.exists() else {}
         self._coverage: coverage.Coverage | None = None
         self._context = ""
@@ -74,7 +77,7 @@ class Trying:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self._items = {item.nodeid: item for item in session.items}
-        made = [mutant for path in self._room.files for mutant in mutants(path)]
+        made = [mutant for path in self._files for mutant in mutants(path)][:: self._every]
         functions = _functions({str(mutant.file) for mutant in made})
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
@@ -97,7 +100,7 @@ class Trying:
                 for cache in caches:
                     cache.cache_clear()
                 started = time.process_time(), time.monotonic()
-                if not _pass(session, [item], following):
+                if _first_failure(session, [item], following):
                     told.write_text(json.dumps({"failed": item.nodeid}))
                     return _FAILED
                 seconds[item.nodeid] = max(time.process_time() - started[0], (time.monotonic() - started[1]) / 2)
@@ -138,7 +141,7 @@ class Trying:
     # -- one mutant after the other -----------------------------------------------------------------------------
 
     def _try(self, session: Any, made: Sequence[Mutant], functions: Any, reached: Reached, folder: Path) -> None:
-        running: dict[int, tuple[Mutant, float]] = {}
+        running: dict[int, tuple[Mutant, Path, float]] = {}
         for number, mutant in enumerate(made):
             if self._known.get(mutant.key) == KILLED:
                 self._note(mutant, KILLED)
@@ -147,23 +150,29 @@ class Trying:
             seconds = sum(reached.seconds[name] for name in names)
             items = [self._items[name] for name in names]
 
-            def run(mutant: Mutant = mutant, items: list[Any] = items, seconds: float = seconds) -> int:
+            told = folder / f"{number}.killed"
+
+            def run(
+                mutant: Mutant = mutant, items: list[Any] = items, seconds: float = seconds, told: Path = told
+            ) -> int:
                 resource.setrlimit(resource.RLIMIT_CPU, (int(10 + 4 * seconds),) * 2)
                 resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
                 if not _apply(mutant, functions.get((str(mutant.file), *mutant.place), [])):
                     return _NOT_APPLIED
-                return 0 if _pass(session, items) else _FAILED
+                failed = _first_failure(session, items)
+                told.write_text(failed)
+                return _FAILED if failed else 0
 
             while len(running) >= self._jobs:
-                self._wait(running, folder)
-            running[_child(run, session, folder / str(number))] = mutant, time.monotonic() + 30 + 10 * seconds
+                self._wait(running, reached)
+            running[_child(run, session, folder / str(number))] = mutant, told, time.monotonic() + 30 + 10 * seconds
         while running:
-            self._wait(running, folder)
+            self._wait(running, reached)
 
-    def _wait(self, running: dict[int, tuple[Mutant, float]], folder: Path) -> None:
+    def _wait(self, running: dict[int, tuple[Mutant, Path, float]], reached: Reached) -> None:
         """Until a child ends, or has to be ended."""
         while True:
-            for child, (mutant, until) in running.items():
+            for child, (mutant, told, until) in running.items():
                 late = time.monotonic() > until
                 if late:
                     os.killpg(child, signal.SIGKILL)
@@ -174,9 +183,9 @@ class Trying:
                         os.killpg(child, signal.SIGKILL)  # what the tests left running
                     code = os.waitstatus_to_exitcode(status)
                     self._note(mutant, {0: SURVIVED, _NOT_APPLIED: UNTRIED}.get(code, KILLED))
-                    for left in folder.iterdir():
-                        if left.is_dir() and len(running) == 0:
-                            shutil.rmtree(left, ignore_errors=True)
+                    if told.exists():
+                        reached.killed[mutant.function, told.read_text()] += 1
+                    shutil.rmtree(told.with_suffix(""), ignore_errors=True)
                     return
             time.sleep(0.005)
 
@@ -212,12 +221,13 @@ def _child(work: Callable[[], int], session: Any, folder: Path, *, quiet: bool =
         os._exit(code)
 
 
-def _pass(session: Any, items: Sequence[pytest.Item], then: pytest.Item | None = None) -> bool:
+def _first_failure(session: Any, items: Sequence[pytest.Item], then: pytest.Item | None = None) -> str:
+    """The name of the first test that fails; nothing if all pass. `then` is the test that comes after these."""
     for item, following in zip(items, [*items[1:], then], strict=False):
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if session.testsfailed:
-            return False
-    return True
+            return item.nodeid
+    return ""
 
 
 def _functions(files: set[str]) -> dict[tuple[str, str, int], list[FunctionType]]:
@@ -246,7 +256,7 @@ def _caches() -> list[Any]:
     return [thing for thing in gc.get_objects() if type(thing) is kind and thing.__module__.startswith("vabal")]
 
 
-def main(name: str, jobs: str) -> int:
+def main(name: str, jobs: str, every: str, *only: str) -> int:
     """Results go to the cache's folder; what was killed stays killed as long as the module's text is the same."""
     kept, results = CACHE / f"{name}.known.json", CACHE / f"{name}.json"
     out = os.fdopen(os.dup(1), "w")
@@ -255,7 +265,8 @@ def main(name: str, jobs: str) -> int:
         out.write(text)
         out.flush()
 
-    trying = Trying(ROOMS[name], kept, int(jobs), tell)
+    files = [path for path in ROOMS[name].files if not only or path.name in only]
+    trying = Trying(files, int(every), kept, int(jobs), tell)
     log = os.open(CACHE / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)

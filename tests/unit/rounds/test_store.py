@@ -84,6 +84,7 @@ def test_forgetting_removes_what_is_older_and_what_a_kill_left_then(tmp_path: Pa
     (tmp_path / "train-vae" / half).mkdir()
     for name in (KEY, half):
         os.utime(tmp_path / "train-vae" / name, (1000, 1000))
+    assert stages.forget(before=1000) == 0  # what is as old as that is not older
     assert stages.forget(before=2000) == 2
     assert [path.name for path in (tmp_path / "train-vae").iterdir()] == [OTHER]
 
@@ -110,6 +111,8 @@ def test_a_folder_that_the_store_made_is_marked_and_for_its_owner_only(tmp_path:
     LocalStageStore(folder, "mine").claim()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert [path.name for path in folder.iterdir()] == [stage_store.MARK]
+    # what earlier versions wrote and later ones read
+    assert (folder / stage_store.MARK).read_bytes() == b'{"stages":1,"workspace":"mine"}'
 
 
 @pytest.mark.parametrize("name", ["thesis/chapter1/text.tex", "notes.txt", f"train-vae/{KEY}/vae.safetensors"])
@@ -286,7 +289,11 @@ def test_what_stood_there_survives_a_write_that_fails(tmp_path: Path, monkeypatc
     assert target.read_bytes() == b"first"
 
 
-def test_stage_folders_can_be_read_by_other_programs_of_the_same_user(tmp_path: Path) -> None:
-    with LocalStageStore(tmp_path).produce("train-vae", KEY):
-        pass
-    assert stat.S_IMODE((tmp_path / f"train-vae/{KEY}").stat().st_mode) & 0o700 == 0o700
+def test_stage_folders_can_be_read_by_other_programs_of_the_same_user_and_by_nobody_else(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with LocalStageStore(tmp_path).produce("train-vae", KEY):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / f"train-vae/{KEY}").stat().st_mode) == 0o700
