@@ -437,3 +437,23 @@ def test_times_that_no_file_gave_leave_tables_and_digests_as_earlier_versions_ma
     assert pools.digests(pools.load(tmp_path / "new")) == pools.digests(after)
     other = replace(after, label_events=after.label_events.assign(imported_at=None))
     assert pools.digests(other)["label_events"] != pools.digests(after)["label_events"]
+
+
+def test_the_pools_arithmetic_tells_each_pool_and_each_part_of_the_unlabelled_one() -> None:
+    sizes = {"catalog": 4, "labeled": 1, "unlabeled": 2, "available": 1, "requested": 1, "rejected": 0, "holdout": 1}
+    assert pools.counts(small_pools(), 7) == {**sizes, "picks": 7}
+    after, _ = pools.apply_labels(small_pools(), events_of(("b", None), ("c", None)), 2)
+    assert pools.counts(after, 0) == {**sizes, "available": 0, "requested": 0, "rejected": 2, "picks": 0}
+
+
+def test_no_frames_stack_to_an_empty_table_with_the_schemas_columns() -> None:
+    assert list(pools.stack([], pools.SCHEMAS["holdout"]).columns) == ["sample_id", "label"]
+
+
+def test_a_frame_without_a_column_of_the_schema_is_refused_and_the_column_named() -> None:
+    with pytest.raises(ValueError, match="label"):
+        pools.typed(pd.DataFrame({"sample_id": ["a"]}), pools.SCHEMAS["holdout"])
+
+
+def test_an_image_of_one_pixel_is_an_image() -> None:
+    pools.check(small_pools(catalog=catalog_of(list("abcd")).assign(width=1, height=1)))
