@@ -159,10 +159,10 @@ def test_a_grid_killed_midway_goes_on_where_it_stopped(tmp_path: Path) -> None:
     ]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        until(lambda: list((tmp_path / "out" / "cells").glob("*.json")), 120, "the first cell")
+        until(lambda: list((tmp_path / "out" / "cells").glob("*.json")), 600, "the first cell")
         process.kill()
         process.wait()
-        until(lambda: not _group_lives(process.pid), 60, "the end of its workers")
+        until(lambda: not _group_lives(process.pid), 600, "the end of its workers")
     finally:
         if _group_lives(process.pid):
             os.killpg(process.pid, signal.SIGKILL)

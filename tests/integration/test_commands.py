@@ -273,7 +273,7 @@ def test_a_waiting_round_says_so_keeps_others_out_and_goes_on_with_the_labels_th
         waiting = subprocess.Popen(command, cwd=later, stdout=subprocess.PIPE, stderr=errors, text=True)
     server = Server.from_environment()
     try:
-        [state] = until(lambda: _states(server, later, "WaitingForLabels"), 90, "the round to wait")
+        [state] = until(lambda: _states(server, later, "WaitingForLabels"), 600, "the round to wait")
         assert state["type"] == "RUNNING"
         assert "0 of 8 labels of round 2's request are in" in state["message"]
 
@@ -286,7 +286,7 @@ def test_a_waiting_round_says_so_keeps_others_out_and_goes_on_with_the_labels_th
         assert "is in use by vabal round" in call(later, "promote").err
 
         assert answer_requests(later, "answers") == 5 + 8  # what is out of rounds 1 and 2
-        out, _ = waiting.communicate(timeout=120)
+        out, _ = waiting.communicate(timeout=600)
     finally:
         waiting.kill()
         waiting.communicate()

@@ -48,7 +48,7 @@ def second_worker(stack: RunningStack, tmp_path: Path) -> Iterator[subprocess.Po
         )
         yield process
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(300)
 
 
 @pytest.mark.timeout(1500)

@@ -111,7 +111,7 @@ def test_s3_and_prefect_turn_away_whoever_has_no_credentials(stack: RunningStack
     prefect = f"{stack.environment['PREFECT_API_URL']}/admin/version"
     for address in (stack.environment["AWS_ENDPOINT_URL"], prefect):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(address, timeout=5)  # noqa: S310
+            urllib.request.urlopen(address, timeout=120)  # noqa: S310
         assert refused.value.code in (400, 401, 403)
         refused.value.close()
 
@@ -141,7 +141,7 @@ def test_settling_a_server_with_nothing_stale_changes_nothing(stack: RunningStac
 # --- processes, without the servers ----------------------------------------------------------------------------------
 
 
-def _sleeper(folder: Path, script: str = "import time; time.sleep(60)") -> psutil.Process:
+def _sleeper(folder: Path, script: str = "import time; time.sleep(600)") -> psutil.Process:
     return processes.start(
         [sys.executable, "-c", script],
         environment={**os.environ, **MARK},
@@ -152,7 +152,7 @@ def _sleeper(folder: Path, script: str = "import time; time.sleep(60)") -> psuti
 
 
 def test_a_pid_given_to_another_program_is_not_taken_for_ours(tmp_path: Path) -> None:
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         assert processes.find(stranger.pid, MARK) is None
         ours = _sleeper(tmp_path)
@@ -178,9 +178,9 @@ def test_ending_a_process_that_will_not_go_takes_its_children_too(tmp_path: Path
     script = (
         "import signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
         "print('ready', flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     process = _sleeper(tmp_path, script)
     while "ready" not in (tmp_path / "log").read_text():
@@ -215,7 +215,7 @@ def test_servers_that_do_not_answer_in_time_are_told_with_the_limit_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def deaf(service: str) -> Callable[..., tuple[list[str], dict[str, str]]]:
-        command = [sys.executable, "-c", f"import time; {SERVERS[service]!r}; time.sleep(60)"]
+        command = [sys.executable, "-c", f"import time; {SERVERS[service]!r}; time.sleep(600)"]
         return lambda _stack, _ports: (command, dict(os.environ))
 
     for service in services.COMMANDS:
@@ -235,7 +235,7 @@ def test_ctrl_c_during_up_ends_what_it_had_started(tmp_path: Path) -> None:
         assert starting.poll() is None
         time.sleep(0.1)
     starting.send_signal(signal.SIGINT)
-    _, said = starting.communicate(timeout=60)
+    _, said = starting.communicate(timeout=600)
     assert b"KeyboardInterrupt" in said
     assert processes.marked({"VABAL_STACK": str(tmp_path / ".vabal")}) == []
 

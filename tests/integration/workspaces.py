@@ -59,19 +59,19 @@ def run(root: Path, *arguments: str, environment: Mapping[str, str] | None = Non
     It is a child of a process that has imported all, Prefect with this workspace's address: see `support.forking`.
     """
     given = {**os.environ, **(environment or {})}
-    if (nursery := _nursery(root, given)) is None:
+    if (nursery := nursery_of(root, given)) is None:
         return run_alone(root, *arguments, environment=environment)
     return Said(*nursery.run(["vabal", *arguments], folder=root, environment=given))
 
 
 def run_program(root: Path, program: str, *arguments: str) -> Said:
     """A program of a test's in such a process; there must be a Prefect server."""
-    nursery = _nursery(root, os.environ)
+    nursery = nursery_of(root, os.environ)
     assert nursery is not None
     return Said(*nursery.run(["python", program, *arguments], folder=root, environment=os.environ))
 
 
-def _nursery(root: Path, given: Mapping[str, str]) -> forking.Nursery | None:
+def nursery_of(root: Path, given: Mapping[str, str]) -> forking.Nursery | None:
     """The one whose Prefect has the address of the environment, or else of the workspace; None where there is none."""
     stack = RunningStack(root)
     known = {**(stack.environment if stack.is_known else {}), **given}
@@ -271,9 +271,9 @@ def interrupt_training(root: Path) -> Said:
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     stage = root / ".vabal" / "stages" / "train-classifier"
     try:
-        until(lambda: process.poll() is not None or list(stage.glob(".*")), 90, "the training to begin")
+        until(lambda: process.poll() is not None or list(stage.glob(".*")), 600, "the training to begin")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     finally:
         process.kill()
     (root / "params.yaml").write_bytes(before)

@@ -15,16 +15,12 @@ from vabal.cli.app import app
 VABAL = typer.main.get_command(app)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 QUOTED = re.compile(r"`((?:vabal|make) [^`]+)`")
-FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 
 
 def advised(text: str) -> Iterator[str]:
-    """The commands in backticks, and of a document those that lines of its blocks begin with."""
+    """The commands in backticks; those of a document's blocks are held against the parser in `test_blocks.py`."""
     yield from (" ".join(quoted.split()) for quoted in QUOTED.findall(FENCE.sub("", text)))
-    for block in FENCE.findall(text):
-        for line in block.replace("\\\n", " ").splitlines():
-            if re.match(r"(\$ )?(vabal|make) ", line):
-                yield " ".join(line.removeprefix("$ ").split())
 
 
 def wrong(advice: str) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 FAULTS = ("silent", "cut", "500", "503", "reset")
-SILENT_S = 30.0  # then the connection is closed
+SILENT_S = 30.0  # of the process before a real server; then the connection is closed
 LATE_S = 1.5
 CODES = {"403": b"<Error><Code>AccessDenied</Code></Error>", "500": b"", "503": b""}
 HOP_BY_HOP = ("connection", "transfer-encoding", "content-length", "expect")
@@ -39,6 +39,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.fault_of = fault_of
         self.target = urlsplit(target).netloc if target else None
         self.silent = False  # towards whatever protocol
+        self.silent_s = SILENT_S
         self.over = threading.Event()
 
     @property
@@ -55,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle(self) -> None:
         if self.server.silent:
-            self.server.over.wait(SILENT_S)
+            self.server.over.wait(self.server.silent_s)
         else:
             super().handle()
 
@@ -71,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
         elif fault == "silent":
-            self.server.over.wait(SILENT_S)
+            self.server.over.wait(self.server.silent_s)
             self.close_connection = True
         elif fault in CODES:
             self._reply(int(fault), [], CODES[fault])
@@ -146,6 +147,7 @@ def faulty(fault: str, target: str | None = None) -> Iterator[str]:
     """The address of a server with this fault in every answer; a silent one is so whatever the protocol."""
     server = FaultyServer(lambda _method, _path: fault, target)
     server.silent = fault == "silent"
+    server.silent_s = 600.0  # longer than anybody may wait
     with _serving(server):
         yield server.address
 

@@ -34,7 +34,7 @@ class AuditOptions:
 def audit(options: AuditOptions) -> None:
     """What was picked, when, why, and by what; from the pools' files alone.
 
-    Example: `vabal audit 2`, `vabal audit --sample digits-0042`, `vabal audit --verify`
+    Example: `vabal audit 2`, `vabal audit --sample digits-0693`, `vabal audit --verify`
     """
     from vabal.adapters.versioning import Versioning
 
@@ -140,7 +140,7 @@ def show(
 ) -> None:
     """Write an image of the pool, its own bytes, to a file.
 
-    Example: `vabal show digits-0042 --out suspicious.png`
+    Example: `vabal show digits-0693 --out suspicious.png`
     """
     from vabal.audit import queries
 

@@ -1,19 +1,22 @@
 """A flow run in the command's own process, whose Prefect server may go away meanwhile."""
 
-import asyncio
 import sys
 from typing import Any
 
 import httpx
 from prefect import Flow, State
-from prefect._internal.concurrency import services
 
 from vabal.adapters.orchestration import Absent, Server
 from vabal.errors import Unavailable
+from vabal.flows import insides
 
 
 def run_here(flow: Flow[..., State[Any]], *arguments: Any) -> State[Any]:
-    """Run it to its end, well or not. Raises Unavailable if Prefect's server went away and took the run with it."""
+    """Run it to its end, well or not. Raises Unavailable if Prefect's server went away and took the run with it.
+
+    Where nobody listens any more that is so at once: the same command again goes on behind the last finished stage.
+    """
+    insides.take_refusals_at_once()
     try:
         state = flow(*arguments, return_state=True)
         if not state.is_completed() and isinstance(lost := state.result(raise_on_failure=False), httpx.HTTPError):
@@ -30,17 +33,10 @@ def run_here(flow: Flow[..., State[Any]], *arguments: Any) -> State[Any]:
 
 
 def _wait_for_nobody() -> None:
-    """Where the server is gone, drop the events and lines of log that it was to get.
-
-    Prefect would try to send each of them for seconds, one after the other, before it lets the process end.
-    """
+    """Nothing is sent to a server that is gone; one that is there, but slow, gets what waits for it."""
     try:
         Server.from_environment().check()
     except Absent:
-        done = asyncio.Event()
-        done.set()
-        for service in list(services._active_services):
-            service._stop(at_exit=True)
-            service._done_event = done
+        insides.drop_what_waits()
     except Unavailable:
-        return  # there, but slow: it gets them
+        return
