@@ -5,14 +5,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
 
 import vabal
-from tests.support.small_shards import context
+from tests.support.blocks import blocks
+from tests.support.small_shards import context, shard
 from vabal import strategies
+from vabal.settings.models import Params
 from vabal.strategies import BatchRule, Candidates, Context, Needs, Rule, ScoringStrategy, Shard, rule_named
 from vabal.strategies.spread import spread
 
@@ -52,6 +54,28 @@ def test_the_audit_names_no_strategy_and_no_rule(path: Path) -> None:
 
 def test_a_rule_that_is_named_is_found() -> None:
     assert named("if rule == 'spread' or name == 'vabal': pass") == {"spread", "vabal"}
+
+
+def python_blocks() -> list[str]:
+    page = (PACKAGE.parent / "docs" / "strategies.md").read_text(encoding="utf-8")
+    return [block.text for block in blocks("docs/strategies.md", page) if block.language == "python"]
+
+
+def test_the_page_s_own_strategy_picks_what_is_least_confident() -> None:
+    [_, example] = python_blocks()
+    names: dict[str, Any] = {}
+    exec(example, names)  # noqa: S102 -- as an installed package's module
+    drawn = shard(20)
+    selection = names["LeastConfident"]().select(context(drawn), 3)
+    confidence = strategies.posteriors(drawn).max(axis=1)
+    assert selection.sample_ids == list(drawn.sample_ids[np.argsort(confidence)[:3]])
+
+
+def test_what_the_page_says_of_a_round_s_calls_runs() -> None:
+    [calls, _] = python_blocks()
+    names: dict[str, Any] = {"params": Params(), "context": context(shard(20)), "budget": 3}
+    exec(calls.replace('"vabal"', '"margin"'), names)  # noqa: S102
+    assert len(names["selection"].sample_ids) == 3
 
 
 # -- rules --------------------------------------------------------------------------------------------------------
