@@ -184,7 +184,7 @@ def record_of(strategy: Strategy) -> BaseStrategy:
 class _OfAPlugIn(BaseStrategy):
     def __init__(self, strategy: Strategy) -> None:
         self._strategy: Any = strategy
-        for name in ("inputs", "labeled_inputs", "derivable", "scores_are", "rescore"):
+        for name in ("inputs", "labeled_inputs", "derivable", "scores_are", "scores_follow", "rescore"):
             if hasattr(strategy, name):
                 setattr(self, name, getattr(strategy, name))
 

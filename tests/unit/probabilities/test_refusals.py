@@ -22,7 +22,7 @@ from vabal.probabilities import (
 from vabal.settings.models import ProbabilitySettings
 from vabal.vae import FeatureVAE, build
 
-SUM = {"likelihood_reduction": "sum", "sampling": "independent"}
+SUM: dict[str, Any] = {"likelihood_reduction": "sum", "sampling": "independent"}
 LOGS = np.log([[0.2, 0.5]])
 TERMS = ClassTerms(torch.tensor([0.75, 0.25]).double().log(), torch.tensor([0.8, 0.4]).double().log())
 
