@@ -240,7 +240,7 @@ def test_a_new_label_moves_its_sample_into_the_labelled_pool() -> None:
     row = after.labeled.set_index("sample_id").loc["c"]
     assert (row["label"], row["annotator"], row["round"]) == ("dog", "ann", 2)
     assert after.unlabeled["sample_id"].tolist() == ["b"]
-    assert (report.received, report.new, report.corrected) == (1, 1, 0)
+    assert (report.received, report.new, report.corrected, report.outdated) == (1, 1, 0, 0)
 
 
 def test_the_pools_that_are_changed_stay_as_they_were() -> None:

@@ -162,6 +162,21 @@ def test_a_first_champion_that_is_named_must_not_be_clearly_worse_than_the_best(
     assert place.registry.aliases["champion"] == "3"
 
 
+def test_a_version_whose_round_was_not_published_does_not_count_even_when_it_is_named(place: Place) -> None:
+    place.publish(1, even(0.9))
+    place.registry.tag_version("1", {"vabal.status": "unpublished"})
+    with pytest.raises(UserError, match=r"^version 1 does not count: .* not published here \(unpublished\)$"):
+        place.promote("1")
+    assert not (place.root / champion.RECORD).exists()
+
+
+def test_candidates_are_all_versions_but_those_that_were_withdrawn_oldest_first(place: Place) -> None:
+    for number in (1, 2, 3):
+        place.publish(number, even(0.9))
+    candidates, left_out = comparison.candidate_versions(place.data, place.registry, {"1"})
+    assert (list(candidates), left_out) == (["2", "3"], ())
+
+
 def test_without_a_challenger_the_way_to_one_is_told(place: Place) -> None:
     (place.data / "rounds" / "0000").mkdir(parents=True)
     (place.data / "rounds" / "0000" / "manifest.json").write_text(json.dumps(small_manifest(0)))

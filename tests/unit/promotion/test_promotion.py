@@ -1,6 +1,7 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from vabal.errors import UserError
 from vabal.learning.metrics import FEWEST_IMAGES
-from vabal.promotion.decision import best, decide
+from vabal.promotion.decision import Decision, best, decide
 from vabal.promotion.paired import gain_lower_bound, spent_on
 from vabal.promotion.pairs import CannotJudge
 from vabal.settings.models import PromotionSettings
@@ -205,6 +206,25 @@ def test_a_named_candidate_may_be_worse_than_the_best_by_the_tolerance_as_far_as
     assert decide(rival, None, SETTINGS, classes=["a", "b"], rivals={"6": named}).promoted
 
 
+def test_a_first_champion_is_called_the_best_only_among_others_and_under_the_labels_of_today() -> None:
+    labels, other = ["a"] * 50 + ["b"] * 50, ["b"] * 50 + ["a"] * 50
+    named, rival = table(labels, other), table(labels, labels)
+    today = {f"s{index:04d}": label for index, label in enumerate(other)}
+    decision = decide(named, None, SETTINGS, classes=["a", "b"], labels=today, rivals={"7": rival})
+    assert decision.promoted
+    assert "balanced accuracy 1.0000, the best of 2 candidates, its lower bound 0.9" in decision.words
+    assert "balanced accuracy 1.0000, its lower bound" in decide(rival, None, SETTINGS, classes=["a", "b"]).words
+    refused = decide(named, None, SETTINGS, classes=["a", "b"], rivals={"7": rival})
+    assert "balanced accuracy 0.0000, its lower bound" in refused.words
+    assert [check.text for check in refused.failed] == refused.words.split("; ")
+    assert [check.name for check in refused.failed] == ["beats_majority_class", "best_candidate"]
+
+
+def test_no_candidate_at_all_is_told() -> None:
+    with pytest.raises(CannotJudge, match="no version's round recorded what it predicted"):
+        best({}, classes=["a", "b"])
+
+
 # -- what is compared -----------------------------------------------------------------------------------------------
 
 
@@ -283,6 +303,7 @@ def test_the_decision_does_not_depend_on_the_order_of_samples() -> None:
 def test_a_decision_is_json() -> None:
     same = predictions({"a": (9, 10), "b": (5, 10)})
     written = json.loads(json.dumps(decide(same, same, SETTINGS, classes=["a", "b"]).to_dict()))
+    assert set(written) == {field.name for field in fields(Decision)}
     assert written["promoted"] is False
     assert written["reasons"][0]["name"] == "gain_lower_bound"
 

@@ -115,6 +115,11 @@ def test_a_folder_that_the_store_made_is_marked_and_for_its_owner_only(tmp_path:
     assert (folder / stage_store.MARK).read_bytes() == b'{"stages":1,"workspace":"mine"}'
 
 
+def test_a_store_without_an_owner_marks_its_folder_as_nobodys(tmp_path: Path) -> None:
+    LocalStageStore(tmp_path).claim()
+    assert (tmp_path / stage_store.MARK).read_bytes() == b'{"stages":1,"workspace":""}'
+
+
 @pytest.mark.parametrize("name", ["thesis/chapter1/text.tex", "notes.txt", f"train-vae/{KEY}/vae.safetensors"])
 def test_a_folder_with_something_in_it_and_no_mark_is_refused_and_left_as_it_is(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +235,14 @@ def test_a_key_depends_on_stage_settings_inputs_and_code_and_on_nothing_else(mon
     monkeypatch.setattr(stage_store, "code_version", lambda: "0.1.0+other")
     others.append(StageKey("s", {"a": 1, "b": 2}, {"x": "d1", "y": 3}).digest)
     assert len({key, *others}) == 5
+
+
+def test_a_key_is_the_digest_of_its_document_so_that_outputs_of_the_same_code_are_found_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stage_store, "code_version", lambda: "0.1.0+3f2a")
+    document = b'{"code":"0.1.0+3f2a","inputs":{"x":"d1"},"settings":{"a":1},"stage":"s"}'
+    assert StageKey("s", {"a": 1}, {"x": "d1"}).digest == hashlib.sha256(document).hexdigest()[:16]
 
 
 def test_settings_and_inputs_of_a_key_are_not_mixed_up() -> None:
