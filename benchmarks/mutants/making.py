@@ -46,8 +46,8 @@ class _Everything(MutationVisitor):  # type: ignore[misc]
         return not isinstance(node, cst.FunctionDef) and bool(super()._skip_node_and_children(node))
 
 
-def mutants(file: Path) -> Iterator[Mutant]:
-    """All mutants of the functions and methods of a module, in the order of its lines.
+def mutants(file: Path, every: int = 1) -> Iterator[Mutant]:
+    """All mutants of the functions and methods of a module, in the order of its lines, or only every so many'th.
 
     Left out are two kinds that say nothing: words within `raise`, which tell a person what is wrong, and a second and
     third change of the same string (mutmut changes its case, too).
@@ -58,10 +58,8 @@ def mutants(file: Path) -> Iterator[Mutant]:
     module = wrapper.visit(visitor)
     positions, parents = wrapper.resolve(PositionProvider), wrapper.resolve(ParentNodeProvider)
     before = _functions(compile(source, str(file), "exec"))
-    for made in visitor.mutations:
+    for made in [made for made in visitor.mutations if _counts(made, parents)][::every]:
         outer, node = made.contained_by_top_level_function, made.original_node
-        if not isinstance(outer, cst.FunctionDef) or _says_nothing(node, made.mutated_node, parents):
-            continue
         owner = _owner(outer, parents)
         name = f"{owner}.{outer.name.value}" if owner else outer.name.value
         places = [place for place in before if place[0] == name and place[1] <= positions[outer].start.line]
@@ -75,6 +73,12 @@ def mutants(file: Path) -> Iterator[Mutant]:
             continue
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         yield Mutant(key, file, max(places), _lines(node, positions, parents), _change(source, text), code, defaults)
+
+
+def _counts(made: Any, parents: Any) -> bool:
+    if not isinstance(made.contained_by_top_level_function, cst.FunctionDef):
+        return False
+    return not _says_nothing(made.original_node, made.mutated_node, parents)
 
 
 def _functions(code: CodeType) -> dict[Place, CodeType]:

@@ -6,6 +6,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 CACHE: Final = ROOT / ".mutants_cache"
+STOPPED: Final = 75  # how a process ends that was stopped and has written its results so far
 
 
 @dataclass(frozen=True)

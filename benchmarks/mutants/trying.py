@@ -28,7 +28,7 @@ import coverage
 import pytest
 
 from benchmarks.mutants.making import Mutant, mutants
-from benchmarks.mutants.rooms import CACHE, ROOMS, ROOT
+from benchmarks.mutants.rooms import CACHE, ROOMS, ROOT, STOPPED
 
 KILLED, SURVIVED, UNTRIED = "killed", "survived", "untried"
 _FAILED, _NOT_APPLIED = 1, 70
@@ -77,7 +77,7 @@ class Trying:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self._items = {item.nodeid: item for item in session.items}
-        made = [mutant for path in self._files for mutant in mutants(path)][:: self._every]
+        made = [mutant for path in self._files for mutant in mutants(path, self._every)]
         functions = _functions({str(mutant.file) for mutant in made})
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
@@ -110,7 +110,12 @@ class Trying:
             told.write_text(json.dumps({"tests": tests, "seconds": seconds}))
             return 0
 
-        os.waitpid(_child(run, session, folder / "all", quiet=False), 0)
+        child = _child(run, session, folder / "all", quiet=False)
+        try:
+            os.waitpid(child, 0)
+        except KeyboardInterrupt:
+            _end(child)
+            raise
         found = json.loads(told.read_text())
         if "failed" in found:
             raise pytest.UsageError(f"{found['failed']} fails without any mutant")
@@ -142,6 +147,22 @@ class Trying:
 
     def _try(self, session: Any, made: Sequence[Mutant], functions: Any, reached: Reached, folder: Path) -> None:
         running: dict[int, tuple[Mutant, Path, float]] = {}
+        try:
+            self._try_each(session, made, functions, reached, folder, running)
+        except KeyboardInterrupt:
+            for child in running:
+                _end(child)
+            raise
+
+    def _try_each(
+        self,
+        session: Any,
+        made: Sequence[Mutant],
+        functions: Any,
+        reached: Reached,
+        folder: Path,
+        running: dict[int, tuple[Mutant, Path, float]],
+    ) -> None:
         for number, mutant in enumerate(made):
             if self._known.get(mutant.key) == KILLED:
                 self._note(mutant, KILLED)
@@ -179,8 +200,7 @@ class Trying:
                 ended, status = os.waitpid(child, 0 if late else os.WNOHANG)
                 if ended:
                     del running[child]
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(child, signal.SIGKILL)  # what the tests left running
+                    _end(child)  # what the tests left running
                     code = os.waitstatus_to_exitcode(status)
                     self._note(mutant, {0: SURVIVED, _NOT_APPLIED: UNTRIED}.get(code, KILLED))
                     if told.exists():
@@ -206,6 +226,8 @@ def _child(work: Callable[[], int], session: Any, folder: Path, *, quiet: bool =
     code = _FAILED
     try:
         os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         if quiet:
             nothing = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
@@ -219,6 +241,19 @@ def _child(work: Callable[[], int], session: Any, folder: Path, *, quiet: bool =
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _end(child: int) -> None:
+    """The child and what it started, where they still run."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+
+
+def _stop(*_: object) -> None:
+    """What a signal asks for, once: pytest ends its session, and the results so far are written."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _first_failure(session: Any, items: Sequence[pytest.Item], then: pytest.Item | None = None) -> str:
@@ -257,7 +292,10 @@ def _caches() -> list[Any]:
 
 
 def main(name: str, jobs: str, every: str, *only: str) -> int:
-    """Results go to the cache's folder; what was killed stays killed as long as the module's text is the same."""
+    """Results go to the cache's folder; what was killed stays killed as long as the module's text is the same.
+
+    Returns STOPPED where a signal ended it: the results are those of the mutants that it had come to.
+    """
     kept, results = CACHE / f"{name}.known.json", CACHE / f"{name}.json"
     out = os.fdopen(os.dup(1), "w")
 
@@ -271,12 +309,15 @@ def main(name: str, jobs: str, every: str, *only: str) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     options = ["-p", "no:xdist", "-p", "no:randomly", "--capture=sys", "--rootdir", str(ROOT)]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     code = pytest.main([*options, *ROOMS[name].tests], plugins=[trying])
-    if trying.results:
-        results.write_text(json.dumps(trying.results, indent=1))
-    else:
+    stopped = code == pytest.ExitCode.INTERRUPTED
+    if not trying.results and not stopped:
         tell(f"pytest ended with {code}: {CACHE.name}/{name}.log says why\n")
-    return 0 if trying.results else 1
+        return 1
+    results.write_text(json.dumps(trying.results, indent=1))
+    return STOPPED if stopped else 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from tests.support import small_shards
 from vabal import strategies
 from vabal.strategies import Context, Labeled, Shard
-from vabal.strategies.direct import nearest, separation
+from vabal.strategies.direct import DirectStrategy, nearest, separation
+from vabal.strategies.galaxy import confidence
 
 INFINITY = float("inf")
 
@@ -174,3 +175,25 @@ def test_the_picks_can_be_derived_from_the_table_again() -> None:
     selection = strategies.get("direct").select(writing, 7)
     again = strategies.pick(written, 7, selection.rule, selection.beta, selection.seed)
     assert list(again.sample_ids) == selection.sample_ids
+
+
+@pytest.mark.parametrize(("classes", "seed"), [(2, 0), (4, 3), (5, -1)])
+def test_classes_take_turns_in_an_order_that_the_seed_draws(classes: int, seed: int) -> None:
+    numbers = np.random.default_rng(seed % 100)
+    logits_N_C, known_M_C = numbers.normal(size=(40, classes)), numbers.normal(size=(12, classes))
+    labels_M = numbers.integers(0, classes, 12)
+    shard = Shard(small_shards.names("c", 40), logits_N_C=logits_N_C)
+    found = small_shards.context(shard, seed=seed, labeled=small_shards.labeled(labels_M, logits_N_C=known_M_C))
+    picked, key_N = DirectStrategy().order(shard, found, 30)
+    candidates_N_C, known_M_C = (torch.softmax(torch.from_numpy(x), 1).numpy() for x in (logits_N_C, known_M_C))
+    turns = np.random.default_rng([seed % 2**64, classes]).permutation(classes)
+    expected: list[int] = []
+    for place in range(30):
+        k = int(turns[place % classes])
+        threshold = separation(confidence(known_M_C, k), labels_M == k)
+        queue = nearest(confidence(candidates_N_C, k), threshold, 40)
+        expected.append(next(int(row) for row in queue if row not in expected))
+    assert picked.tolist() == expected
+    assert picked.dtype == np.int64
+    best_two_N = np.sort(candidates_N_C, axis=1)[:, -2:]
+    assert key_N == pytest.approx(best_two_N[:, 0] - best_two_N[:, 1])  # the least certain of the rest first

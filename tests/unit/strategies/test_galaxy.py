@@ -10,7 +10,7 @@ from tests.support import small_shards
 from vabal import strategies
 from vabal.errors import UserError
 from vabal.strategies import Context, Labeled, Shard
-from vabal.strategies.galaxy import LinearGraph, confidence
+from vabal.strategies.galaxy import GalaxyStrategy, LinearGraph, confidence, labeled_posteriors
 
 
 def logits(probabilities: Any) -> NDArray[np.float32]:
@@ -184,3 +184,46 @@ def test_the_picks_can_be_derived_from_the_table_again() -> None:
     selection = strategies.get("galaxy").select(writing, 7)
     again = strategies.pick(written, 7, selection.rule, selection.beta, selection.seed)
     assert list(again.sample_ids) == selection.sample_ids
+
+
+@pytest.mark.parametrize(("classes", "seed"), [(2, 0), (4, 3), (4, -1)])
+def test_picks_are_those_of_graphs_built_anew_for_every_pick(classes: int, seed: int) -> None:
+    numbers = np.random.default_rng(seed % 100)
+    logits_N_C, known_M_C = numbers.normal(size=(40, classes)), numbers.normal(size=(12, classes))
+    labels_M = numbers.integers(0, classes, 12)
+    shard = Shard(small_shards.names("c", 40), logits_N_C=logits_N_C)
+    found = small_shards.context(shard, seed=seed, labeled=small_shards.labeled(labels_M, logits_N_C=known_M_C))
+    picked, key_N = GalaxyStrategy().order(shard, found, 25)
+    unknown_N_C, known_M_C = (torch.softmax(torch.from_numpy(x), 1).numpy() for x in (logits_N_C, known_M_C))
+    drawn = np.random.default_rng([seed % 2**64, classes])
+    expected: list[int] = []
+    for _ in range(25):
+        k = int(drawn.integers(classes)) if classes > 2 else 0
+        graph = LinearGraph(confidence(known_M_C, k), labels_M == k, confidence(unknown_N_C, k))
+        graph.learn(np.array(expected, dtype=int), unknown_N_C[expected].argmax(axis=1) == k)
+        expected.append(graph.next())
+    assert picked.tolist() == expected
+    assert picked.dtype == np.int64
+    best_two_N = np.sort(unknown_N_C, axis=1)[:, -2:]
+    assert key_N == pytest.approx(best_two_N[:, 0] - best_two_N[:, 1])  # the least certain of the rest first
+
+
+def test_the_labelled_pool_s_order_does_not_show_and_each_label_stays_with_its_logits() -> None:
+    logits_M_C = np.array([[1.0, 0.0], [1.0, 2.0], [0.0, 2.0], [1.0, 0.0], [3.0, 0.0]])
+    labels_M = np.array([1, 0, 0, 0, 1])
+    firsts_M = 1 / (1 + np.exp([-1, 1, 2, -1, -3]))
+    rows = {(label, round(float(first), 6)) for label, first in zip(labels_M, firsts_M, strict=True)}
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [3, 4, 1, 0, 2]):
+        known = small_shards.labeled(labels_M[order], logits_N_C=logits_M_C[order])
+        posterior_M_C, sorted_M = labeled_posteriors("galaxy", small_shards.context(labeled=known))
+        assert sorted_M.tolist() == [0, 0, 0, 1, 1]
+        assert posterior_M_C[:, 0].round(6).tolist() == [0.731059, 0.119203, 0.268941, 0.731059, 0.952574]
+        assert {
+            (label, round(float(first), 6)) for label, first in zip(sorted_M, posterior_M_C[:, 0], strict=True)
+        } == rows
+
+
+def test_labelled_logits_without_ids_are_named_by_their_place() -> None:
+    known = small_shards.labeled([0, 1], logits_N_C=np.array([[0.0, 1.0], [np.inf, 0.0]]))
+    with pytest.raises(UserError, match="labelled logits_N_C is not finite for 1"):
+        labeled_posteriors("galaxy", small_shards.context(labeled=known))

@@ -144,3 +144,86 @@ def test_features_that_are_not_finite_are_refused_with_the_samples_names() -> No
     given = Shard(np.array(["a", "b"], dtype=object), np.zeros((2, 2)), np.array([[np.nan], [1]]))
     with pytest.raises(UserError, match="not finite for a"):
         strategies.get("typiclust").select(context(given), 1)
+
+
+# -- clusters -----------------------------------------------------------------------------------------------------
+
+
+def unit(features_N_D: Any) -> Any:
+    return (features_N_D / np.linalg.norm(features_N_D, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("labels", "budget", "clusters"), [(0, 3, 3), (2, 3, 5), (5, 3, 6), (9, 3, 6)])
+def test_there_are_as_many_clusters_as_labels_after_the_round_and_no_more_than_the_most(
+    labels: int, budget: int, clusters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def counted(features_N_D: Any, labeled_L_D: Any, clusters: int, seed: int) -> Any:
+        seen.append((clusters, seed))
+        return cluster_centres(features_N_D, labeled_L_D, clusters, seed)
+
+    monkeypatch.setattr(typiclust, "MOST_CLUSTERS", 6)
+    monkeypatch.setattr(typiclust, "cluster_centres", counted)
+    numbers = np.random.default_rng(0)
+    whole = Shard(np.arange(20).astype(str), numbers.normal(size=(20, 3)), numbers.normal(size=(20, 4)))
+    known = Labeled(numbers.normal(size=(labels, 4)), np.zeros(labels, dtype=int))
+    strategies.get("typiclust").select(context(whole, seed=7, labeled=known), budget)
+    assert seen == [(clusters, 7)]
+
+
+@pytest.mark.parametrize("seed", [7, -1, 2**32 + 7])
+@pytest.mark.parametrize("clusters", [3, 50, 51])
+def test_centres_are_those_of_k_means_and_of_many_clusters_of_mini_batches(clusters: int, seed: int) -> None:
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    numbers = np.random.default_rng(0)
+    features_N_D, labeled_L_D = numbers.normal(size=(90, 4)), numbers.normal(size=(10, 4))
+    chosen: dict[str, Any] = {"n_clusters": clusters, "n_init": 1, "random_state": seed % 2**32}
+    model = MiniBatchKMeans(**chosen, batch_size=5000) if clusters > 50 else KMeans(**chosen)
+    expected = model.fit(unit(np.concatenate([features_N_D, labeled_L_D]))).cluster_centers_
+    found = cluster_centres(features_N_D, labeled_L_D, clusters, seed)
+    assert found.dtype == np.float32
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_of_a_large_pool_a_drawn_part_is_fitted_labelled_samples_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(0)
+    features_N_D, labeled_L_D = numbers.normal(size=(60, 3)), numbers.normal(size=(40, 3))
+    together = unit(np.concatenate([features_N_D, labeled_L_D]))
+    monkeypatch.setattr(typiclust, "_FITTED_ROWS", 100)
+    assert typiclust._sample(features_N_D, labeled_L_D, 5) == pytest.approx(together, abs=1e-6)
+    monkeypatch.setattr(typiclust, "_FITTED_ROWS", 50)
+    found = typiclust._sample(features_N_D, labeled_L_D, 5)
+    rows = np.abs(found[:, None] - together).max(axis=2).argmin(axis=1)
+    assert found == pytest.approx(together[rows], abs=1e-6)
+    assert rows.tolist() == sorted(set(rows.tolist()))  # each once, the unlabelled first
+    assert len(rows) == 50
+    assert 10 <= (rows >= 60).sum() <= 30
+    assert typiclust._sample(features_N_D, labeled_L_D, 6).tolist() != found.tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 50])
+def test_the_nearest_centre_is_found_in_whatever_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.default_rng(0)
+    features_N_D, centres_K_D = numbers.normal(size=(20, 3)), (numbers.normal(size=(6, 3)) / 2).astype(np.float32)
+    distance_N_K = np.linalg.norm(unit(features_N_D)[:, None] - centres_K_D, axis=2)
+    monkeypatch.setattr(typiclust, "_BLOCK_ROWS", rows)
+    found = nearest(features_N_D, centres_K_D)
+    assert found.dtype == np.int64
+    assert found.tolist() == distance_N_K.argmin(axis=1).tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 4, 50])
+def test_mean_distances_are_the_same_in_whatever_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    features_M_D = np.random.default_rng(0).normal(size=(9, 3))
+    distance_M_M = np.linalg.norm(features_M_D[:, None] - features_M_D, axis=2)
+    monkeypatch.setattr(typiclust, "_BLOCK_NEIGHBOURS", rows)
+    assert mean_distance(features_M_D, 4) == pytest.approx(np.sort(distance_M_M)[:, 1:5].mean(axis=1))
+    assert mean_distance(features_M_D[:2]).tolist() == pytest.approx([distance_M_M[0, 1]] * 2)
+
+
+def test_features_without_a_direction_stay_as_they_are() -> None:
+    found = typiclust._normalised(np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 1e-31], [0.0, -1e-20]]))
+    assert found.dtype == np.float32
+    assert found.tolist() == [pytest.approx([0.6, 0.8]), [0, 0], pytest.approx([0, 1e-31]), pytest.approx([0, -1])]

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from tests.support import small_shards
 from vabal import strategies
 from vabal.strategies import Candidates, Context, Labeled, Shard, vaal
+from vabal.strategies.noise import hash_ids
 from vabal.strategies.vaal import ImageVAE, Scaling, canvas, discriminator, side_for, steps, train
 
 
@@ -217,3 +219,167 @@ def test_missing_images_are_refused() -> None:
     blind = Shard(np.array(["a"], dtype=object))
     with pytest.raises(ValueError, match="came without images"):
         strategies.get("vaal").select(replace(context(pictures(3), pictures(2)), shards=lambda: iter([blind])), 1)
+
+
+# -- by the letter ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("side", "widths"), [(8, [3, 32]), (16, [3, 32, 64]), (32, [3, 16, 32, 64]), (64, [3, 8, 16, 32, 64])]
+)
+def test_the_encoder_halves_the_image_down_to_4_by_4_and_the_decoder_is_its_mirror(
+    side: int, widths: list[int]
+) -> None:
+    network = ImageVAE(side, 3)
+    down = [layer for layer in network.encoder if isinstance(layer, torch.nn.Conv2d)]
+    up = [layer for layer in network.decoder if isinstance(layer, torch.nn.ConvTranspose2d)]
+    assert [(layer.in_channels, layer.out_channels) for layer in down] == list(pairwise(widths))
+    assert [(layer.in_channels, layer.out_channels) for layer in up] == list(pairwise(widths[::-1]))
+    for layer in (*down, *up):
+        assert (layer.kernel_size, layer.stride, layer.padding) == ((4, 4), (2, 2), (1, 1))
+    kinds = [type(layer).__name__ for layer in network.encoder]
+    assert kinds == ["Conv2d", "GroupNorm", "ReLU"] * len(down) + ["Flatten", "Linear"]
+    kinds = [type(layer).__name__ for layer in network.decoder]
+    smooth = ["ConvTranspose2d", "GroupNorm", "ReLU"] * len(up)
+    assert kinds == ["Linear", "ReLU", "Unflatten", *smooth[:-2]]  # nothing behind the last, which gives the image
+    normed = [layer for layer in (*network.encoder, *network.decoder) if isinstance(layer, torch.nn.GroupNorm)]
+    assert {layer.num_groups for layer in normed} == {4}
+    assert [layer.num_channels for layer in normed] == [*widths[1:], *widths[-2:0:-1]]
+
+
+def test_the_discriminator_has_two_hidden_layers() -> None:
+    shapes = [tuple(parameter.shape) for parameter in discriminator().parameters()]
+    assert shapes == [(512, 32), (512,), (512, 512), (512,), (1, 512), (1,)]
+    assert [type(layer).__name__ for layer in discriminator()] == ["Linear", "ReLU", "Linear", "ReLU", "Linear"]
+
+
+def slowly_trained(known: torch.Tensor, unknown: torch.Tensor, seed: int, steps: int) -> list[torch.Tensor]:
+    """The objectives written out image by image; the same draws, and torch's own Adam."""
+    torch.manual_seed(seed)
+    vae, judge = ImageVAE(8, 1), discriminator()
+    generator = torch.Generator().manual_seed(seed)
+    adam = [torch.optim.Adam(network.parameters(), lr=5e-4) for network in (vae, judge)]
+    everything = torch.cat([known, unknown]).double()
+    mean, std = everything.mean(), everything.std(unbiased=False)
+    for _ in range(steps):
+        rows_known = torch.randint(len(known), (32,), generator=generator)
+        rows_unknown = torch.randint(len(unknown), (32,), generator=generator)
+        images = ((torch.cat([known[rows_known], unknown[rows_unknown]]).double() - mean) / std).float()
+        noise = torch.randn(64, 32, generator=generator)
+        means, log_variances = vae.encoder(images)[:, :32], vae.encoder(images)[:, 32:]
+        rebuilt = vae.decoder(means + noise * torch.exp(log_variances / 2))
+        bounds = [
+            ((rebuilt[n] - images[n]) ** 2).sum() / 2
+            + (means[n] ** 2 + log_variances[n].exp() - 1 - log_variances[n]).sum() / 2
+            for n in range(64)
+        ]
+        looks_labelled = -torch.nn.functional.logsigmoid(judge(means)[:, 0])
+        objective = sum(bounds[:32]) / 32 + sum(bounds[32:]) / 32
+        objective = objective + looks_labelled[:32].mean() + looks_labelled[32:].mean()
+        adam[0].zero_grad()
+        objective.backward()
+        adam[0].step()
+        logits = judge(vae.encoder(images)[:, :32].detach())[:, 0]
+        told_apart = -torch.nn.functional.logsigmoid(torch.cat([logits[:32], -logits[32:]]))
+        adam[1].zero_grad()
+        (told_apart[:32].mean() + told_apart[32:].mean()).backward()
+        adam[1].step()
+    return [parameter.detach() for network in (vae, judge) for parameter in network.parameters()]
+
+
+def test_training_is_that_of_the_objectives_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vaal, "steps", lambda images, side: 3)
+    known, unknown = canvas(pictures(6, seed=1), 8), canvas(pictures(9), 8)
+    before = torch.get_rng_state()
+    expected = slowly_trained(known, unknown, seed=4, steps=3)
+    torch.set_rng_state(before)
+    found = train(known, unknown, small_shards.context(seed=4))
+    parameters = [*found.vae.parameters(), *found.discriminator.parameters()]
+    assert len(parameters) == len(expected)
+    for parameter, value in zip(parameters, expected, strict=True):
+        assert torch.allclose(parameter, value, atol=2e-5)
+    assert (found.side, found.device) == (8, "cpu")
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_as_many_steps_are_trained_as_both_pools_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def counted(images: int, side: int) -> int:
+        seen.append((images, side))
+        return 1
+
+    monkeypatch.setattr(vaal, "steps", counted)
+    scored(context(pictures(7, side=16), pictures(4, side=16)))
+    assert seen == [(11, 16)]
+
+
+def test_scores_of_many_images_are_those_of_each_latent_s_mean() -> None:
+    vae, judge = ImageVAE(8, 1), discriminator()
+    images = pictures(300)  # more than two blocks
+    adversary = vaal.Adversary(vae, judge, Scaling((100.0,), (50.0,)), 8, "cpu")
+    with torch.no_grad():
+        inputs = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 100) / 50
+        labelled_N = torch.sigmoid(judge(vae.encode(inputs)[0])[:, 0].double()).numpy()
+    assert adversary.score(images) == pytest.approx(1 - labelled_N, abs=1e-5)
+    assert adversary.score(images[:0]).shape == (0,)
+
+
+def test_images_are_resized_one_like_many_and_empty_pools_have_the_network_s_size() -> None:
+    images = pictures(1030, side=5, channels=2)
+    found = canvas(images, 8)
+    assert (found.shape, found.dtype) == ((1030, 2, 8, 8), torch.uint8)
+    alone = [torch.from_numpy(images[n]).permute(2, 0, 1)[None].float() for n in (0, 1029)]
+    for row, image in zip((0, 1029), alone, strict=True):
+        resized = torch.nn.functional.interpolate(image, (8, 8), mode="bilinear", antialias=True)
+        assert torch.equal(found[row], resized[0].round().clamp(0, 255).byte())
+    for side in (5, 8):
+        assert canvas(images[:0], side).shape == (0, 2, side, side)
+    same = canvas(images[:3], 5)
+    assert same.is_contiguous()
+    assert torch.equal(same, torch.from_numpy(images[:3]).permute(0, 3, 1, 2))
+
+
+def test_labelled_images_stand_by_id_or_as_they_come() -> None:
+    images = pictures(3)
+    ids = np.array(["b", "c", "a"], dtype=object)
+    known = small_shards.labeled([0, 0, 0], images_N_H_W_K=images)
+    assert vaal._in_order(known) is images
+    assert np.array_equal(vaal._in_order(replace(known, sample_ids=ids)), images[[2, 0, 1]])
+
+
+def test_unlabelled_images_are_those_with_the_lowest_hashes_from_whatever_shards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = pictures(12)
+    whole = Shard(small_shards.names("s", 12), images_N_H_W_K=images)
+    hash_N = hash_ids(whole.sample_ids, 5).tolist()
+    order = sorted(range(12), key=lambda row: hash_N[row])
+    monkeypatch.setattr(vaal, "UNLABELED", 7)
+    for parts in (1, 5, 12):
+        found = vaal._unlabeled_images(small_shards.context(*small_shards.in_parts(whole, parts), seed=5), 8)
+        assert found.dtype == torch.uint8
+        assert torch.equal(found, canvas(images[order[:7]], 8))
+
+
+def test_classes_and_margins_stand_beside_the_scores_where_there_are_logits() -> None:
+    shard = Shard(small_shards.names("s", 2), logits_N_C=np.log([[0.9, 0.1], [0.4, 0.6]]))
+    found = vaal._Scoring(None).score(shard, small_shards.context())
+    assert found.score_N.tolist() == [0.5, 0.5]
+    assert found.predicted_class_N is not None
+    assert found.predicted_class_N.tolist() == [0, 1]
+    assert found.predicted_class_N.dtype == np.int32
+    assert found.margin_N is not None
+    assert found.margin_N.tolist() == pytest.approx([0.8, 0.2])
+    bare = vaal._Scoring(None).score(replace(shard, logits_N_C=None), small_shards.context())
+    assert bare.predicted_class_N is None
+    assert bare.margin_N is None
+
+
+def test_both_notes_are_told_where_nothing_is_labelled_and_little_is_left() -> None:
+    selection = strategies.get("vaal").select(context(pictures(3), pictures(0)), 4)
+    assert (selection.strategy, selection.candidates) == ("vaal", 3)
+    assert selection.notes == (
+        "4 asked for, 3 left to pick from: all of them are picked",
+        "no labelled image to compare with: picked at random",
+    )
