@@ -96,6 +96,10 @@ class Workspace:
         return self.state / "decoded"
 
     @property
+    def embeddings(self) -> Path:
+        return self.state / "embeddings"
+
+    @property
     def fingerprints(self) -> Path:
         return self.state / "fingerprints"
 

@@ -113,6 +113,10 @@ class DecodedShards:
         paths = [folder / "images" / f"{shard}.parquet" for folder in self._folders]
         return open_shard(next((path for path in paths if path.exists()), paths[0]))
 
+    def content(self, shard: str) -> str:
+        """A name for the shard's decoded images: another shard, size or decoder has another."""
+        return self._cached(shard, self._open(shard)).stem
+
     def _cached(self, shard: str, file: pq.ParquetFile) -> Path:
         digest = digest_in(file, shard)
         size, _, channels = self._shape

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,15 @@ from torch.nn import functional
 
 from vabal.errors import UserError
 from vabal.learning.metrics import Metric
-from vabal.learning.network import METADATA_KEY, ResNetClassifier, read_weights
+from vabal.learning.network import METADATA_KEY, Network, ResNetClassifier, read_weights
 from vabal.learning.recipe import (
+    CrossFit,
     Images,
+    Inputs,
     Objective,
     check_images,
     hash_of,
+    imbalance,
     is_finite,
     pieces,
     place,
@@ -71,6 +74,30 @@ def cross_entropy(
     return functional.cross_entropy(logits_N_C.float(), targets_N), logits_N_C
 
 
+def objective_of(settings: ClassifierSettings, labels_N: NDArray[np.integer], num_classes: int) -> Objective:
+    """The cross entropy as the setting `imbalance` wants it.
+
+    `balanced`: every class that has labels weighs alike, the mean weight is 1. `logit_adjusted`: the log of a class's
+    share is added to its logit while learning (Menon et al. 2021, Eq. 10); a class without labels counts as one label.
+    """
+    kind = imbalance(settings)
+    if kind == "none":
+        return cross_entropy
+    counts_C = np.bincount(labels_N, minlength=num_classes)
+    weights_C = torch.from_numpy(len(labels_N) / (np.count_nonzero(counts_C) * np.maximum(counts_C, 1))).float()
+    shift_C = torch.from_numpy(np.log(np.maximum(counts_C, 1) / len(labels_N))).float()
+
+    def weighted(network: ResNetClassifier, images: Tensor, targets_N: Tensor, _over: float) -> tuple[Tensor, Tensor]:
+        logits_N_C = network(images)
+        if kind == "logit_adjusted":
+            loss = functional.cross_entropy(logits_N_C.float() + shift_C.to(logits_N_C.device), targets_N)
+            return loss, logits_N_C
+        loss_N = functional.cross_entropy(logits_N_C.float(), targets_N, reduction="none")
+        return (loss_N * weights_C.to(loss_N.device)[targets_N]).mean(), logits_N_C
+
+    return weighted
+
+
 def fit(
     network: ResNetClassifier,
     images_N_H_W_K: Images,
@@ -79,12 +106,12 @@ def fit(
     *,
     seed: int,
     device: torch.device | str = "cpu",
-    objective: Objective = cross_entropy,
+    objective: Objective | None = None,
     largest_gradient: float | None = None,
 ) -> Iterator[Metric]:
     """Trains `network` in place by SGD and yields loss, accuracy and learning rate of each epoch, counted from 1.
 
-    What is minimised is `objective`; a gradient longer than `largest_gradient` (2-norm) is cut to that. Batches, crops,
+    What is minimised is `objective`, or else the cross entropy of `objective_of`; a gradient longer than `largest_gradient` (2-norm) is cut to that. Batches, crops,
     flips and dropout derive from `seed`: on a CPU the same inputs and thread count give the same bits. The network is
     left on `device`, in evaluation mode, once the iterator is exhausted.
 
@@ -92,6 +119,7 @@ def fit(
     """
     check_images(images_N_H_W_K)
     labels = _checked_labels(labels_N, len(images_N_H_W_K), network.config["num_classes"])
+    objective = objective or objective_of(settings, labels.numpy(), network.config["num_classes"])
     device = torch.device(device)
     images = torch.from_numpy(np.require(images_N_H_W_K, requirements=["C", "W"]))
     place(network, device)
@@ -132,9 +160,9 @@ def fit(
 
 
 def predict(
-    network: ResNetClassifier, batches: Iterable[Images], device: torch.device | str = "cpu"
+    network: Network, batches: Iterable[Inputs], device: torch.device | str = "cpu"
 ) -> NDArray[np.float32]:
-    """probabilities_N_C of the images in `batches` (each N x H x W x K, uint8), one batch in memory at a time.
+    """probabilities_N_C of the inputs in `batches` (images_N_H_W_K uint8, or embeddings_N_E), one batch in memory at a time.
 
     Raises ValueError, which tells the rows, if a probability is not finite.
     """
@@ -142,22 +170,14 @@ def predict(
     place(network, device).eval()
     parts = [np.zeros((0, network.config["num_classes"]), dtype=np.float32)]
     with torch.inference_mode():
-        for images_N_H_W_K in batches:
-            for images_P_K_H_W in pieces(images_N_H_W_K, network, device):
-                parts.append(torch.softmax(network(images_P_K_H_W).float(), dim=1).cpu().numpy())
+        for inputs_N in batches:
+            for inputs_P in pieces(inputs_N, network, device):
+                parts.append(torch.softmax(network(inputs_P).float(), dim=1).cpu().numpy())
     probabilities_N_C = np.concatenate(parts)
     finite_N = np.isfinite(probabilities_N_C).all(axis=1)
     if not finite_N.all():
         raise ValueError(f"the classifier's output is not finite in rows {np.flatnonzero(~finite_N)[:10].tolist()}")
     return probabilities_N_C
-
-
-class CrossFit(NamedTuple):
-    """Predictions for each labelled sample by a classifier that was not trained on it."""
-
-    fold_N: NDArray[np.int32]
-    predicted_N: NDArray[np.int32]
-    probabilities_N_C: NDArray[np.float32]
 
 
 def cross_fit(
@@ -201,7 +221,7 @@ def cross_fit(
     return CrossFit(fold_N, probabilities_N_C.argmax(axis=1).astype(np.int32), probabilities_N_C)
 
 
-def save(network: ResNetClassifier, path: Path, about: dict[str, Any] | None = None) -> str:
+def save(network: Network, path: Path, about: dict[str, Any] | None = None) -> str:
     """Writes weights and configuration as safetensors; returns the file's SHA-256. Same weights, same bytes.
 
     `about` (JSON values) is kept beside the configuration and read back by `read_about`.
@@ -212,7 +232,7 @@ def save(network: ResNetClassifier, path: Path, about: dict[str, Any] | None = N
     return sha256(path)
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> ResNetClassifier:
+def load(path: Path, device: torch.device | str = "cpu") -> Network:
     """The network that `save` wrote, in evaluation mode. Raises UserError if the file is missing or damaged."""
     try:
         network = read_weights(path)

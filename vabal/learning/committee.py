@@ -24,7 +24,6 @@ from torchvision.models.resnet import BasicBlock
 
 from vabal.errors import UserError
 from vabal.learning import classifier, loss_prediction
-from vabal.learning.classifier import cross_entropy
 from vabal.learning.metrics import Metric
 from vabal.learning.needs import Needs, check_finite
 from vabal.learning.network import ResNetClassifier
@@ -61,7 +60,7 @@ class Training(NamedTuple):
 
     network: ResNetClassifier
     seed: int
-    objective: Objective = cross_entropy
+    objective: Objective | None = None  # the classifier's own
     largest_gradient: float | None = None
 
 

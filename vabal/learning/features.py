@@ -14,26 +14,29 @@ import torch
 from numpy.typing import NDArray
 
 from vabal.errors import UserError
-from vabal.learning.network import ResNetClassifier
-from vabal.learning.recipe import Images, pieces, place
+from vabal.files import canonical_json, write_bytes
+from vabal.learning.network import Network
+from vabal.learning.recipe import Inputs, pieces, place
 
 FEATURES = "features.npy"
 LOGITS = "logits.npy"
+DIMS = "feature_dims.json"
 
 
 def extract(
-    network: ResNetClassifier,
-    batches: Iterable[tuple[int, Images]],
+    network: Network,
+    batches: Iterable[tuple[int, Inputs]],
     rows: int,
     folder: Path,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Writes features.npy (rows x D) and logits.npy (rows x C), float32, in the order of the rows.
+    """Writes features.npy (rows x D) and logits.npy (rows x C), float32, in the order of the rows, and feature_dims.json.
 
-    `batches` yields (start, images_N_H_W_K uint8) that together cover `rows` rows in order. The next batch is read
+    `batches` yields (start, the network's inputs: images_N_H_W_K uint8, or embeddings_N_E) that together cover `rows` rows in order. The next batch is read
     while the network works on the last. Raises ValueError if rows are missing or out of order, or a number is not
     finite; the files are then incomplete, and `row_batches` refuses them.
     """
+    write_bytes(folder / DIMS, canonical_json(list(network.feature_dims)))
     with (
         RowWriter(folder / FEATURES, rows, sum(network.feature_dims)) as features,
         RowWriter(folder / LOGITS, rows, network.config["num_classes"]) as logits,
@@ -54,24 +57,24 @@ class FeatureBatch(NamedTuple):
 
 
 def describe(
-    network: ResNetClassifier, batches: Iterable[tuple[int, Images]], device: torch.device | str = "cpu"
+    network: Network, batches: Iterable[tuple[int, Inputs]], device: torch.device | str = "cpu"
 ) -> Iterator[FeatureBatch]:
-    """Features and logits of the images, float32, piece by piece of each batch (start, images_N_H_W_K uint8).
+    """Features and logits of the inputs, float32, piece by piece of each batch (start, inputs_N).
 
     Raises ValueError if a number is not finite.
     """
     device = torch.device(device)
     place(network, device).eval()
-    for start, images_N_H_W_K in batches:
+    for start, inputs_N in batches:
         row = start
-        for images_P_K_H_W in pieces(images_N_H_W_K, network, device):
+        for inputs_P in pieces(inputs_N, network, device):
             with torch.inference_mode():
-                features_P_D, logits_P_C = network.stages(images_P_K_H_W)
+                features_P_D, logits_P_C = network.stages(inputs_P)
             for name, values in ((FEATURES, features_P_D), (LOGITS, logits_P_C)):
                 if not bool(torch.isfinite(values).all()):
                     raise ValueError(f"{name}: a number of rows {start} and on is not finite")
             yield FeatureBatch(row, features_P_D.float().cpu().numpy(), logits_P_C.float().cpu().numpy())
-            row += len(images_P_K_H_W)
+            row += len(inputs_P)
 
 
 def feature_batches(folder: Path, batch_size: int) -> Iterator[FeatureBatch]:
@@ -172,7 +175,7 @@ def _header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any],
     return shape, dtype, first
 
 
-def _read_ahead(batches: Iterable[tuple[int, Images]]) -> Iterator[tuple[int, Images]]:
+def _read_ahead(batches: Iterable[tuple[int, Inputs]]) -> Iterator[tuple[int, Inputs]]:
     """The same batches; each is made in a second thread while the one before is in use."""
     iterator = iter(batches)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as executor:

@@ -1,4 +1,4 @@
-"""The classifier: ResNet-10, -18 or -34 with features after each of its four stages (paper, Section 3.4 and 4.2).
+"""The classifier: a ResNet with features after each of its four stages (paper, Section 3.4 and 4.2), or a probe.
 
 Imports torch and torchvision only. The source of this file travels with every registered model and is loaded, with
 `read_weights`, in processes that have neither this package nor safetensors.
@@ -6,6 +6,7 @@ Imports torch and torchvision only. The source of this file travels with every r
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,82 @@ class ResNetClassifier(nn.Module):
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
 
 
+class LinearProbe(nn.Module):
+    """A linear classifier on the embeddings of a frozen backbone: logits_N_C = W z + b.
+
+    z are the chosen `columns` of an embedding, each less its `mean` and divided by its `std`; they are the features
+    that strategies and the VAE see, in as many groups as layers were chosen (`feature_dims`). `dropout` above 0 is
+    that of a scoring network. Trained by `vabal.learning.probe`.
+    """
+
+    columns: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        embedding: int,
+        feature_dims: Sequence[int],
+        backbone: Mapping[str, Any],
+        penalty: float = 1.0,
+        temperature: float = 1.0,
+        dropout: float = 0.0,
+    ) -> None:
+        """`embedding` is the backbone's number of outputs, `backbone` says what it is, `penalty` and `temperature` how the
+        head was fitted. Raises ValueError for what makes no probe."""
+        super().__init__()
+        if min(num_classes, embedding, *feature_dims) < 1 or sum(feature_dims) > embedding:
+            raise ValueError(f"no probe has {num_classes} classes and {feature_dims} of {embedding} numbers")
+        self.config: dict[str, Any] = {
+            "learner": "probe",
+            "num_classes": num_classes,
+            "embedding": embedding,
+            "feature_dims": list(feature_dims),
+            "backbone": dict(backbone),
+            "penalty": penalty,
+            "temperature": temperature,
+            "dropout": dropout,
+        }
+        self.feature_dims = tuple(feature_dims)
+        features = sum(feature_dims)
+        self.register_buffer("columns", torch.arange(features))
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("std", torch.ones(features))
+        with torch.device("meta"):  # so that torch's own first weights draw nothing
+            self.classifier = nn.Linear(features, num_classes)
+        self.classifier.to_empty(device="cpu")
+        for parameter in self.classifier.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, embeddings_N_E: Tensor) -> Tensor:
+        """logits_N_C."""
+        return self.stages(embeddings_N_E)[1]
+
+    def stages(self, embeddings_N_E: Tensor) -> tuple[Tensor, Tensor]:
+        """features_N_D and logits_N_C."""
+        if embeddings_N_E.ndim != 2 or embeddings_N_E.shape[1] != self.config["embedding"]:
+            raise ValueError(
+                f"expected embeddings of shape N x {self.config['embedding']}, found {tuple(embeddings_N_E.shape)}"
+            )
+        features_N_D = (embeddings_N_E.to(self.mean.dtype)[:, self.columns] - self.mean) / self.std
+        return features_N_D, self.classifier(features_N_D)
+
+
+Network = ResNetClassifier | LinearProbe
+
+
+def from_config(config: dict[str, Any]) -> Network:
+    """The network that `config` describes, untrained. Raises ValueError for a wrong config."""
+    if config.get("learner") != "probe":
+        return ResNetClassifier.from_config(config)
+    try:
+        return LinearProbe(**{key: value for key, value in config.items() if key != "learner"})
+    except TypeError as error:
+        raise ValueError(f"not a probe's configuration: {error}") from None
+
+
 def _check(
     *,
     network: str,
@@ -186,7 +263,7 @@ class WeightsError(ValueError):
     """The file is not one that `vabal.learning.classifier.save` wrote, or it was damaged since."""
 
 
-def read_weights(path: str | Path) -> ResNetClassifier:
+def read_weights(path: str | Path) -> Network:
     """The classifier that `vabal.learning.classifier.save` wrote to `path`, in evaluation mode, on the CPU.
 
     Reads the safetensors format itself (8 bytes of header length, a JSON header, raw little-endian numbers), so that
@@ -197,7 +274,7 @@ def read_weights(path: str | Path) -> ResNetClassifier:
         header, body = _split(path.read_bytes())
         about = header.pop("__metadata__", None)
         tensors = _tensors(header, body)
-        network = ResNetClassifier.from_config(_config(about))
+        network = from_config(_config(about))
         network.load_state_dict(tensors)
     except (ValueError, RuntimeError) as error:
         raise WeightsError(f"{path}: not a classifier's weights: {' '.join(str(error).split())}") from None

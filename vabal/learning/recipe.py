@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -10,14 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vabal.learning.batches import batches_of
-from vabal.learning.network import ResNetClassifier
+from vabal.learning.network import LinearProbe, Network, ResNetClassifier
 from vabal.settings.models import ClassifierSettings
 
 Images = NDArray[np.uint8]
 # Of (network, images_N_K_H_W, targets_N, share of the epochs that are over): the step's loss, and logits_N_C.
 Objective = Callable[[ResNetClassifier, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 _CHUNK = 4096  # images whose statistics are counted at once
 _PIXELS_A_PIECE = 2**16
+_EMBEDDINGS_A_PIECE = 4096
+Inputs = NDArray[np.uint8] | NDArray[np.float32]  # images, or the embeddings that a probe sees
 
 
 def channel_statistics(images_N_H_W_K: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -41,13 +45,17 @@ def channel_statistics(images_N_H_W_K: Images) -> tuple[tuple[float, ...], tuple
     return tuple(mean_K.tolist()), tuple(std_K.tolist())
 
 
-def pieces(images_N_H_W_K: Images, network: ResNetClassifier, device: torch.device) -> Iterator[Tensor]:
-    """The batch as the network takes it, images_P_K_H_W uint8 on `device`, in pieces of P images.
+def pieces(inputs_N: Inputs, network: Network, device: torch.device) -> Iterator[Tensor]:
+    """The batch as the network takes it, in pieces of P: images_P_K_H_W uint8 on `device`, or embeddings_P_E.
 
     On a CPU a piece has at most 2**16 pixels a channel: what fits its caches goes through the network up to twice as
     fast as a batch of 512. On other devices the batch stays whole.
     """
-    check_images(images_N_H_W_K)
+    if isinstance(network, LinearProbe):
+        for start in range(0, len(inputs_N), _EMBEDDINGS_A_PIECE):
+            yield torch.from_numpy(np.array(inputs_N[start : start + _EMBEDDINGS_A_PIECE])).to(device)
+        return
+    images_N_H_W_K = check_images(inputs_N)
     count, height, width, _ = images_N_H_W_K.shape
     size = max(1, _PIXELS_A_PIECE // (height * width)) if device.type == "cpu" else max(1, count)
     for start in range(0, count, size):
@@ -57,18 +65,44 @@ def pieces(images_N_H_W_K: Images, network: ResNetClassifier, device: torch.devi
 
 
 def stratified_folds(
-    sample_ids: Sequence[str], labels_N: NDArray[np.integer], *, folds: int, seed: int
+    sample_ids: Sequence[str],
+    labels_N: NDArray[np.integer],
+    *,
+    folds: int,
+    seed: int,
+    groups_N: NDArray[Any] | None = None,
 ) -> NDArray[np.int32]:
     """fold_N in 0..folds-1: each class is dealt out evenly, in the order of a hash of (seed, sample_id).
 
     A class is dealt on from the fold where the one before it stopped, so the folds' sizes differ by one at most.
+    A group goes where its first sample goes.
     """
     if len(sample_ids) != len(labels_N) or len(set(sample_ids)) != len(sample_ids):
         raise ValueError("expected one unique sample_id for each label")
     order = sorted(range(len(sample_ids)), key=lambda n: (int(labels_N[n]), hash_of(seed, sample_ids[n])))
-    fold_N = np.empty(len(sample_ids), dtype=np.int32)
-    fold_N[order] = np.arange(len(sample_ids)) % folds
-    return fold_N
+    if groups_N is None:
+        fold_N = np.empty(len(sample_ids), dtype=np.int32)
+        fold_N[order] = np.arange(len(sample_ids)) % folds
+        return fold_N
+    dealt: dict[Any, int] = {}
+    for n in order:
+        dealt.setdefault(groups_N[n], len(dealt) % folds)
+    return np.array([dealt[group] for group in groups_N], dtype=np.int32)
+
+
+class CrossFit(NamedTuple):
+    """Predictions for each labelled sample by a classifier that was not trained on it."""
+
+    fold_N: NDArray[np.int32]
+    predicted_N: NDArray[np.int32]
+    probabilities_N_C: NDArray[np.float32]
+
+
+def imbalance(settings: ClassifierSettings) -> str:
+    """What the setting `imbalance` comes to."""
+    if settings.imbalance != "auto":
+        return settings.imbalance
+    return "none" if settings.learner == "scratch" else "balanced"
 
 
 def batch_rows(order: Tensor, batch_size: int) -> list[Tensor]:
@@ -132,10 +166,11 @@ def run_epoch(
     return float(loss_sum) / len(labels_N), float(right) / len(labels_N)
 
 
-def place(network: ResNetClassifier, device: torch.device) -> ResNetClassifier:
+def place(network: AnyNetwork, device: torch.device) -> AnyNetwork:
     """The network on `device`, in the order of its numbers that suits it."""
     network.to(device)
-    network.to(memory_format=memory_format(network, device))
+    if isinstance(network, ResNetClassifier):
+        network.to(memory_format=memory_format(network, device))
     return network
 
 
@@ -168,11 +203,12 @@ def is_finite(network: nn.Module) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
 
 
-def check_images(images_N_H_W_K: Images) -> None:
+def check_images(images_N_H_W_K: Inputs) -> Images:
     if images_N_H_W_K.dtype != np.uint8 or images_N_H_W_K.ndim != 4:
         raise ValueError(
             f"expected uint8 images of shape N x H x W x K, found {images_N_H_W_K.dtype} of {images_N_H_W_K.shape}"
         )
+    return cast("Images", images_N_H_W_K)
 
 
 def hash_of(seed: int, text: str) -> bytes:

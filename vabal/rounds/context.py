@@ -21,6 +21,7 @@ from vabal.workspace import Workspace
 if TYPE_CHECKING:
     import torch
 
+    from vabal.learning.embeddings import EmbeddedShards
     from vabal.rounds.learner import Learner
 
 NONE, LABELED, CANDIDATE, ASKED, HOLDOUT, REJECTED = range(6)  # the roles of a shard's rows
@@ -83,6 +84,19 @@ class RoundContext:
         return images.DecodedShards(
             self.view, self.workspace.decoded, settings.size, settings.channels, bit_depth=settings.bit_depth
         )
+
+    @cached_property
+    def embedded(self) -> "EmbeddedShards | None":
+        """The embeddings of the pool's images, where the classifier is a probe."""
+        from vabal.learning.embeddings import EmbeddedShards  # noqa: PLC0415 -- torch
+
+        embedder = self.learner.embedder(self.workspace.embeddings)
+        return EmbeddedShards(self.shards, embedder, self.params.features.batch_size) if embedder else None
+
+    @property
+    def inputs(self) -> "images.DecodedShards | EmbeddedShards":
+        """What the classifier sees of the pool: images, or their embeddings."""
+        return self.embedded or self.shards
 
     def roles(self, shard: str) -> tuple[np.ndarray, np.ndarray]:
         """Role and label index (-1: unknown) of each row of a shard."""

@@ -9,6 +9,7 @@ classes, D features.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,17 +17,22 @@ import torch
 from numpy.typing import NDArray
 
 from vabal import probabilities, strategies, vae
-from vabal.learning import classifier, committee, recipe
+from vabal.learning import classifier, committee, probe, recipe
 from vabal.learning.classifier import CrossFit
 from vabal.learning.committee import Committee
 from vabal.learning.device import device_of, one_thread
+from vabal.learning.embeddings import Embedder
+from vabal.learning.head_committee import HeadCommittee
 from vabal.learning.metrics import Metric
-from vabal.learning.network import ResNetClassifier
+from vabal.learning.network import LinearProbe, Network
+from vabal.learning.probe import Embedded, Labelled
 from vabal.rounds.manifests import derive_seed
 from vabal.settings.models import Params
 from vabal.vae import FeatureVAE
 
 CHUNK_ROWS = 4096  # rows in memory at once, where they carry no images
+
+ScoringNetworks = Committee | HeadCommittee
 
 # One column of the pool in pieces: (row of the first, rows), in order. A file's, or an array's.
 Batches = Iterator[tuple[int, NDArray[Any]]]
@@ -34,11 +40,17 @@ Columns = Mapping[str, Callable[[int], Batches]]
 
 
 class TrainingSet(NamedTuple):
-    """The labelled pool, in the order of the sample ids."""
+    """The labelled pool, in the order of the sample ids, as the classifier sees it: images, uint8, or, for a probe, the
+    numbers of `embedded`. Samples of one of `groups_L` show much the same."""
 
-    images_L_H_W_K: NDArray[np.uint8]
+    inputs_L: NDArray[Any]
     labels_L: NDArray[np.int64]
     sample_ids: list[str]
+    embedded: Embedded | None = None
+    groups_L: NDArray[Any] | None = None
+
+    def as_embeddings(self) -> Labelled:
+        return Labelled(self.inputs_L, self.labels_L, self.sample_ids, self.groups_L)
 
 
 @dataclass(frozen=True)
@@ -69,41 +81,57 @@ class Learner:
 
     # -- trained --
 
-    def classifier(self, known: TrainingSet, num_classes: int) -> tuple[ResNetClassifier, Iterator[Metric]]:
+    def embedder(self, cache: Path) -> Embedder | None:
+        """What turns images into a probe's inputs; None where the classifier sees the images themselves."""
+        if self.params.classifier.learner != "probe":
+            return None
+        return Embedder(self.params.backbone, self.params.images.channels, self.device, cache)
+
+    def classifier(self, known: TrainingSet, num_classes: int) -> tuple[Network, Iterator[Metric]]:
         """The same for every strategy."""
-        mean, std = recipe.channel_statistics(known.images_L_H_W_K)
+        settings, seed = self.params.classifier, self.seed("classifier")
+        if known.embedded is not None:
+            return probe.fit(known.as_embeddings(), known.embedded, num_classes, settings, seed=seed)
+        mean, std = recipe.channel_statistics(known.inputs_L)
         network = classifier.build(
-            self.params.classifier,
+            settings,
             num_classes=num_classes,
-            image_size=known.images_L_H_W_K.shape[1],
-            channels=known.images_L_H_W_K.shape[3],
+            image_size=known.inputs_L.shape[1],
+            channels=known.inputs_L.shape[3],
             mean=mean,
             std=std,
-            seed=self.seed("classifier"),
+            seed=seed,
         )
-        images, labels, _ = known
-        seed = self.seed("classifier")
-        return network, classifier.fit(network, images, labels, self.params.classifier, seed=seed, device=self.device)
+        training = classifier.fit(network, known.inputs_L, known.labels_L, settings, seed=seed, device=self.device)
+        return network, training
 
     def cross_fit(
-        self, first: ResNetClassifier, known: TrainingSet, report: Callable[[Metric], None] | None = None
+        self, first: Network, known: TrainingSet, report: Callable[[Metric], None] | None = None
     ) -> CrossFit:
         """Out-of-fold predictions of the labelled pool, by networks like the classifier."""
+        settings, seed = self.params.classifier, self.seed("classifier")
+        if isinstance(first, LinearProbe):
+            return probe.cross_fit(first, known.as_embeddings(), settings, folds=self.folds, seed=seed)
         return classifier.cross_fit(
             first.config,
-            *known,
-            self.params.classifier,
+            known.inputs_L,
+            known.labels_L,
+            known.sample_ids,
+            settings,
             folds=self.folds,
-            seed=self.seed("classifier"),
+            seed=seed,
             device=self.device,
             report=report,
         )
 
-    def committee(self, first: ResNetClassifier, known: TrainingSet) -> tuple[Committee, Iterator[Metric]]:
+    def committee(self, first: Network, known: TrainingSet) -> tuple[ScoringNetworks, Iterator[Metric]]:
         """The scoring networks that the strategy needs beside the classifier `first`."""
+        if isinstance(first, LinearProbe):
+            heads = HeadCommittee(self.needs, first, self.seed("classifier"))
+            return heads, heads.fit(known.as_embeddings(), self.params.classifier)
         networks = committee.build(self.needs, first.config, first=first, seed=self.seed("classifier"))
-        images, labels, _ = known
-        return networks, networks.fit(images, labels, self.params.classifier, device=self.device)
+        settings = self.params.classifier
+        return networks, networks.fit(known.inputs_L, known.labels_L, settings, device=self.device)
 
     def vae(
         self, pool: vae.Features, predicted_N: NDArray[np.integer], feature_dims: tuple[int, ...], num_classes: int
@@ -120,12 +148,12 @@ class Learner:
     # -- estimated --
 
     def committee_columns(
-        self, networks: Committee, batches: Batches, sample_ids: NDArray[Any]
+        self, networks: ScoringNetworks, batches: Batches, sample_ids: NDArray[Any]
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """What the scoring networks say of the images, batch by batch."""
-        for start, images in batches:
-            ids = sample_ids[start : start + len(images)]
-            yield networks.columns(images, device=self.device, sample_ids=ids)
+        """What the scoring networks say of the classifier's inputs, batch by batch."""
+        for start, inputs in batches:
+            ids = sample_ids[start : start + len(inputs)]
+            yield networks.columns(inputs, device=self.device, sample_ids=ids)
 
     def class_terms(
         self,

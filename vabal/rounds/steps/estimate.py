@@ -56,12 +56,11 @@ def _train_vae(context: RoundContext, extracted: Sequence[StageReference], folde
 
 
 def load_feature_dims(context: RoundContext, extracted: Sequence[StageReference]) -> tuple[int, ...]:
-    """Features of each of the four stages: w, 2w, 4w and 8w channels of a network of width w."""
-    width = context.params.classifier.width
-    dims = (width, 2 * width, 4 * width, 8 * width)
+    """How many features each of the classifier's stages, or each layer that a probe sees, has."""
+    dims = tuple(read_json(output_of(context, extracted[0]), features.DIMS))
     found = features.shape_of(output_of(context, extracted[0]) / features.FEATURES)[1]
     if sum(dims) != found:
-        raise ValueError(f"{found} features, expected {sum(dims)} of a network of width {width}")
+        raise ValueError(f"{found} features, expected {sum(dims)}")
     return dims
 
 

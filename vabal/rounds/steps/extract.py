@@ -1,6 +1,6 @@
 """The step extract-features: what the networks say of every image, a shard at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,14 @@ def shard_names(context: RoundContext) -> list[str]:
     return list(context.shards.names())
 
 
+def embed_images(context: RoundContext, shard: str) -> dict[str, str]:
+    """What the frozen backbone says of every image of one shard, where the classifier is a probe; made once."""
+    if context.embedded is not None:
+        rows = context.shards.rows(shard)
+        context.embedded.embed(shard, lambda batches: reported(batches, rows, "embed-images"))
+    return {"shard": shard}
+
+
 def extract_features(context: RoundContext, trained: StageReference, shard: str) -> StageReference:
     """Features and logits of every image of one shard, and what the scoring networks say; from disk to disk."""
     produce = partial(_extract_features, context, trained, shard)
@@ -30,7 +38,7 @@ def extract_features(context: RoundContext, trained: StageReference, shard: str)
 
 def _extract_features(context: RoundContext, trained: StageReference, shard: str, folder: Path) -> None:
     rows = context.shards.rows(shard)
-    batches = context.shards.batches(shard, context.params.features.batch_size)
+    batches = context.inputs.batches(shard, context.params.features.batch_size)
     features.extract(load_classifier(context, trained), reported(batches, rows), rows, folder, context.device)
 
 
@@ -39,7 +47,7 @@ def _committee_columns(context: RoundContext, trained: StageReference, shard: st
     rows, ids, classes = context.shards.rows(shard), context.shards.sample_ids(shard), len(context.classes)
     there = stage_output(context, "train-committee", trained["committee"])
     networks = committee.load(there, load_classifier(context, trained), context.device)
-    batches = reported(context.shards.batches(shard, context.params.features.batch_size), rows, "extract-committee")
+    batches = reported(context.inputs.batches(shard, context.params.features.batch_size), rows, "extract-committee")
     with ExitStack() as files:
         writers = {
             name: files.enter_context(
@@ -53,7 +61,7 @@ def _committee_columns(context: RoundContext, trained: StageReference, shard: st
 
 
 def reported(
-    batches: Iterator[tuple[int, np.ndarray]], rows: int, stage: str = "extract-features"
+    batches: Iterable[tuple[int, np.ndarray]], rows: int, stage: str = "extract-features"
 ) -> Iterator[tuple[int, np.ndarray]]:
     for start, batch in batches:
         yield start, batch

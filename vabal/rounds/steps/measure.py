@@ -26,7 +26,7 @@ def evaluate(context: RoundContext, trained: StageReference) -> StageReference:
 def _evaluate(context: RoundContext, trained: StageReference, holdout: pd.DataFrame, folder: Path) -> None:
     network = load_classifier(context, trained)
     step = context.params.features.batch_size
-    batches = (context.shards.gather(holdout.iloc[start : start + step]) for start in range(0, len(holdout), step))
+    batches = (context.inputs.gather(holdout.iloc[start : start + step]) for start in range(0, len(holdout), step))
     probabilities_N_C = classifier.predict(network, batches, context.device)
     predicted_N = probabilities_N_C.argmax(axis=1)
     labels_N = np.array([context.classes.index(label) for label in holdout["label"]], dtype=np.int64)

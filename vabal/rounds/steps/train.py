@@ -13,7 +13,7 @@ from vabal import pools
 from vabal.files import canonical_json, write_bytes
 from vabal.learning import classifier, committee
 from vabal.learning.metrics import Metric
-from vabal.learning.network import ResNetClassifier
+from vabal.learning.network import Network
 from vabal.progress import advance
 from vabal.rounds.context import RoundContext, StageReference, output_of, run_training, stage
 from vabal.rounds.learner import TrainingSet
@@ -63,7 +63,8 @@ def _write_metrics(collected: list[Metric], folder: Path) -> None:
 
 def _training_set(context: RoundContext, labeled: pd.DataFrame) -> TrainingSet:
     labels = np.array([context.classes.index(label) for label in labeled["label"]], dtype=np.int64)
-    return TrainingSet(context.shards.gather(labeled), labels, list(labeled["sample_id"]))
+    embedded = context.embedded.embedder.embedded if context.embedded else None
+    return TrainingSet(context.inputs.gather(labeled), labels, list(labeled["sample_id"]), embedded)
 
 
 def with_places(context: RoundContext, name: str) -> pd.DataFrame:
@@ -75,5 +76,5 @@ def with_places(context: RoundContext, name: str) -> pd.DataFrame:
     return table[["sample_id", "label"]].merge(places, on="sample_id").sort_values("sample_id", ignore_index=True)
 
 
-def load_classifier(context: RoundContext, trained: StageReference) -> ResNetClassifier:
+def load_classifier(context: RoundContext, trained: StageReference) -> Network:
     return classifier.load(output_of(context, trained) / "weights.safetensors", context.device)

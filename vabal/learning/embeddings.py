@@ -1,0 +1,147 @@
+"""Embeddings of the pool's images, made once an image and kept: a night touches only what is new.
+
+What a shard's images were turned into lies as one `.npy` file, named for the shard's content, the backbone and its
+weights, the image settings and the libraries that compute it. Axes: N images, H x W x K, E numbers of an embedding.
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from vabal.files import canonical_json, file_sha256, private_folder, sha256, write_bytes
+from vabal.images import DecodedShards
+from vabal.learning import backbones
+from vabal.learning.backbones import Backbone, Layer
+from vabal.learning.features import RowWriter, row_batches
+from vabal.learning.probe import Embedded
+from vabal.settings.models import BackboneSettings
+
+_LIBRARIES: Final = ("torch", "timm", "torchvision")
+_PIXELS_A_PIECE: Final = 2**18  # of one channel, over all sizes and views: what a CPU's caches bear
+Batches = Iterable[tuple[int, NDArray[np.uint8]]]
+
+
+class Embedder:
+    """The backbone of the settings, loaded once it is needed, and the folder that keeps what it says."""
+
+    def __init__(self, settings: BackboneSettings, channels: int, device: torch.device | str, cache: Path) -> None:
+        self.settings, self.channels = settings, channels
+        self.device, self.cache = torch.device(device), cache
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return backbones.load(self.settings, self.channels).to(self.device, memory_format=torch.channels_last)
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        return backbones.identity(self.settings)
+
+    @cached_property
+    def key(self) -> str:
+        """Sixteen hex digits that change whenever an embedding could, besides with its image."""
+        document = {
+            "backbone": self.identity,
+            "channels": self.channels,
+            "device": self.device.type,
+            "code": file_sha256(Path(backbones.__file__)),
+            "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        }
+        return sha256(canonical_json(document))[:16]
+
+    @cached_property
+    def embedded(self) -> Embedded:
+        """What the numbers are; kept beside them, so that the backbone need not be loaded to know."""
+        path = self.cache / f"layers-{self.key}.json"
+        if path.exists():
+            layers = tuple(Layer(*item) for item in json.loads(path.read_bytes()))
+        else:
+            layers = self.backbone.layers
+            private_folder(self.cache)
+            write_bytes(path, canonical_json([list(layer) for layer in layers]))
+        return Embedded(self.identity, layers)
+
+    def embed(self, images_N_H_W_K: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """embeddings_N_E. Raises ValueError if a number is not finite."""
+        views = {"plain": 1, "mirrored": 2, "turned": 8}[self.settings.views]
+        pixels = views * max(layer.size for layer in self.embedded.layers) ** 2
+        step = max(1, _PIXELS_A_PIECE // pixels) if self.device.type == "cpu" else 256
+        parts = [np.zeros((0, self.embedded.width), dtype=np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(images_N_H_W_K), step):
+                images = torch.from_numpy(np.array(images_N_H_W_K[start : start + step])).permute(0, 3, 1, 2)
+                parts.append(self.backbone(images.to(self.device)).float().cpu().numpy())
+        embeddings_N_E = np.concatenate(parts)
+        if not np.isfinite(embeddings_N_E).all():
+            raise ValueError("the backbone's output is not finite: look at its weights")
+        return embeddings_N_E
+
+    def kept(self, name: str, rows: int, batches: Callable[[], Batches]) -> Path:
+        """The file of the embeddings that are called `name`; made from `batches` of images if it is not there."""
+        path = self.cache / f"{name}-{self.key}.npy"
+        if path.exists():
+            return path
+        private_folder(self.cache)
+        with _alone(self.cache / f".{name}-{self.key}.lock"):
+            if not path.exists():
+                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                try:
+                    with RowWriter(temporary, rows, self.embedded.width) as writer:
+                        for _, images in batches():
+                            writer.append(self.embed(images))
+                    temporary.replace(path)
+                finally:
+                    temporary.unlink(missing_ok=True)
+        return path
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process makes a file, the others wait for it."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class EmbeddedShards:
+    """The pool's embeddings, shard by shard, as `DecodedShards` has its images."""
+
+    def __init__(self, shards: DecodedShards, embedder: Embedder, batch_size: int) -> None:
+        """`batch_size`: images that are decoded at once."""
+        self._shards, self.embedder, self._batch_size = shards, embedder, batch_size
+
+    def rows(self, shard: str) -> int:
+        return self._shards.rows(shard)
+
+    def embed(self, shard: str, reported: Callable[[Batches], Batches] | None = None) -> Path:
+        """The file of the shard's embeddings, made if it is not there."""
+
+        def images() -> Batches:
+            batches = self._shards.batches(shard, self._batch_size)
+            return reported(batches) if reported else batches
+
+        return self.embedder.kept(self._shards.content(shard), self.rows(shard), images)
+
+    def batches(self, shard: str, batch_size: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield (first row, embeddings_N_E) over the whole shard in row order."""
+        yield from row_batches(self.embed(shard), batch_size)
+
+    def gather(self, catalog_rows: pd.DataFrame) -> NDArray[np.float32]:
+        """embeddings_N_E of these catalog rows, in the order given."""
+        gathered = np.empty((len(catalog_rows), self.embedder.embedded.width), dtype=np.float32)
+        shards = catalog_rows["shard"].to_numpy(dtype=object)
+        rows = catalog_rows["row"].to_numpy(dtype=np.int64)
+        for shard in dict.fromkeys(shards):
+            places = np.flatnonzero(shards == shard)
+            gathered[places] = np.load(self.embed(str(shard)), mmap_mode="r")[rows[places]]
+        return gathered
