@@ -96,6 +96,8 @@ def simulated_pool(
         np.sort(rows.get_indexer(pd.Index([*draws.initial, *draws.rest]))),
         np.sort(rows.get_indexer(pd.Index(draws.holdout))),
         np.sort(rows.get_indexer(pd.Index(draws.initial))),
+        groups_N=items["group"].where(items["group"].notna(), "\0" + items["sample_id"]).to_numpy(dtype=object),
+        folder=Path(prepared.folder),
     )
 
 

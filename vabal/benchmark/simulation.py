@@ -5,11 +5,13 @@ files. Seeds derive from the run's seed, the round and the purpose, never from t
 runs of one seed start from the same pools and the same first weights. Axes: N samples, H x W x K images, C classes.
 """
 
+import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +21,8 @@ from numpy.typing import NDArray
 from vabal import probabilities, strategies
 from vabal.errors import UserError
 from vabal.learning import committee, features, metrics
-from vabal.learning.network import ResNetClassifier
+from vabal.learning.network import Network
+from vabal.learning.probe import Embedded
 from vabal.rounds.learner import Batches, Learner, TrainingSet, array_batches
 from vabal.settings.models import Params
 
@@ -35,20 +38,45 @@ class SimulatedPool:
     pool_P: NDArray[np.int64]
     holdout_M: NDArray[np.int64]
     initial_L: NDArray[np.int64]
+    groups_N: NDArray[Any] | None = None  # of images that show much the same
+    folder: Path | None = None  # keeps the images' embeddings
 
     def per_class(self, rows: NDArray[np.integer]) -> list[int]:
         """How many of the rows each class has."""
         counts: list[int] = np.bincount(self.labels_N[rows], minlength=len(self.classes)).tolist()
         return counts
 
-    def training_set(self, labeled_L: NDArray[np.int64]) -> TrainingSet:
+    def inputs(self, learner: Learner) -> "Inputs":
+        """What the learner's classifier sees of each row: images, or their embeddings, made once and kept."""
+        embedder = learner.embedder(self.folder or Path(tempfile.gettempdir()))
+        if embedder is None:
+            return Inputs(self.images_N_H_W_K)
+        if self.folder is None:
+            return Inputs(embedder.embed(self.images_N_H_W_K), embedder.embedded)
+        images = array_batches(self.images_N_H_W_K)
+        path = embedder.kept("pool", len(self.labels_N), lambda: images(learner.params.features.batch_size))
+        return Inputs(np.load(path, mmap_mode="r"), embedder.embedded)
+
+    def training_set(self, inputs: "Inputs", labeled_L: NDArray[np.int64]) -> TrainingSet:
         ids = [str(sample_id) for sample_id in self.sample_ids[labeled_L]]
-        return TrainingSet(self.images_N_H_W_K[labeled_L], self.labels_N[labeled_L], ids)
+        groups_L = None if self.groups_N is None else self.groups_N[labeled_L]
+        return TrainingSet(inputs.values_N[labeled_L], self.labels_N[labeled_L], ids, inputs.embedded, groups_L)
 
     def image_batches(self, rows_P: NDArray[np.int64], count: int) -> Batches:
         """The images of these rows, so many at once."""
+        yield from Inputs(self.images_N_H_W_K).batches(rows_P, count)
+
+
+class Inputs(NamedTuple):
+    """What a classifier sees of every row of a pool; `embedded` says what the numbers of embeddings are."""
+
+    values_N: NDArray[Any]
+    embedded: Embedded | None = None
+
+    def batches(self, rows_P: NDArray[np.int64], count: int) -> Batches:
+        """These rows, so many at once."""
         for start in range(0, len(rows_P), count):
-            yield start, self.images_N_H_W_K[rows_P[start : start + count]]
+            yield start, self.values_N[rows_P[start : start + count]]
 
 
 class Pick(NamedTuple):
@@ -76,7 +104,7 @@ class Round:
 class Trained:
     """A classifier and what it says of the whole pool; the runs of one seed share that of their first round."""
 
-    network: ResNetClassifier
+    network: Network
     features_N_D: NDArray[np.float32]
     logits_N_C: NDArray[np.float32]
     measured: Mapping[str, float]
@@ -109,17 +137,18 @@ def run(
     the pool for `shared`. Raises UserError for what the strategy cannot work with.
     """
     strategy = strategies.get(params.selection.strategy)
+    inputs = pool.inputs(Learner(params, 1, strategy))
     labeled_L = fresh_L = np.sort(pool.initial_L)
     for number in range(1, rounds + 1):
         learner = Learner(params, number, strategy)
-        trained = _first_or_new(pool, learner, labeled_L, shared, shared_key)
+        trained = _first_or_new(pool, inputs, learner, labeled_L, shared, shared_key)
         left_P = np.setdiff1d(pool.pool_P, labeled_L)
         seconds = {"train": trained.seconds, "select": 0.0}
         picks: tuple[Pick, ...] = ()
         notes: tuple[str, ...] = ()
         if number < rounds and len(left_P):
             start = time.perf_counter()
-            selection = _Selecting(pool, learner, trained, labeled_L, left_P).select()
+            selection = _Selecting(pool, inputs, learner, trained, labeled_L, left_P).select()
             seconds["select"] = time.perf_counter() - start
             picks, notes = _picks(pool, selection, trained), selection.notes
         yield Round(number, len(labeled_L), trained.measured, trained.recall_C, fresh_L, picks, seconds, notes)
@@ -137,25 +166,34 @@ def _picks(pool: SimulatedPool, selection: strategies.Selection, trained: Traine
 
 
 def _first_or_new(
-    pool: SimulatedPool, learner: Learner, labeled_L: NDArray[np.int64], shared: Shared | None, shared_key: Any
+    pool: SimulatedPool,
+    inputs: Inputs,
+    learner: Learner,
+    labeled_L: NDArray[np.int64],
+    shared: Shared | None,
+    shared_key: Any,
 ) -> Trained:
     if learner.round > 1 or shared is None:
-        return _train(pool, learner, labeled_L)
-    key = (shared_key, learner.params.classifier.model_dump_json(), learner.params.seed)
+        return _train(pool, inputs, learner, labeled_L)
+    key = (shared_key, _learned_by(learner.params), learner.params.seed)
     known = shared.get(key)
     if known is None:
-        known = _train(pool, learner, labeled_L)
+        known = _train(pool, inputs, learner, labeled_L)
         shared.put(key, known)
     return known
 
 
-def _train(pool: SimulatedPool, learner: Learner, labeled_L: NDArray[np.int64]) -> Trained:
+def _learned_by(params: Params) -> str:
+    return params.classifier.model_dump_json() + params.backbone.model_dump_json()
+
+
+def _train(pool: SimulatedPool, inputs: Inputs, learner: Learner, labeled_L: NDArray[np.int64]) -> Trained:
     """The classifier of one round, measured on the holdout, and its features of every image."""
     start = time.perf_counter()
-    network, training = learner.classifier(pool.training_set(labeled_L), len(pool.classes))
+    network, training = learner.classifier(pool.training_set(inputs, labeled_L), len(pool.classes))
     _run(training)
     seconds = time.perf_counter() - start
-    features_N_D, logits_N_C = _describe(network, pool, learner)
+    features_N_D, logits_N_C = _describe(network, pool, inputs, learner)
     truth_M = pool.labels_N[pool.holdout_M]
     probabilities_M_C = torch.softmax(torch.from_numpy(logits_N_C[pool.holdout_M]), dim=1).numpy()
     measured = metrics.classification_metrics(truth_M, probabilities_M_C, pool.classes)
@@ -166,14 +204,14 @@ def _train(pool: SimulatedPool, learner: Learner, labeled_L: NDArray[np.int64]) 
 
 
 def _describe(
-    network: ResNetClassifier, pool: SimulatedPool, learner: Learner
+    network: Network, pool: SimulatedPool, inputs: Inputs, learner: Learner
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """features_N_D and logits_N_C of pool and holdout; what is in neither stays zero."""
     features_N_D = np.zeros((len(pool.labels_N), sum(network.feature_dims)), dtype=np.float32)
     logits_N_C = np.zeros((len(pool.labels_N), len(pool.classes)), dtype=np.float32)
     wanted = np.union1d(pool.pool_P, pool.holdout_M)
-    images = pool.image_batches(wanted, learner.params.features.batch_size)
-    for start, features_P_D, logits_P_C in features.describe(network, images, learner.device):
+    batches = inputs.batches(wanted, learner.params.features.batch_size)
+    for start, features_P_D, logits_P_C in features.describe(network, batches, learner.device):
         rows = wanted[start : start + len(features_P_D)]
         features_N_D[rows], logits_N_C[rows] = features_P_D, logits_P_C
     return features_N_D, logits_N_C
@@ -189,6 +227,7 @@ class _Selecting:
     """One round's choice: trains what the strategy needs beside the classifier, and lets it choose."""
 
     pool: SimulatedPool
+    inputs: Inputs
     learner: Learner
     trained: Trained
     labeled_L: NDArray[np.int64]
@@ -214,7 +253,7 @@ class _Selecting:
         )
 
     def _known(self) -> TrainingSet:
-        return self.pool.training_set(self.labeled_L)
+        return self.pool.training_set(self.inputs, self.labeled_L)
 
     def _labeled(self) -> strategies.Labeled:
         rows = self.labeled_L
@@ -235,8 +274,8 @@ class _Selecting:
     def _committee_columns(self) -> dict[str, NDArray[Any]]:
         networks, training = self.learner.committee(self.trained.network, self._known())
         _run(training)
-        images = self.pool.image_batches(self.left_P, self.learner.params.features.batch_size)
-        parts = [*self.learner.committee_columns(networks, images, self.pool.sample_ids[self.left_P])]
+        batches = self.inputs.batches(self.left_P, self.learner.params.features.batch_size)
+        parts = [*self.learner.committee_columns(networks, batches, self.pool.sample_ids[self.left_P])]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _estimate(self) -> tuple[probabilities.ClassTerms, dict[str, NDArray[Any]]]:

@@ -68,6 +68,13 @@ def _work(place: Workspace, params: Params) -> str | None:
     ticket = tasks.intake(str(place.root), params.model_dump(mode="json"))
     if ticket["nothing_to_label"]:
         return None
-    refs = learn(tasks, ticket, ticket["shards"], needs_vae=ticket["needs_vae"], run_all=tasks.run_all)
+    refs = learn(
+        tasks,
+        ticket,
+        ticket["shards"],
+        needs_vae=ticket["needs_vae"],
+        needs_embeddings=params.classifier.learner == "probe",
+        run_all=tasks.run_all,
+    )
     model = tasks.register_model(ticket, refs["trained"], refs["evaluated"])
     return str(tasks.publish(ticket, refs, model))

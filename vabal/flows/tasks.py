@@ -108,6 +108,11 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     }
 
 
+@task(name="embed-images", task_run_name="embed-images {shard}", **LEARNING)
+def embed_images(ticket: Ticket, shard: str) -> StageReference:
+    return steps.embed_images(context_of(ticket), shard)
+
+
 @task(name="train-classifier", task_run_name="train-classifier", **LEARNING)
 def train_classifier(ticket: Ticket) -> StageReference:
     context = context_of(ticket)

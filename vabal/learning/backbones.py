@@ -135,7 +135,7 @@ class _TimmTrunk(Trunk):
     def __init__(self, name: str, *, from_hub: bool) -> None:
         super().__init__()
         import timm  # noqa: PLC0415 -- takes two seconds to import
-        from timm.data import resolve_model_data_config  # noqa: PLC0415
+        from timm.data.config import resolve_model_data_config  # noqa: PLC0415
 
         try:
             self.body: Any = timm.create_model(name, pretrained=from_hub)
@@ -145,7 +145,7 @@ class _TimmTrunk(Trunk):
             raise UserError(f"backbone.weights: hub: the weights of {name} cannot be fetched: {_line(error)}") from None
         if not hasattr(self.body, "forward_intermediates"):
             raise UserError(f"backbone.name: timm's {name} does not tell its stages apart: take another, as resnet18")
-        config = resolve_model_data_config(self.body)
+        config = resolve_model_data_config(self.body)  # type: ignore[no-untyped-call]
         self.mean, self.std, self.size = config["mean"], config["std"], config["input_size"][1]
         self.interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
 
@@ -277,7 +277,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise UserError(f"backbone.weights: {path} cannot be read: {_line(error)}") from None
     except Exception as error:  # noqa: BLE001 -- pickle.UnpicklingError and whatever a foreign file makes it raise
-        raise UserError(f"backbone.weights: {path} holds more than tensors ({_line(error)}): save its state_dict()") from None
+        raise UserError(
+            f"backbone.weights: {path} holds more than tensors ({_line(error)}): save its state_dict()"
+        ) from None
     for name in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]
@@ -291,8 +293,10 @@ def _fill(network: nn.Module, state: dict[str, Tensor], source: str, name: str) 
     wanted = network.state_dict()
     known = _renamed(state, wanted)
     head = {key for key, values in wanted.items() if key in known and known[key].shape != values.shape}
-    head |= {key for key in wanted if key.split(".")[0] in ("fc", "classifier", "head")}
-    missing = [key for key in wanted if key not in known and key not in head and not key.endswith("num_batches_tracked")]
+    head |= {key for key in wanted if _is_head(key)}
+    missing = [
+        key for key in wanted if key not in known and key not in head and not key.endswith("num_batches_tracked")
+    ]
     wrong = [key for key in head & set(known) if known[key].shape != wanted[key].shape and not _is_head(key)]
     if missing or wrong:
         first = (missing + wrong)[0]
@@ -305,7 +309,7 @@ def _fill(network: nn.Module, state: dict[str, Tensor], source: str, name: str) 
 
 
 def _is_head(key: str) -> bool:
-    return key.split(".")[0] in ("fc", "classifier", "head")
+    return key.partition(".")[0] in ("fc", "classifier", "head")
 
 
 def _renamed(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -111,9 +111,10 @@ def fit(
 ) -> Iterator[Metric]:
     """Trains `network` in place by SGD and yields loss, accuracy and learning rate of each epoch, counted from 1.
 
-    What is minimised is `objective`, or else the cross entropy of `objective_of`; a gradient longer than `largest_gradient` (2-norm) is cut to that. Batches, crops,
-    flips and dropout derive from `seed`: on a CPU the same inputs and thread count give the same bits. The network is
-    left on `device`, in evaluation mode, once the iterator is exhausted.
+    What is minimised is `objective`, or else the cross entropy of `objective_of`; a gradient longer than
+    `largest_gradient` (2-norm) is cut to that. Batches, crops, flips and dropout derive from `seed`: on a CPU the same
+    inputs and thread count give the same bits. The network is left on `device`, in evaluation mode, once the iterator
+    is exhausted.
 
     Raises ValueError for arrays that do not fit the network, UserError if there are no samples or training diverges.
     """
@@ -159,10 +160,8 @@ def fit(
     network.eval()
 
 
-def predict(
-    network: Network, batches: Iterable[Inputs], device: torch.device | str = "cpu"
-) -> NDArray[np.float32]:
-    """probabilities_N_C of the inputs in `batches` (images_N_H_W_K uint8, or embeddings_N_E), one batch in memory at a time.
+def predict(network: Network, batches: Iterable[Inputs], device: torch.device | str = "cpu") -> NDArray[np.float32]:
+    """probabilities_N_C of the inputs in `batches`, images, uint8, or embeddings_N_E; one batch in memory at a time.
 
     Raises ValueError, which tells the rows, if a probability is not finite.
     """

@@ -41,7 +41,8 @@ class Embedder:
 
     @cached_property
     def backbone(self) -> Backbone:
-        return backbones.load(self.settings, self.channels).to(self.device, memory_format=torch.channels_last)
+        loaded = backbones.load(self.settings, self.channels).to(self.device)
+        return loaded.to(memory_format=torch.channels_last)
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:

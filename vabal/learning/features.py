@@ -30,11 +30,11 @@ def extract(
     folder: Path,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Writes features.npy (rows x D) and logits.npy (rows x C), float32, in the order of the rows, and feature_dims.json.
+    """Writes features.npy (rows x D) and logits.npy (rows x C), float32, in the order of the rows; feature_dims.json.
 
-    `batches` yields (start, the network's inputs: images_N_H_W_K uint8, or embeddings_N_E) that together cover `rows` rows in order. The next batch is read
-    while the network works on the last. Raises ValueError if rows are missing or out of order, or a number is not
-    finite; the files are then incomplete, and `row_batches` refuses them.
+    `batches` yields (start, inputs_N), images_N_H_W_K uint8 or a probe's embeddings_N_E, that together cover `rows`
+    rows in order. The next batch is read while the network works on the last. Raises ValueError if rows are missing or
+    out of order, or a number is not finite; the files are then incomplete, and `row_batches` refuses them.
     """
     write_bytes(folder / DIMS, canonical_json(list(network.feature_dims)))
     with (

@@ -62,7 +62,9 @@ class HeadCommittee:
         """Untrained. Raises UserError for needs that no networks have."""
         check(needs)
         self.needs, self.first, self.seed = needs, first, seed
-        self.heads: dict[str, LinearProbe] = {f"member{member}": self._like_first() for member in range(1, needs.members)}
+        self.heads: dict[str, LinearProbe] = {
+            f"member{member}": self._like_first() for member in range(1, needs.members)
+        }
         if needs.dropout > 0 and needs.passes > 1:
             self.heads["dropout"] = self._like_first()
         self.loss_head = None
@@ -92,9 +94,7 @@ class HeadCommittee:
             return probe.fit_head(head, known, self.first.columns.cpu().numpy(), settings, weights_L)
         return self._fit_dropout(head, known, settings)
 
-    def _fit_dropout(
-        self, head: LinearProbe, known: Labelled, settings: ClassifierSettings
-    ) -> tuple[float, float]:
+    def _fit_dropout(self, head: LinearProbe, known: Labelled, settings: ClassifierSettings) -> tuple[float, float]:
         features_L_D, _ = _described(self.first, known.embeddings_L_E)
         draw = np.random.default_rng(_derived(self.seed, "dropout"))
         kept = draw.random((_REPLICAS, *features_L_D.shape)) >= self.needs.dropout
@@ -123,7 +123,7 @@ class HeadCommittee:
             order = torch.randperm(len(losses_L), generator=generator)
             loss = loss_prediction.ranking_loss(module(features_L_D[order]), losses_L[order])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         module.eval()
         return float(loss.detach())
@@ -203,7 +203,9 @@ def load(folder: Path, first: LinearProbe) -> HeadCommittee:
     return loaded
 
 
-def _described(first: LinearProbe, embeddings_L_E: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _described(
+    first: LinearProbe, embeddings_L_E: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     with torch.inference_mode():
         features_L_D, logits_L_C = first.to("cpu").stages(torch.from_numpy(np.array(embeddings_L_E)))
     return features_L_D.double().numpy(), logits_L_C.double().numpy()

@@ -156,8 +156,8 @@ class LinearProbe(nn.Module):
         temperature: float = 1.0,
         dropout: float = 0.0,
     ) -> None:
-        """`embedding` is the backbone's number of outputs, `backbone` says what it is, `penalty` and `temperature` how the
-        head was fitted. Raises ValueError for what makes no probe."""
+        """`embedding` is the backbone's number of outputs, `backbone` says what it is; `penalty` and `temperature`, how
+        the head was fitted. Raises ValueError for what makes no probe."""
         super().__init__()
         if min(num_classes, embedding, *feature_dims) < 1 or sum(feature_dims) > embedding:
             raise ValueError(f"no probe has {num_classes} classes and {feature_dims} of {embedding} numbers")

@@ -49,7 +49,9 @@ class Embedded(NamedTuple):
         """The places of the layers that `choice` names, and how wide each of them is."""
         starts = np.cumsum([0, *(layer.width for layer in self.layers)])
         wanted = [
-            index for index, layer in enumerate(self.layers) if choice == "all" or (layer.stage == 0) == (choice == "last")
+            index
+            for index, layer in enumerate(self.layers)
+            if choice == "all" or (layer.stage == 0) == (choice == "last")
         ]
         places = [np.arange(starts[index], starts[index + 1]) for index in wanted]
         return np.concatenate(places), tuple(self.layers[index].width for index in wanted)
@@ -91,7 +93,9 @@ def fit(
     if not len(known.labels_L):
         raise UserError("there is no labelled sample to train on: bring in labels with `vabal labels import FILE`")
     if known.embeddings_L_E.shape != (len(known.labels_L), embedded.width):
-        raise ValueError(f"expected {len(known.labels_L)} x {embedded.width} numbers, found {known.embeddings_L_E.shape}")
+        raise ValueError(
+            f"expected {len(known.labels_L)} x {embedded.width} numbers, found {known.embeddings_L_E.shape}"
+        )
     chosen = choose(known, embedded, num_classes, settings, seed=seed)
     columns_D, widths = embedded.columns(chosen.layers)
     network = LinearProbe(
@@ -125,7 +129,7 @@ def fit_head(
     settings: ClassifierSettings,
     weights_L: Numbers | None = None,
 ) -> tuple[float, float]:
-    """Fits the head of `network`, with its own penalty, its logits divided by its temperature; loss and accuracy on what it learned from."""
+    """Fits the head of `network` by its own penalty and temperature; its loss and accuracy on what it learned from."""
     classes, penalty, temperature = (network.config[name] for name in ("num_classes", "penalty", "temperature"))
     values_L_D = known.embeddings_L_E[:, columns_D].astype(np.float64)
     mean_D, std_D = standardisation(values_L_D)
@@ -191,9 +195,7 @@ def solve(
     return weight_C_D, bias_C
 
 
-def cross_fit(
-    first: LinearProbe, known: Labelled, settings: ClassifierSettings, *, folds: int, seed: int
-) -> CrossFit:
+def cross_fit(first: LinearProbe, known: Labelled, settings: ClassifierSettings, *, folds: int, seed: int) -> CrossFit:
     """Out-of-fold predictions by heads like that of `first`, each fitted on the other folds.
 
     Raises UserError if there are fewer than two samples.
@@ -210,9 +212,7 @@ def cross_fit(
 # -- cross-validation -------------------------------------------------------------------------------------------------
 
 
-def choose(
-    known: Labelled, embedded: Embedded, num_classes: int, settings: ClassifierSettings, *, seed: int
-) -> Choice:
+def choose(known: Labelled, embedded: Embedded, num_classes: int, settings: ClassifierSettings, *, seed: int) -> Choice:
     """Layers, penalty and temperature, by cross-validation: layers first, at the first penalty, then the penalty.
 
     What is compared is the cross entropy, each class counting alike. Where there are too few labels to judge by (no
@@ -225,9 +225,7 @@ def choose(
     fold_L = known.folds(FOLDS, seed)
     judged = [_judge(known, embedded, fold_L, num_classes, choice, penalties[0], settings) for choice in layers]
     best = min(judged, key=lambda choice: choice.loss)
-    others = [
-        _judge(known, embedded, fold_L, num_classes, best.layers, penalty, settings) for penalty in penalties[1:]
-    ]
+    others = [_judge(known, embedded, fold_L, num_classes, best.layers, penalty, settings) for penalty in penalties[1:]]
     return min([best, *others], key=lambda choice: choice.loss)
 
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from vabal import probabilities, strategies, vae
 from vabal.learning import classifier, committee, probe, recipe
-from vabal.learning.classifier import CrossFit
 from vabal.learning.committee import Committee
 from vabal.learning.device import device_of, one_thread
 from vabal.learning.embeddings import Embedder
@@ -26,6 +25,7 @@ from vabal.learning.head_committee import HeadCommittee
 from vabal.learning.metrics import Metric
 from vabal.learning.network import LinearProbe, Network
 from vabal.learning.probe import Embedded, Labelled
+from vabal.learning.recipe import CrossFit
 from vabal.rounds.manifests import derive_seed
 from vabal.settings.models import Params
 from vabal.vae import FeatureVAE
@@ -105,9 +105,7 @@ class Learner:
         training = classifier.fit(network, known.inputs_L, known.labels_L, settings, seed=seed, device=self.device)
         return network, training
 
-    def cross_fit(
-        self, first: Network, known: TrainingSet, report: Callable[[Metric], None] | None = None
-    ) -> CrossFit:
+    def cross_fit(self, first: Network, known: TrainingSet, report: Callable[[Metric], None] | None = None) -> CrossFit:
         """Out-of-fold predictions of the labelled pool, by networks like the classifier."""
         settings, seed = self.params.classifier, self.seed("classifier")
         if isinstance(first, LinearProbe):

@@ -43,7 +43,7 @@ STAGE_CODE: Final = (
     *("labels/arrivals.py", "learning/", "pools/", "probabilities/", "rounds/context.py", "rounds/figures.py"),
     *("rounds/learner.py", "rounds/steps/", "rounds/tables.py", "strategies/", "vae/"),
 )
-STAGE_LIBRARIES: Final = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "scipy", "scikit-learn")
+STAGE_LIBRARIES: Final = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "scipy", "scikit-learn")
 
 
 class StageStore(Protocol):

@@ -13,6 +13,7 @@ from tests.support.small_rounds import first_round
 from vabal import strategies
 from vabal.errors import UserError
 from vabal.learning import committee, features
+from vabal.learning.network import ResNetClassifier
 from vabal.rounds import steps
 from vabal.rounds.context import RoundContext, StageReference, metrics_of, output_of
 from vabal.strategies import Candidates, Context, Needs, ScoringStrategy, Shard
@@ -108,6 +109,7 @@ def test_the_shards_carry_what_the_scoring_networks_say_of_each_candidate(contex
     first = steps.load_classifier(chosen, trained)
     folder = chosen.stages.get("train-committee", trained["committee"])
     assert folder is not None
+    assert isinstance(first, ResNetClassifier)
     networks = committee.load(folder, first)
     catalog = pd.read_parquet(chosen.view / "catalog.parquet").set_index("sample_id")
     seen = 0

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
         estimate_likelihood,
         train_vae,
     )
-    from vabal.rounds.steps.extract import extract_features, shard_names, weights
+    from vabal.rounds.steps.extract import embed_images, extract_features, shard_names, weights
     from vabal.rounds.steps.measure import evaluate, evaluation, evaluation_files, evaluation_folder
     from vabal.rounds.steps.select import select_batch, selection_document, selection_folder, selection_in_words
     from vabal.rounds.steps.take_in import intake, intake_again, refuse_unserved
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "class_terms",
+    "embed_images",
     "estimate_class_terms",
     "estimate_likelihood",
     "evaluate",
@@ -50,6 +51,7 @@ __getattr__ = members(
             "train_vae",
         ),
         "extract": (
+            "embed_images",
             "extract_features",
             "shard_names",
             "weights",

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vabal.learning import committee, features
+from vabal.learning import committee, features, head_committee
+from vabal.learning.network import LinearProbe, Network
 from vabal.progress import advance
 from vabal.rounds.context import RoundContext, StageReference, output_of, stage, stage_output
+from vabal.rounds.learner import ScoringNetworks
 from vabal.rounds.steps.keys import committee_columns_key, features_key
 from vabal.rounds.steps.train import load_classifier
 
@@ -46,7 +48,7 @@ def _committee_columns(context: RoundContext, trained: StageReference, shard: st
     """What the scoring networks say of every image of one shard, a file a column."""
     rows, ids, classes = context.shards.rows(shard), context.shards.sample_ids(shard), len(context.classes)
     there = stage_output(context, "train-committee", trained["committee"])
-    networks = committee.load(there, load_classifier(context, trained), context.device)
+    networks = _load_networks(there, load_classifier(context, trained), context)
     batches = reported(context.inputs.batches(shard, context.params.features.batch_size), rows, "extract-committee")
     with ExitStack() as files:
         writers = {
@@ -58,6 +60,12 @@ def _committee_columns(context: RoundContext, trained: StageReference, shard: st
         for said in context.learner.committee_columns(networks, batches, ids):
             for name, values in said.items():
                 writers[name].append(values)
+
+
+def _load_networks(folder: Path, first: Network, context: RoundContext) -> ScoringNetworks:
+    if isinstance(first, LinearProbe):
+        return head_committee.load(folder, first)
+    return committee.load(folder, first, context.device)
 
 
 def reported(

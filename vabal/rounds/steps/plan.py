@@ -15,7 +15,13 @@ def one_by_one(step: Callable[..., StageReference], calls: list[tuple[Any, ...]]
 
 
 def learn(
-    steps: ModuleType, begun: Any, shards: Sequence[str], *, needs_vae: bool, run_all: RunAll = one_by_one
+    steps: ModuleType,
+    begun: Any,
+    shards: Sequence[str],
+    *,
+    needs_vae: bool,
+    needs_embeddings: bool = False,
+    run_all: RunAll = one_by_one,
 ) -> dict[str, Any]:
     """From the training of the classifier to the selection: what each step put out, by name.
 
@@ -26,6 +32,8 @@ def learn(
     def run(step: Callable[..., StageReference], *arguments: Any) -> StageReference:
         return run_all(step, [(begun, *arguments)])[0]
 
+    if needs_embeddings:
+        run_all(steps.embed_images, [(begun, shard) for shard in shards])
     trained = run(steps.train_classifier)
     evaluated = run(steps.evaluate, trained)
     extracted = run_all(steps.extract_features, [(begun, trained, shard) for shard in shards])
