@@ -1,7 +1,8 @@
 """The model that travels with every registered version: a script for MLflow's models-from-code.
 
 It is copied into the version and runs where it is loaded, with mlflow, numpy, pandas, pillow, torch and torchvision,
-and without vabal or safetensors: the network's source and its weights lie beside it. Preprocessing is inside.
+and without vabal, timm or safetensors: the network's source and its weights lie beside it, and a probe's backbone as
+exported programs. Preprocessing is inside.
 
     model = mlflow.pyfunc.load_model("models:/vabal-classifier/3")     # model_config={"device": "cuda"} for a GPU
     model.predict(images)  ->  DataFrame: `class`, then one probability a class, `p_<class name>`, in index order
@@ -13,7 +14,8 @@ different sizes. Grey and colour are converted and sizes brought to the training
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +30,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 from PIL import Image
+from torch.export.passes import move_to_device_pass
 
 BATCH = 256
 
@@ -45,7 +48,10 @@ class ImageClassifier(PythonModel):
         self.size: int = about["image_size"]
         self.channels: int = about["channels"]
         self.device = torch.device((context.model_config or {}).get("device", "cpu"))
-        self.network = _module(files["network"]).read_weights(files["weights"]).eval().to(self.device)
+        source = _module(files["network"])
+        self.network = source.read_weights(files["weights"]).eval().to(self.device)
+        trunks = {int(name.removeprefix("trunk-")): path for name, path in files.items() if name.startswith("trunk-")}
+        self.embed = _embedding(source, self.network.config["backbone"], trunks, self.device) if trunks else None
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
         """`class` and `p_<class name>` for every image. Raises MlflowException naming what is wrong with the input."""
@@ -59,9 +65,19 @@ class ImageClassifier(PythonModel):
     def _probabilities(self, images: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         images_N_K_H_W = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()).to(self.device)
         with torch.inference_mode():
-            logits_N_C = self.network(images_N_K_H_W)
+            logits_N_C = self.network(self.embed(images_N_K_H_W) if self.embed else images_N_K_H_W)
             probabilities_N_C: npt.NDArray[np.float32] = logits_N_C.softmax(dim=1).cpu().numpy()
         return probabilities_N_C
+
+
+def _embedding(
+    source: ModuleType, backbone: dict[str, Any], trunks: dict[int, Path], device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a probe sees of the images: what the exported backbone says of them."""
+    names = ("sizes", "views", "mean", "std", "interpolation")
+    prepared = {name: backbone[name] for name in names}
+    programs = [move_to_device_pass(torch.export.load(trunks[size]), device).module() for size in prepared["sizes"]]
+    return partial(source.embed, trunks=programs, **prepared)
 
 
 def prepare(image: npt.NDArray[np.uint8], size: int, channels: int) -> npt.NDArray[np.uint8]:

@@ -15,13 +15,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vabal.errors import UserError
-from vabal.files import canonical_json, file_sha256
+from vabal.files import file_sha256
+from vabal.learning.network import embed
 from vabal.settings.models import BackboneSettings
 
-LAST: Final = "last"
+_LARGEST_BATCH: Final = 4096  # of an exported program
 _SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".bin")
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "teacher")  # what a checkpoint may hold its state below
 _PREFIXES: Final = ("module.", "model.", "backbone.", "encoder.")
@@ -43,14 +43,9 @@ class Backbone(nn.Module):
     evaluation mode, and without gradients.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, trunk: "Trunk", sizes: tuple[int, ...], views: str, channels: int) -> None:
         super().__init__()
         self.trunk, self.sizes, self.views, self.channels = trunk, sizes, views, channels
-        self.register_buffer("mean", 255 * torch.tensor(trunk.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(trunk.std).view(1, -1, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
         self.layers = tuple(layer for size in sizes for layer in self._layers_of(size))
@@ -64,50 +59,42 @@ class Backbone(nn.Module):
         """Stays in evaluation mode."""
         return super().train(False)
 
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How images are made ready for the network: what `network.embed` is told beside the images."""
+        return {
+            "sizes": list(self.sizes),
+            "views": self.views,
+            "mean": list(self.trunk.mean),
+            "std": list(self.trunk.std),
+            "interpolation": self.trunk.interpolation,
+        }
+
     def forward(self, images_N_K_H_W: Tensor) -> Tensor:
         """embeddings_N_E of raw images, uint8 or float in units of 0..255."""
-        images = images_N_K_H_W.to(self.mean.dtype)
-        if self.channels == 1:
-            images = images.expand(-1, 3, -1, -1)
-        parts = []
-        for size in self.sizes:
-            resized = _resized(images, size, self.trunk.interpolation)
-            normalised = ((resized - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-            parts.append(torch.stack([self._embedded(view) for view in _views(normalised, self.views)]).mean(dim=0))
-        return torch.cat(parts, dim=1)
+        return embed(images_N_K_H_W, [self.trunk] * len(self.sizes), **self.preparation)
 
-    def _embedded(self, images_N_3_S_S: Tensor) -> Tensor:
-        stages, last_N_D = self.trunk(images_N_3_S_S)
-        return torch.cat([*(maps.mean(dim=(2, 3)) for maps in stages), last_N_D], dim=1)
+    def export(self, folder: Path) -> list[Path]:
+        """Writes the network as a program for each size, `trunk-<size>.pt2`: to be run where timm is not installed."""
+        written = []
+        batch = torch.export.Dim("N", min=1, max=_LARGEST_BATCH)
+        for size in self.sizes:
+            example = torch.zeros(2, 3, size, size)
+            program = torch.export.export(self.trunk, (example,), dynamic_shapes=({0: batch},))
+            written.append(folder / f"trunk-{size}.pt2")
+            torch.export.save(program, written[-1])
+        return written
 
     def _layers_of(self, size: int) -> Iterator[Layer]:
         with torch.inference_mode():
             try:
-                stages, last_N_D = self.trunk(torch.zeros(1, 3, size, size))
+                stages, last_N_D = self.trunk.layers(torch.zeros(1, 3, size, size))
             except (RuntimeError, AssertionError, ValueError) as error:
                 said = " ".join(str(error).split())[:160]
                 raise UserError(f"backbone.sizes: the backbone takes no images of {size} pixels: {said}") from None
         for stage, maps in enumerate(stages, start=1):
             yield Layer(size, stage, maps.shape[1])
         yield Layer(size, 0, last_N_D.shape[1])
-
-
-def _resized(images_N_K_H_W: Tensor, size: int, interpolation: str) -> Tensor:
-    if images_N_K_H_W.shape[2] == images_N_K_H_W.shape[3] == size:
-        return images_N_K_H_W
-    resized = functional.interpolate(
-        images_N_K_H_W, size=(size, size), mode=interpolation, antialias=True, align_corners=False
-    )
-    return resized.clamp(0, 255)  # bicubic goes beyond
-
-
-def _views(images_N_K_H_W: Tensor, views: str) -> list[Tensor]:
-    if views == "plain":
-        return [images_N_K_H_W]
-    if views == "mirrored":
-        return [images_N_K_H_W, images_N_K_H_W.flip(3)]
-    turned = [torch.rot90(images_N_K_H_W, quarter, (2, 3)) for quarter in range(4)]
-    return [*turned, *(images.flip(3) for images in turned)]
 
 
 # -- the networks -----------------------------------------------------------------------------------------------------
@@ -121,9 +108,14 @@ class Trunk(nn.Module):
     interpolation: str
     size: int  # of the images that it was trained on
 
-    def forward(self, images_N_3_S_S: Tensor) -> tuple[list[Tensor], Tensor]:
+    def layers(self, images_N_3_S_S: Tensor) -> tuple[list[Tensor], Tensor]:
         """maps_N_D_H_W of each stage, and last_N_D."""
         raise NotImplementedError
+
+    def forward(self, images_N_3_S_S: Tensor) -> Tensor:
+        """The averages of all layers side by side."""
+        stages, last_N_D = self.layers(images_N_3_S_S)
+        return torch.cat([*(maps.mean(dim=(2, 3)) for maps in stages), last_N_D], dim=1)
 
     @property
     def network(self) -> nn.Module:
@@ -149,7 +141,7 @@ class _TimmTrunk(Trunk):
         self.mean, self.std, self.size = config["mean"], config["std"], config["input_size"][1]
         self.interpolation = "bicubic" if config["interpolation"] == "bicubic" else "bilinear"
 
-    def forward(self, images_N_3_S_S: Tensor) -> tuple[list[Tensor], Tensor]:
+    def layers(self, images_N_3_S_S: Tensor) -> tuple[list[Tensor], Tensor]:
         last, stages = self.body.forward_intermediates(images_N_3_S_S)
         return stages, self.body.forward_head(last, pre_logits=True)
 
@@ -185,7 +177,7 @@ class _TorchvisionTrunk(Trunk):
         names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
         return [getattr(self.body, name) for name in names] if hasattr(self.body, "layer4") else []
 
-    def forward(self, images_N_3_S_S: Tensor) -> tuple[list[Tensor], Tensor]:
+    def layers(self, images_N_3_S_S: Tensor) -> tuple[list[Tensor], Tensor]:
         stages: list[Tensor] = []
         maps = images_N_3_S_S
         for part in self._parts():
@@ -321,8 +313,3 @@ def _renamed(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str
         if len(cut.keys() & wanted.keys()) * 2 > len(wanted):
             return cut
     return state
-
-
-def digest_of(document: Mapping[str, Any]) -> str:
-    """Sixteen hex digits of a JSON document."""
-    return hashlib.sha256(canonical_json(dict(document))).hexdigest()[:16]

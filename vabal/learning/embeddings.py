@@ -8,6 +8,8 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from vabal.files import canonical_json, file_sha256, private_folder, sha256, write_bytes
 from vabal.images import DecodedShards
-from vabal.learning import backbones
+from vabal.learning import backbones, network
 from vabal.learning.backbones import Backbone, Layer
 from vabal.learning.features import RowWriter, row_batches
 from vabal.learning.probe import Embedded
@@ -55,7 +57,7 @@ class Embedder:
             "backbone": self.identity,
             "channels": self.channels,
             "device": self.device.type,
-            "code": file_sha256(Path(backbones.__file__)),
+            "code": [file_sha256(Path(str(module.__file__))) for module in (backbones, network)],
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
         return sha256(canonical_json(document))[:16]
@@ -64,13 +66,27 @@ class Embedder:
     def embedded(self) -> Embedded:
         """What the numbers are; kept beside them, so that the backbone need not be loaded to know."""
         path = self.cache / f"layers-{self.key}.json"
-        if path.exists():
-            layers = tuple(Layer(*item) for item in json.loads(path.read_bytes()))
-        else:
-            layers = self.backbone.layers
+        if not path.exists():
+            about = {"layers": [list(layer) for layer in self.backbone.layers], **self.backbone.preparation}
             private_folder(self.cache)
-            write_bytes(path, canonical_json([list(layer) for layer in layers]))
-        return Embedded(self.identity, layers)
+            write_bytes(path, canonical_json(about))
+        about = json.loads(path.read_bytes())
+        layers = tuple(Layer(*item) for item in about.pop("layers"))
+        return Embedded({**self.identity, **about}, layers)
+
+    def programs(self) -> list[Path]:
+        """The backbone as programs that run without timm, one a size; exported once, and kept."""
+        place = self.cache / f"programs-{self.key}"
+        private_folder(self.cache)
+        with _alone(self.cache / f".programs-{self.key}.lock"):
+            if not place.is_dir():
+                temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=self.cache))
+                try:
+                    backbones.load(self.settings, self.channels).export(temporary)
+                    temporary.rename(place)
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
+        return [place / f"trunk-{size}.pt2" for size in self.embedded.backbone["sizes"]]
 
     def embed(self, images_N_H_W_K: NDArray[np.uint8]) -> NDArray[np.float32]:
         """embeddings_N_E. Raises ValueError if a number is not finite."""

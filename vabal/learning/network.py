@@ -6,12 +6,13 @@ Imports torch and torchvision only. The source of this file travels with every r
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
 BLOCKS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
@@ -194,6 +195,45 @@ class LinearProbe(nn.Module):
             )
         features_N_D = (embeddings_N_E.to(self.mean.dtype)[:, self.columns] - self.mean) / self.std
         return features_N_D, self.classifier(features_N_D)
+
+
+def embed(
+    images_N_K_H_W: Tensor,
+    trunks: Sequence[Callable[[Tensor], Tensor]],
+    *,
+    sizes: Sequence[int],
+    views: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+) -> Tensor:
+    """embeddings_N_E of raw images in units of 0..255, 1 or 3 channels: what the trunk of each size says, side by side.
+
+    `mean` and `std` are in units of 0..1; `views` is plain, mirrored (with the mirror image) or turned (all eight), and
+    averaged over.
+    """
+    images = images_N_K_H_W.float().expand(-1, 3, -1, -1)
+    mean_3, std_3 = (255 * torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (mean, std))
+    parts = []
+    for size, trunk in zip(sizes, trunks, strict=True):
+        if images.shape[2:] == (size, size):
+            resized = images
+        else:
+            resized = functional.interpolate(images, size=(size, size), mode=interpolation, antialias=True)
+            resized = resized.clamp(0, 255)  # bicubic goes beyond
+        normalised = (resized - mean_3) / std_3
+        seen = [trunk(view.contiguous(memory_format=torch.channels_last)) for view in _views(normalised, views)]
+        parts.append(torch.stack(seen).mean(dim=0))
+    return torch.cat(parts, dim=1)
+
+
+def _views(images_N_K_H_W: Tensor, views: str) -> list[Tensor]:
+    if views == "plain":
+        return [images_N_K_H_W]
+    if views == "mirrored":
+        return [images_N_K_H_W, images_N_K_H_W.flip(3)]
+    turned = [torch.rot90(images_N_K_H_W, quarter, (2, 3)) for quarter in range(4)]
+    return [*turned, *(images.flip(3) for images in turned)]
 
 
 Network = ResNetClassifier | LinearProbe

@@ -29,7 +29,10 @@ ARITHMETIC = {"device", "threads"}
 # What each stage's key holds: settings and inputs.
 MADE_OF = {
     "intake": (set(), {"parent", "round", "inbox"}),
-    "train-classifier": ({"classifier", "images", "classes", "cross_fit", *ARITHMETIC}, {"labeled", "seed"}),
+    "train-classifier": (
+        {"classifier", "backbone", "images", "classes", "cross_fit", *ARITHMETIC},
+        {"labeled", "seed"},
+    ),
     "train-committee": ({"dropout", "passes", "members", "auxiliary_loss"}, {"classifier", "seed"}),
     "evaluate": ({"classes", "batch_size"}, {"classifier", "holdout"}),
     "extract-features": ({"images", "batch_size"}, {"classifier", "shard"}),

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from mlflow.models import Model, ModelSignature
@@ -24,13 +25,20 @@ NETWORK_SOURCE = Path(vabal.__file__).parent / "learning" / "network.py"
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "torch", "torchvision")
 
 
-def save_model(folder: Path, run_id: str, weights: Path, network: Path, about: bytes) -> Path:
-    """The model's folder in MLflow's format, from `serving.py`, the network's source, the weights and the classes."""
+def save_model(
+    folder: Path, run_id: str, weights: Path, network: Path, about: bytes, programs: Sequence[Path] = ()
+) -> Path:
+    """The model's folder in MLflow's format, from `serving.py`, the network's source, the weights and the classes.
+
+    `programs` are those of a probe's backbone.
+    """
     parts = folder / "parts"
     parts.mkdir()
     shutil.copyfile(weights, parts / "weights.safetensors")
     shutil.copyfile(network, parts / "network.py")
     (parts / "classes.json").write_bytes(about)
+    for program in programs:
+        shutil.copyfile(program, parts / program.name)
     # No input schema: MLflow's enforces one rank and one dtype, and both grey NxHxW and colour NxHxWx3 are welcome.
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "class")]
     outputs += [ColSpec(DataType.float, f"p_{name}") for name in json.loads(about)["classes"]]

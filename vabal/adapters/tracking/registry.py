@@ -62,6 +62,7 @@ class Registry(Connection):
         image_size: int,
         channels: int,
         network: Path = NETWORK_SOURCE,
+        programs: Sequence[Path] = (),
         tags: Mapping[str, str] | None = None,
     ) -> Version:
         """The round's version of the model: found again by round and weights, else uploaded and made; never doubled.
@@ -74,7 +75,7 @@ class Registry(Connection):
             return found[0]
         with tempfile.TemporaryDirectory(prefix="vabal-") as folder:
             about = classes_json(list(classes), image_size, channels, sha256)
-            model = save_model(Path(folder), run_id, weights, network, about)
+            model = save_model(Path(folder), run_id, weights, network, about, programs)
             files = digests(model)
             self._client.log_artifacts(run_id, str(model), MODEL_FOLDER)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"

@@ -1,0 +1,165 @@
+"""The probe: its head against an obvious minimisation, what cross-validation chooses, and what it leaves alone."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from vabal.errors import UserError
+from vabal.learning import probe
+from vabal.learning.backbones import Layer
+from vabal.learning.probe import Embedded, Labelled
+from vabal.learning.recipe import stratified_folds
+from vabal.settings.models import ClassifierSettings
+
+LAYERS = (Layer(64, 1, 3), Layer(64, 2, 4), Layer(64, 0, 5), Layer(96, 1, 3), Layer(96, 2, 4), Layer(96, 0, 5))
+EMBEDDED = Embedded({"name": "a backbone"}, LAYERS)
+
+
+def settings(**chosen: object) -> ClassifierSettings:
+    return ClassifierSettings.model_validate({"learner": "probe", **chosen})
+
+
+def labelled(samples: int = 60, classes: int = 3, seed: int = 0, informative: str = "stages") -> Labelled:
+    """Embeddings of which the informative layers tell the class, and the others nothing."""
+    draw = np.random.default_rng(seed)
+    labels_L = draw.integers(classes, size=samples)
+    labels_L[:classes] = np.arange(classes)
+    embeddings_L_E = draw.normal(size=(samples, EMBEDDED.width))
+    columns_D, _ = EMBEDDED.columns(informative)
+    embeddings_L_E[:, columns_D] += 2 * draw.normal(size=(classes, len(columns_D)))[labels_L]
+    ids = [f"s{number:04d}" for number in range(samples)]
+    return Labelled(embeddings_L_E.astype(np.float32), labels_L, ids)
+
+
+def slowly(
+    features_L_D: np.ndarray, labels_L: np.ndarray, classes: int, penalty: float, weights_L: np.ndarray
+) -> float:
+    """The least value of the sum of weighted cross entropies and the penalty, by a general minimiser."""
+    features = features_L_D.shape[1]
+
+    def value(flat: np.ndarray) -> float:
+        weight_C_D, bias_C = flat[: classes * features].reshape(classes, features), flat[classes * features :]
+        log_L = log_softmax(features_L_D @ weight_C_D.T + bias_C, axis=1)[np.arange(len(labels_L)), labels_L]
+        return float(-weights_L @ log_L + penalty / 2 * (weight_C_D**2).sum())
+
+    return float(minimize(value, np.zeros(classes * (features + 1)), method="BFGS", tol=1e-9).fun)
+
+
+@pytest.mark.parametrize("samples", [40, 9])  # more than there are features, and fewer: solved in their span
+@pytest.mark.parametrize("imbalance", ["none", "balanced"])
+def test_the_head_minimises_the_penalised_cross_entropy(samples: int, imbalance: str) -> None:
+    known = labelled(samples)
+    features_L_D = known.embeddings_L_E[:, :12].astype(np.float64)
+    weights_L = probe.balanced_weights(known.labels_L) if imbalance == "balanced" else np.ones(samples)
+    weight_C_D, bias_C = probe.solve(features_L_D, known.labels_L, 3, 2.0, settings(imbalance=imbalance))
+    log_L_C = log_softmax(features_L_D @ weight_C_D.T + bias_C, axis=1)
+    value = -weights_L @ log_L_C[np.arange(samples), known.labels_L] + (weight_C_D**2).sum()
+    assert value == pytest.approx(slowly(features_L_D, known.labels_L, 3, 2.0, weights_L), rel=1e-4)
+
+
+def test_every_class_weighs_alike_and_all_together_as_many_as_there_are_samples() -> None:
+    weights_L = probe.balanced_weights(np.array([0, 0, 0, 2]))
+    assert weights_L.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
+
+
+def test_logits_are_adjusted_by_the_log_of_the_classes_shares() -> None:
+    known = labelled(40)
+    features_L_D = known.embeddings_L_E.astype(np.float64)
+    _, plain_C = probe.solve(features_L_D, known.labels_L, 3, 1.0, settings(imbalance="none"))
+    _, adjusted_C = probe.solve(features_L_D, known.labels_L, 3, 1.0, settings(imbalance="logit_adjusted"))
+    assert plain_C - adjusted_C == pytest.approx(np.log(np.bincount(known.labels_L) / 40))
+
+
+def test_two_classes_have_a_row_each_and_an_unlabelled_one_is_unlikely() -> None:
+    known = labelled(40, classes=2)
+    features_L_D = known.embeddings_L_E.astype(np.float64)
+    weight_C_D, bias_C = probe.solve(features_L_D, known.labels_L, 3, 1.0, settings())
+    assert weight_C_D[0] == pytest.approx(-weight_C_D[1])
+    assert not weight_C_D[2].any()
+    posterior_L_C = np.exp(log_softmax(features_L_D @ weight_C_D.T + bias_C, axis=1))
+    assert posterior_L_C[:, 2].max() < 0.05
+    assert (posterior_L_C.argmax(axis=1) == known.labels_L).mean() > 0.9
+
+
+def test_one_class_alone_is_what_every_sample_is_said_to_be() -> None:
+    known = Labelled(np.zeros((4, EMBEDDED.width), np.float32), np.array([1, 1, 1, 1]), list("abcd"))
+    network, training = probe.fit(known, EMBEDDED, 3, settings(), seed=0)
+    list(training)
+    assert network(torch.zeros(2, EMBEDDED.width)).argmax(dim=1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("informative", ["stages", "last"])
+def test_cross_validation_takes_the_layers_that_tell_the_classes(informative: str) -> None:
+    chosen = probe.choose(labelled(90, informative=informative), EMBEDDED, 3, settings(), seed=0)
+    assert chosen.layers == informative
+    assert chosen.balanced_accuracy > 0.9
+
+
+def test_the_layers_and_the_penalty_of_the_settings_are_taken_as_they_are() -> None:
+    network, training = probe.fit(labelled(), EMBEDDED, 3, settings(layers="last", penalty=7.0), seed=0)
+    list(training)
+    assert network.feature_dims == (5, 5)
+    assert network.columns.tolist() == [*range(7, 12), *range(19, 24)]
+    assert network.config["penalty"] == 7.0
+
+
+def test_a_posterior_that_is_too_sure_of_itself_is_cooled() -> None:
+    draw = np.random.default_rng(0)
+    labels_L = draw.integers(2, size=400)
+    noisy = draw.normal(size=(400, EMBEDDED.width)).astype(np.float32)
+    noisy[:, 0] += labels_L
+    known = Labelled(noisy, labels_L, [f"s{number:04d}" for number in range(400)])
+    chosen = probe.choose(known, EMBEDDED, 2, settings(penalty=0.1, layers="all"), seed=0)
+    assert chosen.temperature > 1.2
+
+
+def test_features_are_the_chosen_columns_standardised() -> None:
+    known = labelled()
+    network, training = probe.fit(known, EMBEDDED, 3, settings(layers="stages"), seed=0)
+    list(training)
+    features_L_D, logits_L_C = network.stages(torch.from_numpy(known.embeddings_L_E))
+    assert features_L_D.shape == (60, 14) and network.feature_dims == (3, 4, 3, 4)
+    assert features_L_D.mean(dim=0).abs().max() < 1e-4
+    assert features_L_D.std(dim=0, correction=0) == pytest.approx(torch.ones(14), abs=1e-3)
+    assert torch.equal(logits_L_C, network(torch.from_numpy(known.embeddings_L_E)))
+
+
+def test_a_column_that_hardly_varies_does_not_blow_up() -> None:
+    values_L_D = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 3.0]])
+    mean_D, std_D = probe.standardisation(values_L_D)
+    assert mean_D.tolist() == [0.5, 0.0, 2.0]
+    assert std_D.tolist() == pytest.approx([0.5, 0.075, 1.0])
+
+
+def test_held_out_predictions_are_of_heads_that_had_not_seen_the_sample() -> None:
+    known = labelled(30)
+    network, training = probe.fit(known, EMBEDDED, 3, settings(), seed=0)
+    list(training)
+    fitted = probe.cross_fit(network, known, settings(), folds=3, seed=0)
+    other = Labelled(known.embeddings_L_E, known.labels_L.copy(), known.sample_ids)
+    other.labels_L[fitted.fold_N == 0] = (other.labels_L[fitted.fold_N == 0] + 1) % 3
+    held = probe.held_out_logits(known, network.columns.numpy(), fitted.fold_N, 3, 1.0, settings())
+    again = probe.held_out_logits(other, network.columns.numpy(), fitted.fold_N, 3, 1.0, settings())
+    assert np.array_equal(held[fitted.fold_N == 0], again[fitted.fold_N == 0])
+    assert not np.allclose(held[fitted.fold_N == 1], again[fitted.fold_N == 1])
+
+
+def test_a_group_stays_in_one_fold() -> None:
+    groups_N = np.repeat(np.arange(20), 3)
+    fold_N = stratified_folds(
+        [f"s{number:02d}" for number in range(60)], np.arange(60) % 4, folds=4, seed=1, groups_N=groups_N
+    )
+    assert all(len(set(fold_N[groups_N == group])) == 1 for group in range(20))
+    assert np.bincount(fold_N).tolist() == [15, 15, 15, 15]
+
+
+def test_no_samples_and_arrays_that_do_not_fit_are_refused() -> None:
+    nothing = Labelled(np.zeros((0, EMBEDDED.width), np.float32), np.zeros(0, np.int64), [])
+    with pytest.raises(UserError, match="no labelled sample"):
+        probe.fit(nothing, EMBEDDED, 3, settings(), seed=0)
+    with pytest.raises(ValueError, match="expected 2 x 24 numbers"):
+        probe.fit(
+            Labelled(np.zeros((2, 3), np.float32), np.zeros(2, np.int64), ["a", "b"]), EMBEDDED, 3, settings(), seed=0
+        )
