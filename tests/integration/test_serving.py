@@ -16,9 +16,12 @@ from running import RunningStack
 from vabal import images
 from vabal.adapters.tracking import SERVING_SOURCE, Tracking
 from vabal.images import shards
-from vabal.learning import classifier
+from vabal.learning import classifier, probe
+from vabal.learning.embeddings import Embedder
+from vabal.learning.network import ResNetClassifier
+from vabal.learning.probe import Labelled
 from vabal.promotion.registered import classes_json
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.models import BackboneSettings, ClassifierSettings
 
 CLASSES = ["crack", "dust (light)", "good"]
 KEY = "e" * 64
@@ -29,7 +32,7 @@ import json, sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("vabal", "flows", "safetensors"):
+        if name.partition(".")[0] in ("vabal", "flows", "safetensors", "timm"):
             raise ModuleNotFoundError(f"{name} is not installed here")
 
 sys.meta_path.insert(0, Absent())
@@ -76,10 +79,45 @@ def registered(uri: str, folder: Path, channels: int, size: int = 16) -> tuple[s
     return f"models:/{tracking.model_name}/{version.version}", network
 
 
+def registered_probe(uri: str, folder: Path) -> tuple[str, Any]:
+    """The address of a version that is a probe on two sizes of the embedded backbone, and the same predictor here."""
+    embedder = Embedder(BackboneSettings(sizes=[32, 16], views="mirrored"), 1, "cpu", folder / "embeddings")
+    embedded = embedder.embedded
+    draw = np.random.default_rng(0)
+    known = Labelled(
+        embedder.embed(draw.integers(0, 256, (20, 16, 16, 1), dtype=np.uint8)),
+        np.arange(20) % 3,
+        [*"abcdefghijklmnopqrst"],
+    )
+    network, training = probe.fit(known, embedded, 3, ClassifierSettings(learner="probe"), seed=0)
+    list(training)
+    (folder / "probe").mkdir()
+    weights = folder / "probe" / "weights.safetensors"
+    classifier.save(network, weights)
+    tracking = Tracking("s-probe", uri)
+    version = tracking.register(
+        tracking.open_round(7, KEY, {}),
+        7,
+        KEY,
+        weights=weights,
+        classes=CLASSES,
+        image_size=16,
+        channels=1,
+        programs=embedder.programs(),
+    )
+    loaded = classifier.load(weights)
+    return f"models:/{tracking.model_name}/{version.version}", lambda pixels: classifier.predict(
+        loaded, [embedder.embed(pixels)]
+    )
+
+
 def own_predictions(network: Any, raw: np.ndarray, channels: int, size: int = 16) -> np.ndarray:
     """Probabilities by the path that a round takes: encoded images, decoded and resized, through the classifier."""
     decoded = np.stack([images.decode(shards.png(image), size, channels) for image in raw])
-    return classifier.predict(network, [decoded])
+    if isinstance(network, ResNetClassifier):
+        return classifier.predict(network, [decoded])
+    predicted: np.ndarray = network(decoded)
+    return predicted
 
 
 def test_versions_predict_what_we_predict_in_a_process_without_our_package(mlflow_uri: str, tmp_path: Path) -> None:
@@ -93,16 +131,17 @@ def test_versions_predict_what_we_predict_in_a_process_without_our_package(mlflo
     }
     np.savez(tmp_path / "inputs.npz", **inputs)  # type: ignore[arg-type]
     models, networks = zip(*(registered(mlflow_uri, tmp_path, channels) for channels in (1, 3)), strict=True)
+    models, networks = zip(*[*zip(models, networks, strict=True), registered_probe(mlflow_uri, tmp_path)], strict=True)
     command = [sys.executable, "-I", "-c", STRANGER, mlflow_uri, str(tmp_path / "inputs.npz"), str(tmp_path), *models]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert not {"vabal", "safetensors"} & set(json.loads(done.stdout.splitlines()[-1]))
-    for number, channels in enumerate((1, 3)):
+    assert not {"vabal", "safetensors", "timm"} & set(json.loads(done.stdout.splitlines()[-1]))
+    for number, channels in enumerate((1, 3, 1)):  # two networks, and the probe
         for name, raw in inputs.items():
             table = pd.read_parquet(tmp_path / f"{number}-{name}.parquet")
             assert list(table.columns) == ["class", "p_crack", "p_dust (light)", "p_good"]
             expected_N_C = own_predictions(networks[number], raw, channels)
-            np.testing.assert_allclose(table.iloc[:, 1:].to_numpy(), expected_N_C, atol=1e-6, rtol=0)
+            np.testing.assert_allclose(table.iloc[:, 1:].to_numpy(), expected_N_C, atol=1e-5, rtol=0)
             assert list(table["class"]) == [CLASSES[index] for index in expected_N_C.argmax(axis=1)]
 
 

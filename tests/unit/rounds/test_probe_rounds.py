@@ -1,0 +1,106 @@
+"""Rounds whose classifier is a probe: every strategy, over a workspace's files and over a simulated run's arrays."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.support.small_rounds import first_round
+from vabal import strategies
+from vabal.benchmark import simulation
+from vabal.benchmark.simulation import SimulatedPool
+from vabal.learning import backbones
+from vabal.learning.network import LinearProbe
+from vabal.rounds import steps
+from vabal.rounds.context import RoundContext, StageReference, output_of
+from vabal.rounds.steps.plan import learn
+
+SETTINGS = {
+    "classifier.learner": "probe",
+    "backbone.sizes": [16],
+    "pool.shard_rows": 40,
+    "selection.budget": 6,
+    "vae.epochs": 1,
+    "vae.min_steps": 0,
+    "probabilities.members": 2,
+    "compute.device": "cpu",
+    "compute.threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoundContext]:
+    with first_round(tmp_path_factory.mktemp("probe"), 90, SETTINGS) as begun:
+        yield begun
+
+
+def by(context: RoundContext, strategy: str) -> RoundContext:
+    return replace(context, params=context.workspace.params({"selection.strategy": strategy}))
+
+
+def learned(context: RoundContext) -> dict[str, StageReference]:
+    needs_vae = context.needs.vae
+    return learn(steps, context, steps.shard_names(context), needs_vae=needs_vae, needs_embeddings=True)
+
+
+def simulated(context: RoundContext) -> SimulatedPool:
+    """The workspace's pools as arrays."""
+    catalog = pd.read_parquet(context.view / "catalog.parquet").sort_values("sample_id", ignore_index=True)
+    tables = {name: pd.read_parquet(context.view / f"{name}.parquet") for name in ("labeled", "unlabeled", "holdout")}
+    rows = pd.Index(catalog["sample_id"])
+    number = {"0": 0, "1": 1, "2": 2}
+    told = pd.read_csv(context.workspace.state / "oracle.csv", dtype=str)
+    labels = {**dict(zip(told["sample_id"], told["label"], strict=True))}
+    for name in ("labeled", "holdout"):
+        labels |= dict(zip(tables[name]["sample_id"], tables[name]["label"], strict=True))
+    labeled, unlabeled, holdout = (rows.get_indexer(pd.Index(tables[name]["sample_id"])) for name in tables)
+    return SimulatedPool(
+        context.classes,
+        catalog["sample_id"].to_numpy(dtype=object),
+        context.shards.gather(catalog),
+        np.array([number[labels[sample_id]] for sample_id in catalog["sample_id"]]),
+        np.sort(np.concatenate([labeled, unlabeled])),
+        np.sort(holdout),
+        np.sort(labeled),
+    )
+
+
+@pytest.mark.parametrize("strategy", strategies.names())
+def test_a_round_of_every_strategy_picks_what_a_simulated_run_picks(context: RoundContext, strategy: str) -> None:
+    chosen = by(context, strategy)
+    picked = pd.read_parquet(
+        steps.selection_folder(chosen, learned(chosen)["selected"]) / "selection.parquet"
+    ).sort_values("rank")
+    pool = simulated(chosen)
+    first = next(iter(simulation.run(pool, chosen.params, rounds=2)))
+    assert [str(pool.sample_ids[pick.row]) for pick in first.picks] == list(picked["sample_id"])
+    assert len(picked) == 6
+
+
+def test_features_are_what_the_probe_sees_and_weights_are_its_head_alone(context: RoundContext) -> None:
+    chosen = by(context, "margin")
+    refs = learned(chosen)
+    weights = steps.weights(chosen, refs["trained"])
+    network = steps.load_classifier(chosen, refs["trained"])
+    assert isinstance(network, LinearProbe)
+    assert weights.stat().st_size < 200_000
+    extracted = steps.extract_features(chosen, refs["trained"], steps.shard_names(chosen)[0])
+    features_N_D = np.load(output_of(chosen, extracted) / "features.npy")
+    assert features_N_D.shape[1] == sum(network.feature_dims)
+    assert network.config["backbone"]["sha256"] == backbones.weights_sha256(chosen.params.backbone)
+
+
+def test_a_later_round_embeds_no_image_again(context: RoundContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned(by(context, "random"))
+    later = replace(by(context, "random"), round=replace(context.round, round=2))
+    assert later.embedded is not None
+
+    def never(*_: object) -> None:
+        raise AssertionError("an image was embedded again")
+
+    monkeypatch.setattr(type(later.embedded.embedder), "embed", never)
+    for shard in steps.shard_names(later):
+        steps.embed_images(later, shard)
+    assert steps.train_classifier(later)["key"] != steps.train_classifier(by(context, "random"))["key"]
