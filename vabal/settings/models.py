@@ -96,7 +96,7 @@ class LabellingSettings(Section):
 
 
 class BackboneSettings(Section):
-    """The pretrained network below `classifier.learner: probe` and `finetune` (docs/learners.md)."""
+    """The pretrained network below `classifier.learner: probe` (docs/learners.md)."""
 
     name: str = Field(
         "timm:tf_efficientnet_lite0",
@@ -122,10 +122,10 @@ class BackboneSettings(Section):
 
 
 class ClassifierSettings(Section):
-    learner: Literal["scratch", "probe", "finetune"] = Field(
+    learner: Literal["scratch", "probe"] = Field(
         "scratch",
         description="scratch: the network below, from random weights (the paper's); probe: logistic regression on a "
-        "frozen backbone's features; finetune: the backbone trained on as well.",
+        "frozen backbone's features (docs/learners.md).",
     )
     imbalance: Literal["auto", "none", "balanced", "logit_adjusted"] = Field(
         "auto",
