@@ -59,7 +59,7 @@ def test_the_head_minimises_the_penalised_cross_entropy(samples: int, imbalance:
     assert value == pytest.approx(slowly(features_L_D, known.labels_L, 3, 2.0, weights_L), rel=1e-4)
 
 
-def test_every_class_weighs_alike_and_all_together_as_many_as_there_are_samples() -> None:
+def test_every_class_weighs_alike_and_the_mean_weight_is_one() -> None:
     weights_L = probe.balanced_weights(np.array([0, 0, 0, 2]))
     assert weights_L.tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])
 
