@@ -358,6 +358,11 @@ def test_a_rollback_puts_the_previous_champion_back_and_a_second_one_goes_furthe
     three_champions(place)
     outcome = place.rollback()
     assert outcome.action == "rolled back"
+    assert outcome.entry == read_record(place.root)[-1]
+    assert (outcome.entry.when, outcome.entry.why) == (
+        "2026-03-04T02:00:00+00:00",
+        "asked for by Ada <ada@example.org>",
+    )
     assert place.registry.aliases["champion"] == "2"
     assert place.registry.versions["3"].tags[promotion_registry.STATUS_TAG] == "rolled back"
     place.rollback()
@@ -389,7 +394,7 @@ def test_a_version_that_was_rolled_back_returns_only_if_it_is_named(place: Place
     three_champions(place)
     place.rollback()
     outcome = place.promote()  # the alias `challenger` still stands at 3
-    assert outcome.action == "unchanged"
+    assert (outcome.action, outcome.entry) == ("unchanged", None)
     assert "--version" in outcome.message
     assert place.promote("3").action == "promoted"
     assert place.registry.aliases["champion"] == "3"
@@ -460,7 +465,8 @@ def test_a_rollback_killed_at_any_step_and_run_again_goes_back_once(place: Place
         place.rollback()
     mend(place)
     outcome = place.rollback()
-    assert outcome.action == "rolled back"
+    assert (outcome.action, outcome.entry) == ("rolled back", read_record(place.root)[-1])
+    assert outcome.message == "version 2 (round 2) is champion again, version 3 (round 3) was rolled back"
     assert place.registry.aliases["champion"] == "2"
     assert place.actions() == ["promote"] * 3 + ["rollback"]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from vabal.errors import UserError
 from vabal.learning.metrics import FEWEST_IMAGES
-from vabal.promotion.decision import Decision, best, decide
+from vabal.promotion.decision import Decision, best, decide, holdout_digest
 from vabal.promotion.paired import gain_lower_bound, spent_on
-from vabal.promotion.pairs import CannotJudge
+from vabal.promotion.pairs import CannotJudge, labels_of
 from vabal.settings.models import PromotionSettings
 
 SETTINGS = PromotionSettings()
@@ -53,6 +53,7 @@ def test_a_better_challenger_is_promoted_with_the_numbers_computed_by_hand() -> 
     assert decision.gain_lower == float(gain_lower_bound([[5, 0, 95], [8, 0, 32]], spent_on(1, 0.05)))
     assert [check.name for check in decision.reasons] == ["gain_lower_bound", "recall_drop/a", "recall_drop/b"]
     assert decision.failed == ()
+    assert decision.words == decision.reasons[0].text  # the recalls are well
     assert decision.use == 1
     assert decision.level == pytest.approx(1 - 0.05 / 6)
 
@@ -248,6 +249,7 @@ def test_corrected_labels_count_for_both_models() -> None:
     today = {f"s{index:04d}": "a" if index < 10 else "b" for index in range(20)}
     decision = decide(challenger, champion, SETTINGS, classes=["a", "b"], labels=today)
     assert decision.relabelled == 0
+    assert decision.holdout == holdout_digest(today) != holdout_digest(labels_of(challenger))
     assert decision.champion is not None
     assert decision.champion["balanced_accuracy"] == 1
 
