@@ -59,5 +59,8 @@ def test_a_label_whose_clock_went_back_is_as_young_as_the_import_before_it() -> 
 
 
 def test_of_many_opinions_of_the_same_age_the_one_that_came_last_stands() -> None:
-    rows = [("cat", "02" if number % 3 else "01", "09") for number in range(200)]
-    assert pools.standing(opinions(*rows)).index.tolist() == [199]
+    """600 events on 20 samples in turn; every third is a day older than the others."""
+    events = opinions(*(("cat", "02" if number % 3 else "01", "09") for number in range(600)))
+    events = events.assign(sample_id=[f"s{number % 20:02d}" for number in range(600)])
+    newest = [number for number in range(580, 600) if number % 3] + [number - 20 for number in range(582, 600, 3)]
+    assert sorted(newest) == pools.standing(events).index.tolist()
