@@ -1,4 +1,4 @@
-"""What all tests share: DVC's commands run in children of one process that has imported DVC; hypothesis' settings."""
+"""What all tests share: DVC's commands run in children of one process that has imported DVC; settings."""
 
 from collections.abc import Iterator
 
@@ -10,6 +10,15 @@ from tests.support import forking
 # On a machine that is busy with something else an example may take any time.
 settings.register_profile("busy", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For products so small that threads would wait for each other."""
+    from benchmarks import threads
+
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

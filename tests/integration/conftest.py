@@ -37,6 +37,11 @@ def stack(running_stack: RunningStack, monkeypatch: pytest.MonkeyPatch) -> Runni
     return running_stack
 
 
+@pytest.fixture
+def mlflow_uri(stack: RunningStack) -> str:
+    return stack.environment["MLFLOW_TRACKING_URI"]
+
+
 @pytest.fixture(scope="session")
 def nights(running_stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> TwoNights:
     """A workspace after two rounds, made once a session: look at it, and copy it before changing anything."""

@@ -24,9 +24,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from small_nights import asked, begin, git, learn, without_servers
+from small_nights import asked, begin, learn, without_servers
 from workspaces import ask, call, done, oracle, write_labels
 
+from tests.support.repositories import git
 from vabal import images, rounds
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning

@@ -1,7 +1,6 @@
 """Nights without servers: sixty small images, one epoch, real git and DVC, a folder as the bucket. A second each."""
 
 import os
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.support.repositories import git
 from vabal import pools, rounds
 from vabal.adapters.versioning import Versioning
 from vabal.labels import arrivals, inbox
@@ -163,7 +163,3 @@ def take(place: Workspace, labels: dict[str, str], file: str = "labels.csv") -> 
 def asked(place: Workspace, purpose: str = "label") -> list[str]:
     table = pools.open_requests(pools.load(place.data))
     return list(table.loc[table["purpose"] == purpose, "sample_id"])
-
-
-def git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout

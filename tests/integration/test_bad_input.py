@@ -8,7 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from running import RunningStack
-from workspaces import Said, TwoNights, call, change_settings, digests, git, run, write_labels
+from workspaces import Said, TwoNights, call, change_settings, digests, run, write_labels
+
+from tests.support.repositories import git
 
 WRONG = "wrong"
 NOBODY = "http://127.0.0.1:9"  # the discard port: nothing answers there

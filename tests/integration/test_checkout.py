@@ -7,8 +7,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from workspaces import call, done, git
+from workspaces import call, done
 
+from tests.support.repositories import git
 from tests.support.small_manifests import manifest as small_manifest
 from vabal.adapters.versioning import Versioning
 from vabal.files import canonical_json, write_bytes
@@ -70,7 +71,7 @@ def test_a_past_round_comes_back_and_newest_leads_home_to_the_branch(workspace: 
 
     said = done(call(workspace, "checkout", "newest"))
     assert labels(workspace) == "labels of round 1"
-    assert git(workspace, "branch", "--show-current") == "main\n"
+    assert git(workspace, "branch", "--show-current") == "main"
     assert said.out == "data/ is as this commit pins it: round 1\n"
 
 
@@ -89,7 +90,7 @@ def test_what_was_edited_by_hand_is_overwritten_only_when_that_is_asked_for(work
         assert said.code == 1
         assert said.err.startswith("vabal: data/ was edited by hand: data/labeled.parquet; --force overwrites that")
         assert labels(workspace) == "mine"
-        assert git(workspace, "branch", "--show-current") == "main\n"
+        assert git(workspace, "branch", "--show-current") == "main"
     done(call(workspace, "checkout", "--force"))
     assert labels(workspace) == "labels of round 1"
 

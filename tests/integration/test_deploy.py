@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from running import RunningStack
-from workspaces import until
+from workspaces import runs_of, until
 
 from vabal.adapters import processes
 from vabal.adapters import stack as local_stack
@@ -70,11 +70,6 @@ def probe(stack: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return register
 
 
-def _runs(server: Server, deployment: str) -> list[dict[str, Any]]:
-    found = server.call("GET", f"/deployments/name/{deployment}")
-    return [run for run in server.flow_runs({}) if run["deployment_id"] == found["id"]]
-
-
 def test_a_run_goes_through_the_worker_and_the_promotion_follows_it(
     probe: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -84,7 +79,7 @@ def test_a_run_goes_through_the_worker_and_the_promotion_follows_it(
     assert (ended.completed, ended.name, ended.message) == (True, "Published", "done")
     assert f"probing {tmp_path}" in heard
     assert heard[-1] == "Published: done"
-    following = until(lambda: _runs(server, "after/follow-promote"), 600, "the promotion", every=0.3)
+    following = until(lambda: runs_of(server, "after/follow-promote"), 600, "the promotion", every=0.3)
     run = f"/flow_runs/{following[0]['id']}"
     until(lambda: server.call("GET", run)["state_type"] == "COMPLETED", 600, "its end", every=0.3)
 
@@ -107,7 +102,7 @@ def test_after_a_power_cut_the_next_scheduled_run_needs_nobody(
     server = probe("cut-", "* * * * * */20", hold=True)  # every 20 seconds
     until((tmp_path / "started").exists, 600, "a scheduled run to start")
     running = until(
-        lambda: [r for r in _runs(server, "probe/cut-nightly-round") if r["state_type"] == "RUNNING"],
+        lambda: [r for r in runs_of(server, "probe/cut-nightly-round") if r["state_type"] == "RUNNING"],
         600,
         "it",
         every=0.3,
@@ -123,7 +118,7 @@ def test_after_a_power_cut_the_next_scheduled_run_needs_nobody(
     assert server.call("GET", f"/flow_runs/{running[0]['id']}")["state_type"] == "CRASHED"
 
     def completed() -> list[dict[str, Any]]:
-        return [run for run in _runs(server, "probe/cut-nightly-round") if run["state_type"] == "COMPLETED"]
+        return [run for run in runs_of(server, "probe/cut-nightly-round") if run["state_type"] == "COMPLETED"]
 
     ended = until(completed, 600, "the next scheduled run", every=0.3)
     assert ended[0]["auto_scheduled"]

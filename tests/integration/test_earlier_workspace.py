@@ -9,9 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from earlier_workspace import ANSWERS, unpack
-from small_nights import git, night, pending, without_servers
+from small_nights import night, pending, without_servers
 from workspaces import ask, call, done, run
 
+from tests.support.repositories import git
 from vabal import rounds
 from vabal.workspace import Workspace
 

@@ -5,16 +5,18 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
+from tests.support.repositories import SOMEBODY, git
 from tests.support.small_books import Books
+from tests.support.small_buckets import s3_server
+from tests.support.small_registry import Registered
 from vabal import audit
 from vabal.adapters.storage import Anchor, Bucket
 from vabal.adapters.versioning import Versioning
@@ -30,18 +32,10 @@ from vabal.rounds.versions import Pinned
 ROUNDS = 3
 
 
-def git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """An S3 server that knows If-None-Match and Object Lock."""
-    running = ThreadedMotoServer(port=0)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
@@ -117,7 +111,7 @@ def test_an_untouched_history_is_intact_and_everything_was_looked_at(root: Path)
 
 def retag(root: Path, name: str, where: str, *how: str) -> None:
     message = Versioning(root).tag_message(name)
-    git(root, "-c", "user.name=x", "-c", "user.email=x@y", "tag", "-f", *(how or ("-a", "-m", message)), name, where)
+    git(root, *SOMEBODY, "tag", "-f", *(how or ("-a", "-m", message)), name, where)
 
 
 def rewrite_pin(root: Path) -> None:
@@ -125,7 +119,7 @@ def rewrite_pin(root: Path) -> None:
     old = git(root, "show", "round/0000:data.dvc")
     git(root, "checkout", "--quiet", "round/0002")
     (root / "data.dvc").write_text(old + "\n# changed\n")
-    git(root, "-c", "user.name=x", "-c", "user.email=x@y", "commit", "--quiet", "-am", "round 2")
+    git(root, *SOMEBODY, "commit", "--quiet", "-am", "round 2")
     retag(root, "round/0002", "HEAD")
     git(root, "checkout", "--quiet", "main")
 
@@ -137,12 +131,12 @@ def undo_the_newest(root: Path) -> None:
 
 def damage_pin(root: Path) -> None:
     (root / "data.dvc").write_text("outs: [{md5: 0, path: data}]\n")
-    git(root, "-c", "user.name=x", "-c", "user.email=x@y", "commit", "--quiet", "--amend", "-am", "round 3")
+    git(root, *SOMEBODY, "commit", "--quiet", "--amend", "-am", "round 3")
     retag(root, "round/0003", "HEAD")
 
 
 def to_a_commit_of_its_own(root: Path) -> None:
-    git(root, "-c", "user.name=x", "-c", "user.email=x@y", "commit", "--quiet", "--allow-empty", "-m", "x")
+    git(root, *SOMEBODY, "commit", "--quiet", "--allow-empty", "-m", "x")
     retag(root, "round/0003", "HEAD")
 
 
@@ -180,7 +174,7 @@ def forge_under_its_name(root: Path, *, by_replacing: bool) -> None:
 
 def forged_parents(root: Path) -> None:
     """Commits of the same trees that do not go on from one another, but for a file of grafts."""
-    alone = git(root, "-c", "user.name=x", "-c", "user.email=x@y", "commit-tree", "round/0002^{tree}", "-m", "round 2")
+    alone = git(root, *SOMEBODY, "commit-tree", "round/0002^{tree}", "-m", "round 2")
     retag(root, "round/0002", alone)
     (root / ".git" / "info").mkdir(exist_ok=True)
     before, after = git(root, "rev-parse", "round/0001^{}"), git(root, "rev-parse", "round/0003^{}")
@@ -190,7 +184,7 @@ def forged_parents(root: Path) -> None:
 def pin_another(root: Path, *, commit: bool) -> None:
     (root / "data.dvc").write_text(git(root, "show", "round/0001:data.dvc") + "\n")
     if commit:
-        git(root, "-c", "user.name=x", "-c", "user.email=x@y", "commit", "--quiet", "-am", "x")
+        git(root, *SOMEBODY, "commit", "--quiet", "-am", "x")
 
 
 CHANGES |= {
@@ -543,7 +537,7 @@ def test_a_tag_stands_at_the_commit_that_published_though_others_came_since(root
     versions.add()
     versions.commit(["data.dvc"], "round 4")
     published = versions.commit_of("HEAD")
-    git(root, "-c", "user.name=x", "-c", "user.email=x@y", "commit", "--quiet", "--allow-empty", "-m", "notes")
+    git(root, *SOMEBODY, "commit", "--quiet", "--allow-empty", "-m", "notes")
     versions.tag("round/0004", "round 4")
     assert versions.commit_of("round/0004") == published
     assert os.environ["GIT_CONFIG_GLOBAL"] == "/dev/null"
@@ -620,12 +614,11 @@ def decide_in_git(root: Path, count: int) -> None:
 )
 def test_a_decisions_tag_that_was_moved_or_made_otherwise_is_found(root: Path, how: str, expected: str) -> None:
     decide_in_git(root, 2)
-    someone = ("-c", "user.name=x", "-c", "user.email=x@y")
     first, second = record.read_record(root)
     if how == "elsewhere":
-        retag(root, "promotion/0001", git(root, *someone, "commit-tree", "promotion/0001^{tree}", "-m", "x"))
+        retag(root, "promotion/0001", git(root, *SOMEBODY, "commit-tree", "promotion/0001^{tree}", "-m", "x"))
     elif how == "at another file's commit":
-        git(root, *someone, "commit", "--quiet", "--allow-empty", "-m", "x")
+        git(root, *SOMEBODY, "commit", "--quiet", "--allow-empty", "-m", "x")
         retag(root, "promotion/0002", "HEAD")
     elif how == "behind the next":
         record.append(root, replace(second, sequence=3, parent=second.digest()))
@@ -658,14 +651,6 @@ def test_a_record_that_was_cut_or_rewritten_with_its_tags_is_found_by_the_anchor
 
 
 # -- registered versions ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Registered:
-    version: str
-    round: int
-    weights_sha256: str
-    tags: dict[str, str]
 
 
 class Shelf:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from running import RunningStack
-from workspaces import TwoNights, ask, call, digests, done, git
+from workspaces import TwoNights, ask, call, digests, done
+
+from tests.support.repositories import git
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

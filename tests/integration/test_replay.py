@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from running import RunningStack
-from workspaces import TwoNights, ask, call, done, git
+from workspaces import TwoNights, ask, call, done
 
+from tests.support.repositories import git
 from vabal import rounds
 from vabal.rounds import learner
 

@@ -11,16 +11,11 @@ from typing import Any
 
 import pytest
 from running import RunningStack
-from workspaces import TwoNights, ask, change_settings, until
+from workspaces import TwoNights, ask, change_settings, runs_of, until
 
 from vabal.adapters.orchestration import Server
 from vabal.flows import deploy
 from vabal.workspace import Workspace
-
-
-def runs_of(server: Server, deployment: str) -> list[dict[str, Any]]:
-    found = server.call("GET", f"/deployments/name/{deployment}")
-    return [run for run in server.flow_runs({}) if run["deployment_id"] == found["id"]]
 
 
 def ended(server: Server, deployment: str) -> list[dict[str, Any]]:

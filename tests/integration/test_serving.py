@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from running import RunningStack
 
 from vabal import images
 from vabal.adapters.tracking import SERVING_SOURCE, Tracking
@@ -45,11 +44,6 @@ for number, model in enumerate(models):
         loaded.predict(array).to_parquet(f"{target}/{number}-{name}.parquet")
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
-
-
-@pytest.fixture
-def mlflow_uri(stack: RunningStack) -> str:
-    return stack.environment["MLFLOW_TRACKING_URI"]
 
 
 def network_of(channels: int, size: int = 16) -> Any:

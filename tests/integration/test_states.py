@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import small_nights as small
-from small_nights import asked, git
+from small_nights import asked
 from workspaces import TwoNights, call, done, run
 
+from tests.support.repositories import git
 from vabal import audit, pools, rounds
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError

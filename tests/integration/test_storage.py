@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
 from running import RunningStack
 
+from tests.support.small_buckets import s3_server
 from vabal.adapters import storage
 from vabal.adapters.storage import S3StageStore
 from vabal.adapters.storage.client import explained
@@ -35,13 +35,9 @@ def _use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 
 @pytest.fixture
 def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    _use(monkeypatch, address)
-    yield address
-    server.stop()
+    with s3_server() as address:
+        _use(monkeypatch, address)
+        yield address
 
 
 def test_a_missing_bucket_is_made_and_one_small_object_stays_in_it(stack: RunningStack) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from requests import Session
-from running import RunningStack
 
 from vabal.adapters.tracking import Tracking, metric_name
 from vabal.errors import Unavailable, UserError
@@ -24,11 +23,6 @@ from vabal.settings.models import ClassifierSettings, Params
 CLASSES = ["0", "sol/der", "crazing (fine)"]
 KEY = hashlib.sha256(b"parent").hexdigest()
 SETTINGS = {"seed": 3, "vae": {"epochs": 20, "body": "relu"}}
-
-
-@pytest.fixture
-def mlflow_uri(stack: RunningStack) -> str:
-    return stack.environment["MLFLOW_TRACKING_URI"]
 
 
 @pytest.fixture

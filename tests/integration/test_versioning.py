@@ -1,17 +1,13 @@
 """DVC and git for real, with a folder as the remote."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.repositories import git
 from vabal.adapters.versioning import Versioning
 from vabal.errors import UserError
-
-
-def git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture

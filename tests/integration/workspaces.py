@@ -24,6 +24,8 @@ from running import RunningStack
 from sklearn.datasets import load_digits
 
 from tests.support import forking
+from tests.support.repositories import git
+from vabal.adapters.orchestration import Server
 from vabal.cli import app
 from vabal.labels.oracle import answer
 from vabal.settings.params import override, read_yaml
@@ -132,8 +134,10 @@ def ask(root: Path, *arguments: str) -> Any:
     return json.loads(done(call(root, *arguments, "--json")).out)
 
 
-def git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+def runs_of(server: Server, deployment: str) -> list[dict[str, Any]]:
+    """Prefect's runs of it."""
+    found = server.call("GET", f"/deployments/name/{deployment}")
+    return [run for run in server.flow_runs({}) if run["deployment_id"] == found["id"]]
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str, every: float = 0.1) -> Any:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.small_shards import Settings
+from tests.support.small_strategies import written
 from vabal import strategies
 from vabal.probabilities import ClassTerms
 from vabal.settings.models import ProbabilitySettings
@@ -77,9 +78,7 @@ def rounds(draw: st.DrawFn) -> tuple[Shard, Context, int]:
 
 
 def select(name: str, shards: list[Shard], context: Context, budget: int) -> tuple[Selection, list[Candidates]]:
-    written: list[Candidates] = []
-    given_shards = replace(context, shards=lambda: iter(shards), write=written.append)
-    return strategies.get(name).select(given_shards, budget), written
+    return written(strategies.get(name), replace(context, shards=lambda: iter(shards)), budget)
 
 
 def cut(shard: Shard, rows: Any, cuts: list[int]) -> list[Shard]:
@@ -94,15 +93,15 @@ def test_picks_are_distinct_available_as_many_as_asked_for_and_derived_from_what
         pool, context, budget = a_round
         cuts = sorted(data.draw(st.lists(st.integers(0, len(pool)), max_size=3)))
         shards = cut(pool, np.arange(len(pool)), cuts)
-        selection, written = select(name, shards, context, budget)
+        selection, parts = select(name, shards, context, budget)
         assert len(set(selection.sample_ids)) == len(selection.sample_ids) == min(budget, len(pool))
         assert set(selection.sample_ids) <= set(pool.sample_ids)
         assert (selection.strategy, selection.candidates) == (name, len(pool))
         assert bool(selection.notes) == (budget > len(pool))
-        assert [list(part.sample_ids) for part in written] == [list(shard.sample_ids) for shard in shards]
-        again = pick(written, selection.budget, selection.rule, selection.beta, selection.seed)
+        assert [list(part.sample_ids) for part in parts] == [list(shard.sample_ids) for shard in shards]
+        again = pick(parts, selection.budget, selection.rule, selection.beta, selection.seed)
         assert list(again.sample_ids) == selection.sample_ids
-        for part in written:
+        for part in parts:
             score_N = strategies.get(name).rescore(
                 part, class_terms=selection.class_terms, settings=context.settings, seed=context.seed
             )
@@ -117,22 +116,22 @@ def test_the_same_seed_picks_the_same_in_whatever_order_and_shards_the_pool_come
     @settings(max_examples=FEW.get(name, EXAMPLES), database=None)
     def holds(a_round: tuple[Shard, Context, int], data: st.DataObject) -> None:
         pool, context, budget = a_round
-        first, written = select(name, [pool], context, budget)
+        first, there = select(name, [pool], context, budget)
         again, _ = select(name, [pool], context, budget)
         assert again.sample_ids == first.sample_ids
         rows = data.draw(st.permutations(range(len(pool))))
         cuts = sorted(data.draw(st.lists(st.integers(0, len(pool)), max_size=3)))
         other, parts = select(name, cut(pool, rows, cuts), context, budget)
         assert other.sample_ids == first.sample_ids
-        assert scores(parts) == pytest.approx(scores(written), rel=1e-6, abs=1e-9)
+        assert scores(parts) == pytest.approx(scores(there), rel=1e-6, abs=1e-9)
 
     holds()
 
 
-def scores(written: list[Candidates]) -> dict[str, float]:
+def scores(parts: list[Candidates]) -> dict[str, float]:
     return {
         str(sample_id): float(score)
-        for part in written
+        for part in parts
         for sample_id, score in zip(part.sample_ids, part.score_N, strict=True)
     }
 
@@ -145,5 +144,5 @@ def test_a_night_without_candidates_picks_nothing(name: str) -> None:
     labeled = Labeled(known.features_N_D, np.arange(6) % 5, known.sample_ids, known.logits_N_C, known.images_N_H_W_K)
     context = Context(lambda: iter(()), Settings(), 0, TERMS, labeled, feature_dims=FEATURE_DIMS)
     for shards in ([], [nothing]):
-        selection, written = select(name, shards, context, 3)
-        assert (selection.sample_ids, sum(len(part) for part in written)) == ([], 0)
+        selection, parts = select(name, shards, context, 3)
+        assert (selection.sample_ids, sum(len(part) for part in parts)) == ([], 0)

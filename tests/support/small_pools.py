@@ -48,10 +48,14 @@ def events_of(*pairs: tuple[str, str | None], annotator: str = "ann") -> pd.Data
     return pools.typed(table.assign(annotator=annotator, labeled_at=WHEN, source="labels.csv"), pools.EVENTS)
 
 
-def file_of(array: np.ndarray, form: str = "PNG", **options: Any) -> bytes:
+def saved(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format=form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
+
+
+def file_of(array: np.ndarray, form: str = "PNG", **options: Any) -> bytes:
+    return saved(Image.fromarray(array), form, **options)
 
 
 def picture(seed: int, height: int = 8, width: int = 8, channels: int | None = None) -> np.ndarray:

@@ -56,6 +56,19 @@ def in_parts(whole: Shard, parts: int) -> list[Shard]:
     return [rows_of(whole, rows) for rows in np.array_split(np.arange(len(whole)), parts)]
 
 
+def of_probabilities(candidates: Any, known: Any, labels: Any, *, seed: int = 0, parts: int = 1) -> Context:
+    """Candidates c0, c1, ... and labelled samples, given by their probabilities."""
+    logits_N_C = np.log(np.asarray(candidates, dtype=float)).astype(np.float32)
+    known_L_C = np.log(np.asarray(known, dtype=float).reshape(-1, logits_N_C.shape[1])).astype(np.float32)
+    whole = Shard(names("c", len(logits_N_C)), logits_N_C=logits_N_C)
+    return context(*in_parts(whole, parts), seed=seed, labeled=labeled(labels, logits_N_C=known_L_C))
+
+
+def two_classes(*first: float) -> list[list[float]]:
+    """Probabilities of two classes, by those of the first."""
+    return [[p, 1 - p] for p in first]
+
+
 def labeled(labels: Iterable[int], **columns: Any) -> Labeled:
     """Labelled samples whose features say nothing."""
     labels_L = np.asarray(labels, dtype=int)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from tests.support.faulty_server import FAULTS, LATE_S, faulty, refusing
+from tests.support.small_buckets import s3_server
 from vabal.adapters import limits, orchestration, processes, storage
 from vabal.adapters.orchestration import Server
 from vabal.adapters.storage import S3StageStore
@@ -248,11 +248,8 @@ def test_a_limit_that_is_no_number_of_seconds_is_refused(text: str, monkeypatch:
 
 @pytest.fixture
 def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 def test_where_nothing_may_be_deleted_the_bucket_is_checked_and_pools_and_stages_are_pushed(

@@ -1,6 +1,5 @@
 """Files as cameras, scanners and editors write them: each is read as it is meant, or refused with a reason."""
 
-import io
 import struct
 import zlib
 from typing import Any
@@ -9,19 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from tests.support.small_pools import file_of, picture
+from tests.support.small_pools import file_of, picture, saved
 from vabal import images
 from vabal.images import Unreadable
 from vabal.settings.models import BitDepth, ImageSettings
 
 LIMITS = ImageSettings()
 COLOURS: list[tuple[str, Any]] = [("L", 7), ("1", 0), ("P", 3)]  # a mode, and which of its values is transparent
-
-
-def saved(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
-from tests.support.small_pools import file_of, picture
+from tests.support.small_pools import file_of, picture, saved
 from vabal import pools, sources
 from vabal.errors import UserError
 from vabal.images import near_copies
@@ -25,12 +25,6 @@ WHEN = datetime(2024, 6, 1, tzinfo=UTC)
 
 def smooth(seed: int, side: int = 64) -> Image.Image:
     return Image.fromarray(picture(seed, 9, 9, 3)).resize((side, side), Image.Resampling.BICUBIC)
-
-
-def saved(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def fill(root: Path, more: Mapping[str, bytes] | None = None) -> Path:

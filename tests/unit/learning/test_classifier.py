@@ -9,12 +9,15 @@ import torch
 from safetensors import safe_open
 from sklearn.datasets import load_digits
 
+from tests.support.small_networks import random_images
 from vabal.errors import UserError
 from vabal.learning.classifier import build, cross_fit, fit, load, predict, read_about, save, sha256
 from vabal.learning.metrics import Metric
 from vabal.learning.network import ResNetClassifier
 from vabal.learning.recipe import augment, batch_rows, channel_statistics, stratified_folds
 from vabal.settings.models import ClassifierSettings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recipe(**changes: Any) -> ClassifierSettings:
@@ -36,22 +39,10 @@ def network_for(settings: ClassifierSettings, classes: int = 3, seed: int = 0, *
     )
 
 
-def random_images(count: int, channels: int = 1, size: int = 8) -> np.ndarray:
-    return np.random.default_rng(0).integers(256, size=(count, size, size, channels), dtype=np.uint8)
-
-
 def run(
     network: ResNetClassifier, images: np.ndarray, labels: Any, settings: ClassifierSettings, seed: int = 0
 ) -> list[Metric]:
     return list(fit(network, images, np.asarray(labels), settings, seed=seed))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 import copy
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import bald
+from tests.support.small_networks import random_images, small_network
 from vabal.errors import UserError
 from vabal.learning import classifier, committee
 from vabal.learning.committee import Committee, DropoutPasses
@@ -16,6 +16,7 @@ from vabal.learning.network import ResNetClassifier
 from vabal.settings.models import ClassifierSettings
 from vabal.strategies import Needs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PASSES = Needs(dropout=0.25, passes=7)
 ENSEMBLE = Needs(members=3)
 AUXILIARY = Needs(auxiliary_loss="loss_prediction")
@@ -23,26 +24,9 @@ RECIPE = ClassifierSettings(network="resnet10", width=4, epochs=2, batch_size=16
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def random_images(count: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(256, size=(count, 8, 8, 1), dtype=np.uint8)
-
-
-def untrained(seed: int = 3, **changes: Any) -> ResNetClassifier:
-    settings = {"num_classes": 3, "image_size": 8, "channels": 1, "width": 4, **changes}
-    return ResNetClassifier("resnet10", **settings, seed=seed)
-
-
 @pytest.fixture(scope="module")
 def first() -> ResNetClassifier:
-    network = untrained()
+    network = small_network(network="resnet10", seed=3)
     list(classifier.fit(network, random_images(30), np.arange(30) % 3, RECIPE, seed=3))
     return network
 
@@ -168,7 +152,7 @@ def test_the_columns_are_those_of_the_whole_network_asked_once_for_each_sample_a
 
 
 def test_every_pass_has_masks_of_its_own_which_keep_three_quarters_and_follow_the_seed() -> None:
-    network = untrained(dropout=0.25)
+    network = small_network(network="resnet10", seed=3, dropout=0.25)
     one, again, other = (DropoutPasses(network, 50, seed=seed, device=CPU) for seed in (1, 1, 2))
     kept = one.masks(0, (4, 8, 8))
     assert kept.shape == (50, 4, 8, 8)
@@ -251,7 +235,7 @@ def test_a_piece_larger_than_the_cache_goes_pass_by_pass_with_the_same_result(
 
 
 def test_networks_of_one_seed_start_from_the_classifiers_first_weights() -> None:
-    network = untrained(seed=9)
+    network = small_network(network="resnet10", seed=9)
     for needs in (PASSES, AUXILIARY):
         (scoring,) = committee.build(needs, network.config, first=network, seed=9).networks.values()
         assert same_bits({name: scoring.state_dict()[name] for name in network.state_dict()}, bits(network))

@@ -7,6 +7,7 @@ import psutil
 import pytest
 import torch
 
+from tests.support.small_networks import random_images, small_network
 from vabal.errors import UserError
 from vabal.learning.features import RowWriter, extract, feature_batches, read_rows, row_batches, shape_of
 from vabal.learning.network import ResNetClassifier
@@ -14,12 +15,12 @@ from vabal.learning.network import ResNetClassifier
 
 @pytest.fixture(scope="module")
 def network() -> ResNetClassifier:
-    return ResNetClassifier(num_classes=3, image_size=8, channels=1, width=4)
+    return small_network()
 
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    return np.random.default_rng(0).integers(256, size=(23, 8, 8, 1), dtype=np.uint8)
+    return random_images(23)
 
 
 def batches(images: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:

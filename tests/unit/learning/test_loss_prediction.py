@@ -5,23 +5,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.support.small_networks import SHAPE
 from vabal.learning import classifier
 from vabal.learning.loss_prediction import LossPredictor, objective, predict, ranking_loss
 from vabal.learning.network import ResNetClassifier
 from vabal.settings.models import ClassifierSettings
 
-CONFIG: dict[str, Any] = {
-    "network": "resnet10",
-    **{"num_classes": 3, "image_size": 8, "channels": 1, "width": 4},
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
+CONFIG = {"network": "resnet10", **SHAPE}
 
 
 def images_of(count: int) -> torch.Tensor:

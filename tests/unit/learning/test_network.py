@@ -12,13 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.support.small_networks import small_network
 from vabal.learning import network as network_module
 from vabal.learning.classifier import save
 from vabal.learning.network import ResNetClassifier, read_weights
-
-
-def make(**changes: Any) -> ResNetClassifier:
-    return ResNetClassifier(**{"num_classes": 3, "image_size": 8, "channels": 1, "width": 4, **changes})
 
 
 @pytest.mark.parametrize(("kind", "convolutions"), [("resnet18", 20), ("resnet34", 36)])
@@ -48,20 +45,20 @@ def test_with_torchvisions_weights_the_imagenet_network_computes_what_torchvisio
 
 @pytest.mark.parametrize(("size", "stride"), [(64, 1), (65, 4)])
 def test_images_up_to_64_pixels_take_the_small_stem_and_larger_ones_the_imagenet_stem(size: int, stride: int) -> None:
-    network = make(image_size=size)
+    network = small_network(image_size=size)
     assert network.config["stem"] == ("small" if stride == 1 else "imagenet")
     assert network.stem(torch.zeros(1, 1, 64, 64)).shape[-1] == 64 // stride
 
 
 def test_the_stem_can_be_chosen_against_the_size() -> None:
-    assert make(image_size=8, stem="imagenet").config["stem"] == "imagenet"
-    assert make(image_size=224, stem="small").config["stem"] == "small"
+    assert small_network(image_size=8, stem="imagenet").config["stem"] == "imagenet"
+    assert small_network(image_size=224, stem="small").config["stem"] == "small"
 
 
 @pytest.mark.parametrize("size", [4, 8, 9])
 @pytest.mark.parametrize("stem", ["small", "imagenet"])
 def test_tiny_images_pass_through_all_four_stages_in_training_and_evaluation(size: int, stem: str) -> None:
-    network = make(image_size=size, stem=stem)
+    network = small_network(image_size=size, stem=stem)
     images = torch.randint(256, (3, 1, size, size), dtype=torch.uint8)
     for mode in (True, False):
         features, logits = network.train(mode).stages(images)
@@ -71,7 +68,7 @@ def test_tiny_images_pass_through_all_four_stages_in_training_and_evaluation(siz
 
 
 def test_features_are_the_global_average_pools_of_the_four_stages_side_by_side() -> None:
-    network = make().eval()
+    network = small_network().eval()
     images = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
     seen: list[torch.Tensor] = []
     for stage in network.residual_stages:
@@ -85,7 +82,7 @@ def test_features_are_the_global_average_pools_of_the_four_stages_side_by_side()
 
 
 def test_bytes_and_floats_of_the_same_value_give_the_same_logits() -> None:
-    network = make().eval()
+    network = small_network().eval()
     images = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.equal(network(images), network(images.float()))
@@ -93,12 +90,12 @@ def test_bytes_and_floats_of_the_same_value_give_the_same_logits() -> None:
 
 def test_images_of_another_number_of_channels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"N x 1 x H x W, found \(2, 3, 8, 8\)"):
-        make()(torch.zeros(2, 3, 8, 8))
+        small_network()(torch.zeros(2, 3, 8, 8))
 
 
 def test_first_weights_come_from_the_seed_and_leave_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    one, again, other = make(seed=1), make(seed=1), make(seed=2)
+    one, again, other = small_network(seed=1), small_network(seed=1), small_network(seed=2)
     assert torch.equal(before, torch.get_rng_state())
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
@@ -120,8 +117,8 @@ def test_first_weights_are_distributed_as_torchvisions() -> None:
 
 
 def test_without_dropout_there_is_no_dropout_layer_and_with_it_one_before_each_stage() -> None:
-    assert not any(isinstance(module, nn.Dropout) for module in make().modules())
-    network = make(dropout=0.25).eval()
+    assert not any(isinstance(module, nn.Dropout) for module in small_network().modules())
+    network = small_network(dropout=0.25).eval()
     assert [module.p for module in network.modules() if isinstance(module, nn.Dropout)] == [0.25] * 4
     images = torch.randint(256, (2, 1, 8, 8), dtype=torch.uint8)
     with torch.inference_mode():
@@ -131,7 +128,7 @@ def test_without_dropout_there_is_no_dropout_layer_and_with_it_one_before_each_s
 
 
 def test_a_network_is_rebuilt_from_its_configuration_after_a_trip_through_json() -> None:
-    network = make(dropout=0.1, mean=(33.3,), std=(0.1,), seed=4)
+    network = small_network(dropout=0.1, mean=(33.3,), std=(0.1,), seed=4)
     again = ResNetClassifier.from_config(json.loads(json.dumps(network.config)), seed=4)
     assert again.config == network.config
     assert torch.equal(again.mean, network.mean)
@@ -153,7 +150,7 @@ def test_a_network_is_rebuilt_from_its_configuration_after_a_trip_through_json()
 )
 def test_a_setting_that_makes_no_network_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
-        make(**changes)
+        small_network(**changes)
 
 
 def test_a_configuration_with_an_unknown_key_is_refused() -> None:
@@ -167,7 +164,7 @@ def test_a_configuration_with_an_unknown_key_is_refused() -> None:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
-    save(make(seed=3, mean=(100.0,), std=(50.0,)), path)
+    save(small_network(seed=3, mean=(100.0,), std=(50.0,)), path)
     return path
 
 
@@ -183,7 +180,7 @@ def join(header: Any, body: bytes) -> bytes:
 
 
 def test_weights_are_read_back_bit_for_bit_in_evaluation_mode(weights: Path) -> None:
-    network, expected = read_weights(weights), make(seed=3, mean=(100.0,), std=(50.0,))
+    network, expected = read_weights(weights), small_network(seed=3, mean=(100.0,), std=(50.0,))
     assert not network.training
     assert network.config == expected.config
     for name, tensor in expected.state_dict().items():

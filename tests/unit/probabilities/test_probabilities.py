@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_limits
 
 from vabal import probabilities
 from vabal.errors import UserError
@@ -27,16 +26,10 @@ from vabal.probabilities import (
 from vabal.settings.models import VaeSettings
 from vabal.vae import FeatureVAE, build, fit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SUM = {"likelihood_reduction": "sum", "sampling": "independent"}
 QUICK = VaeSettings(epochs=30, min_steps=0, batch_size=50, learning_rate=0.01)
 SMALL: dict[str, Any] = {"head_width": 5, "hidden_width": 6, "latent_per_class": 2, "hidden_layers": 2}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """These products are small, and threads would wait for each other."""
-    with threadpool_limits(1):
-        yield
 
 
 def by_hand() -> FeatureVAE:

@@ -2,14 +2,15 @@
 
 import json
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.support.folders import contents
 from tests.support.forking import Nursery
+from tests.support.repositories import git
 from vabal import audit, pools, rounds
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
@@ -45,14 +46,6 @@ def _unasked(_: StorageSettings) -> None:
     raise AssertionError("no storage is configured")
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
-
-
 def test_round_0_is_published_under_a_tag_that_names_its_manifest(tmp_path: Path, source: str) -> None:
     root = tmp_path / "made"
     said = make(root, source, name="wafers", settings={"selection.budget": 7})
@@ -77,10 +70,10 @@ def test_round_0_is_published_under_a_tag_that_names_its_manifest(tmp_path: Path
 def test_the_same_arguments_make_the_same_bytes_and_another_seed_others(tmp_path: Path, source: str) -> None:
     for name in ("one", "two"):
         make(tmp_path / name, source)
-    assert files(tmp_path / "one" / "data") == files(tmp_path / "two" / "data")
+    assert contents(tmp_path / "one" / "data") == contents(tmp_path / "two" / "data")
     assert (tmp_path / "one" / "data.dvc").read_bytes() == (tmp_path / "two" / "data.dvc").read_bytes()
     make(tmp_path / "three", source, seed=6)
-    assert files(tmp_path / "three" / "data") != files(tmp_path / "one" / "data")
+    assert contents(tmp_path / "three" / "data") != contents(tmp_path / "one" / "data")
 
 
 def test_a_clone_without_its_pools_makes_them_again_or_stays_as_it_was(tmp_path: Path, source: str) -> None:
@@ -92,7 +85,7 @@ def test_a_clone_without_its_pools_makes_them_again_or_stays_as_it_was(tmp_path:
     assert not (clone / "data").exists()
     assert git(clone, "status", "--porcelain") == ""
     assert make(clone, source, seed=None)[-1] == "data/ is what data.dvc pins"
-    assert files(clone / "data") == files(tmp_path / "made" / "data")
+    assert contents(clone / "data") == contents(tmp_path / "made" / "data")
     assert git(clone, "status", "--porcelain") == ""
 
 
@@ -118,7 +111,7 @@ def test_storage_that_is_away_is_told_before_anything_is_made(
 
     with pytest.raises(Unavailable, match="no bucket vabal"):
         make(tmp_path / "made", source, prepare=away)
-    assert set(files(tmp_path / "made")) <= {".vabal/lock"}
+    assert set(contents(tmp_path / "made")) <= {".vabal/lock"}
 
 
 def test_a_source_without_labels_asks_for_the_first_sample_and_the_holdout(tmp_path: Path) -> None:
@@ -172,13 +165,13 @@ def test_a_call_killed_at_any_step_is_finished_by_the_same_call_and_gives_way_to
     for index, step in enumerate(STEPS):
         assert said[4 * index] == said[4 * index + 2] == "exit -9"
         same, another = tmp_path / f"{step}-5", tmp_path / f"{step}-6"
-        assert files(same / "data") == files(whole / "data"), step
-        assert git(same, "tag") == "round/0000\n"
+        assert contents(same / "data") == contents(whole / "data"), step
+        assert git(same, "tag") == "round/0000"
         assert git(same, "status", "--porcelain") == ""
         assert said[4 * index + 1].startswith("60 images from npz, 3 classes: labelled 9"), step
         published = step in ("tagged", "finished", "emptied")
         assert said[4 * index + 3].startswith("refused: " if published else "60 images from npz"), step
-        assert files(another / "data") == files((whole if published else other) / "data"), step
+        assert contents(another / "data") == contents((whole if published else other) / "data"), step
         assert (another / "params.yaml").read_bytes() == ((whole if published else other) / "params.yaml").read_bytes()
         for root in (same, another):
             assert not [path.name for path in (root / ".vabal").iterdir() if path.name.startswith(("init", "publish"))]
@@ -214,6 +207,6 @@ def test_what_git_refuses_is_told_whole_and_the_same_call_goes_on_once_it_is_men
                 make(root, source, settings={"selection.budget": 7})
             monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
         make(root, source, settings={"selection.budget": 7})
-        assert git(root, "tag") == "round/0000\n", configuration
+        assert git(root, "tag") == "round/0000", configuration
         assert git(root, "status", "--porcelain") == "", configuration
         assert {"data.dvc", "params.yaml", ".gitattributes"} <= set(git(root, "ls-files").split()), configuration

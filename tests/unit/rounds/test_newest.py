@@ -2,20 +2,16 @@
 
 import json
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.repositories import git
 from tests.support.small_manifests import manifest as small_manifest
 from vabal import rounds
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
 from vabal.workspace import Workspace
-
-
-def git(root: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
 
 
 def add_round(root: Path, number: int) -> None:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flows import demo
+from tests.support.folders import contents
 from tests.support.small_pools import WHEN, file_of, picture, small_pools
 from vabal import audit, images, rounds
 from vabal.adapters import stack
@@ -57,10 +58,6 @@ FOLDERS = st.sampled_from(
 )
 
 
-def _tree(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-
-
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.tuples(FOLDERS, NEARLY, st.sampled_from(["file", "folder", "link"])), min_size=1, max_size=12))
 def test_clearing_up_leaves_every_foreign_file_as_it_is(
@@ -83,7 +80,7 @@ def test_clearing_up_leaves_every_foreign_file_as_it_is(
             write_bytes(path / "inside", b"foreign")
     for path in root.rglob("*"):
         os.utime(path, (1000, 1000), follow_symlinks=False)
-    before = _tree(root)
+    before = contents(root)
     context.claim_stores(place, Params())
     context.stage_store(place, Params()).forget(before=4e9)
     (root / "labels.csv").write_text("sample_id,label,annotator\nb,cat,ann\n")
@@ -95,7 +92,7 @@ def test_clearing_up_leaves_every_foreign_file_as_it_is(
     benchmark_cells.read_cells(root / "out")
     benchmark_cells.known_cells(root / "out", lambda _line: None)
     rounds.carry_out(place, None)  # type: ignore[arg-type]  # nothing is pending
-    after = _tree(root)
+    after = contents(root)
     assert {name: after.get(name) for name in before} == before
 
 

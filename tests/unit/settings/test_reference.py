@@ -1,6 +1,5 @@
 """`vabal.probabilities` against the slow, literal reference, over the options of each preset."""
 
-from collections.abc import Iterator
 from functools import cache
 from itertools import product
 from typing import Any, Literal, get_args
@@ -8,7 +7,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_limits
 
 from tests import reference
 from vabal import probabilities
@@ -34,13 +32,6 @@ Sampling = Literal["independent", "antithetic", "anchored"]
 Reduction = Literal["sum", "mean"]
 Blocks = Literal["all", "unmasked", "none"]
 PRESET = pytest.mark.parametrize("preset", PRESETS)
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """These products are small, and threads would wait for each other."""
-    with threadpool_limits(1):
-        yield
 
 
 @cache

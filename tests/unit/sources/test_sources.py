@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
 
+from tests.support.folders import contents
 from tests.support.small_pools import file_of, picture
 from tests.support.small_sources import build
 from vabal import images, pools, sources
@@ -28,10 +29,6 @@ def class_folders(root: Path, **counts: int) -> Path:
             (root / name / f"{index:03d}.png").write_bytes(file_of(picture(number)))
             number += 1
     return root
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # --- kinds of source --------------------------------------------------------------------------------------------------

@@ -1,37 +1,16 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from tests.support import small_shards
+from tests.support.small_strategies import Backwards, ByNumber, written
 from vabal import strategies
-from vabal.strategies import Candidates, Context, Labeled, Needs, ScoringStrategy, SequentialStrategy, Shard
+from vabal.strategies import Context, Labeled, Needs, Shard
 from vabal.strategies.balanced import Balanced, fill
-
-
-class ByNumber(ScoringStrategy):
-    """The score is the number in the id, and there is no predicted class: as of a plain plug-in."""
-
-    name: ClassVar[str] = "by-number"
-    needs: ClassVar[Needs] = Needs(features=True)
-
-    def score(self, shard: Shard, context: Context) -> Candidates:
-        return Candidates(shard.sample_ids, np.array([float(name[1:]) for name in shard.sample_ids]))
-
-
-class Backwards(SequentialStrategy):
-    """Picks the highest numbers in the id first; ranks the rest the other way round."""
-
-    name: ClassVar[str] = "backwards"
-    columns: ClassVar[tuple[str, ...]] = ("logits_N_C",)
-
-    def order(self, pool: Shard, context: Context, budget: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        number_N = np.array([float(name[1:]) for name in pool.sample_ids])
-        return np.argsort(-number_N)[:budget], -number_N
 
 
 def context(predicted: list[int], labels: list[int], parts: int = 1, **more: Any) -> Context:
@@ -40,11 +19,6 @@ def context(predicted: list[int], labels: list[int], parts: int = 1, **more: Any
     logits = np.eye(4, dtype=np.float32)[np.asarray(predicted, dtype=int)] * np.linspace(1, 4, len(ids))[:, None]
     shards = small_shards.in_parts(Shard(ids, logits_N_C=logits.astype(np.float32)), parts)
     return small_shards.context(*shards, labeled=small_shards.labeled(labels), **more)
-
-
-def written(strategy: Any, found: Context, budget: int) -> tuple[strategies.Selection, list[Candidates]]:
-    parts: list[Candidates] = []
-    return strategy.select(replace(found, write=parts.append), budget), parts
 
 
 def classes(selection: strategies.Selection) -> list[int]:

@@ -1,25 +1,16 @@
 from collections import Counter
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tests.support import small_shards
+from tests.support.small_strategies import Backwards, ByNumber, written
 from vabal import strategies
-from vabal.strategies import Candidates, Context, Labeled, Needs, ScoringStrategy, SequentialStrategy, Shard
+from vabal.strategies import Candidates, Context, Labeled, Needs, Shard
 from vabal.strategies.stochastic import Stochastic
-
-
-class ByNumber(ScoringStrategy):
-    """The score is the number in the id, tenfold with every step: a rank must not mind."""
-
-    name: ClassVar[str] = "by-number"
-    needs: ClassVar[Needs] = Needs(features=True)
-
-    def score(self, shard: Shard, context: Context) -> Candidates:
-        return Candidates(shard.sample_ids, np.array([10 ** float(name[1:]) for name in shard.sample_ids]))
 
 
 class SeedSeen(ByNumber):
@@ -32,17 +23,6 @@ class SeedSeen(ByNumber):
         return super().select(context, budget)
 
 
-class Backwards(SequentialStrategy):
-    """Picks the highest numbers in the id first; ranks the rest the other way round."""
-
-    name: ClassVar[str] = "backwards"
-    columns: ClassVar[tuple[str, ...]] = ("logits_N_C",)
-
-    def order(self, pool: Shard, context: Context, budget: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        number_N = np.array([float(name[1:]) for name in pool.sample_ids])
-        return np.argsort(-number_N)[:budget], -number_N
-
-
 def context(samples: int, parts: int = 1, seed: int = 3) -> Context:
     """Candidates s0, s1, ...: odd ones are of class 1."""
     ids = small_shards.names("s", samples)
@@ -50,11 +30,6 @@ def context(samples: int, parts: int = 1, seed: int = 3) -> Context:
     shards = small_shards.in_parts(Shard(ids, logits_N_C=logits, features_N_D=logits), parts)
     labeled = Labeled(np.zeros((3, 2), dtype=np.float32), np.array([0, 0, 1]))
     return small_shards.context(*shards, seed=seed, labeled=labeled)
-
-
-def written(strategy: Any, found: Context, budget: int) -> tuple[strategies.Selection, list[Candidates]]:
-    parts: list[Candidates] = []
-    return strategy.select(replace(found, write=parts.append), budget), parts
 
 
 def scores(parts: list[Candidates]) -> NDArray[np.float64]:

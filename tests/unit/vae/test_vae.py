@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +8,16 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from threadpoolctl import threadpool_limits
 
 from tests.reference import ReferenceVAE
 from vabal.errors import UserError
 from vabal.vae import FeatureVAE, Loss, PoolFeatures, build, fit, kl_divergence, load, save
 from vabal.vae.training import _centres
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL: dict[str, Any] = {"head_width": 5, "hidden_width": 6, "latent_per_class": 2, "hidden_layers": 2}
 SHORT: dict[str, Any] = {**SMALL, "epochs": 3, "min_steps": 0, "batch_size": 16}
 DIMS, CLASSES = (3, 4), 3
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """These products are small, and threads would wait for each other."""
-    with threadpool_limits(1):
-        yield
 
 
 def pool(samples: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
