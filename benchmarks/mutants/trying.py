@@ -8,6 +8,7 @@ fails: first those that found other mutants of the function, then the quickest. 
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import resource
@@ -78,6 +79,8 @@ class Trying:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self._items = {item.nodeid: item for item in session.items}
         made = [mutant for path in self._files for mutant in mutants(path, self._every)]
+        for path in self._files:  # some modules are imported only when they are asked for
+            importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
         functions = _functions({str(mutant.file) for mutant in made})
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="mutants-") as folder:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -197,3 +198,16 @@ def test_classes_take_turns_in_an_order_that_the_seed_draws(classes: int, seed: 
     assert picked.dtype == np.int64
     best_two_N = np.sort(candidates_N_C, axis=1)[:, -2:]
     assert key_N == pytest.approx(best_two_N[:, 0] - best_two_N[:, 1])  # the least certain of the rest first
+
+
+@pytest.mark.parametrize("lower", [1.0, float(np.nextafter(1, 2))])
+def test_between_neighbours_in_floating_point_the_upper_is_the_threshold(lower: float) -> None:
+    upper = float(np.nextafter(lower, 2))  # half way between is rounded to the one or the other
+    assert separation(np.array([lower, upper]), np.array([False, True])) == upper
+
+
+def test_the_rest_is_scored_by_the_margin_the_least_certain_first() -> None:
+    written: list[strategies.Candidates] = []
+    found = context(two_classes(0.9, 0.55, 0.7, 0.8), two_classes(0.95, 0.05), [0, 1])
+    strategies.get("direct").select(replace(found, write=written.append), 1)
+    assert written[0].score_N.tolist() == [-3, 1, -1, -2]

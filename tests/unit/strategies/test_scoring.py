@@ -248,6 +248,7 @@ def test_what_cannot_be_gathered_is_refused() -> None:
         gather(context(one), "votes_N_C")
     nothing = gather(context(), "logits_N_C")
     assert (len(nothing.pool), nothing.lengths, nothing.place_N.shape) == (0, (), (0,))
+    assert nothing.pool.sample_ids.dtype == object
     assert gather(context(one)).pool.logits_N_C is None
 
 
@@ -288,6 +289,16 @@ def test_without_a_key_the_rest_scores_0() -> None:
     written: list[Candidates] = []
     Keyless().select(context(numbered(5), write=written.append), 2)
     assert sorted(scores_of(written)) == [0, 0, 0, 1, 2]
+
+
+def test_without_logits_the_candidates_have_scores_and_no_class() -> None:
+    class Blind(First):
+        columns: ClassVar[tuple[str, ...]] = ("features_N_D",)
+
+    written: list[Candidates] = []
+    Blind().select(context(replace(numbered(4), logits_N_C=None), write=written.append), 2)
+    assert sorted(scores_of(written)) == [-2, -1, 1, 2]
+    assert written[0].predicted_class_N is None
 
 
 def test_an_order_that_is_none_is_refused_with_the_numbers() -> None:
@@ -373,18 +384,23 @@ def test_around_a_strategy_without_candidates_nothing_is_picked(name: str) -> No
 class Merging(ByNumber):
     """Hands on its candidates in other pieces than the shards'."""
 
+    def __init__(self, first: int) -> None:
+        self.first = first
+
     def select(self, context: Context, budget: int) -> Selection:
         whole = numbered(6)
         assert context.write is not None
         selection = super().select(replace(context, write=None), budget)
-        for rows in (np.arange(2), np.arange(2, 6)):
+        for rows in (np.arange(self.first), np.arange(self.first, 6)):
             context.write(self.score(whole, context).take(rows))
         return selection
 
 
 def test_a_strategy_that_writes_other_pieces_than_the_shards_is_refused() -> None:
     with pytest.raises(ValueError, match="strategy by-number wrote 2 candidates for a shard of 3"):
-        Balanced(Merging()).select(context(*in_parts(numbered(6), 2), labeled=labeled([0])), 2)
+        Balanced(Merging(2)).select(context(*in_parts(numbered(6), 2), labeled=labeled([0])), 2)
+    with pytest.raises(ValueError, match="shorter"):  # the second piece, which is empty, has no shard
+        Balanced(Merging(6)).select(context(numbered(6), labeled=labeled([0])), 2)
 
 
 def test_a_ranking_without_parts_has_no_classes_and_rescores_nothing() -> None:

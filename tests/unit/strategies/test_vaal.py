@@ -333,6 +333,9 @@ def test_images_are_resized_one_like_many_and_empty_pools_have_the_network_s_siz
     for row, image in zip((0, 1029), alone, strict=True):
         resized = torch.nn.functional.interpolate(image, (8, 8), mode="bilinear", antialias=True)
         assert torch.equal(found[row], resized[0].round().clamp(0, 255).byte())
+    fine = torch.from_numpy(pictures(1, side=20)).permute(0, 3, 1, 2).float()
+    smaller = torch.nn.functional.interpolate(fine, (8, 8), mode="bilinear", antialias=True)
+    assert torch.equal(canvas(pictures(1, side=20), 8), smaller.round().byte())
     for side in (5, 8):
         assert canvas(images[:0], side).shape == (0, 2, side, side)
     same = canvas(images[:3], 5)
