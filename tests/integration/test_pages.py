@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +89,16 @@ def wait_for_the_promotion(root: Path, command: str) -> None:
     if command == "vabal promote":
         tracking = Tracking("default", RunningStack(root).environment["MLFLOW_TRACKING_URI"])
         until(lambda: tracking.version_by_alias("champion"), 600, "the promotion after the round", every=0.5)
-        until(lambda: not runs_that_go_on(), 600, "its end", every=0.5)
+        until(lambda: not runs_that_go_on(root), 600, "its end", every=0.5)
 
 
-def runs_that_go_on() -> list[str]:
-    held = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
+def runs_that_go_on(root: Path) -> list[str]:
+    """Of those that came since the workspace was made: killed ones of earlier tests stay as they are on the server."""
+    made = datetime.fromtimestamp((root / ".vabal" / "env").stat().st_ctime, UTC)
+    held = {
+        "state": {"type": {"any_": ["PENDING", "RUNNING"]}},
+        "expected_start_time": {"after_": made.isoformat()},
+    }
     return [run["name"] for run in Server.from_environment().flow_runs(held)]
 
 
