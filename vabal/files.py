@@ -53,6 +53,12 @@ def write_once(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """What was written to the file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries durable: a rename alone may be lost in a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -18,7 +18,7 @@ from vabal.images import shards
 from vabal.learning import classifier, probe
 from vabal.learning.embeddings import Embedder
 from vabal.learning.network import ResNetClassifier
-from vabal.learning.probe import Labelled
+from vabal.learning.probe import LabelledEmbeddings
 from vabal.promotion.registered import classes_json
 from vabal.settings.models import BackboneSettings, ClassifierSettings
 
@@ -75,10 +75,10 @@ def registered(uri: str, folder: Path, channels: int, size: int = 16) -> tuple[s
 
 def registered_probe(uri: str, folder: Path) -> tuple[str, Any]:
     """The address of a version that is a probe on two sizes of the embedded backbone, and the same predictor here."""
-    embedder = Embedder(BackboneSettings(sizes=[32, 16], views="mirrored"), 1, "cpu", folder / "embeddings")
+    embedder = Embedder(BackboneSettings(sizes=[32, 16], views="mirrored"), "cpu", folder / "embeddings")
     embedded = embedder.embedded
     draw = np.random.default_rng(0)
-    known = Labelled(
+    known = LabelledEmbeddings(
         embedder.embed(draw.integers(0, 256, (20, 16, 16, 1), dtype=np.uint8)),
         np.arange(20) % 3,
         [*"abcdefghijklmnopqrst"],

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -48,14 +49,14 @@ class SimulatedPool:
 
     def inputs(self, learner: Learner) -> "Inputs":
         """What the learner's classifier sees of each row: images, or their embeddings, made once and kept."""
-        embedder = learner.embedder(self.folder or Path(tempfile.gettempdir()))
-        if embedder is None:
-            return Inputs(self.images_N_H_W_K)
-        if self.folder is None:
-            return Inputs(embedder.embed(self.images_N_H_W_K), embedder.embedded)
-        images = array_batches(self.images_N_H_W_K)
-        path = embedder.kept("pool", len(self.labels_N), lambda: images(learner.params.features.batch_size))
-        return Inputs(np.load(path, mmap_mode="r"), embedder.embedded)
+        with ExitStack() as until_made:
+            folder = self.folder or Path(until_made.enter_context(tempfile.TemporaryDirectory(prefix="vabal-")))
+            embedder = learner.embedder(folder)
+            if embedder is None:
+                return Inputs(self.images_N_H_W_K)
+            images = array_batches(self.images_N_H_W_K)
+            path = embedder.kept("pool", len(self.labels_N), lambda: images(learner.params.features.batch_size))
+            return Inputs(np.load(path, mmap_mode="r"), embedder.embedded)
 
     def training_set(self, inputs: "Inputs", labeled_L: NDArray[np.int64]) -> TrainingSet:
         ids = [str(sample_id) for sample_id in self.sample_ids[labeled_L]]

@@ -43,9 +43,9 @@ class Backbone(nn.Module):
     evaluation mode, and without gradients.
     """
 
-    def __init__(self, trunk: "Trunk", sizes: tuple[int, ...], views: str, channels: int) -> None:
+    def __init__(self, trunk: "Trunk", sizes: tuple[int, ...], views: str) -> None:
         super().__init__()
-        self.trunk, self.sizes, self.views, self.channels = trunk, sizes, views, channels
+        self.trunk, self.sizes, self.views = trunk, sizes, views
         self.requires_grad_(False)
         self.eval()
         self.layers = tuple(layer for size in sizes for layer in self._layers_of(size))
@@ -199,8 +199,8 @@ def _line(error: Exception) -> str:
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
-def load(settings: BackboneSettings, channels: int) -> Backbone:
-    """The backbone of the settings, with its weights, for images of 1 or 3 `channels`.
+def load(settings: BackboneSettings) -> Backbone:
+    """The backbone of the settings, with its weights, for grey images and coloured ones.
 
     Raises UserError for a network, weights or a size that are not there or do not fit.
     """
@@ -212,7 +212,7 @@ def load(settings: BackboneSettings, channels: int) -> Backbone:
     trunk = kind(name, from_hub=from_hub)
     if not from_hub:
         _fill(trunk.network, read_state(weights_file(settings)), str(settings.weights), settings.name)
-    return Backbone(trunk, tuple(settings.sizes) or (trunk.size,), settings.views, channels)
+    return Backbone(trunk, tuple(settings.sizes) or (trunk.size,), settings.views)
 
 
 def weights_file(settings: BackboneSettings) -> Path:
@@ -242,7 +242,7 @@ def weights_sha256(settings: BackboneSettings) -> str:
     if settings.weights != "hub":
         return file_sha256(weights_file(settings))
     digest = hashlib.sha256()
-    for name, values in sorted(load(settings, 3).trunk.network.state_dict().items()):
+    for name, values in sorted(load(settings).trunk.network.state_dict().items()):
         digest.update(name.encode() + b"\0" + values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -284,19 +284,14 @@ def _fill(network: nn.Module, state: dict[str, Tensor], source: str, name: str) 
     """The state into the network; a classifier for other classes is left out. Raises UserError if it does not fit."""
     wanted = network.state_dict()
     known = _renamed(state, wanted)
-    head = {key for key, values in wanted.items() if key in known and known[key].shape != values.shape}
-    head |= {key for key in wanted if _is_head(key)}
-    missing = [
-        key for key in wanted if key not in known and key not in head and not key.endswith("num_batches_tracked")
-    ]
-    wrong = [key for key in head & set(known) if known[key].shape != wanted[key].shape and not _is_head(key)]
-    if missing or wrong:
-        first = (missing + wrong)[0]
-        raise UserError(
-            f"backbone.weights: {source} does not fit {name}: {len(missing) + len(wrong)} of {len(wanted)} tensors are "
-            f"missing or of another shape, as {first}"
-        )
     fitting = {key: known[key] for key in wanted if key in known and known[key].shape == wanted[key].shape}
+    needed = [key for key in wanted if not _is_head(key) and not key.endswith("num_batches_tracked")]
+    lacking = [key for key in needed if key not in fitting]
+    if lacking:
+        raise UserError(
+            f"backbone.weights: {source} does not fit {name}: {len(lacking)} of {len(wanted)} tensors are missing or "
+            f"of another shape, as {lacking[0]}"
+        )
     network.load_state_dict(fitting, strict=False)
 
 

@@ -26,6 +26,7 @@ from vabal.learning.recipe import (
     Inputs,
     Objective,
     check_images,
+    class_weights,
     hash_of,
     imbalance,
     is_finite,
@@ -84,7 +85,7 @@ def objective_of(settings: ClassifierSettings, labels_N: NDArray[np.integer], nu
     if kind == "none":
         return cross_entropy
     counts_C = np.bincount(labels_N, minlength=num_classes)
-    weights_C = torch.from_numpy(len(labels_N) / (np.count_nonzero(counts_C) * np.maximum(counts_C, 1))).float()
+    weights_C = torch.from_numpy(class_weights(labels_N, num_classes)).float()
     shift_C = torch.from_numpy(np.log(np.maximum(counts_C, 1) / len(labels_N))).float()
 
     def weighted(network: ResNetClassifier, images: Tensor, targets_N: Tensor, _over: float) -> tuple[Tensor, Tensor]:

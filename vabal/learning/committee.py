@@ -77,7 +77,7 @@ def build(needs: Needs, config: dict[str, Any], *, first: ResNetClassifier, seed
         with_dropout = ResNetClassifier.from_config({**config, "dropout": needs.dropout}, seed=seed)
         trainings[_DROPOUT] = Training(with_dropout, seed)
     for member in range(1, needs.members):
-        own = _derived(seed, f"member {member}")
+        own = derived_seed(seed, f"member {member}")
         trainings[f"member{member}"] = Training(ResNetClassifier.from_config(config, seed=own), own)
     if needs.auxiliary_loss is not None:
         predictor = loss_prediction.LossPredictor.from_config(config, seed=seed)
@@ -158,16 +158,8 @@ class Committee:
         device = torch.device(device)
         for network in (self.first, *self.networks.values()):
             place(network, device).eval()
-        parts = [no_answers(self.needs, self.first.config["num_classes"])]
-        with torch.inference_mode():
-            for images_P_K_H_W in pieces(images_N_H_W_K, self.first, device):
-                columns = self._columns(images_P_K_H_W)
-                parts.append({name: values.cpu().numpy() for name, values in columns.items()})
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        rows = [f"row {row}" for row in range(len(images_N_H_W_K))]
-        for name, values in whole.items():
-            check_finite(name, values, rows if sample_ids is None else sample_ids)
-        return whole
+        answers = map(self._columns, pieces(images_N_H_W_K, self.first, device))
+        return joined(no_answers(self.needs, self.first.config["num_classes"]), answers, sample_ids)
 
     def _columns(self, images_P_K_H_W: Tensor) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}
@@ -231,7 +223,7 @@ class DropoutPasses:
         """kept_T_K_H_W of the dropout before stage `index`, whose maps have the shape K x H x W."""
         key = (index, *shape)
         if key not in self._kept:
-            generator = torch.Generator().manual_seed(_derived(self.seed, f"dropout before stage {index}"))
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, f"dropout before stage {index}"))
             order = memory_format(self.network, self.device)
             kept_T_K_H_W = torch.empty(self.passes, *shape, dtype=torch.bool, memory_format=order)
             for kept_K_H_W in kept_T_K_H_W:
@@ -249,6 +241,21 @@ def _by_pass(values_M: Tensor, samples: int) -> Tensor:
     """What stands pass behind pass, M = S * P rows, as S x P; a view."""
     values_S_P: Tensor = values_M.unflatten(0, (-1, samples))
     return values_S_P
+
+
+def joined(
+    none: dict[str, NDArray[Any]],
+    answers: Iterable[dict[str, Tensor]],
+    sample_ids: Sequence[Any] | NDArray[Any] | None,
+) -> dict[str, NDArray[Any]]:
+    """The columns of all pieces, behind those of no samples. Raises UserError if a number is not finite."""
+    parts = [none]
+    with torch.inference_mode():
+        parts += [{name: values.cpu().numpy() for name, values in answer.items()} for answer in answers]
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in none}
+    for name, values in whole.items():
+        check_finite(name, values, [f"row {row}" for row in range(len(values))] if sample_ids is None else sample_ids)
+    return whole
 
 
 def statistics(answers: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -303,6 +310,6 @@ def _folded(stage: nn.Module) -> nn.Module:
     return stage
 
 
-def _derived(seed: int, purpose: str) -> int:
+def derived_seed(seed: int, purpose: str) -> int:
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

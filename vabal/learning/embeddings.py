@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from vabal.files import canonical_json, file_sha256, private_folder, sha256, write_bytes
+from vabal.files import canonical_json, file_sha256, private_folder, sha256, sync_file, write_bytes
 from vabal.images import DecodedShards
 from vabal.learning import backbones, network
 from vabal.learning.backbones import Backbone, Layer
@@ -37,13 +37,12 @@ Batches = Iterable[tuple[int, NDArray[np.uint8]]]
 class Embedder:
     """The backbone of the settings, loaded once it is needed, and the folder that keeps what it says."""
 
-    def __init__(self, settings: BackboneSettings, channels: int, device: torch.device | str, cache: Path) -> None:
-        self.settings, self.channels = settings, channels
-        self.device, self.cache = torch.device(device), cache
+    def __init__(self, settings: BackboneSettings, device: torch.device | str, cache: Path) -> None:
+        self.settings, self.device, self.cache = settings, torch.device(device), cache
 
     @cached_property
     def backbone(self) -> Backbone:
-        loaded = backbones.load(self.settings, self.channels).to(self.device)
+        loaded = backbones.load(self.settings).to(self.device)
         return loaded.to(memory_format=torch.channels_last)
 
     @cached_property
@@ -55,7 +54,6 @@ class Embedder:
         """Sixteen hex digits that change whenever an embedding could, besides with its image."""
         document = {
             "backbone": self.identity,
-            "channels": self.channels,
             "device": self.device.type,
             "code": [file_sha256(Path(str(module.__file__))) for module in (backbones, network)],
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
@@ -82,7 +80,7 @@ class Embedder:
             if not place.is_dir():
                 temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=self.cache))
                 try:
-                    backbones.load(self.settings, self.channels).export(temporary)
+                    backbones.load(self.settings).export(temporary)
                     temporary.rename(place)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
@@ -116,6 +114,7 @@ class Embedder:
                     with RowWriter(temporary, rows, self.embedded.width) as writer:
                         for _, images in batches():
                             writer.append(self.embed(images))
+                    sync_file(temporary)
                     temporary.replace(path)
                 finally:
                     temporary.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ features, in fitting as in asking; an auxiliary module learns what the head lose
 Axes: N samples, L labelled ones, E numbers of an embedding, D features, C classes, T passes.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 
 from vabal.errors import UserError
 from vabal.learning import loss_prediction, probe
-from vabal.learning.committee import check, no_answers, statistics
+from vabal.learning.committee import check, derived_seed, joined, no_answers, statistics
 from vabal.learning.metrics import Metric
-from vabal.learning.needs import Needs, check_finite
+from vabal.learning.needs import Needs
 from vabal.learning.network import LinearProbe
-from vabal.learning.probe import FOLDS, Labelled
+from vabal.learning.probe import FOLDS, LabelledEmbeddings
 from vabal.learning.recipe import pieces
 from vabal.settings.models import ClassifierSettings
 
@@ -76,7 +75,7 @@ class HeadCommittee:
         copy.load_state_dict(self.first.state_dict())
         return copy.eval()
 
-    def fit(self, known: Labelled, settings: ClassifierSettings) -> Iterator[Metric]:
+    def fit(self, known: LabelledEmbeddings, settings: ClassifierSettings) -> Iterator[Metric]:
         """Trains one after another; yields `committee/<network>-<name>`."""
         for name, head in self.heads.items():
             loss, accuracy = self._fit_head(name, head, known, settings)
@@ -86,17 +85,19 @@ class HeadCommittee:
             yield Metric("committee/loss_prediction-loss", self._fit_loss_head(self.loss_head, known, settings), 1)
 
     def _fit_head(
-        self, name: str, head: LinearProbe, known: Labelled, settings: ClassifierSettings
+        self, name: str, head: LinearProbe, known: LabelledEmbeddings, settings: ClassifierSettings
     ) -> tuple[float, float]:
         if name != "dropout":
-            draw = np.random.default_rng(_derived(self.seed, name))
+            draw = np.random.default_rng(derived_seed(self.seed, name))
             weights_L = draw.dirichlet(np.ones(len(known.labels_L))) * len(known.labels_L)
             return probe.fit_head(head, known, self.first.columns.cpu().numpy(), settings, weights_L)
         return self._fit_dropout(head, known, settings)
 
-    def _fit_dropout(self, head: LinearProbe, known: Labelled, settings: ClassifierSettings) -> tuple[float, float]:
+    def _fit_dropout(
+        self, head: LinearProbe, known: LabelledEmbeddings, settings: ClassifierSettings
+    ) -> tuple[float, float]:
         features_L_D, _ = _described(self.first, known.embeddings_L_E)
-        draw = np.random.default_rng(_derived(self.seed, "dropout"))
+        draw = np.random.default_rng(derived_seed(self.seed, "dropout"))
         kept = draw.random((_REPLICAS, *features_L_D.shape)) >= self.needs.dropout
         seen = (features_L_D * kept / (1 - self.needs.dropout)).reshape(-1, features_L_D.shape[1])
         labels = np.tile(known.labels_L, _REPLICAS)
@@ -112,7 +113,7 @@ class HeadCommittee:
         log_N = log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
         return float(-log_N.mean()), float(np.mean(logits.argmax(axis=1) == labels))
 
-    def _fit_loss_head(self, module: LossHead, known: Labelled, settings: ClassifierSettings) -> float:
+    def _fit_loss_head(self, module: LossHead, known: LabelledEmbeddings, settings: ClassifierSettings) -> float:
         """By the ranks of the losses on held-out samples: on those that it learned from, a head loses nothing."""
         losses_L = torch.from_numpy(_held_out_losses(self.first, known, settings, self.seed)).float()
         features_L_D = torch.from_numpy(_described(self.first, known.embeddings_L_E)[0]).float()
@@ -139,15 +140,8 @@ class HeadCommittee:
         place = torch.device(device)
         for network in (self.first, *self.heads.values()):
             network.to(place).eval()
-        parts = [no_answers(self.needs, self.first.config["num_classes"])]
-        with torch.inference_mode():
-            for embeddings_P_E in pieces(embeddings_N_E, self.first, place):
-                parts.append({name: values.cpu().numpy() for name, values in self._columns(embeddings_P_E).items()})
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        rows = [f"row {row}" for row in range(len(embeddings_N_E))]
-        for name, values in whole.items():
-            check_finite(name, values, rows if sample_ids is None else sample_ids)
-        return whole
+        answers = map(self._columns, pieces(embeddings_N_E, self.first, place))
+        return joined(no_answers(self.needs, self.first.config["num_classes"]), answers, sample_ids)
 
     def _columns(self, embeddings_P_E: Tensor) -> dict[str, Tensor]:
         features_P_D, logits_P_C = self.first.stages(embeddings_P_E)
@@ -163,7 +157,7 @@ class HeadCommittee:
 
     def _passes(self, features_P_D: Tensor) -> Iterator[Tensor]:
         """logits_1_P_C of each pass: all samples see the same mask."""
-        generator = torch.Generator().manual_seed(_derived(self.seed, "passes"))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "passes"))
         head, share = self.heads["dropout"], self.needs.dropout
         for _ in range(self.needs.passes):
             kept_D = torch.rand(features_P_D.shape[1], generator=generator) >= share
@@ -212,7 +206,7 @@ def _described(
 
 
 def _held_out_losses(
-    first: LinearProbe, known: Labelled, settings: ClassifierSettings, seed: int
+    first: LinearProbe, known: LabelledEmbeddings, settings: ClassifierSettings, seed: int
 ) -> NDArray[np.float64]:
     if len(known.labels_L) < 2:
         return np.zeros(len(known.labels_L))
@@ -220,8 +214,3 @@ def _held_out_losses(
     told_L = held_out_L_C[np.arange(len(known.labels_L)), known.labels_L].astype(np.float64)
     losses_L: NDArray[np.float64] = -np.log(np.maximum(told_L, np.finfo(np.float32).tiny))
     return losses_L
-
-
-def _derived(seed: int, purpose: str) -> int:
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

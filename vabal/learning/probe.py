@@ -23,7 +23,7 @@ from vabal.errors import UserError
 from vabal.learning.backbones import Layer
 from vabal.learning.metrics import Metric
 from vabal.learning.network import LinearProbe
-from vabal.learning.recipe import CrossFit, imbalance, stratified_folds
+from vabal.learning.recipe import CrossFit, class_weights, imbalance, stratified_folds
 from vabal.settings.models import ClassifierSettings
 
 PENALTIES: Final = (1.0, 10.0, 0.1, 100.0)  # tried in this order; the first of equals is taken
@@ -60,8 +60,9 @@ class Embedded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The labelled pool as a probe learns from it; samples of one of `groups_L` are judged together."""
+class LabelledEmbeddings:
+    """The labelled pool as a probe learns from it; samples of one of `groups_L` are judged together, if there
+    are two groups."""
 
     embeddings_L_E: NDArray[np.float32]
     labels_L: NDArray[np.int64]
@@ -69,7 +70,8 @@ class Labelled:
     groups_L: NDArray[Any] | None = None
 
     def folds(self, count: int, seed: int) -> NDArray[np.int32]:
-        return stratified_folds(self.sample_ids, self.labels_L, folds=count, seed=seed, groups_N=self.groups_L)
+        groups_L = None if self.groups_L is None or len(set(self.groups_L)) < 2 else self.groups_L
+        return stratified_folds(self.sample_ids, self.labels_L, folds=count, seed=seed, groups_N=groups_L)
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,10 @@ class Choice:
     loss: float
     accuracy: float
     balanced_accuracy: float
-    logits_L_C: Numbers | None = None  # of samples that the fit had not seen
 
 
 def fit(
-    known: Labelled, embedded: Embedded, num_classes: int, settings: ClassifierSettings, *, seed: int
+    known: LabelledEmbeddings, embedded: Embedded, num_classes: int, settings: ClassifierSettings, *, seed: int
 ) -> tuple[LinearProbe, Iterator[Metric]]:
     """A probe, and its training as an iterator: it has learned once the metrics were taken.
 
@@ -112,7 +113,11 @@ def fit(
 
 
 def _training(
-    network: LinearProbe, known: Labelled, columns_D: NDArray[np.int64], chosen: Choice, settings: ClassifierSettings
+    network: LinearProbe,
+    known: LabelledEmbeddings,
+    columns_D: NDArray[np.int64],
+    chosen: Choice,
+    settings: ClassifierSettings,
 ) -> Iterator[Metric]:
     loss, accuracy = fit_head(network, known, columns_D, settings)
     network.eval()
@@ -126,7 +131,7 @@ def _training(
 
 def fit_head(
     network: LinearProbe,
-    known: Labelled,
+    known: LabelledEmbeddings,
     columns_D: NDArray[np.int64],
     settings: ClassifierSettings,
     weights_L: Numbers | None = None,
@@ -199,7 +204,9 @@ def solve(
     return weight_C_D, bias_C
 
 
-def cross_fit(first: LinearProbe, known: Labelled, settings: ClassifierSettings, *, folds: int, seed: int) -> CrossFit:
+def cross_fit(
+    first: LinearProbe, known: LabelledEmbeddings, settings: ClassifierSettings, *, folds: int, seed: int
+) -> CrossFit:
     """Out-of-fold predictions by heads like that of `first`, each fitted on the other folds.
 
     Raises UserError if there are fewer than two samples.
@@ -216,7 +223,9 @@ def cross_fit(first: LinearProbe, known: Labelled, settings: ClassifierSettings,
 # -- cross-validation -------------------------------------------------------------------------------------------------
 
 
-def choose(known: Labelled, embedded: Embedded, num_classes: int, settings: ClassifierSettings, *, seed: int) -> Choice:
+def choose(
+    known: LabelledEmbeddings, embedded: Embedded, num_classes: int, settings: ClassifierSettings, *, seed: int
+) -> Choice:
     """Layers, penalty and temperature, by cross-validation: layers first, at the first penalty, then the penalty.
 
     What is compared is the cross entropy, each class counting alike. Where there are too few labels to judge by (no
@@ -234,7 +243,7 @@ def choose(known: Labelled, embedded: Embedded, num_classes: int, settings: Clas
 
 
 def _judge(
-    known: Labelled,
+    known: LabelledEmbeddings,
     embedded: Embedded,
     fold_L: NDArray[np.int32],
     num_classes: int,
@@ -255,12 +264,11 @@ def _judge(
         loss=_cross_entropy(logits_L_C / temperature, labels_L, weights_L),
         accuracy=float(right_L.mean()),
         balanced_accuracy=float(np.average(right_L, weights=weights_L)),
-        logits_L_C=logits_L_C / temperature,
     )
 
 
 def held_out_logits(
-    known: Labelled,
+    known: LabelledEmbeddings,
     columns_D: NDArray[np.int64],
     fold_L: NDArray[np.int32],
     num_classes: int,
@@ -281,9 +289,7 @@ def held_out_logits(
 
 def balanced_weights(labels_L: NDArray[np.int64]) -> Numbers:
     """A weight for each sample: every class that is there weighs alike, all of them together L."""
-    counts_C = np.bincount(labels_L)
-    weights: Numbers = len(labels_L) / (np.count_nonzero(counts_C) * counts_C[labels_L])
-    return weights
+    return class_weights(labels_L, int(labels_L.max()) + 1)[labels_L]
 
 
 def _cross_entropy(logits_L_C: Numbers, labels_L: NDArray[np.int64], weights_L: Numbers) -> float:

@@ -105,6 +105,13 @@ def imbalance(settings: ClassifierSettings) -> str:
     return "none" if settings.learner == "scratch" else "balanced"
 
 
+def class_weights(labels_N: NDArray[np.integer], num_classes: int) -> NDArray[np.float64]:
+    """weights_C: every class that has labels weighs alike, and the mean weight of a sample is 1."""
+    counts_C = np.bincount(labels_N, minlength=num_classes)
+    weights_C: NDArray[np.float64] = len(labels_N) / (np.count_nonzero(counts_C) * np.maximum(counts_C, 1))
+    return weights_C
+
+
 def batch_rows(order: Tensor, batch_size: int) -> list[Tensor]:
     """The samples of each step of an epoch, in batches that differ by one sample at most."""
     return list(torch.tensor_split(order, batches_of(len(order), batch_size)))

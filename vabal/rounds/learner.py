@@ -24,7 +24,7 @@ from vabal.learning.embeddings import Embedder
 from vabal.learning.head_committee import HeadCommittee
 from vabal.learning.metrics import Metric
 from vabal.learning.network import LinearProbe, Network
-from vabal.learning.probe import Embedded, Labelled
+from vabal.learning.probe import Embedded, LabelledEmbeddings
 from vabal.learning.recipe import CrossFit
 from vabal.rounds.manifests import derive_seed
 from vabal.settings.models import Params
@@ -49,8 +49,8 @@ class TrainingSet(NamedTuple):
     embedded: Embedded | None = None
     groups_L: NDArray[Any] | None = None
 
-    def as_embeddings(self) -> Labelled:
-        return Labelled(self.inputs_L, self.labels_L, self.sample_ids, self.groups_L)
+    def as_embeddings(self) -> LabelledEmbeddings:
+        return LabelledEmbeddings(self.inputs_L, self.labels_L, self.sample_ids, self.groups_L)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Learner:
         """What turns images into a probe's inputs; None where the classifier sees the images themselves."""
         if self.params.classifier.learner != "probe":
             return None
-        return Embedder(self.params.backbone, self.params.images.channels, self.device, cache)
+        return Embedder(self.params.backbone, self.device, cache)
 
     def classifier(self, known: TrainingSet, num_classes: int) -> tuple[Network, Iterator[Metric]]:
         """The same for every strategy."""

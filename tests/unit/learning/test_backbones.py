@@ -69,7 +69,7 @@ def images_N_1_H_W() -> Tensor:
 
 
 def test_the_embedded_weights_give_what_their_authors_network_gives(images_N_1_H_W: Tensor) -> None:
-    backbone = backbones.load(settings(sizes=[48]), 1)
+    backbone = backbones.load(settings(sizes=[48]))
     state = backbones.read_state(backbones.weights_file(settings()))
     inputs = (images_N_1_H_W.float().expand(-1, 3, -1, -1) - 127.5) / 127.5
     with torch.inference_mode():
@@ -84,10 +84,10 @@ def test_the_embedded_weights_give_what_their_authors_network_gives(images_N_1_H
 
 
 def test_sizes_stand_side_by_side_and_views_are_averaged(images_N_1_H_W: Tensor) -> None:
-    parts = [backbones.load(settings(sizes=[size]), 1) for size in (32, 48)]
-    both = backbones.load(settings(sizes=[32, 48]), 1)
-    turned = backbones.load(settings(sizes=[48], views="turned"), 1)
-    mirrored = backbones.load(settings(sizes=[48], views="mirrored"), 1)
+    parts = [backbones.load(settings(sizes=[size])) for size in (32, 48)]
+    both = backbones.load(settings(sizes=[32, 48]))
+    turned = backbones.load(settings(sizes=[48], views="turned"))
+    mirrored = backbones.load(settings(sizes=[48], views="mirrored"))
     with torch.inference_mode():
         assert torch.equal(both(images_N_1_H_W), torch.cat([part(images_N_1_H_W) for part in parts], dim=1))
         views = [torch.rot90(images_N_1_H_W, quarter, (2, 3)) for quarter in range(4)]
@@ -98,7 +98,7 @@ def test_sizes_stand_side_by_side_and_views_are_averaged(images_N_1_H_W: Tensor)
 
 
 def test_training_leaves_a_frozen_network_as_it_is(images_N_1_H_W: Tensor) -> None:
-    backbone = backbones.load(settings(sizes=[32]), 1)
+    backbone = backbones.load(settings(sizes=[32]))
     before = {name: values.clone() for name, values in backbone.state_dict().items()}
     backbone.train()
     backbone(images_N_1_H_W)
@@ -118,7 +118,7 @@ def test_a_users_own_state_dict_is_taken_without_its_classifier(library: str, su
         torch.save({"state_dict": {f"module.{name}": values for name, values in state.items()}}, path)
     else:
         save_file(state, path)
-    backbone = backbones.load(settings(name=f"{library}:resnet18", weights=f"file:{path}", sizes=[64]), 3)
+    backbone = backbones.load(settings(name=f"{library}:resnet18", weights=f"file:{path}", sizes=[64]))
     assert [layer.width for layer in backbone.layers][-2:] == [512, 512]
     own = backbone.trunk.network.state_dict()
     assert all(torch.equal(own[name], values) for name, values in state.items() if not name.startswith("fc."))
@@ -137,7 +137,7 @@ def wrong_files(tmp_path: Path) -> Iterator[dict[str, Path]]:
 @pytest.mark.parametrize("name", ["text", "cut", "numbers", "module", "other"])
 def test_a_file_that_holds_other_things_is_refused_in_one_line(name: str, wrong_files: dict[str, Path]) -> None:
     with pytest.raises(UserError) as refused:
-        backbones.load(settings(name="timm:resnet18", weights=f"file:{wrong_files[name]}"), 3)
+        backbones.load(settings(name="timm:resnet18", weights=f"file:{wrong_files[name]}"))
     assert "\n" not in str(refused.value)
     assert str(refused.value).startswith("backbone.weights")
 
@@ -155,7 +155,7 @@ def test_a_file_that_holds_other_things_is_refused_in_one_line(name: str, wrong_
 )
 def test_what_is_not_there_is_told_in_one_line(chosen: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        backbones.load(settings(**chosen), 3)
+        backbones.load(settings(**chosen))
 
 
 def test_an_image_is_embedded_once_and_another_backbone_has_files_of_its_own(tmp_path: Path) -> None:
@@ -167,14 +167,14 @@ def test_an_image_is_embedded_once_and_another_backbone_has_files_of_its_own(tmp
         yield 0, images[:3]
         yield 3, images[3:]
 
-    first = Embedder(settings(sizes=[32]), 1, "cpu", tmp_path / "kept")
+    first = Embedder(settings(sizes=[32]), "cpu", tmp_path / "kept")
     path = first.kept("pool", 5, batches)
     assert np.array_equal(np.load(path), first.embed(images))
-    assert Embedder(settings(sizes=[32]), 1, "cpu", tmp_path / "kept").kept("pool", 5, batches) == path
+    assert Embedder(settings(sizes=[32]), "cpu", tmp_path / "kept").kept("pool", 5, batches) == path
     assert len(asked) == 1
-    other = Embedder(settings(sizes=[32], views="mirrored"), 1, "cpu", tmp_path / "kept")
+    other = Embedder(settings(sizes=[32], views="mirrored"), "cpu", tmp_path / "kept")
     assert other.kept("pool", 5, batches) != path
     assert len(asked) == 2
-    known = Embedder(settings(sizes=[32]), 1, "cpu", tmp_path / "kept")
+    known = Embedder(settings(sizes=[32]), "cpu", tmp_path / "kept")
     assert known.embedded == first.embedded
     assert "backbone" not in vars(known)  # what the numbers are is known without loading the network

@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from vabal.errors import UserError
 from vabal.learning import probe
 from vabal.learning.backbones import Layer
-from vabal.learning.probe import Embedded, Labelled
+from vabal.learning.probe import Embedded, LabelledEmbeddings
 from vabal.learning.recipe import stratified_folds
 from vabal.settings.models import ClassifierSettings
 
@@ -21,7 +21,7 @@ def settings(**chosen: object) -> ClassifierSettings:
     return ClassifierSettings.model_validate({"learner": "probe", **chosen})
 
 
-def labelled(samples: int = 60, classes: int = 3, seed: int = 0, informative: str = "stages") -> Labelled:
+def labelled(samples: int = 60, classes: int = 3, seed: int = 0, informative: str = "stages") -> LabelledEmbeddings:
     """Embeddings of which the informative layers tell the class, and the others nothing."""
     draw = np.random.default_rng(seed)
     labels_L = draw.integers(classes, size=samples)
@@ -30,7 +30,7 @@ def labelled(samples: int = 60, classes: int = 3, seed: int = 0, informative: st
     columns_D, _ = EMBEDDED.columns(informative)
     embeddings_L_E[:, columns_D] += 2 * draw.normal(size=(classes, len(columns_D)))[labels_L]
     ids = [f"s{number:04d}" for number in range(samples)]
-    return Labelled(embeddings_L_E.astype(np.float32), labels_L, ids)
+    return LabelledEmbeddings(embeddings_L_E.astype(np.float32), labels_L, ids)
 
 
 def slowly(
@@ -84,7 +84,7 @@ def test_two_classes_have_a_row_each_and_an_unlabelled_one_is_unlikely() -> None
 
 
 def test_one_class_alone_is_what_every_sample_is_said_to_be() -> None:
-    known = Labelled(np.zeros((4, EMBEDDED.width), np.float32), np.array([1, 1, 1, 1]), list("abcd"))
+    known = LabelledEmbeddings(np.zeros((4, EMBEDDED.width), np.float32), np.array([1, 1, 1, 1]), list("abcd"))
     network, training = probe.fit(known, EMBEDDED, 3, settings(), seed=0)
     list(training)
     assert network(torch.zeros(2, EMBEDDED.width)).argmax(dim=1).tolist() == [1, 1]
@@ -110,7 +110,7 @@ def test_a_posterior_that_is_too_sure_of_itself_is_cooled() -> None:
     labels_L = draw.integers(2, size=400)
     noisy = draw.normal(size=(400, EMBEDDED.width)).astype(np.float32)
     noisy[:, 0] += labels_L
-    known = Labelled(noisy, labels_L, [f"s{number:04d}" for number in range(400)])
+    known = LabelledEmbeddings(noisy, labels_L, [f"s{number:04d}" for number in range(400)])
     chosen = probe.choose(known, EMBEDDED, 2, settings(penalty=0.1, layers="all"), seed=0)
     assert chosen.temperature > 1.2
 
@@ -138,7 +138,7 @@ def test_held_out_predictions_are_of_heads_that_had_not_seen_the_sample() -> Non
     network, training = probe.fit(known, EMBEDDED, 3, settings(), seed=0)
     list(training)
     fitted = probe.cross_fit(network, known, settings(), folds=3, seed=0)
-    other = Labelled(known.embeddings_L_E, known.labels_L.copy(), known.sample_ids)
+    other = LabelledEmbeddings(known.embeddings_L_E, known.labels_L.copy(), known.sample_ids)
     other.labels_L[fitted.fold_N == 0] = (other.labels_L[fitted.fold_N == 0] + 1) % 3
     held = probe.held_out_logits(known, network.columns.numpy(), fitted.fold_N, 3, 1.0, settings())
     again = probe.held_out_logits(other, network.columns.numpy(), fitted.fold_N, 3, 1.0, settings())
@@ -156,10 +156,22 @@ def test_a_group_stays_in_one_fold() -> None:
 
 
 def test_no_samples_and_arrays_that_do_not_fit_are_refused() -> None:
-    nothing = Labelled(np.zeros((0, EMBEDDED.width), np.float32), np.zeros(0, np.int64), [])
+    nothing = LabelledEmbeddings(np.zeros((0, EMBEDDED.width), np.float32), np.zeros(0, np.int64), [])
     with pytest.raises(UserError, match="no labelled sample"):
         probe.fit(nothing, EMBEDDED, 3, settings(), seed=0)
     with pytest.raises(ValueError, match="expected 2 x 24 numbers"):
         probe.fit(
-            Labelled(np.zeros((2, 3), np.float32), np.zeros(2, np.int64), ["a", "b"]), EMBEDDED, 3, settings(), seed=0
+            LabelledEmbeddings(np.zeros((2, 3), np.float32), np.zeros(2, np.int64), ["a", "b"]),
+            EMBEDDED,
+            3,
+            settings(),
+            seed=0,
         )
+
+
+def test_a_pool_of_one_group_is_judged_sample_by_sample() -> None:
+    known = labelled(24)
+    together = LabelledEmbeddings(known.embeddings_L_E, known.labels_L, known.sample_ids, np.zeros(24))
+    assert probe.choose(together, EMBEDDED, 3, settings(), seed=0) == probe.choose(
+        known, EMBEDDED, 3, settings(), seed=0
+    )
