@@ -1,8 +1,8 @@
 """The model that travels with every registered version: a script for MLflow's models-from-code.
 
 It is copied into the version and runs where it is loaded, with mlflow, numpy, pandas, pillow, torch and torchvision,
-and without vabal, timm or safetensors: the network's source and its weights lie beside it, and a probe's backbone as
-exported programs. Preprocessing is inside.
+and without vabal, timm or safetensors: the network's source and its weights lie beside it, and a pretrained backbone
+as exported programs. Preprocessing is inside.
 
     model = mlflow.pyfunc.load_model("models:/vabal-classifier/3")     # model_config={"device": "cuda"} for a GPU
     model.predict(images)  ->  DataFrame: `class`, then one probability a class, `p_<class name>`, in index order
@@ -49,9 +49,15 @@ class ImageClassifier(PythonModel):
         self.channels: int = about["channels"]
         self.device = torch.device((context.model_config or {}).get("device", "cpu"))
         source = _module(files["network"])
-        self.network = source.read_weights(files["weights"]).eval().to(self.device)
-        trunks = {int(name.removeprefix("trunk-")): path for name, path in files.items() if name.startswith("trunk-")}
-        self.embed = _embedding(source, self.network.config["backbone"], trunks, self.device) if trunks else None
+
+        def trunk(size: int) -> Any:
+            program = torch.export.load(files[f"trunk-{size}"])
+            return move_to_device_pass(program, self.device).module()
+
+        network = source.read_weights(files["weights"], lambda backbone: trunk(backbone["sizes"][0]))
+        self.network = network.eval().to(self.device)
+        probes = isinstance(network, source.LinearProbe)
+        self.embed = _embedding(source, network.config["backbone"], trunk) if probes else None
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
         """`class` and `p_<class name>` for every image. Raises MlflowException naming what is wrong with the input."""
@@ -71,13 +77,12 @@ class ImageClassifier(PythonModel):
 
 
 def _embedding(
-    source: ModuleType, backbone: dict[str, Any], trunks: dict[int, Path], device: torch.device
+    source: ModuleType, backbone: dict[str, Any], trunk: Callable[[int], Any]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """What a probe sees of the images: what the exported backbone says of them."""
     names = ("sizes", "views", "mean", "std", "interpolation")
     prepared = {name: backbone[name] for name in names}
-    programs = [move_to_device_pass(torch.export.load(trunks[size]), device).module() for size in prepared["sizes"]]
-    return partial(source.embed, trunks=programs, **prepared)
+    return partial(source.embed, trunks=[trunk(size) for size in prepared["sizes"]], **prepared)
 
 
 def prepare(image: npt.NDArray[np.uint8], size: int, channels: int) -> npt.NDArray[np.uint8]:

@@ -185,7 +185,7 @@ def _first_or_new(
 
 
 def _learned_by(params: Params) -> str:
-    return params.classifier.model_dump_json() + params.backbone.model_dump_json()
+    return "".join(part.model_dump_json() for part in (params.classifier, params.finetune, params.backbone))
 
 
 def _train(pool: SimulatedPool, inputs: Inputs, learner: Learner, labeled_L: NDArray[np.int64]) -> Trained:

@@ -184,7 +184,7 @@ def register_model(ticket: Ticket, trained: StageReference, evaluated: StageRefe
         classes=context.classes,
         image_size=images.size,
         channels=images.channels,
-        programs=context.embedded.embedder.programs() if context.embedded else (),
+        programs=steps.programs(context, trained),
     )
     tracking.log_artifacts(ticket["mlflow_run"], steps.evaluation_files(context, evaluated), "evaluation")
     get_run_logger().info("register-model: %s version %s", tracking.model_name, version.version)

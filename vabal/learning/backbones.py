@@ -25,6 +25,7 @@ _LARGEST_BATCH: Final = 4096  # of an exported program
 _SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".bin")
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "teacher")  # what a checkpoint may hold its state below
 _PREFIXES: Final = ("module.", "model.", "backbone.", "encoder.")
+_HEADS: Final = ("fc", "classifier", "head")
 
 
 class Layer(NamedTuple):
@@ -122,6 +123,10 @@ class Trunk(nn.Module):
         """Whose state the weights are."""
         raise NotImplementedError
 
+    def drop_classifier(self) -> None:
+        """Without the network's own last layer, which `layers` does not go through."""
+        raise NotImplementedError
+
 
 class _TimmTrunk(Trunk):
     def __init__(self, name: str, *, from_hub: bool) -> None:
@@ -148,6 +153,9 @@ class _TimmTrunk(Trunk):
     @property
     def network(self) -> nn.Module:
         return cast("nn.Module", self.body)
+
+    def drop_classifier(self) -> None:
+        self.body.reset_classifier(0)
 
 
 class _TorchvisionTrunk(Trunk):
@@ -191,6 +199,11 @@ class _TorchvisionTrunk(Trunk):
     def network(self) -> nn.Module:
         return cast("nn.Module", self.body)
 
+    def drop_classifier(self) -> None:
+        for name in _HEADS:
+            if hasattr(self.body, name):
+                setattr(self.body, name, nn.Identity())
+
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
@@ -204,15 +217,35 @@ def load(settings: BackboneSettings) -> Backbone:
 
     Raises UserError for a network, weights or a size that are not there or do not fit.
     """
-    library, _, name = settings.name.partition(":")
-    kind = {"timm": _TimmTrunk, "torchvision": _TorchvisionTrunk}.get(library)
-    if kind is None or not name:
-        raise UserError(f"backbone.name must be timm:NAME or torchvision:NAME, found {settings.name!r}")
     from_hub = settings.weights == "hub"
-    trunk = kind(name, from_hub=from_hub)
+    trunk = _trunk(settings.name, from_hub=from_hub)
     if not from_hub:
         _fill(trunk.network, read_state(weights_file(settings)), str(settings.weights), settings.name)
+    trunk.drop_classifier()
     return Backbone(trunk, tuple(settings.sizes) or (trunk.size,), settings.views)
+
+
+def untrained(description: Mapping[str, Any]) -> Trunk:
+    """The trunk of a backbone that `description` names, to be filled with weights that were learned here.
+
+    It has no classifier of its own. Raises ValueError for a description that names none.
+    """
+    name = description.get("name")
+    try:
+        trunk = _trunk(str(name), from_hub=False)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    trunk.drop_classifier()
+    return trunk
+
+
+def _trunk(called: str, *, from_hub: bool) -> Trunk:
+    library, _, name = called.partition(":")
+    kind = {"timm": _TimmTrunk, "torchvision": _TorchvisionTrunk}.get(library)
+    if kind is None or not name:
+        raise UserError(f"backbone.name must be timm:NAME or torchvision:NAME, found {called!r}")
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn, and replaced
+        return kind(name, from_hub=from_hub)
 
 
 def weights_file(settings: BackboneSettings) -> Path:
@@ -296,7 +329,7 @@ def _fill(network: nn.Module, state: dict[str, Tensor], source: str, name: str) 
 
 
 def _is_head(key: str) -> bool:
-    return key.partition(".")[0] in ("fc", "classifier", "head")
+    return key.partition(".")[0] in _HEADS
 
 
 def _renamed(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:

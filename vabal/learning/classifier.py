@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vabal.errors import UserError
+from vabal.learning import backbones
 from vabal.learning.metrics import Metric
-from vabal.learning.network import METADATA_KEY, Network, ResNetClassifier, read_weights
+from vabal.learning.network import METADATA_KEY, Network, ResNetClassifier, SeesImages, read_weights
 from vabal.learning.recipe import (
     CrossFit,
     Images,
@@ -65,7 +66,7 @@ def build(
 
 
 def cross_entropy(
-    network: ResNetClassifier,
+    network: SeesImages,
     images_N_K_H_W: Tensor,
     targets_N: Tensor,
     _over: float,
@@ -88,7 +89,7 @@ def objective_of(settings: ClassifierSettings, labels_N: NDArray[np.integer], nu
     weights_C = torch.from_numpy(class_weights(labels_N, num_classes)).float()
     shift_C = torch.from_numpy(np.log(np.maximum(counts_C, 1) / len(labels_N))).float()
 
-    def weighted(network: ResNetClassifier, images: Tensor, targets_N: Tensor, _over: float) -> tuple[Tensor, Tensor]:
+    def weighted(network: SeesImages, images: Tensor, targets_N: Tensor, _over: float) -> tuple[Tensor, Tensor]:
         logits_N_C = network(images)
         if kind == "logit_adjusted":
             loss = functional.cross_entropy(logits_N_C.float() + shift_C.to(logits_N_C.device), targets_N)
@@ -235,7 +236,7 @@ def save(network: Network, path: Path, about: dict[str, Any] | None = None) -> s
 def load(path: Path, device: torch.device | str = "cpu") -> Network:
     """The network that `save` wrote, in evaluation mode. Raises UserError if the file is missing or damaged."""
     try:
-        network = read_weights(path)
+        network = read_weights(path, backbones.untrained)
     except OSError as error:
         raise UserError(f"{path}: the classifier's weights cannot be read: {error.strerror}") from None
     except ValueError as error:

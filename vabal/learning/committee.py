@@ -8,10 +8,10 @@ Axes: N samples, P samples of a piece, T passes, S of them at once, C classes, K
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,14 @@ from vabal.errors import UserError
 from vabal.learning import classifier, loss_prediction
 from vabal.learning.metrics import Metric
 from vabal.learning.needs import Needs, check_finite
-from vabal.learning.network import ResNetClassifier
+from vabal.learning.network import ResNetClassifier, SeesImages
 from vabal.learning.recipe import Images, Objective, memory_format, pieces, place
 from vabal.settings.models import ClassifierSettings
 
+SomeNetwork = TypeVar("SomeNetwork", bound=SeesImages)
+AnyCommittee = TypeVar("AnyCommittee", bound="ImageCommittee[Any]")
 AUXILIARY_LOSSES = ("loss_prediction",)
-_DROPOUT = "dropout"
+DROPOUT = "dropout"
 _ABOUT = "committee.json"
 _PIXELS_AT_ONCE = 2**16  # a channel, of a piece times its passes: what fits a CPU's caches, as in `classifier.pieces`
 _PIXELS_AT_ONCE_ELSEWHERE = 2**20
@@ -39,7 +41,7 @@ _PIXELS_AT_ONCE_ELSEWHERE = 2**20
 
 def is_needed(needs: Needs) -> bool:
     """Whether the needs ask for any network beside the classifier."""
-    return _has_passes(needs) or needs.members > 1 or needs.auxiliary_loss is not None
+    return has_passes(needs) or needs.members > 1 or needs.auxiliary_loss is not None
 
 
 def check(needs: Needs) -> None:
@@ -47,18 +49,19 @@ def check(needs: Needs) -> None:
     if needs.auxiliary_loss is not None and needs.auxiliary_loss not in AUXILIARY_LOSSES:
         known = ", ".join(AUXILIARY_LOSSES)
         raise UserError(f"there is no auxiliary loss {needs.auxiliary_loss!r}; known are: {known}")
-    if _has_passes(needs) and needs.members > 1:
+    if has_passes(needs) and needs.members > 1:
         raise UserError("dropout passes and an ensemble fill the same columns: a strategy can need only one of them")
 
 
-def _has_passes(needs: Needs) -> bool:
+def has_passes(needs: Needs) -> bool:
+    """Whether the needs ask for passes of a network with dropout."""
     return needs.dropout > 0 and needs.passes > 1
 
 
-class Training(NamedTuple):
+class Training(NamedTuple, Generic[SomeNetwork]):
     """One network of a committee, and how it is trained."""
 
-    network: ResNetClassifier
+    network: SomeNetwork
     seed: int
     objective: Objective | None = None  # the classifier's own
     largest_gradient: float | None = None
@@ -72,10 +75,10 @@ def build(needs: Needs, config: dict[str, Any], *, first: ResNetClassifier, seed
     ensemble's other members derive from it. Raises UserError as `check` does.
     """
     check(needs)
-    trainings: dict[str, Training] = {}
-    if _has_passes(needs):
+    trainings: dict[str, Training[ResNetClassifier]] = {}
+    if has_passes(needs):
         with_dropout = ResNetClassifier.from_config({**config, "dropout": needs.dropout}, seed=seed)
-        trainings[_DROPOUT] = Training(with_dropout, seed)
+        trainings[DROPOUT] = Training(with_dropout, seed)
     for member in range(1, needs.members):
         own = derived_seed(seed, f"member {member}")
         trainings[f"member{member}"] = Training(ResNetClassifier.from_config(config, seed=own), own)
@@ -89,9 +92,18 @@ def build(needs: Needs, config: dict[str, Any], *, first: ResNetClassifier, seed
 
 def load(folder: Path, first: ResNetClassifier, device: torch.device | str = "cpu") -> "Committee":
     """The trained committee that `save` wrote, around the classifier. Raises UserError for missing or damaged files."""
+
+    def made(needs: Needs, seed: int) -> Committee:
+        return build(needs, first.config, first=first, seed=seed)
+
+    return read(folder, made, device)
+
+
+def read(folder: Path, made: Callable[[Needs, int], AnyCommittee], device: torch.device | str) -> AnyCommittee:
+    """The committee that `made` makes for the needs and the seed that its `save` wrote, with its weights."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        loaded = build(Needs(**about["needs"]), first.config, first=first, seed=about["seed"])
+        loaded = made(Needs(**about["needs"]), about["seed"])
         for name, network in loaded.networks.items():
             network.load_state_dict(load_file(folder / f"{name}.safetensors"))
             network.to(device).eval()
@@ -101,17 +113,69 @@ def load(folder: Path, first: ResNetClassifier, device: torch.device | str = "cp
     return loaded
 
 
-class Committee:
-    """The scoring networks of one round: `trainings` by name, and the classifier `first`."""
+class ImageCommittee(Generic[SomeNetwork]):
+    """The scoring networks of one round that see images: `trainings` by name, and the classifier `first`."""
 
-    def __init__(self, needs: Needs, first: ResNetClassifier, seed: int, trainings: dict[str, Training]) -> None:
+    def __init__(
+        self, needs: Needs, first: SomeNetwork, seed: int, trainings: dict[str, Training[SomeNetwork]]
+    ) -> None:
         self.needs, self.first, self.seed = needs, first, seed
         self.trainings = trainings
-        self._passes: DropoutPasses | None = None
 
     @property
-    def networks(self) -> dict[str, ResNetClassifier]:
+    def networks(self) -> dict[str, SomeNetwork]:
         return {name: training.network for name, training in self.trainings.items()}
+
+    def columns(
+        self,
+        images_N_H_W_K: Images,
+        *,
+        device: torch.device | str = "cpu",
+        sample_ids: Sequence[Any] | NDArray[Any] | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """The shard's columns that the networks provide for a batch of uint8 images, in their order.
+
+        `predictive_N_C`, `expected_entropy_N` (float64, nats) and `votes_N_C` of the dropout passes or the ensemble;
+        `predicted_loss_N` of the auxiliary loss. But for rounding, they depend neither on the pool's order nor on its
+        batches. The networks stay as they are, batch-norm statistics included. Time: O(N T) forward passes, or
+        O(N members); memory: one piece of the batch, and the masks of the dropout passes.
+
+        Raises UserError if a number is not finite, naming the samples by `sample_ids`, or else by their rows.
+        """
+        device = torch.device(device)
+        for network in (self.first, *self.networks.values()):
+            place(network, device).eval()
+        answers = map(self._columns, pieces(images_N_H_W_K, self.first, device))
+        return joined(no_answers(self.needs, self.first.config["num_classes"]), answers, sample_ids)
+
+    def _columns(self, images_P_K_H_W: Tensor) -> dict[str, Tensor]:
+        columns: dict[str, Tensor] = {}
+        if DROPOUT in self.trainings:
+            columns |= statistics(self._passes_over(images_P_K_H_W))
+        if self.needs.members > 1:
+            members = [self.first, *(self.networks[f"member{member}"] for member in range(1, self.needs.members))]
+            columns |= statistics(member(images_P_K_H_W).unsqueeze(0) for member in members)
+        if self.needs.auxiliary_loss is not None:
+            predictor = self.networks[self.needs.auxiliary_loss]
+            columns["predicted_loss_N"] = loss_prediction.predict(predictor, images_P_K_H_W)
+        return columns
+
+    def _passes_over(self, images_P_K_H_W: Tensor) -> Iterator[Tensor]:
+        """logits_S_P_C of some dropout passes at a time."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Writes the networks' weights, and what `load` must know, as files of the folder."""
+        for name, network in self.networks.items():
+            classifier.save(network, folder / f"{name}.safetensors")
+        about = {"needs": asdict(self.needs), "seed": self.seed}
+        (folder / _ABOUT).write_text(json.dumps(about, sort_keys=True), encoding="utf-8")
+
+
+class Committee(ImageCommittee[ResNetClassifier]):
+    """Of networks that learn from random weights."""
+
+    _passes: "DropoutPasses | None" = None
 
     def fit(
         self,
@@ -139,53 +203,12 @@ class Committee:
             ):
                 yield metric._replace(name=f"committee/{name}-{metric.name.removeprefix('train/')}")
 
-    def columns(
-        self,
-        images_N_H_W_K: Images,
-        *,
-        device: torch.device | str = "cpu",
-        sample_ids: Sequence[Any] | NDArray[Any] | None = None,
-    ) -> dict[str, NDArray[Any]]:
-        """The shard's columns that the networks provide for a batch of uint8 images, in their order.
-
-        `predictive_N_C`, `expected_entropy_N` (float64, nats) and `votes_N_C` of the dropout passes or the ensemble;
-        `predicted_loss_N` of the auxiliary loss. But for rounding, they depend neither on the pool's order nor on its
-        batches. The networks stay as they are, batch-norm statistics included. Time: O(N T) forward passes, or
-        O(N members); memory: one piece of the batch, and the masks of the dropout passes.
-
-        Raises UserError if a number is not finite, naming the samples by `sample_ids`, or else by their rows.
-        """
-        device = torch.device(device)
-        for network in (self.first, *self.networks.values()):
-            place(network, device).eval()
-        answers = map(self._columns, pieces(images_N_H_W_K, self.first, device))
-        return joined(no_answers(self.needs, self.first.config["num_classes"]), answers, sample_ids)
-
-    def _columns(self, images_P_K_H_W: Tensor) -> dict[str, Tensor]:
-        columns: dict[str, Tensor] = {}
-        if _DROPOUT in self.trainings:
-            columns |= statistics(self._dropout_passes(images_P_K_H_W.device).logits(images_P_K_H_W))
-        if self.needs.members > 1:
-            members = [self.first, *(self.networks[f"member{member}"] for member in range(1, self.needs.members))]
-            columns |= statistics(member(images_P_K_H_W).unsqueeze(0) for member in members)
-        if self.needs.auxiliary_loss is not None:
-            predictor = self.networks[self.needs.auxiliary_loss]
-            columns["predicted_loss_N"] = loss_prediction.predict(predictor, images_P_K_H_W)
-        return columns
-
-    def _dropout_passes(self, device: torch.device) -> "DropoutPasses":
-        """Folded weights and masks are kept from batch to batch."""
+    def _passes_over(self, images_P_K_H_W: Tensor) -> Iterator[Tensor]:
+        """logits_S_P_C of some passes at a time. Folded weights and masks are kept from batch to batch."""
+        device, network = images_P_K_H_W.device, self.networks[DROPOUT]
         if self._passes is None or self._passes.device != device:
-            network = self.networks[_DROPOUT]
             self._passes = DropoutPasses(network, self.needs.passes, seed=self.seed, device=device)
-        return self._passes
-
-    def save(self, folder: Path) -> None:
-        """Writes the networks' weights, and what `load` must know, as files of the folder."""
-        for name, network in self.networks.items():
-            classifier.save(network, folder / f"{name}.safetensors")
-        about = {"needs": asdict(self.needs), "seed": self.seed}
-        (folder / _ABOUT).write_text(json.dumps(about, sort_keys=True), encoding="utf-8")
+        return self._passes.logits(images_P_K_H_W)
 
 
 class DropoutPasses:
@@ -283,7 +306,7 @@ def statistics(answers: Iterable[Tensor]) -> dict[str, Tensor]:
 def column_types(needs: Needs) -> dict[str, str]:
     """The columns that a committee of these needs provides, and their types; names that end in _C have C columns."""
     types: dict[str, str] = {}
-    if _has_passes(needs) or needs.members > 1:
+    if has_passes(needs) or needs.members > 1:
         types |= {"predictive_N_C": "<f8", "expected_entropy_N": "<f8", "votes_N_C": "<i4"}
     if needs.auxiliary_loss is not None:
         types["predicted_loss_N"] = "<f4"

@@ -147,21 +147,13 @@ class HeadCommittee:
         features_P_D, logits_P_C = self.first.stages(embeddings_P_E)
         columns: dict[str, Tensor] = {}
         if "dropout" in self.heads:
-            columns |= statistics(self._passes(features_P_D))
+            columns |= statistics(head_passes(self.heads["dropout"].classifier, features_P_D, self.needs, self.seed))
         if self.needs.members > 1:
             others = [self.heads[f"member{member}"](embeddings_P_E) for member in range(1, self.needs.members)]
             columns |= statistics(logits.unsqueeze(0) for logits in (logits_P_C, *others))
         if self.loss_head is not None:
             columns["predicted_loss_N"] = self.loss_head.to(features_P_D.device)(features_P_D).float()
         return columns
-
-    def _passes(self, features_P_D: Tensor) -> Iterator[Tensor]:
-        """logits_1_P_C of each pass: all samples see the same mask."""
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "passes"))
-        head, share = self.heads["dropout"], self.needs.dropout
-        for _ in range(self.needs.passes):
-            kept_D = torch.rand(features_P_D.shape[1], generator=generator) >= share
-            yield head.classifier(features_P_D * kept_D.to(features_P_D) / (1 - share)).unsqueeze(0)
 
     def save(self, folder: Path) -> None:
         """Writes weights, and what `load` must know, as files of the folder."""
@@ -176,6 +168,14 @@ class HeadCommittee:
         save_file(tensors, folder / _WEIGHTS)
         about = {"needs": asdict(self.needs), "seed": self.seed}
         (folder / _ABOUT).write_text(json.dumps(about, sort_keys=True), encoding="utf-8")
+
+
+def head_passes(head: nn.Module, features_P_D: Tensor, needs: Needs, seed: int) -> Iterator[Tensor]:
+    """logits_1_P_C of each pass, dropout falling on the features: all samples see the same mask."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, "passes"))
+    for _ in range(needs.passes):
+        kept_D = torch.rand(features_P_D.shape[1], generator=generator) >= needs.dropout
+        yield head(features_P_D * kept_D.to(features_P_D) / (1 - needs.dropout)).unsqueeze(0)
 
 
 def load(folder: Path, first: LinearProbe) -> HeadCommittee:

@@ -6,13 +6,13 @@ classifier's features. Axes: N samples, D features, C classes, P pairs.
 """
 
 import math
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vabal.learning.network import ResNetClassifier
+from vabal.learning.network import ResNetClassifier, SeesImages
 
 HIDDEN = 128
 MARGIN = 1.0
@@ -48,15 +48,22 @@ class LossPredictor(ResNetClassifier):
         return predicted_N_1.squeeze(1)
 
 
-def predict(network: ResNetClassifier, images_N_K_H_W: Tensor) -> Tensor:
+@runtime_checkable
+class PredictsLosses(Protocol):
+    """A network with a module that predicts losses."""
+
+    def stages(self, images_N_K_H_W: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def predicted_loss(self, features_N_D: Tensor) -> Tensor: ...
+
+
+def predict(network: SeesImages, images_N_K_H_W: Tensor) -> Tensor:
     """predicted_loss_N of the images. Raises TypeError for a network that predicts no losses."""
     predictor = _predictor(network)
     return predictor.predicted_loss(predictor.stages(images_N_K_H_W)[0]).float()
 
 
-def objective(
-    network: ResNetClassifier, images_N_K_H_W: Tensor, targets_N: Tensor, over: float
-) -> tuple[Tensor, Tensor]:
+def objective(network: SeesImages, images_N_K_H_W: Tensor, targets_N: Tensor, over: float) -> tuple[Tensor, Tensor]:
     """For `classifier.fit`: mean cross entropy + `WEIGHT` * ranking loss of the predicted losses, and logits_N_C.
 
     `over` is the share of the epochs that are over: from `APART_AFTER` on the features are detached. Raises TypeError
@@ -84,7 +91,7 @@ def ranking_loss(predicted_N: Tensor, loss_N: Tensor, margin: float = MARGIN) ->
     return functional.relu(margin - sign_P * ahead_P).mean()
 
 
-def _predictor(network: ResNetClassifier) -> LossPredictor:
-    if not isinstance(network, LossPredictor):
+def _predictor(network: SeesImages) -> PredictsLosses:
+    if not isinstance(network, PredictsLosses):
         raise TypeError(f"expected a LossPredictor, found {type(network).__name__}")
     return network

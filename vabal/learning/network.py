@@ -1,4 +1,5 @@
-"""The classifier: a ResNet with features after each of its four stages (paper, Section 3.4 and 4.2), or a probe.
+"""The classifier: a ResNet with features after each of its four stages (paper, Section 3.4 and 4.2), or a head on a
+backbone, frozen or fine-tuned.
 
 Imports torch and torchvision only. The source of this file travels with every registered model and is loaded, with
 `read_weights`, in processes that have neither this package nor safetensors.
@@ -197,6 +198,57 @@ class LinearProbe(nn.Module):
         return features_N_D, self.classifier(features_N_D)
 
 
+class FineTuned(nn.Module):
+    """A pretrained backbone that learned with a linear head, for images_N_K_H_W in units of 0..255: logits_N_C.
+
+    `trunk` says what its layers average to, side by side: a `vabal.learning.backbones.Trunk`, or the exported program
+    of one. The head is a `LinearProbe` on that; features are what the head sees. Batch norm keeps the running
+    statistics that it came with while it learns, unless `frozen_statistics` is off. Trained by
+    `vabal.learning.finetune`.
+    """
+
+    def __init__(self, trunk: nn.Module, **head: Any) -> None:
+        """`head` is what `LinearProbe` takes; its `backbone` has one size. Raises ValueError for wrong ones."""
+        super().__init__()
+        self.trunk, self.head = trunk, LinearProbe(**head)
+        self.config: dict[str, Any] = {**self.head.config, "learner": "finetune"}
+        self.feature_dims = self.head.feature_dims
+        self.frozen_statistics = True
+        self.order = torch.channels_last
+        if set(_PREPARATION) - set(self.config["backbone"]) or len(self.config["backbone"]["sizes"]) != 1:
+            raise ValueError("a fine-tuned network needs to know how images are made ready, for one size")
+
+    @property
+    def size(self) -> int:
+        """Pixels that images are resized to."""
+        size: int = self.config["backbone"]["sizes"][0]
+        return size
+
+    def train(self, mode: bool = True) -> "FineTuned":
+        """Sets the parts' modes one by one: an exported program refuses to be asked."""
+        self.training = mode
+        self.head.train(mode)
+        for module in self.trunk.modules():
+            frozen = self.frozen_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module.training = mode and not frozen
+        return self
+
+    def forward(self, images_N_K_H_W: Tensor) -> Tensor:
+        """logits_N_C."""
+        return self.stages(images_N_K_H_W)[1]
+
+    def stages(self, images_N_K_H_W: Tensor) -> tuple[Tensor, Tensor]:
+        """features_N_D and logits_N_C."""
+        prepared = {name: self.config["backbone"][name] for name in _PREPARATION}
+        features_N_D, logits_N_C = self.head.stages(embed(images_N_K_H_W, [self.trunk], **prepared, order=self.order))
+        if self.training and self.config["dropout"]:
+            logits_N_C = self.head.classifier(functional.dropout(features_N_D, self.config["dropout"]))
+        return features_N_D, logits_N_C
+
+
+_PREPARATION = ("sizes", "views", "mean", "std", "interpolation")  # of a backbone's description: what `embed` is told
+
+
 def embed(
     images_N_K_H_W: Tensor,
     trunks: Sequence[Callable[[Tensor], Tensor]],
@@ -206,6 +258,7 @@ def embed(
     mean: Sequence[float],
     std: Sequence[float],
     interpolation: str,
+    order: torch.memory_format = torch.channels_last,
 ) -> Tensor:
     """embeddings_N_E of raw images in units of 0..255, 1 or 3 channels: what the trunk of each size says, side by side.
 
@@ -222,7 +275,7 @@ def embed(
             resized = functional.interpolate(images, size=(size, size), mode=interpolation, antialias=True)
             resized = resized.clamp(0, 255)  # bicubic goes beyond
         normalised = (resized - mean_3) / std_3
-        seen = [trunk(view.contiguous(memory_format=torch.channels_last)) for view in _views(normalised, views)]
+        seen = [trunk(view.contiguous(memory_format=order)) for view in _views(normalised, views)]
         parts.append(torch.stack(seen).mean(dim=0))
     return torch.cat(parts, dim=1)
 
@@ -236,17 +289,28 @@ def _views(images_N_K_H_W: Tensor, views: str) -> list[Tensor]:
     return [*turned, *(images.flip(3) for images in turned)]
 
 
-Network = ResNetClassifier | LinearProbe
+SeesImages = ResNetClassifier | FineTuned
+Network = SeesImages | LinearProbe
+Trunks = Callable[[Mapping[str, Any]], nn.Module]  # the trunk of a backbone, from the backbone's description
 
 
-def from_config(config: dict[str, Any]) -> Network:
-    """The network that `config` describes, untrained. Raises ValueError for a wrong config."""
-    if config.get("learner") != "probe":
+def from_config(config: dict[str, Any], trunks: Trunks | None = None) -> Network:
+    """The network that `config` describes, untrained; a fine-tuned one on a trunk of `trunks`.
+
+    Raises ValueError for a wrong config, and for a fine-tuned network where there are no trunks.
+    """
+    learner = config.get("learner")
+    if learner not in ("probe", "finetune"):
         return ResNetClassifier.from_config(config)
+    head = {key: value for key, value in config.items() if key != "learner"}
     try:
-        return LinearProbe(**{key: value for key, value in config.items() if key != "learner"})
-    except TypeError as error:
-        raise ValueError(f"not a probe's configuration: {error}") from None
+        if learner == "probe":
+            return LinearProbe(**head)
+        if trunks is None:
+            raise ValueError("a fine-tuned network has a trunk that its weights do not bring along")
+        return FineTuned(trunks(head["backbone"]), **head)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"not a {learner}'s configuration: {error}") from None
 
 
 def _check(
@@ -303,8 +367,10 @@ class WeightsError(ValueError):
     """The file is not one that `vabal.learning.classifier.save` wrote, or it was damaged since."""
 
 
-def read_weights(path: str | Path) -> Network:
+def read_weights(path: str | Path, trunks: Trunks | None = None) -> Network:
     """The classifier that `vabal.learning.classifier.save` wrote to `path`, in evaluation mode, on the CPU.
+
+    `trunks` makes the trunk of a fine-tuned one.
 
     Reads the safetensors format itself (8 bytes of header length, a JSON header, raw little-endian numbers), so that
     neither pickle nor another package is needed. Raises WeightsError, which names the file, for anything else.
@@ -314,7 +380,7 @@ def read_weights(path: str | Path) -> Network:
         header, body = _split(path.read_bytes())
         about = header.pop("__metadata__", None)
         tensors = _tensors(header, body)
-        network = from_config(_config(about))
+        network = from_config(_config(about), trunks)
         network.load_state_dict(tensors)
     except (ValueError, RuntimeError) as error:
         raise WeightsError(f"{path}: not a classifier's weights: {' '.join(str(error).split())}") from None

@@ -255,7 +255,7 @@ def _judge(
     logits_L_C = held_out_logits(known, columns_D, fold_L, num_classes, penalty, settings)
     labels_L = known.labels_L
     weights_L = balanced_weights(labels_L)
-    temperature = _temperature(logits_L_C, labels_L, weights_L)
+    temperature = fitted_temperature(logits_L_C, labels_L)
     right_L = logits_L_C.argmax(axis=1) == labels_L
     return Choice(
         layers,
@@ -297,8 +297,10 @@ def _cross_entropy(logits_L_C: Numbers, labels_L: NDArray[np.int64], weights_L: 
     return float(-np.average(log_L, weights=weights_L))
 
 
-def _temperature(logits_L_C: Numbers, labels_L: NDArray[np.int64], weights_L: Numbers) -> float:
-    """What the logits are divided by so that the held-out cross entropy is least (Guo et al. 2017)."""
+def fitted_temperature(logits_L_C: Numbers, labels_L: NDArray[np.int64]) -> float:
+    """What held-out logits are divided by so that their cross entropy, classes counting alike, is least (Guo et al.
+    2017)."""
+    weights_L = balanced_weights(labels_L)
     low, high = np.log(_TEMPERATURES)
     found = minimize_scalar(
         lambda log_t: _cross_entropy(logits_L_C / np.exp(log_t), labels_L, weights_L),

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vabal.learning import augmentation
 from vabal.learning.batches import batches_of
-from vabal.learning.network import LinearProbe, Network, ResNetClassifier
+from vabal.learning.network import FineTuned, LinearProbe, Network, SeesImages
 from vabal.settings.models import ClassifierSettings
 
 Images = NDArray[np.uint8]
 # Of (network, images_N_K_H_W, targets_N, share of the epochs that are over): the step's loss, and logits_N_C.
-Objective = Callable[[ResNetClassifier, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Objective = Callable[[SeesImages, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 _CHUNK = 4096  # images whose statistics are counted at once
 _PIXELS_A_PIECE = 2**16
@@ -57,7 +58,8 @@ def pieces(inputs_N: Inputs, network: Network, device: torch.device) -> Iterator
         return
     images_N_H_W_K = check_images(inputs_N)
     count, height, width, _ = images_N_H_W_K.shape
-    size = max(1, _PIXELS_A_PIECE // (height * width)) if device.type == "cpu" else max(1, count)
+    pixels = network.size**2 if isinstance(network, FineTuned) else height * width
+    size = max(1, _PIXELS_A_PIECE // pixels) if device.type == "cpu" else max(1, count)
     for start in range(0, count, size):
         # A copy, for the array may be a read-only map of a file.
         images = torch.from_numpy(np.array(images_N_H_W_K[start : start + size], order="C"))
@@ -118,7 +120,10 @@ def batch_rows(order: Tensor, batch_size: int) -> list[Tensor]:
 
 
 def augment(images_N_H_W_K: Tensor, settings: ClassifierSettings, generator: torch.Generator) -> Tensor:
-    """Each image cut at random out of itself padded with zeros, and mirrored at random, as the settings ask."""
+    """Each image cut at random out of itself padded with zeros, and mirrored at random, as the settings ask.
+
+    `augmentation` draws from torch's global generator, which the caller has seeded.
+    """
     images = images_N_H_W_K
     count, height, width, _ = images.shape
     if settings.crop_padding:
@@ -130,11 +135,11 @@ def augment(images_N_H_W_K: Tensor, settings: ClassifierSettings, generator: tor
     if settings.horizontal_flip:
         flipped_N = torch.randint(2, (count, 1, 1, 1), generator=generator, dtype=torch.bool)
         images = torch.where(flipped_N, images.flip(2), images)
-    return images
+    return augmentation.changed(images, settings.augmentation) if settings.augmentation else images
 
 
 def run_epoch(
-    network: ResNetClassifier,
+    network: SeesImages,
     optimizer: torch.optim.Optimizer,
     images_N_H_W_K: Tensor,
     labels_N: Tensor,
@@ -176,23 +181,27 @@ def run_epoch(
 def place(network: AnyNetwork, device: torch.device) -> AnyNetwork:
     """The network on `device`, in the order of its numbers that suits it."""
     network.to(device)
-    if isinstance(network, ResNetClassifier):
+    if not isinstance(network, LinearProbe):
         network.to(memory_format=memory_format(network, device))
+    if isinstance(network, FineTuned):
+        network.order = memory_format(network, device)
     return network
 
 
-def memory_format(network: ResNetClassifier, device: torch.device) -> torch.memory_format:
+def memory_format(network: SeesImages, device: torch.device) -> torch.memory_format:
     """Channels last, in which convolutions are a fifth to a third faster, but for narrow networks on a CPU.
 
     There oneDNN (as torch 2.15 has it) writes past its buffers in the gradients of eight channels on large maps: the
     process dies. Sixteen channels are its blocks' size.
     """
-    if device.type == "cpu" and network.config["width"] % 16:
-        return torch.contiguous_format
-    return torch.channels_last
+    if isinstance(network, FineTuned):
+        narrow = any(isinstance(part, nn.Conv2d) and part.out_channels < 16 for part in network.modules())
+    else:
+        narrow = network.config["width"] % 16 != 0
+    return torch.contiguous_format if narrow and device.type == "cpu" else torch.channels_last
 
 
-def _arranged(images_N_K_H_W: Tensor, network: ResNetClassifier, device: torch.device) -> Tensor:
+def _arranged(images_N_K_H_W: Tensor, network: SeesImages, device: torch.device) -> Tensor:
     """A copy on `device` in the network's order; `contiguous` leaves a single channel's strides as they were."""
     order = memory_format(network, device)
     there = torch.empty(images_N_K_H_W.shape, dtype=images_N_K_H_W.dtype, device=device, memory_format=order)

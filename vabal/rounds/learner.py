@@ -17,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from vabal import probabilities, strategies, vae
-from vabal.learning import classifier, committee, probe, recipe
+from vabal.learning import backbones, classifier, committee, finetune, finetune_committee, probe, recipe
 from vabal.learning.committee import Committee
 from vabal.learning.device import device_of, one_thread
 from vabal.learning.embeddings import Embedder
+from vabal.learning.finetune import LabelledImages
+from vabal.learning.finetune_committee import FineTunedCommittee
 from vabal.learning.head_committee import HeadCommittee
 from vabal.learning.metrics import Metric
-from vabal.learning.network import LinearProbe, Network
+from vabal.learning.network import FineTuned, LinearProbe, Network
 from vabal.learning.probe import Embedded, LabelledEmbeddings
 from vabal.learning.recipe import CrossFit
 from vabal.rounds.manifests import derive_seed
@@ -32,7 +34,7 @@ from vabal.vae import FeatureVAE
 
 CHUNK_ROWS = 4096  # rows in memory at once, where they carry no images
 
-ScoringNetworks = Committee | HeadCommittee
+ScoringNetworks = Committee | HeadCommittee | FineTunedCommittee
 
 # One column of the pool in pieces: (row of the first, rows), in order. A file's, or an array's.
 Batches = Iterator[tuple[int, NDArray[Any]]]
@@ -51,6 +53,9 @@ class TrainingSet(NamedTuple):
 
     def as_embeddings(self) -> LabelledEmbeddings:
         return LabelledEmbeddings(self.inputs_L, self.labels_L, self.sample_ids, self.groups_L)
+
+    def as_images(self) -> LabelledImages:
+        return LabelledImages(self.inputs_L, self.labels_L, self.sample_ids, self.groups_L)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,23 @@ class Learner:
         wanted = self.needs.vae and self.params.probabilities.precision_from == "cross_fitted"
         return self.params.probabilities.folds if wanted else 0
 
+    @cached_property
+    def backbone(self) -> dict[str, Any] | None:
+        """What the pretrained backbone is, for keys; None where the classifier has none."""
+        return None if self.params.classifier.learner == "scratch" else backbones.identity(self.params.backbone)
+
+    @property
+    def fine_tuning(self) -> finetune.Recipe:
+        """How a pretrained backbone learns, where the learner is `finetune`."""
+        params = self.params
+        return finetune.Recipe(params.classifier, params.finetune, params.backbone, self.device)
+
+    def epochs(self, samples: int) -> int:
+        """Passes over so many labelled samples in which the classifier learns."""
+        if self.params.classifier.learner == "finetune":
+            return finetune.epochs_of(samples, self.params.finetune)
+        return self.params.classifier.epochs
+
     # -- trained --
 
     def embedder(self, cache: Path) -> Embedder | None:
@@ -92,6 +114,8 @@ class Learner:
         settings, seed = self.params.classifier, self.seed("classifier")
         if known.embedded is not None:
             return probe.fit(known.as_embeddings(), known.embedded, num_classes, settings, seed=seed)
+        if settings.learner == "finetune":
+            return finetune.fit(known.as_images(), num_classes, self.fine_tuning, seed=seed)
         mean, std = recipe.channel_statistics(known.inputs_L)
         network = classifier.build(
             settings,
@@ -110,6 +134,9 @@ class Learner:
         settings, seed = self.params.classifier, self.seed("classifier")
         if isinstance(first, LinearProbe):
             return probe.cross_fit(first, known.as_embeddings(), settings, folds=self.folds, seed=seed)
+        if isinstance(first, FineTuned):
+            recipe = self.fine_tuning
+            return finetune.cross_fit(first, known.as_images(), recipe, folds=self.folds, seed=seed, report=report)
         return classifier.cross_fit(
             first.config,
             known.inputs_L,
@@ -127,6 +154,10 @@ class Learner:
         if isinstance(first, LinearProbe):
             heads = HeadCommittee(self.needs, first, self.seed("classifier"))
             return heads, heads.fit(known.as_embeddings(), self.params.classifier)
+        if isinstance(first, FineTuned):
+            trunks = finetune.pretrained_trunks(self.params.backbone)
+            tuned = finetune_committee.build(self.needs, first, trunks, seed=self.seed("classifier"))
+            return tuned, tuned.fit(known.as_images(), self.fine_tuning)
         networks = committee.build(self.needs, first.config, first=first, seed=self.seed("classifier"))
         settings = self.params.classifier
         return networks, networks.fit(known.inputs_L, known.labels_L, settings, device=self.device)

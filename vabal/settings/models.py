@@ -96,7 +96,7 @@ class LabellingSettings(Section):
 
 
 class BackboneSettings(Section):
-    """The pretrained network below `classifier.learner: probe` (docs/learners.md)."""
+    """The pretrained network below `classifier.learner: probe` and `finetune` (docs/learners.md)."""
 
     name: str = Field(
         "timm:tf_efficientnet_lite0",
@@ -122,10 +122,10 @@ class BackboneSettings(Section):
 
 
 class ClassifierSettings(Section):
-    learner: Literal["scratch", "probe"] = Field(
+    learner: Literal["scratch", "probe", "finetune"] = Field(
         "scratch",
         description="scratch: the network below, from random weights (the paper's); probe: logistic regression on a "
-        "frozen backbone's features (docs/learners.md).",
+        "frozen backbone's features; finetune: the backbone learns with it (docs/learners.md).",
     )
     imbalance: Literal["auto", "none", "balanced", "logit_adjusted"] = Field(
         "auto",
@@ -134,10 +134,12 @@ class ClassifierSettings(Section):
     )
     layers: Literal["auto", "stages", "last", "all"] = Field(
         "auto",
-        description="probe: which of the backbone's layers; auto: by cross-validation on the labels at hand.",
+        description="probe, finetune: which of the backbone's layers; auto: by cross-validation on the labels at hand.",
     )
     penalty: Literal["auto"] | PositiveFloat = Field(
-        "auto", description="probe: weight of the squared norm (scikit-learn's 1 / C); auto: by cross-validation."
+        "auto",
+        description="probe, finetune: weight of the squared norm (scikit-learn's 1 / C) of the head, or of the head to "
+        "begin with; auto: by cross-validation.",
     )
     network: Literal["resnet10", "resnet18", "resnet34"] = Field(
         "resnet18", description="ResNets of basic blocks; resnet10 has one a stage, for machines without a GPU."
@@ -155,6 +157,41 @@ class ClassifierSettings(Section):
     weight_decay: NonNegativeFloat = Field(5e-4, description="SGD's weight decay.")
     crop_padding: Annotated[int, Field(ge=0)] = Field(0, description="Random crops from images padded by this; 0: off.")
     horizontal_flip: bool = Field(False, description="Mirror images at random. Not for digits or text.")
+    augmentation: list[Literal["crop", "mirror", "turn", "jitter", "erase"]] = Field(
+        [],
+        description="scratch, finetune: what else happens to images at random, in this order: a part of them enlarged; "
+        "mirrored; turned and mirrored in all eight ways; other brightness and contrast; a part of them wiped out.",
+    )
+
+
+class FineTuneSettings(Section):
+    """How the backbone learns with `classifier.learner: finetune` (docs/learners.md)."""
+
+    epochs: PositiveInt = Field(5, description="Passes over the labelled pool.")
+    min_steps: Annotated[int, Field(ge=0)] = Field(150, description="More passes, if the pool is too small for this.")
+    batch_size: PositiveInt = Field(32, description="Samples a step at most; an epoch is shared out evenly.")
+    learning_rate: PositiveFloat = Field(
+        1e-3, description="AdamW's learning rate of head and last layers, at its peak."
+    )
+    first_layers: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1,
+        description="The first layers' learning rate is this share of the last layers'; between them geometrically.",
+    )
+    weight_decay: NonNegativeFloat = Field(0.01, description="AdamW's weight decay.")
+    batch_norm: Literal["frozen", "adapted"] = Field(
+        "frozen", description="Statistics of batch norm: those of the pretrained network, or each batch's own."
+    )
+    temperature_folds: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="The posterior's temperature by cross-validation: so many more trainings (2 or more); 0: none.",
+    )
+
+    @field_validator("temperature_folds")
+    @classmethod
+    def _none_or_two(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("must be 0 or at least 2")
+        return value
 
 
 class FeatureSettings(Section):
@@ -315,6 +352,7 @@ class Params(Section):
     labelling: LabellingSettings = LabellingSettings()
     backbone: BackboneSettings = BackboneSettings()
     classifier: ClassifierSettings = ClassifierSettings()
+    finetune: FineTuneSettings = FineTuneSettings()
     features: FeatureSettings = FeatureSettings()
     method: MethodSettings = MethodSettings()
     vae: VaeSettings = VaeSettings()

@@ -30,7 +30,7 @@ def save_model(
 ) -> Path:
     """The model's folder in MLflow's format, from `serving.py`, the network's source, the weights and the classes.
 
-    `programs` are those of a probe's backbone.
+    `programs` are those of a pretrained backbone.
     """
     parts = folder / "parts"
     parts.mkdir()

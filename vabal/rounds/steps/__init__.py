@@ -11,7 +11,7 @@ if TYPE_CHECKING:
         estimate_likelihood,
         train_vae,
     )
-    from vabal.rounds.steps.extract import embed_images, extract_features, shard_names, weights
+    from vabal.rounds.steps.extract import embed_images, extract_features, programs, shard_names, weights
     from vabal.rounds.steps.measure import evaluate, evaluation, evaluation_files, evaluation_folder
     from vabal.rounds.steps.select import select_batch, selection_document, selection_folder, selection_in_words
     from vabal.rounds.steps.take_in import intake, intake_again, refuse_unserved
@@ -30,6 +30,7 @@ __all__ = [
     "intake",
     "intake_again",
     "load_classifier",
+    "programs",
     "refuse_unserved",
     "select_batch",
     "selection_document",
@@ -53,6 +54,7 @@ __getattr__ = members(
         "extract": (
             "embed_images",
             "extract_features",
+            "programs",
             "shard_names",
             "weights",
         ),

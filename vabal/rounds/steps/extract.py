@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vabal.learning import committee, features, head_committee
-from vabal.learning.network import LinearProbe, Network
+from vabal.learning import committee, features, finetune_committee, head_committee
+from vabal.learning.embeddings import Embedder
+from vabal.learning.network import FineTuned, LinearProbe, Network, ResNetClassifier
 from vabal.progress import advance
 from vabal.rounds.context import RoundContext, StageReference, output_of, stage, stage_output
 from vabal.rounds.learner import ScoringNetworks
@@ -65,6 +66,8 @@ def _committee_columns(context: RoundContext, trained: StageReference, shard: st
 def _load_networks(folder: Path, first: Network, context: RoundContext) -> ScoringNetworks:
     if isinstance(first, LinearProbe):
         return head_committee.load(folder, first)
+    if isinstance(first, FineTuned):
+        return finetune_committee.load(folder, first, context.device)
     return committee.load(folder, first, context.device)
 
 
@@ -78,3 +81,13 @@ def reported(
 
 def weights(context: RoundContext, trained: StageReference) -> Path:
     return output_of(context, trained) / "weights.safetensors"
+
+
+def programs(context: RoundContext, trained: StageReference) -> list[Path]:
+    """The backbone as programs, one a size, of which the registered version is made beside its weights."""
+    network = load_classifier(context, trained)
+    if isinstance(network, ResNetClassifier):
+        return []
+    sizes = {"sizes": network.config["backbone"]["sizes"]}
+    settings = context.params.backbone.model_copy(update=sizes)
+    return Embedder(settings, context.device, context.workspace.embeddings).programs()

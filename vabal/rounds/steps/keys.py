@@ -29,7 +29,8 @@ def classifier_key(context: RoundContext, labeled: pd.DataFrame) -> StageKey:
     """`labeled` are the labelled samples with the digests of their images. Strategies share the classifier."""
     settings = {
         "classifier": context.params.classifier.model_dump(),
-        "backbone": dict(context.embedded.embedder.identity) if context.embedded else None,
+        "backbone": context.learner.backbone,
+        "finetune": context.params.finetune.model_dump() if context.params.classifier.learner == "finetune" else None,
         "images": context.params.images.model_dump(),
         "classes": list(context.classes),
         "cross_fit": context.learner.folds,

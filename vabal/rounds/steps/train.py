@@ -35,7 +35,7 @@ def train_classifier(context: RoundContext) -> StageReference:
 
 def _train_classifier(context: RoundContext, labeled: pd.DataFrame, folder: Path) -> None:
     known = _training_set(context, labeled)
-    epochs = context.params.classifier.epochs
+    epochs = context.learner.epochs(len(labeled))
     network, training = context.learner.classifier(known, len(context.classes))
     collected = run_training("train-classifier", training, epochs)
     classifier.save(network, folder / "weights.safetensors")
@@ -52,7 +52,7 @@ def _train_classifier(context: RoundContext, labeled: pd.DataFrame, folder: Path
 def _train_committee(context: RoundContext, trained: StageReference, labeled: pd.DataFrame, folder: Path) -> None:
     first = load_classifier(context, trained)
     networks, training = context.learner.committee(first, _training_set(context, labeled))
-    collected = run_training("train-committee", training, context.params.classifier.epochs)
+    collected = run_training("train-committee", training, context.learner.epochs(len(labeled)))
     networks.save(folder)
     _write_metrics(collected, folder)
 
