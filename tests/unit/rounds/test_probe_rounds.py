@@ -1,4 +1,5 @@
-"""Rounds whose classifier is a probe: every strategy, over a workspace's files and over a simulated run's arrays."""
+"""Rounds whose classifier stands on a pretrained backbone, frozen (a probe) or fine-tuned: every strategy, over a
+workspace's files and over a simulated run's arrays."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.support.small_backbones import small_backbone
 from tests.support.small_rounds import first_round
 from vabal import strategies
 from vabal.benchmark import simulation
 from vabal.benchmark.simulation import SimulatedPool
 from vabal.learning import backbones
-from vabal.learning.network import LinearProbe
+from vabal.learning.network import FineTuned, LinearProbe
 from vabal.rounds import steps
 from vabal.rounds.context import RoundContext, StageReference, output_of
 from vabal.rounds.steps.plan import learn
@@ -30,9 +32,22 @@ SETTINGS = {
 }
 
 
+SHARED = simulation.Shared()  # the classifier, which is the same for every strategy
+
+
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoundContext]:
     with first_round(tmp_path_factory.mktemp("probe"), 90, SETTINGS) as begun:
+        yield begun
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoundContext]:
+    """A round whose classifier is a fine-tuned backbone."""
+    folder = tmp_path_factory.mktemp("finetune")
+    own = {f"backbone.{name}": value for name, value in small_backbone(folder).items()}
+    settings = {**SETTINGS, **own, "classifier.learner": "finetune", "finetune.epochs": 1, "finetune.min_steps": 3}
+    with first_round(folder, 90, settings) as begun:
         yield begun
 
 
@@ -68,13 +83,16 @@ def simulated(context: RoundContext) -> SimulatedPool:
 
 
 @pytest.mark.parametrize("strategy", strategies.names())
-def test_a_round_of_every_strategy_picks_what_a_simulated_run_picks(context: RoundContext, strategy: str) -> None:
-    chosen = by(context, strategy)
+@pytest.mark.parametrize("learner", ["context", "tuned"])
+def test_a_round_of_every_strategy_picks_what_a_simulated_run_picks(
+    learner: str, strategy: str, request: pytest.FixtureRequest
+) -> None:
+    chosen = by(request.getfixturevalue(learner), strategy)
     picked = pd.read_parquet(
         steps.selection_folder(chosen, learned(chosen)["selected"]) / "selection.parquet"
     ).sort_values("rank")
     pool = simulated(chosen)
-    first = next(iter(simulation.run(pool, chosen.params, rounds=2)))
+    first = next(iter(simulation.run(pool, chosen.params, rounds=2, shared=SHARED, shared_key=learner)))
     assert [str(pool.sample_ids[pick.row]) for pick in first.picks] == list(picked["sample_id"])
     assert len(picked) == 6
 
@@ -90,6 +108,18 @@ def test_features_are_what_the_probe_sees_and_weights_are_its_head_alone(context
     features_N_D = np.load(output_of(chosen, extracted) / "features.npy")
     assert features_N_D.shape[1] == sum(network.feature_dims)
     assert network.config["backbone"]["sha256"] == backbones.weights_sha256(chosen.params.backbone)
+
+
+def test_a_fine_tuned_networks_features_are_those_of_its_backbone_and_its_columns_too(tuned: RoundContext) -> None:
+    chosen = by(tuned, "vabal")
+    refs = learned(chosen)
+    network = steps.load_classifier(chosen, refs["trained"])
+    assert isinstance(network, FineTuned)
+    extracted = steps.extract_features(chosen, refs["trained"], steps.shard_names(chosen)[0])
+    features_N_D = np.load(output_of(chosen, extracted) / "features.npy")
+    assert features_N_D.shape[1] == sum(network.feature_dims)
+    assert network.config["backbone"]["sha256"] == backbones.weights_sha256(chosen.params.backbone)
+    assert not (chosen.workspace.embeddings).exists()  # they change with every training: none are kept
 
 
 def test_a_later_round_embeds_no_image_again(context: RoundContext, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,15 @@
 """What each stage's key is made of: exactly this, and every ingredient of a real round changes it."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.small_backbones import small_backbone
 from tests.support.small_rounds import first_round
 from vabal import pools
 from vabal.rounds import OpenRound, steps
@@ -30,7 +33,7 @@ ARITHMETIC = {"device", "threads"}
 MADE_OF = {
     "intake": (set(), {"parent", "round", "inbox"}),
     "train-classifier": (
-        {"classifier", "backbone", "images", "classes", "cross_fit", *ARITHMETIC},
+        {"classifier", "backbone", "finetune", "images", "classes", "cross_fit", *ARITHMETIC},
         {"labeled", "seed"},
     ),
     "train-committee": ({"dropout", "passes", "members", "auxiliary_loss"}, {"classifier", "seed"}),
@@ -123,6 +126,8 @@ def test_a_key_is_made_of_these_settings_and_inputs(context: RoundContext, stage
     [
         ({"classifier__epochs": 7}, {"train-classifier"}),
         ({"classifier__width": 8}, {"train-classifier"}),
+        ({"finetune__min_steps": 7}, set()),  # of another learner
+        ({"backbone__sizes": [32]}, set()),
         ({"images__bit_depth": 16}, {"train-classifier", "extract-features", "extract-committee"}),
         ({"images__size": 6}, {"train-classifier", "extract-features", "extract-committee"}),
         ({"compute__threads": 2}, {"train-classifier", "train-vae", "select-batch"}),
@@ -146,6 +151,22 @@ def test_a_setting_changes_the_keys_of_what_it_decides(
     context: RoundContext, settings: dict[str, Any], stages: set[str]
 ) -> None:
     assert changed(context, with_settings(context, **settings)) == stages
+
+
+def test_fine_tuning_depends_on_its_own_settings_and_on_the_weights_that_it_begins_with(
+    context: RoundContext, tmp_path: Path
+) -> None:
+    own, other = small_backbone(tmp_path), small_backbone(tmp_path, seed=1)
+    chosen = {f"backbone__{name}": value for name, value in own.items()} | {"classifier__learner": "finetune"}
+    one = with_settings(context, **chosen)
+    assert changed(one, with_settings(context, **chosen, finetune__min_steps=7)) == {"train-classifier"}
+    assert changed(one, with_settings(context, **{**chosen, "backbone__weights": other["weights"]})) == {
+        "train-classifier"
+    }
+    assert changed(one, with_settings(context, **{**chosen, "backbone__sizes": [48]})) == {"train-classifier"}
+    shutil.copy(tmp_path / "small-0.safetensors", tmp_path / "same.safetensors")
+    moved = {**chosen, "backbone__weights": f"file:{tmp_path}/same.safetensors"}
+    assert changed(one, with_settings(context, **moved)) == set()  # the file's content counts, not its name
 
 
 def _corrected(after: pools.Pools, pool: str) -> pools.Pools:
