@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from tests.support.small_backbones import small_backbone
 from vabal import images
 from vabal.adapters.tracking import SERVING_SOURCE, Tracking
 from vabal.images import shards
-from vabal.learning import classifier, probe
+from vabal.learning import classifier, finetune, probe
 from vabal.learning.embeddings import Embedder
-from vabal.learning.network import ResNetClassifier
+from vabal.learning.finetune import LabelledImages
+from vabal.learning.network import FineTuned, ResNetClassifier
 from vabal.learning.probe import LabelledEmbeddings
 from vabal.promotion.registered import classes_json
-from vabal.settings.models import BackboneSettings, ClassifierSettings
+from vabal.settings.models import BackboneSettings, ClassifierSettings, FineTuneSettings
 
 CLASSES = ["crack", "dust (light)", "good"]
 KEY = "e" * 64
@@ -105,10 +108,38 @@ def registered_probe(uri: str, folder: Path) -> tuple[str, Any]:
     )
 
 
+def registered_fine_tuned(uri: str, folder: Path) -> tuple[str, Any]:
+    """The address of a version that is a fine-tuned backbone, and the same network here."""
+    (folder / "finetune").mkdir()
+    backbone = BackboneSettings.model_validate(small_backbone(folder / "finetune"))
+    recipe = finetune.Recipe(
+        ClassifierSettings(learner="finetune"), FineTuneSettings(epochs=1, min_steps=2), backbone, torch.device("cpu")
+    )
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    known = LabelledImages(images, np.arange(20) % 3, [*"abcdefghijklmnopqrst"])
+    network, training = finetune.fit(known, 3, recipe, seed=0)
+    list(training)
+    weights = folder / "finetune" / "weights.safetensors"
+    classifier.save(network, weights)
+    tracking = Tracking("s-finetune", uri)
+    version = tracking.register(
+        tracking.open_round(8, KEY, {}),
+        8,
+        KEY,
+        weights=weights,
+        classes=CLASSES,
+        image_size=16,
+        channels=3,
+        programs=Embedder(backbone, "cpu", folder / "embeddings").programs(),
+    )
+    return f"models:/{tracking.model_name}/{version.version}", classifier.load(weights)
+
+
 def own_predictions(network: Any, raw: np.ndarray, channels: int, size: int = 16) -> np.ndarray:
     """Probabilities by the path that a round takes: encoded images, decoded and resized, through the classifier."""
     decoded = np.stack([images.decode(shards.png(image), size, channels) for image in raw])
-    if isinstance(network, ResNetClassifier):
+    if isinstance(network, ResNetClassifier | FineTuned):
         return classifier.predict(network, [decoded])
     predicted: np.ndarray = network(decoded)
     return predicted
@@ -125,12 +156,13 @@ def test_versions_predict_what_we_predict_in_a_process_without_our_package(mlflo
     }
     np.savez(tmp_path / "inputs.npz", **inputs)  # type: ignore[arg-type]
     models, networks = zip(*(registered(mlflow_uri, tmp_path, channels) for channels in (1, 3)), strict=True)
-    models, networks = zip(*[*zip(models, networks, strict=True), registered_probe(mlflow_uri, tmp_path)], strict=True)
+    others = [registered_probe(mlflow_uri, tmp_path), registered_fine_tuned(mlflow_uri, tmp_path)]
+    models, networks = zip(*[*zip(models, networks, strict=True), *others], strict=True)
     command = [sys.executable, "-I", "-c", STRANGER, mlflow_uri, str(tmp_path / "inputs.npz"), str(tmp_path), *models]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not {"vabal", "safetensors", "timm"} & set(json.loads(done.stdout.splitlines()[-1]))
-    for number, channels in enumerate((1, 3, 1)):  # two networks, and the probe
+    for number, channels in enumerate((1, 3, 1, 3)):  # two networks, the probe, the backbone
         for name, raw in inputs.items():
             table = pd.read_parquet(tmp_path / f"{number}-{name}.parquet")
             assert list(table.columns) == ["class", "p_crack", "p_dust (light)", "p_good"]
