@@ -61,7 +61,7 @@ def timeless(out: Path) -> list[dict[str, Any]]:
     cells = benchmark_cells.read_cells(out)
     for cell in cells:
         for item in cell["rounds"]:
-            del item["seconds"]
+            del item["seconds"], item["cpu_seconds"]
     assert cells
     return cells
 
@@ -84,9 +84,38 @@ def test_strategies_of_one_seed_start_from_the_same_pools_and_the_same_classifie
     assert len({str(cell["rounds"][0]["picked_per_class"]) for cell in cells}) == 2  # seeds differ
 
 
+def learners(text: str, **changes: Any) -> grids.Grid:
+    options: dict[str, Any] = {"sources": ["digits"], "strategies": "random,margin", "seeds": 1, "rounds": 2}
+    options |= {"budget": 5, "initial": 12, "settings": QUICK, "learners": text}
+    return grids.BenchmarkOptions(**options | changes).grid()
+
+
+def test_learners_start_from_the_same_pools_and_each_is_compared_with_its_own_random_picks(tmp_path: Path) -> None:
+    wanted = learners("scratch,svm-pixels,svm-hog,logreg-pixels")
+    summary = benchmark_running.run(wanted, tmp_path, benchmark_running.on_processes(1))
+    cells = benchmark_cells.read_cells(tmp_path)
+    assert len(cells) == 8
+    assert len({str(cell["rounds"][0]["picked_per_class"]) for cell in cells}) == 1
+    pairs = {item.strategy: item.pairs for item in summary.settings[0].strategies}
+    assert {name: count for name, count in pairs.items() if count} == dict.fromkeys(
+        [f"{name}/margin" for name in ("scratch", "svm-pixels", "svm-hog", "logreg-pixels")], 1
+    )
+    found = rows(tmp_path)
+    assert {row["learner"] for row in found} == {"scratch", "svm-pixels", "svm-hog", "logreg-pixels"}
+    assert all(float(row["cpu_seconds"]) > 0 and row["trained"] == "1" for row in found)
+
+
+def test_networks_trained_are_counted_with_those_beside_the_classifier(tmp_path: Path) -> None:
+    wanted = learners("scratch", strategies="ensemble,vabal")
+    benchmark_running.run(wanted, tmp_path, benchmark_running.on_processes(1))
+    trained = {cell["strategy"]: [item["trained"] for item in cell["rounds"]] for cell in benchmark_cells.read_cells(tmp_path)}  # fmt: skip  # noqa: E501
+    assert trained == {"scratch/ensemble": [5, 1], "scratch/vabal": [6, 1]}  # five networks; and the VAE
+
+
 def test_processes_and_one_process_come_to_the_same(tmp_path: Path) -> None:
     for jobs in (1, 2):
-        benchmark_running.run(grid(), tmp_path / str(jobs), benchmark_running.on_processes(jobs))
+        wanted = learners("scratch,svm-hog,logreg-pixels")
+        benchmark_running.run(wanted, tmp_path / str(jobs), benchmark_running.on_processes(jobs))
     assert timeless(tmp_path / "1") == timeless(tmp_path / "2")
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 
 from vabal import images, sources
 from vabal.benchmark import simulation
@@ -125,9 +126,18 @@ def run_cell(cell: Cell, prepared: Prepared, folder: Path) -> CellOutcome:
         place = simulated_pool(cell.source, prepared, cell.imbalance, cell.seed, common["initial"], common["holdout"])
         simulation.check_budget(place, common["budget"], common["rounds"])
         key = (prepared.folder, cell.imbalance, common["initial"], common["holdout"])
-        with one_thread(device_of(chosen)):  # so that the number of jobs cannot change a result
+        with one_thread(device_of(chosen)), threadpool_limits(1):  # so that the number of jobs cannot change a result
             chosen = chosen.model_copy(update={"compute": chosen.compute.model_copy(update={"threads": 0})})
-            rounds = list(simulation.run(place, chosen, rounds=common["rounds"], shared=_shared, shared_key=key))
+            rounds = list(
+                simulation.run(
+                    place,
+                    chosen,
+                    rounds=common["rounds"],
+                    baseline=cell.baseline,
+                    shared=_shared,
+                    shared_key=key,
+                )
+            )
     except UserError as error:
         return CellOutcome(None, f"{cell.source}, {cell.imbalance}, {cell.label}, seed {cell.seed}: {error}")
     write_bytes(folder / cell.file_name, canonical_json(_document(cell, place, rounds)))
@@ -141,6 +151,7 @@ def _document(cell: Cell, place: simulation.SimulatedPool, rounds: Sequence[simu
         "source": cell.source,
         "imbalance": cell.imbalance,
         "strategy": cell.label,
+        "learner": cell.learner,
         "seed": cell.seed,
         "budget": cell.common["budget"],
         "initial": cell.common["initial"],
@@ -157,6 +168,8 @@ def _document(cell: Cell, place: simulation.SimulatedPool, rounds: Sequence[simu
                 "recall_per_class": item.recall_C,
                 "picked_per_class": place.per_class(item.fresh_L),
                 "seconds": dict(item.seconds),
+                "cpu_seconds": item.cpu_seconds,
+                "trained": item.trained,
                 "notes": list(item.notes),
             }
             for item in rounds

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vabal import statistics
-from vabal.benchmark.curves import METRICS, Runs, curve, labeled, quantity_of
+from vabal.benchmark.curves import METRICS, Runs, baseline_of, curve, labeled, picks_of, quantity_of
 from vabal.benchmark.pooled import pooled
 from vabal.benchmark.summary import (
     ClassAccuracy,
@@ -160,7 +160,7 @@ _Holm = Mapping[tuple[str, str], Mapping[str, float]]  # by measure and quantity
 
 
 def _pairs_of(name: str, runs: Mapping[str, Runs], baseline: str) -> _Pairs:
-    rivals = runs.get(baseline, {}) if name != baseline else {}
+    rivals = runs.get(baseline_of(name, baseline), {}) if picks_of(name) != baseline else {}
     return [(cell, rivals[seed]) for seed, cell in runs[name].items() if seed in rivals]
 
 
@@ -175,7 +175,7 @@ def _strategy(
         missing_seeds=[seed for seed in seeds if seed not in mine],
         pairs=len(pairs),
         metrics={metric: _measured(metric, name, cells, pairs, holm) for metric in METRICS},
-        labels=_labels(cells, runs.get(baseline, {}), name == baseline),
+        labels=_labels(cells, runs.get(baseline_of(name, baseline), {}), picks_of(name) == baseline),
         rare_share=_rare_share(cells, rare_C),
         classes=_class_accuracy(cells),
         seconds=_seconds(cells),

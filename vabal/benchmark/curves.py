@@ -12,6 +12,17 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 Runs = dict[int, Mapping[str, Any]]  # one strategy's cells by seed
 
 
+def picks_of(row: str) -> str:
+    """The strategy of a row, whatever it learns with: a row is called `learner/strategy` where learners were named."""
+    return row.rpartition("/")[2]
+
+
+def baseline_of(row: str, baseline: str) -> str:
+    """The row that this one is compared with: the baseline's picks with the same learner."""
+    learner, slash, _ = row.rpartition("/")
+    return f"{learner}{slash}{baseline}"
+
+
 def labeled(cell: Mapping[str, Any]) -> list[int]:
     return [int(item["labeled"]) for item in cell["rounds"]]
 

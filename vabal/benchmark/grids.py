@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vabal.benchmark import protocols, variants
+from vabal import strategies
+from vabal.benchmark import protocols, shallow, variants
 from vabal.benchmark.variants import Variant
 from vabal.errors import UserError
 from vabal.files import canonical_json, sha256
 from vabal.settings import params
-from vabal.settings.models import Params
+from vabal.settings.models import ClassifierSettings, Params
 
 VERSION = 1
 NATURAL = "natural"  # as it is: what the column `imbalance` says where a source is not thinned
@@ -30,12 +31,18 @@ COLUMNS = (
     "macro_f1",
     "seconds",
     "picked_per_class",
+    "learner",
+    "cpu_seconds",
+    "trained",
 )
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is compared. Round r trains on `initial` + (r - 1) x `budget` labels; `settings` are dotted ones."""
+    """What is compared. Round r trains on `initial` + (r - 1) x `budget` labels; `settings` are dotted ones.
+
+    `reference` is the row that others are tested against; `told` are lines for people.
+    """
 
     sources: tuple[str, ...]
     imbalances: tuple[str | None, ...]
@@ -46,6 +53,8 @@ class Grid:
     initial: int
     holdout: float
     settings: Mapping[str, Any]
+    reference: str | None = None
+    told: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("--rounds", self.rounds), ("--budget", self.budget), ("--initial", self.initial)):
@@ -75,6 +84,8 @@ class Grid:
                 dict(variant.settings),
                 seed,
                 self.common(),
+                variant.learner,
+                variant.baseline,
             )
             for seed in self.seeds
             for source in self.sources
@@ -92,6 +103,8 @@ class BenchmarkOptions:
     sources: Sequence[str] = ()
     imbalances: Sequence[str] = ()
     strategies: str | None = None
+    learners: str | None = None
+    reference: str | None = None
     seeds: int | None = None
     first_seed: int = 0
     rounds: int | None = None
@@ -114,30 +127,87 @@ class BenchmarkOptions:
         named = tuple(None if name == NATURAL else name for name in self.imbalances)
         if self.strategies is not None:
             specs = variants.split_specs(self.strategies)
+        settings = {**(base.settings if base else {}), **self.settings}
+        rows = _Rows(variants.parse_variants(specs), self.learners, settings)
 
         def chosen(name: str) -> Any:
             value = getattr(self, name)
             return value if value is not None else getattr(base, name) if base else _DEFAULTS[name]
 
+        seeds = self.seeds if self.seeds is not None else base.seeds if base else rows.seeds
         return Grid(
             sources=given,
             imbalances=named or (base.imbalances if base else (None,)),
-            variants=tuple(variants.parse_variants(specs)),
-            seeds=tuple(range(self.first_seed, self.first_seed + chosen("seeds"))),
+            variants=rows.variants,
+            seeds=tuple(range(self.first_seed, self.first_seed + seeds)),
             rounds=chosen("rounds"),
             budget=chosen("budget"),
             initial=chosen("initial"),
             holdout=chosen("holdout"),
-            settings={**(base.settings if base else {}), **self.settings},
+            settings=settings,
+            reference=rows.reference(self.reference),
+            told=(*rows.left_out, *([] if self.seeds is not None or base else [rows.said_seeds])),
         )
 
 
-_DEFAULTS = {"seeds": 3, "rounds": 5, "budget": 100, "initial": 100, "holdout": 0.2}
+_DEFAULTS = {"rounds": 5, "budget": 100, "initial": 100, "holdout": 0.2}
+_SEEDS, _SEEDS_OF_NETWORKS = 20, 5  # where a run takes seconds, and where networks are trained for minutes
+_QUICK = ("probe", *shallow.KINDS)
+
+
+class _Rows:
+    """Strategies on learners: what a benchmark compares."""
+
+    def __init__(self, strategies_: Sequence[Variant], learners: str | None, settings: Mapping[str, Any]) -> None:
+        """`learners` are specs by commas; None leaves the strategies on what the settings say.
+
+        Raises UserError if there is none, or no strategy can pick for any of them.
+        """
+        self.left_out: list[str] = []
+        if learners is None:
+            self.variants = tuple(strategies_)
+            used = {str(settings.get("classifier.learner", ClassifierSettings().learner))}
+        else:
+            named = variants.parse_learners(variants.split_specs(learners, "learners"))
+            rows = [(learner, learner.under(variant)) for learner in named for variant in strategies_]
+            fitting = [(learner, row) for learner, row in rows if _fits(row, settings)]
+            self.variants = tuple(row for _, row in fitting)
+            used = {learner.learner for learner, _ in fitting}
+            lacking = [row.label for _, row in rows if row not in self.variants]
+            if lacking:
+                why = "a shallow baseline has no networks to ask, and no VAE"
+                self.left_out = [f"left out: {', '.join(lacking)} ({why})"]
+            if not fitting:
+                raise UserError(f"--learners {learners}: none of the strategies can pick for one of them: add random")
+        self._slow = sorted(used - set(_QUICK))
+        self.seeds = _SEEDS_OF_NETWORKS if self._slow else _SEEDS
+
+    @property
+    def said_seeds(self) -> str:
+        why = f"{' and '.join(self._slow)} trains for minutes" if self._slow else "a run takes seconds"
+        return f"{self.seeds} seeds, for {why}; --seeds N takes another number"
+
+    def reference(self, named: str | None) -> str | None:
+        """The row of that name; without one `vabal` on the first learner, else the first that is not random."""
+        labels = [variant.label for variant in self.variants]
+        if named is not None and named not in labels:
+            raise UserError(f"--reference {named!r}: there is no such row; they are {', '.join(labels)}")
+        ours = [variant.label for variant in self.variants if variant.strategy == "vabal"]
+        others = [variant.label for variant in self.variants if variant.strategy != "random"]
+        return named or next(iter([*ours, *others]), None)
+
+
+def _fits(row: Variant, settings: Mapping[str, Any]) -> bool:
+    if row.baseline is None:
+        return True
+    chosen = params.parse(params.override({}, {**settings, **row.settings}), where="bench")
+    return shallow.suits(strategies.needs_of(strategies.get(row.strategy), chosen))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. `label` is what results call the strategy; `settings` are the strategy's own."""
+    """One run. `label` is what results call the row; `settings` are its own; `learner` and `baseline` are a
+    `Variant`'s."""
 
     source: str
     imbalance: str
@@ -146,6 +216,8 @@ class Cell:
     settings: Mapping[str, Any]
     seed: int
     common: Mapping[str, Any]
+    learner: str = ""
+    baseline: str | None = None
 
     @property
     def identity(self) -> tuple[str, str, str, int]:
@@ -154,7 +226,8 @@ class Cell:
     @property
     def key(self) -> str:
         """Of all settings, those left out as they are by default: another default is another run."""
-        about = asdict(self) | {"resolved": self.params(8, 1).model_dump(mode="json")}
+        named = {name: value for name, value in asdict(self).items() if value or name not in ("learner", "baseline")}
+        about = named | {"resolved": self.params(8, 1).model_dump(mode="json")}
         return sha256(canonical_json(about))[:16]
 
     @property

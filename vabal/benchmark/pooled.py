@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vabal import statistics
-from vabal.benchmark.curves import METRICS, Runs, quantity_of
+from vabal.benchmark.curves import METRICS, Runs, baseline_of, quantity_of
 from vabal.benchmark.summary import Gap, Pooled, Setting, StrategyOverall
 from vabal.statistics import MAIN
 
@@ -52,12 +52,13 @@ class _Pair(NamedTuple):
 
 
 def _all_pairs(name: str, grouped: Sequence[Mapping[str, Runs]], baseline: str) -> list[_Pair]:
-    """The strategy's and the baseline's cells over all settings x seeds that both have."""
+    """The row's and its baseline's cells over all settings x seeds that both have."""
+    rival = baseline_of(name, baseline)
     return [
-        _Pair(place, seed, cell, runs[baseline][seed])
+        _Pair(place, seed, cell, runs[rival][seed])
         for place, runs in enumerate(grouped)
         for seed, cell in runs.get(name, {}).items()
-        if name != baseline and seed in runs.get(baseline, {})
+        if name != rival and seed in runs.get(rival, {})
     ]
 
 

@@ -124,6 +124,8 @@ def run(
         ready = {source: prepare(source, grid.settings, out / "cache") for source in grid.sources} if missing else {}
         _check(missing, ready)
         _same_data(ready, out, {source for source, *_ in known})
+        for line in grid.told:
+            tell(line)
         tell(f"{len(missing)} cells to run")
         ended = execute([(cell, ready[cell.source], out / "cells") for cell in missing])
         failures = list(_failures(ended, out, len(missing), tell, record))
@@ -305,5 +307,7 @@ def _csv(cells: Iterable[Mapping[str, Any]]) -> str:
                 {name: cell[name] for name in COLUMNS[:4]}
                 | {name: item[name] for name in COLUMNS[4:9]}
                 | {"seconds": round(sum(item["seconds"].values()), 3), "picked_per_class": json.dumps(picked)}
+                | {"learner": cell.get("learner", ""), "trained": item.get("trained")}
+                | {"cpu_seconds": item.get("cpu_seconds") and round(item["cpu_seconds"], 3)}
             )
     return text.getvalue()

@@ -20,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from vabal import probabilities, strategies
+from vabal.benchmark import shallow
 from vabal.errors import UserError
 from vabal.learning import committee, features, metrics
+from vabal.learning.needs import Needs
 from vabal.learning.network import Network
 from vabal.learning.probe import Embedded
 from vabal.rounds.learner import Batches, Learner, TrainingSet, array_batches
@@ -47,10 +49,15 @@ class SimulatedPool:
         counts: list[int] = np.bincount(self.labels_N[rows], minlength=len(self.classes)).tolist()
         return counts
 
-    def inputs(self, learner: Learner) -> "Inputs":
-        """What the learner's classifier sees of each row: images, or their embeddings, made once and kept."""
+    def inputs(self, learner: Learner, baseline: str | None = None) -> "Inputs":
+        """What the classifier sees of each row: images, or numbers made of them once and kept.
+
+        `baseline` is a shallow one that learns in the learner's place.
+        """
         with ExitStack() as until_made:
             folder = self.folder or Path(until_made.enter_context(tempfile.TemporaryDirectory(prefix="vabal-")))
+            if baseline is not None:
+                return Inputs(shallow.kept_numbers(baseline, self.images_N_H_W_K, folder), baseline=baseline)
             embedder = learner.embedder(folder)
             if embedder is None:
                 return Inputs(self.images_N_H_W_K)
@@ -69,10 +76,12 @@ class SimulatedPool:
 
 
 class Inputs(NamedTuple):
-    """What a classifier sees of every row of a pool; `embedded` says what the numbers of embeddings are."""
+    """What a classifier sees of every row of a pool; `embedded` says what the numbers of embeddings are, `baseline`
+    who learns from numbers that are none."""
 
     values_N: NDArray[Any]
     embedded: Embedded | None = None
+    baseline: str | None = None
 
     def batches(self, rows_P: NDArray[np.int64], count: int) -> Batches:
         """These rows, so many at once."""
@@ -89,7 +98,9 @@ class Pick(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """What one round came to. `fresh_L`: what was labelled newly to get here; `picks`: the batch chosen at its end."""
+    """What one round came to. `fresh_L`: what was labelled newly to get here; `picks`: the batch chosen at its end;
+    `trained`: networks (or baselines) that were fitted for it; `cpu_seconds`: of all threads, for training, what the
+    classifier says of the pool, and the picks."""
 
     round: int
     labeled: int
@@ -98,6 +109,8 @@ class Round:
     fresh_L: NDArray[np.int64]
     picks: tuple[Pick, ...]
     seconds: Mapping[str, float]
+    cpu_seconds: float
+    trained: int
     notes: tuple[str, ...] = ()
 
 
@@ -105,12 +118,14 @@ class Round:
 class Trained:
     """A classifier and what it says of the whole pool; the runs of one seed share that of their first round."""
 
-    network: Network
+    network: Network | None  # None of a baseline
+    feature_dims: tuple[int, ...]
     features_N_D: NDArray[np.float32]
     logits_N_C: NDArray[np.float32]
     measured: Mapping[str, float]
     recall_C: list[float | None]
     seconds: float
+    cpu_seconds: float
 
 
 @dataclass
@@ -130,29 +145,41 @@ class Shared:
 
 
 def run(
-    pool: SimulatedPool, params: Params, *, rounds: int, shared: Shared | None = None, shared_key: Any = None
+    pool: SimulatedPool,
+    params: Params,
+    *,
+    rounds: int,
+    baseline: str | None = None,
+    shared: Shared | None = None,
+    shared_key: Any = None,
 ) -> Iterator[Round]:
     """Yields `rounds` rounds: round r trains on the initial samples and (r - 1) batches of `selection.budget`.
 
     The last round only trains and measures. A pool that is used up ends the run early, with a note. `shared_key` names
-    the pool for `shared`. Raises UserError for what the strategy cannot work with.
+    the pool for `shared`; `baseline` is a shallow one (`shallow.KINDS`) that learns in the place of the settings'
+    classifier. Raises UserError for what the strategy cannot work with.
     """
     strategy = strategies.get(params.selection.strategy)
-    inputs = pool.inputs(Learner(params, 1, strategy))
+    inputs = pool.inputs(Learner(params, 1, strategy), baseline)
     labeled_L = fresh_L = np.sort(pool.initial_L)
     for number in range(1, rounds + 1):
         learner = Learner(params, number, strategy)
         trained = _first_or_new(pool, inputs, learner, labeled_L, shared, shared_key)
         left_P = np.setdiff1d(pool.pool_P, labeled_L)
         seconds = {"train": trained.seconds, "select": 0.0}
+        cpu_seconds, networks = trained.cpu_seconds, 1
         picks: tuple[Pick, ...] = ()
         notes: tuple[str, ...] = ()
         if number < rounds and len(left_P):
-            start = time.perf_counter()
-            selection = _Selecting(pool, inputs, learner, trained, labeled_L, left_P).select()
+            start, cpu_start = time.perf_counter(), time.process_time()
+            selecting = _Selecting(pool, inputs, learner, trained, labeled_L, left_P)
+            selection = selecting.select()
             seconds["select"] = time.perf_counter() - start
+            cpu_seconds += time.process_time() - cpu_start
+            networks += selecting.networks
             picks, notes = _picks(pool, selection, trained), selection.notes
-        yield Round(number, len(labeled_L), trained.measured, trained.recall_C, fresh_L, picks, seconds, notes)
+        about = trained.measured, trained.recall_C, fresh_L, picks, seconds, cpu_seconds, networks, notes
+        yield Round(number, len(labeled_L), *about)
         if not picks:
             return
         fresh_L = np.sort(np.array([pick.row for pick in picks], dtype=np.int64))
@@ -176,7 +203,7 @@ def _first_or_new(
 ) -> Trained:
     if learner.round > 1 or shared is None:
         return _train(pool, inputs, learner, labeled_L)
-    key = (shared_key, _learned_by(learner.params), learner.params.seed)
+    key = (shared_key, inputs.baseline, _learned_by(learner.params), learner.params.seed)
     known = shared.get(key)
     if known is None:
         known = _train(pool, inputs, learner, labeled_L)
@@ -190,18 +217,36 @@ def _learned_by(params: Params) -> str:
 
 def _train(pool: SimulatedPool, inputs: Inputs, learner: Learner, labeled_L: NDArray[np.int64]) -> Trained:
     """The classifier of one round, measured on the holdout, and its features of every image."""
-    start = time.perf_counter()
-    network, training = learner.classifier(pool.training_set(inputs, labeled_L), len(pool.classes))
-    _run(training)
-    seconds = time.perf_counter() - start
-    features_N_D, logits_N_C = _describe(network, pool, inputs, learner)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    known, num_classes = pool.training_set(inputs, labeled_L), len(pool.classes)
+    network: Network | None = None
+    if inputs.baseline is None:
+        network, training = learner.classifier(known, num_classes)
+        _run(training)
+        seconds, feature_dims = time.perf_counter() - start, network.feature_dims
+        features_N_D, logits_N_C = _describe(network, pool, inputs, learner)
+    else:
+        seed = learner.seed("classifier")
+        fitted = shallow.fit(inputs.baseline, known, num_classes, learner.params.classifier, seed=seed)
+        seconds, feature_dims = time.perf_counter() - start, inputs.values_N.shape[1:]
+        features_N_D, logits_N_C = inputs.values_N, _said_by(fitted, pool, inputs, learner)
     truth_M = pool.labels_N[pool.holdout_M]
     probabilities_M_C = torch.softmax(torch.from_numpy(logits_N_C[pool.holdout_M]), dim=1).numpy()
     measured = metrics.classification_metrics(truth_M, probabilities_M_C, pool.classes)
-    counts = metrics.confusion_matrix(truth_M, probabilities_M_C.argmax(axis=1), len(pool.classes))
+    counts = metrics.confusion_matrix(truth_M, probabilities_M_C.argmax(axis=1), num_classes)
     recall_C = [None if np.isnan(value) else float(value) for value in metrics.recalls(counts)]
     kept = {name: measured[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")}
-    return Trained(network, features_N_D, logits_N_C, kept, recall_C, seconds)
+    cpu_seconds = time.process_time() - cpu_start
+    return Trained(network, feature_dims, features_N_D, logits_N_C, kept, recall_C, seconds, cpu_seconds)
+
+
+def _said_by(fitted: shallow.Fitted, pool: SimulatedPool, inputs: Inputs, learner: Learner) -> NDArray[np.float32]:
+    """logits_N_C of pool and holdout by a shallow baseline; what is in neither stays zero."""
+    logits_N_C = np.zeros((len(pool.labels_N), len(pool.classes)), dtype=np.float32)
+    wanted = np.union1d(pool.pool_P, pool.holdout_M)
+    for start, values_P_E in inputs.batches(wanted, learner.params.features.batch_size):
+        logits_N_C[wanted[start : start + len(values_P_E)]] = fitted.logits(values_P_E)
+    return logits_N_C
 
 
 def _describe(
@@ -233,6 +278,7 @@ class _Selecting:
     trained: Trained
     labeled_L: NDArray[np.int64]
     left_P: NDArray[np.int64]
+    networks: int = 0  # trained for the choice
 
     def select(self) -> strategies.Selection:
         needs, trained = self.learner.needs, self.trained
@@ -250,8 +296,15 @@ class _Selecting:
             candidates=len(self.left_P),
             labeled=self._labeled() if needs.labeled_pool else None,
             class_terms=terms,
-            feature_dims=trained.network.feature_dims,
+            feature_dims=trained.feature_dims,
         )
+
+    @property
+    def _network(self) -> Network:
+        """The classifier, of a strategy that asks for networks beside it or a VAE below: no baseline has one."""
+        if self.trained.network is None:
+            raise UserError(f"strategy {self.learner.strategy.name}: needs more than a shallow baseline has")
+        return self.trained.network
 
     def _known(self) -> TrainingSet:
         return self.pool.training_set(self.inputs, self.labeled_L)
@@ -273,8 +326,9 @@ class _Selecting:
         return self.learner.shards(batches, self.pool.sample_ids[self.left_P], np.ones(len(self.left_P), dtype=bool))
 
     def _committee_columns(self) -> dict[str, NDArray[Any]]:
-        networks, training = self.learner.committee(self.trained.network, self._known())
+        networks, training = self.learner.committee(self._network, self._known())
         _run(training)
+        self.networks += _beside(self.learner.needs)
         batches = self.inputs.batches(self.left_P, self.learner.params.features.batch_size)
         parts = [*self.learner.committee_columns(networks, batches, self.pool.sample_ids[self.left_P])]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -284,17 +338,22 @@ class _Selecting:
         trained, learner = self.trained, self.learner
         unlabeled_N_D = trained.features_N_D[self.left_P]
         predicted_N = trained.logits_N_C[self.left_P].argmax(axis=1)
-        dims, classes = trained.network.feature_dims, len(self.pool.classes)
-        network, training = learner.vae(unlabeled_N_D, predicted_N, dims, classes)
+        network, training = learner.vae(unlabeled_N_D, predicted_N, trained.feature_dims, len(self.pool.classes))
         _run(training)
+        self.networks += 1 + learner.folds
         cross_fitted = None
         if learner.folds:
-            fitted = learner.cross_fit(trained.network, self._known())
+            fitted = learner.cross_fit(self._network, self._known())
             cross_fitted = self.pool.labels_N[self.labeled_L], fitted.predicted_N
         labeled = trained.features_N_D[self.labeled_L], self.pool.labels_N[self.labeled_L]
         terms = learner.class_terms(network, labeled, [unlabeled_N_D], cross_fitted)
         ((log_likelihood_N_C, vae_class_N),) = learner.likelihood(network, [unlabeled_N_D])
         return terms, {"log_likelihood_N_C": log_likelihood_N_C, "vae_class_N": vae_class_N}
+
+
+def _beside(needs: Needs) -> int:
+    """Scoring networks that the needs ask for beside the classifier."""
+    return int(needs.dropout > 0 and needs.passes > 1) + needs.members - 1 + int(needs.auxiliary_loss is not None)
 
 
 def check_budget(pool: SimulatedPool, budget: int, rounds: int) -> None:

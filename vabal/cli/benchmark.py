@@ -42,7 +42,21 @@ class BenchOptions:
             autocompletion=complete.strategies,
         ),
     ] = None
-    seeds: Annotated[int | None, typer.Option(help="Runs of each strategy, with matched seeds.")] = None
+    learners: Annotated[
+        str | None,
+        typer.Option(
+            help="Who learns, by commas: scratch, probe, ..., and the baselines svm-pixels, svm-hog, logreg-pixels.",
+            autocompletion=complete.learners,
+        ),
+    ] = None
+    reference: Annotated[
+        str | None,
+        typer.Option(help="The row that all others are tested against; default: vabal, on the first learner."),
+    ] = None
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Runs of each row, with matched seeds; default: 20 where one takes seconds, else 5."),
+    ] = None
     first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0
     rounds: Annotated[int | None, typer.Option(help="Trainings, each on one batch more than the one before.")] = None
     budget: Annotated[int | None, typer.Option(help="Labels a round asks for.")] = None
@@ -74,6 +88,8 @@ class BenchOptions:
             sources=[with_layout(spec, self.layout) for spec in self.source or []],
             imbalances=self.imbalance or [],
             strategies=self.strategies,
+            learners=self.learners,
+            reference=self.reference,
             seeds=self.seeds,
             first_seed=self.first_seed,
             rounds=self.rounds,
@@ -86,7 +102,9 @@ class BenchOptions:
 
 @taking(BenchOptions)
 def bench(options: BenchOptions) -> None:
-    """Compare strategies by simulated active learning, with matched seeds: results.csv, summary.json, report.html.
+    """Compare strategies and learners by simulated active learning, with matched seeds.
+
+    Writes results.csv, summary.json, report.html.
 
     Example: `vabal bench --source digits --imbalance dominant:0:0.1 --strategies random,margin,vabal --seeds 5
     --rounds 5 --budget 20 --initial 20 --out results/digits`
@@ -98,7 +116,7 @@ def bench(options: BenchOptions) -> None:
 
     grid, out = options.grid(), options.out
     cells.own(out)
-    title = f"{options.protocol or ', '.join(grid.sources)}: active learning strategies compared"
+    title = f"{options.protocol or ', '.join(grid.sources)}: active learning compared"
     command = shlex.join(["vabal", *sys.argv[1:]])
     if options.ray:
         _on_ray(grid, out, title, command, mlflow=options.mlflow)

@@ -13,6 +13,15 @@ def strategies(incomplete: str) -> list[str]:
     return _fitting((f"{start}{wrapper}{colon}{name}" for name in names()), incomplete)
 
 
+def learners(incomplete: str) -> list[str]:
+    """A learner's name or a baseline's, also behind a comma."""
+    from vabal.benchmark.shallow import KINDS
+    from vabal.benchmark.variants import LEARNERS
+
+    before, comma, _ = incomplete.rpartition(",")
+    return _fitting((f"{before}{comma}{name}" for name in [*LEARNERS, *KINDS]), incomplete)
+
+
 def sources(incomplete: str) -> list[str]:
     """A kind of source; the path behind it is the user's."""
     from vabal.sources.registry import KINDS

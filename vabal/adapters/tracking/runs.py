@@ -89,6 +89,8 @@ class Runs(Connection):
             run_id = str(self._client.create_run(experiment, run_name=title, tags=tags).info.run_id)
         known = self._client.get_run(run_id).data.params
         settings = {**named, "budget": cell["budget"], "initial": cell["initial"], **cell["settings"]}
+        if cell.get("learner"):
+            settings["learner"] = cell["learner"]
         missing = [Param(key, str(value)) for key, value in settings.items() if key not in known]
         for chunk in chunks(missing, PARAMS_A_CALL):
             self._client.log_batch(run_id, params=chunk)
