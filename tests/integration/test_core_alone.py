@@ -19,7 +19,8 @@ BENCH = (
 )
 # What the README's example takes as given.
 GIVEN = """
-features_N_D, predicted_N = torch.rand(40, 960), torch.arange(40) % 10
+import torch
+features_N_D, posterior_N_C = torch.rand(40, 960), torch.softmax(torch.randn(40, 10), dim=1)
 labeled_features, labels = torch.rand(40, 960), torch.arange(40) % 10
 """
 
@@ -90,9 +91,14 @@ def test_the_readme_s_example_of_the_method_runs(core_alone: Path, tmp_path: Pat
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     [example] = [block for block in blocks if "from vabal import" in block]
     head, body = example.split("\n\n", 1)
-    done = run(core_alone / "python", "-c", f"{head}\n{GIVEN}\n{body}\nprint(score_N.shape)", cwd=tmp_path)
+    done = run(
+        core_alone / "python",
+        "-c",
+        f"{head}\n{GIVEN}\n{body}\nprint(score_N.shape, len(set(picks.tolist())))",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
-    assert "40" in done.stdout
+    assert done.stdout == "torch.Size([40]) 10\n"
 
 
 def test_strategies_are_compared_and_the_report_s_absence_is_told(core_alone: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A workspace's `data/` of a few samples, made round by round as the flow makes it, without training anything."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,20 @@ class Books:
         new: int = 0,
         budget: int = 6,
         said: datetime | None = None,
+        **selection: Any,
     ) -> "Books":
+        """`selection` are further settings of that section."""
         fresh = self._images([f"n{self.number + 1}-{index}" for index in range(new)]) if new else None
         when = self._when(self.number + 1)
         self._publish(
-            strategy=strategy, events=labels or {}, annotator="ann", when=when, budget=budget, fresh=fresh, said=said
+            strategy=strategy,
+            events=labels or {},
+            annotator="ann",
+            when=when,
+            budget=budget,
+            fresh=fresh,
+            said=said,
+            chosen=selection,
         )
         return self
 
@@ -107,6 +116,7 @@ class Books:
         fresh: pd.DataFrame | None = None,
         first: Sequence[str] = (),
         said: datetime | None = None,
+        chosen: Mapping[str, Any] | None = None,
     ) -> None:
         self.number += 1
         number = self.number
@@ -120,7 +130,8 @@ class Books:
         state, came = pools.apply_labels(state, frame, number)
         folder = self.data / f"rounds/{number:04d}"
         folder.mkdir(parents=True)
-        settings = params.parse({"seed": SEED, "selection": {"strategy": strategy, "budget": budget}})
+        asked = {"strategy": strategy, "budget": budget, **(chosen or {})}
+        settings = params.parse({"seed": SEED, "selection": asked})
         drawn, measured = None, {}
         if number > 0:
             drawn = self._select(folder, state, settings, rounds.derive_seed(SEED, number, "selection"))

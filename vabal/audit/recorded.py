@@ -17,7 +17,7 @@ from vabal.audit.findings import Record
 from vabal.probabilities import ClassTerms
 from vabal.rounds import tables
 from vabal.settings.models import Params
-from vabal.settings.params import parse
+from vabal.settings.params import recorded
 from vabal.strategies import Candidates, Picker, Shard, Strategy, record_of, rule_named
 
 _ROWS_AT_ONCE = 2**16
@@ -121,7 +121,7 @@ def read_statements(
     """
     if record.selection is None:
         raise ValueError("the manifest does not say by which rule")
-    settings = parse(record.settings, where="settings of the manifest")
+    settings = recorded(record.settings)
     terms = None if record.class_terms is None else ClassTerms.from_json(record.class_terms)
     if terms is not None and {len(terms.log_prior_C), len(terms.log_precision_C)} != {len(classes)}:
         raise ValueError("the manifest's class terms are not those of the classes")

@@ -122,7 +122,7 @@ def _taken_in(data: Path, round_number: int) -> Pools:
 
 
 def _context(workspace: Workspace, manifest: Manifest, taken_in: Pools) -> RoundContext:
-    settings = params.parse(manifest.settings, where="settings of the manifest")
+    settings = params.recorded(manifest.settings)
     begun = OpenRound(manifest.round, str(manifest.parent), (), manifest.times.started if manifest.times else "")
     key = steps.intake_again(workspace, begun, taken_in)
     return RoundContext(workspace, settings, begun, own_store(workspace), key)

@@ -99,6 +99,7 @@ def simulated_pool(
         np.sort(rows.get_indexer(pd.Index(draws.initial))),
         groups_N=items["group"].where(items["group"].notna(), "\0" + items["sample_id"]).to_numpy(dtype=object),
         folder=Path(prepared.folder),
+        thinned=imbalance != NATURAL,
     )
 
 

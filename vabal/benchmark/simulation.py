@@ -43,11 +43,16 @@ class SimulatedPool:
     initial_L: NDArray[np.int64]
     groups_N: NDArray[Any] | None = None  # of images that show much the same
     folder: Path | None = None  # keeps the images' embeddings
+    thinned: bool = False  # by an imbalance
 
     def per_class(self, rows: NDArray[np.integer]) -> list[int]:
         """How many of the rows each class has."""
         counts: list[int] = np.bincount(self.labels_N[rows], minlength=len(self.classes)).tolist()
         return counts
+
+    def as_read(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows as the published code's loader reads them: of a thinned pool class by class, else as they lie."""
+        return rows[np.argsort(self.labels_N[rows], kind="stable")] if self.thinned else rows
 
     def inputs(self, learner: Learner, baseline: str | None = None) -> "Inputs":
         """What the classifier sees of each row: images, or numbers made of them once and kept.
@@ -337,8 +342,11 @@ class _Selecting:
         """The VAE of this round's unlabelled pool, the class terms, and the candidates' likelihoods."""
         trained, learner = self.trained, self.learner
         unlabeled_N_D = trained.features_N_D[self.left_P]
-        predicted_N = trained.logits_N_C[self.left_P].argmax(axis=1)
-        network, training = learner.vae(unlabeled_N_D, predicted_N, trained.feature_dims, len(self.pool.classes))
+        seen_N_D, predicted_N = unlabeled_N_D, trained.logits_N_C[self.left_P].argmax(axis=1)
+        if not learner.params.vae.shuffle:
+            read_P = self.pool.as_read(self.left_P)
+            seen_N_D, predicted_N = trained.features_N_D[read_P], trained.logits_N_C[read_P].argmax(axis=1)
+        network, training = learner.vae(seen_N_D, predicted_N, trained.feature_dims, len(self.pool.classes))
         _run(training)
         self.networks += 1 + learner.folds
         cross_fitted = None

@@ -226,6 +226,7 @@ class VaeSettings(Section):
     epochs: PositiveInt = Field(20, description="Passes over the unlabelled pool.")
     min_steps: Annotated[int, Field(ge=0)] = Field(200, description="More passes, if the pool is too small for this.")
     batch_size: PositiveInt = Field(128, description="Samples a step at most; an epoch is shared out evenly.")
+    shuffle: bool = Field(True, description="Another random order each epoch; off: the pool's, as the published code.")
 
 
 class ProbabilitySettings(Section):
@@ -278,6 +279,14 @@ class SelectionSettings(Section):
         1.0,
         description="Inverse temperature of `gumbel` and `quota`: the smaller, the more even. With `spread`, the "
         "weight of the score against the distance.",
+    )
+    narrowing: bool = Field(
+        True, description="`direct`: half of the budget goes to where a class's threshold can lie, its first phase."
+    )
+    vaal_steps: Literal["auto", "published"] | PositiveInt = Field(
+        "auto",
+        description="`vaal`: steps of its networks; published: its authors' number and batches (100 passes over the "
+        "pool in batches of 128); auto: published on a GPU, else at most 600.",
     )
 
 

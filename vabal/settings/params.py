@@ -1,7 +1,7 @@
 """`params.yaml` read, checked, overridden and written; what is wrong in it is told by its path."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -22,10 +22,24 @@ def parse(raw: object, *, where: str = "params.yaml") -> Params:
         raw = {}
     if not isinstance(raw, dict):
         raise UserError(f"{where}: expected sections and settings, found {type(raw).__name__}")
-    try:
-        return Params.model_validate(_with_preset(raw))
-    except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_describe(item) for item in error.errors())) from None
+    return _checked(_with_preset(raw), where)
+
+
+# What rounds did before these settings were there, where that is not their default.
+_BEFORE: Final[dict[str, dict[str, Any]]] = {"selection": {"narrowing": False}}
+
+
+def recorded(settings: dict[str, Any]) -> Params:
+    """The settings that a round's manifest tells.
+
+    A manifest tells all that there were, so no preset is asked: what it lacks came later, and stands for what rounds
+    did before. Raises UserError as `parse` does.
+    """
+    told = dict(settings)
+    for section, values in _BEFORE.items():
+        if isinstance(told.get(section, {}), dict):
+            told[section] = {**values, **told.get(section, {})}
+    return _checked(told, "settings of the manifest")
 
 
 def load(path: Path, overrides: dict[str, Any] | None = None) -> Params:
@@ -89,6 +103,13 @@ def dump(params: Params) -> str:
             f"  {key}: {_scalar(item)}  # {type(value).model_fields[key].description}" for key, item in written.items()
         ]
     return "\n".join(lines) + "\n"
+
+
+def _checked(settings: dict[str, Any], where: str) -> Params:
+    try:
+        return Params.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(f"{where}: " + "; ".join(_describe(item) for item in error.errors())) from None
 
 
 def _from_preset(section: str, key: str, item: Any, preset: dict[str, Any], model: type[Section]) -> bool:

@@ -10,20 +10,24 @@ from vabal.strategies.base import Context, Shard, margin, posteriors
 from vabal.strategies.galaxy import confidence, labeled_posteriors
 from vabal.strategies.sequential import SequentialStrategy
 
+MOST_NARROWING = 60  # picks of a class's first phase at most (LabelBench's `min_budget_per_class`)
+
 
 class DirectStrategy(SequentialStrategy):
-    """Picks around each class's optimal separation, an equal share of the budget for every class (arXiv:2312.09196).
+    """Picks where each class may end, then around its optimal separation (arXiv:2312.09196), classes sharing alike.
 
     For class k the samples stand on a line by falling confidence that they are of class k (GALAXY's order). Its
     threshold is where the labelled samples give the fewest errors: of class k below it, or not of class k above it
     (as in the authors' LabelBench every label counts once: an error is an error whatever its class, which is what
-    makes it robust to wrong labels). Then the candidates next to the threshold are picked, in turn above and below.
-    The classes take turns, in an order drawn from the seed, so that a candidate next to two thresholds is asked for
-    once and every prefix of the picks is shared evenly.
+    makes it robust to wrong labels).
 
-    The paper spends half of a class's budget on narrowing the threshold down, with labels that come in within the
-    batch. A nightly batch has no labels until the morning: here all of it goes to the candidates next to the threshold
-    that the labels of the nights before give, and each morning's labels move it.
+    The first phase narrows the threshold down: half of a class's share, `MOST_NARROWING` at most, is drawn at random
+    from the candidates between its last label before the first of another class and the first label of another class
+    behind its last (`interval`). The paper draws so many in several parts and shrinks the interval with the labels of
+    each; a nightly batch has no labels until the morning, which is its case of as many annotators as samples: one
+    part. The second phase picks the candidates next to the threshold, in turn above and below. In both the classes
+    take turns, in the first from the most labels to the fewest, in the second in an order drawn from the seed, so that
+    a candidate of two classes is asked for once. `selection.narrowing: false` leaves the first phase out.
 
     A class without a labelled sample has the threshold above everything: its most likely candidates are picked. With
     labelled samples of that class alone it is below everything: the least likely ones.
@@ -45,16 +49,49 @@ class DirectStrategy(SequentialStrategy):
         probabilities_N_C = posteriors(pool)
         classes = probabilities_N_C.shape[1]
         largest_M, largest_N = known_M_C.max(axis=1), probabilities_N_C.max(axis=1)
+        numbers = np.random.default_rng([context.seed % 2**64, classes])
+        turns = numbers.permutation(classes)
+        narrowing = min(budget // classes // 2, MOST_NARROWING) if context.settings.selection.narrowing else 0
+        picked: dict[int, None] = {}  # in order
+        for k in _most_labels_first(labels_M, classes) if narrowing else ():
+            ends = interval(confidence(known_M_C, k, largest_M), labels_M == k)
+            inside = between(confidence(probabilities_N_C, k, largest_N), ends)
+            free = inside[~np.isin(inside, list(picked))]
+            picked |= dict.fromkeys(numbers.permutation(free)[:narrowing].tolist())
         queues = []
         for k in range(classes):
             threshold = separation(confidence(known_M_C, k, largest_M), labels_M == k)
             queues.append(iter(nearest(confidence(probabilities_N_C, k, largest_N), threshold, budget)))
-        turns = np.random.default_rng([context.seed % 2**64, classes]).permutation(classes)
-        picked: dict[int, None] = {}  # in order
-        while len(picked) < budget:
-            queue = queues[turns[len(picked) % classes]]
+        for place in range(budget - len(picked)):
+            queue = queues[turns[place % classes]]
             picked[next(int(row) for row in queue if int(row) not in picked)] = None
         return np.array(list(picked), dtype=np.int64), -margin(probabilities_N_C)
+
+
+def _most_labels_first(labels_M: NDArray[np.integer], classes: int) -> list[int]:
+    order: list[int] = np.argsort(-np.bincount(labels_M, minlength=classes), kind="stable").tolist()
+    return order
+
+
+def interval(confidence_M: NDArray[np.float64], positive_M: NDArray[np.bool_]) -> tuple[float, float]:
+    """The confidences between which a class's threshold can lie, the first included, the second not.
+
+    By falling confidence: that of the last sample of the class before the first of another, and that of the first of
+    another behind the last of the class. inf and -inf where there is no such sample.
+    """
+    falling = np.argsort(-confidence_M, kind="stable")
+    sorted_M, positive_M = confidence_M[falling], np.asarray(positive_M, dtype=bool)[falling]
+    leading = int(np.argmin(np.append(positive_M, False)))  # samples of the class before the first of another
+    behind = len(positive_M) - int(np.argmax(np.append(positive_M[::-1], True)))  # the place behind the last of it
+    upper = float(sorted_M[leading - 1]) if leading else float("inf")
+    lower = float(sorted_M[behind]) if behind < len(sorted_M) else float("-inf")
+    return upper, lower
+
+
+def between(confidence_N: NDArray[np.float64], ends: tuple[float, float]) -> NDArray[np.int64]:
+    """The rows at or below the upper end and above the lower one."""
+    upper, lower = ends
+    return np.flatnonzero((confidence_N <= upper) & (confidence_N > lower))
 
 
 def separation(confidence_M: NDArray[np.float64], positive_M: NDArray[np.bool_]) -> float:

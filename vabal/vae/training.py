@@ -115,8 +115,9 @@ class _Steps:
         self.per_epoch = batches_of(self.samples, settings.batch_size)
 
     def epoch(self) -> Iterator[NDArray[np.int64]]:
-        """Every position once, in random order, in batches of nearly equal size, at least two."""
-        order = torch.randperm(self.samples, generator=self.generator).numpy()
+        """Every position once, in random order or the pool's, in batches of nearly equal size, at least two."""
+        in_turn = np.arange(self.samples)
+        order = torch.randperm(self.samples, generator=self.generator).numpy() if self.settings.shuffle else in_turn
         yield from np.array_split(order, self.per_epoch)
 
     def sample(self, most: int) -> Tensor:

@@ -106,6 +106,17 @@ def test_how_the_picks_were_made_is_what_the_settings_say(books: Books, name: st
     assert not books.verify(images=False).ok
 
 
+@pytest.mark.parametrize("narrowing", [False, True])
+def test_a_round_of_direct_from_before_its_first_phase_is_held_against_what_it_did(
+    narrowing: bool, tmp_path: Path
+) -> None:
+    books = Books(tmp_path).begin().round("direct", narrowing=narrowing)
+    settings = rounds.read_manifest(books.data, 1).to_json()["settings"]
+    assert settings["selection"].pop("narrowing") is narrowing
+    forge(books, 1, settings=settings)
+    assert books.verify(images=False).ok is not narrowing
+
+
 # -- what the manifest says ---------------------------------------------------------------------------------------
 
 

@@ -203,8 +203,9 @@ def test_table_2_and_lambda_change_one_setting_of_the_papers_preset() -> None:
     ):
         variants = parse_variants(protocols.get(name).strategies)[1:]
         assert [variant.settings[path] for variant in variants] == values
-        assert all(set(item.settings) == {"method.preset", path} for item in variants)
+        assert all(set(item.settings) == {"method.preset", "vae.loss_reduction", path} for item in variants)
         assert {item.settings["method.preset"] for item in variants} == {"paper"}
+        assert {item.settings["vae.loss_reduction"] for item in variants} == {"mean"}
 
 
 def test_small_protocols_compare_every_strategy_that_is_built_in() -> None:

@@ -9,18 +9,19 @@ from numpy.typing import NDArray
 from tests.support import small_shards
 from vabal import strategies
 from vabal.strategies import Context, Labeled, Shard
-from vabal.strategies.direct import DirectStrategy, nearest, separation
+from vabal.strategies.direct import MOST_NARROWING, DirectStrategy, between, interval, nearest, separation
 from vabal.strategies.galaxy import confidence
 
 INFINITY = float("inf")
 
 
-def context(candidates: Any, known: Any, labels: Any, seed: int = 0) -> Context:
+def context(candidates: Any, known: Any, labels: Any, seed: int = 0, *, narrowing: bool = False) -> Context:
     """Candidates c0, c1, ... and labelled samples, given by their probabilities."""
     candidates, known = np.asarray(candidates, dtype=float), np.asarray(known, dtype=float)
     shard = Shard(small_shards.names("c", len(candidates)), logits_N_C=np.log(candidates).astype(np.float32))
     known = np.log(known.reshape(-1, candidates.shape[1])).astype(np.float32)
-    return small_shards.context(shard, seed=seed, labeled=small_shards.labeled(labels, logits_N_C=known))
+    known = small_shards.labeled(labels, logits_N_C=known)
+    return small_shards.context(shard, seed=seed, labeled=known, selection={"narrowing": narrowing})
 
 
 def two_classes(*first: float) -> list[list[float]]:
@@ -86,6 +87,51 @@ def test_neighbours_in_floating_point_are_told_apart() -> None:
     assert separation(np.array([lower, upper]), np.array([False, True])) == upper
 
 
+# -- where the threshold can lie ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "ends"),
+    [
+        ([True, True, False, False], (0.7, 0.3)),
+        ([True, False, True, False], (0.9, 0.1)),
+        ([False, True, False, False], (INFINITY, 0.3)),
+        ([True, False, False, True], (0.9, -INFINITY)),
+        ([True, True, True, True], (0.1, -INFINITY)),
+        ([False, False, False, False], (INFINITY, 0.9)),
+        ([], (INFINITY, -INFINITY)),
+    ],
+)
+def test_the_interval_reaches_from_the_last_sure_sample_to_the_first_sure_other(
+    labels: list[bool], ends: tuple[float, float]
+) -> None:
+    assert interval(np.array([0.9, 0.7, 0.3, 0.1])[: len(labels)], np.array(labels, dtype=bool)) == ends
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_interval_holds_what_stands_between_the_ends_of_a_line_that_is_walked(seed: int) -> None:
+    """As LabelBench walks it: known and unknown samples on one line, once from the top and once from the bottom."""
+    numbers = np.random.default_rng(seed)
+    values = numbers.permutation(20) / 20
+    known, positive = numbers.random(20) < 0.4, numbers.random(20) < 0.5
+    line = [int(node) for node in np.argsort(-values)]
+    first = last = 0
+    for place, node in enumerate(line):
+        if known[node]:
+            if not positive[node]:
+                break
+            first = place
+    for place, node in enumerate(line[::-1]):
+        if known[node]:
+            if positive[node]:
+                break
+            last = place
+    walked = [node for node in line[first : len(line) - last] if not known[node]]
+    unknown = np.flatnonzero(~known)
+    found = between(values[unknown], interval(values[known], positive[known]))
+    assert sorted(unknown[found]) == sorted(walked)
+
+
 # -- the picks --------------------------------------------------------------------------------------------------
 
 
@@ -140,6 +186,33 @@ def test_every_class_has_its_share_of_the_budget() -> None:
     assert sum(row >= 3000 for row in chosen) == 10
 
 
+def test_half_of_each_class_s_share_is_drawn_from_where_its_threshold_can_lie() -> None:
+    # 40 candidates of even steps, labels in the outer quarters: between them lie c10 to c29, for either class
+    candidates = two_classes(*np.linspace(0.99, 0.01, 40))
+    known, labels = two_classes(0.99, 0.755, 0.245, 0.01), [0, 0, 1, 1]
+    seen: set[str] = set()
+    for seed in range(30):
+        chosen = picks(context(candidates, known, labels, seed, narrowing=True), 12)
+        assert {int(name[1:]) for name in chosen[:6]} <= set(range(10, 30))
+        assert {"c19", "c20"} <= set(chosen)  # next to the threshold, drawn or not
+        seen |= set(chosen[:6])
+    assert len(seen) == 20  # all of the interval, sooner or later
+    assert picks(context(candidates, known, labels), 2) == picks(context(candidates, known, labels, narrowing=True), 2)
+
+
+def test_the_first_phase_has_a_most_and_asks_for_no_candidate_twice() -> None:
+    candidates, known = two_classes(*np.linspace(0.99, 0.01, 400)), two_classes(0.99, 0.01)
+    picked, _ = DirectStrategy().order(*whole(context(candidates, known, [0, 1], narrowing=True)), 300)
+    assert len(set(picked.tolist())) == 300
+    assert set(picked[: 2 * MOST_NARROWING].tolist()) != set(range(140, 260))  # drawn, not the nearest ...
+    assert set(range(120, 280)) <= set(picked.tolist())  # ... which the rest of the budget takes
+
+
+def whole(found: Context) -> tuple[Shard, Context]:
+    [shard] = found.shards()
+    return shard, found
+
+
 def test_nothing_labelled_or_one_class_only_is_no_obstacle() -> None:
     assert len(set(picks(context(two_classes(0.3, 0.9, 0.6), np.zeros((0, 2)), []), 3))) == 3
     assert len(set(picks(context(np.ones((5, 1)), np.ones((2, 1)), [0, 0]), 3))) == 3
@@ -151,7 +224,8 @@ def test_a_context_without_labelled_logits_is_refused() -> None:
         strategies.get("direct").select(small_shards.context(*complete.shards()), 1)
 
 
-def test_picks_depend_on_neither_the_order_nor_the_shards_of_either_pool() -> None:
+@pytest.mark.parametrize("narrowing", [True, False])
+def test_picks_depend_on_neither_the_order_nor_the_shards_of_either_pool(narrowing: bool) -> None:
     numbers = np.random.default_rng(4)
     shard_logits = numbers.normal(size=(60, 4)).round(1).astype(np.float32)  # rounded: some are equal
     known_logits, labels = numbers.normal(size=(9, 4)).astype(np.float32), numbers.integers(0, 4, 9)
@@ -160,7 +234,7 @@ def test_picks_depend_on_neither_the_order_nor_the_shards_of_either_pool() -> No
     def chosen(order: NDArray[Any], known: NDArray[Any], parts: int) -> list[str]:
         shards = [Shard(ids[rows], logits_N_C=shard_logits[rows]) for rows in np.array_split(order, parts)]
         labeled = Labeled(np.zeros((9, 1)), labels[known], logits_N_C=known_logits[known])
-        return picks(small_shards.context(*shards, seed=5, labeled=labeled), 25)
+        return picks(small_shards.context(*shards, seed=5, labeled=labeled, selection={"narrowing": narrowing}), 25)
 
     straight = chosen(np.arange(60), np.arange(9), 1)
     assert len(set(straight)) == 25
@@ -184,7 +258,8 @@ def test_classes_take_turns_in_an_order_that_the_seed_draws(classes: int, seed: 
     logits_N_C, known_M_C = numbers.normal(size=(40, classes)), numbers.normal(size=(12, classes))
     labels_M = numbers.integers(0, classes, 12)
     shard = Shard(small_shards.names("c", 40), logits_N_C=logits_N_C)
-    found = small_shards.context(shard, seed=seed, labeled=small_shards.labeled(labels_M, logits_N_C=known_M_C))
+    known = small_shards.labeled(labels_M, logits_N_C=known_M_C)
+    found = small_shards.context(shard, seed=seed, labeled=known, selection={"narrowing": False})
     picked, key_N = DirectStrategy().order(shard, found, 30)
     candidates_N_C, known_M_C = (torch.softmax(torch.from_numpy(x), 1).numpy() for x in (logits_N_C, known_M_C))
     turns = np.random.default_rng([seed % 2**64, classes]).permutation(classes)

@@ -11,7 +11,7 @@ from tests.support import small_shards
 from vabal import strategies
 from vabal.strategies import Candidates, Context, Labeled, Shard, vaal
 from vabal.strategies.noise import hash_ids
-from vabal.strategies.vaal import ImageVAE, Scaling, canvas, discriminator, side_for, steps, train
+from vabal.strategies.vaal import ImageVAE, Scaling, Schedule, canvas, discriminator, side_for, train
 
 
 @pytest.fixture
@@ -135,8 +135,29 @@ def test_images_are_standardised_by_both_pools() -> None:
 
 
 def test_the_number_of_steps_is_bounded() -> None:
-    assert [steps(images, 8) for images in (10, 960, 10**7)] == [100, 300, 600]
-    assert [steps(10**7, side) for side in (16, 32, 64)] == [600, 300, 150]
+    assert [Schedule.of("auto", images, 8, "cpu") for images in (10, 960, 10**7)] == [(100, 32), (300, 32), (600, 32)]
+    assert [Schedule.of("auto", 10**7, side, "cpu").steps for side in (16, 32, 64)] == [600, 300, 150]
+
+
+def test_on_a_gpu_or_where_it_is_asked_for_there_are_as_many_steps_as_the_authors_take() -> None:
+    for wanted, device in (("auto", "cuda"), ("auto", "cuda:1"), ("published", "cpu")):
+        assert Schedule.of(wanted, 50_000, 32, device) == (39_062, 128)
+    assert Schedule.of(7, 50_000, 32, "cuda") == (7, 32)
+
+
+def test_the_setting_says_how_many_steps_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step more is another network; as many are the same."""
+    known, unknown = (torch.randint(0, 255, (5, 1, 8, 8), dtype=torch.uint8) for _ in range(2))
+    monkeypatch.setattr(vaal, "FEWEST_STEPS", 3)
+    monkeypatch.setattr(vaal, "EPOCHS", 0)
+
+    def weights(wanted: str | int) -> list[torch.Tensor]:
+        adversary = train(known, unknown, small_shards.context(selection={"vaal_steps": wanted}))
+        return [*adversary.vae.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(weights("auto"), weights(3), strict=True))
+    assert not torch.equal(weights(3)[0], weights(4)[0])
+    assert not torch.equal(weights(3)[0], weights("published")[0])
 
 
 # -- what holds for every pool ----------------------------------------------------------------------------------
@@ -287,13 +308,12 @@ def slowly_trained(known: torch.Tensor, unknown: torch.Tensor, seed: int, steps:
     return [parameter.detach() for network in (vae, judge) for parameter in network.parameters()]
 
 
-def test_training_is_that_of_the_objectives_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vaal, "steps", lambda images, side: 3)
+def test_training_is_that_of_the_objectives_written_out() -> None:
     known, unknown = canvas(pictures(6, seed=1), 8), canvas(pictures(9), 8)
     before = torch.get_rng_state()
     expected = slowly_trained(known, unknown, seed=4, steps=3)
     torch.set_rng_state(before)
-    found = train(known, unknown, small_shards.context(seed=4))
+    found = train(known, unknown, small_shards.context(seed=4, selection={"vaal_steps": 3}))
     parameters = [*found.vae.parameters(), *found.discriminator.parameters()]
     assert len(parameters) == len(expected)
     for parameter, value in zip(parameters, expected, strict=True):
@@ -305,11 +325,11 @@ def test_training_is_that_of_the_objectives_written_out(monkeypatch: pytest.Monk
 def test_as_many_steps_are_trained_as_both_pools_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
 
-    def counted(images: int, side: int) -> int:
+    def counted(wanted: str | int, images: int, side: int, device: str) -> Schedule:
         seen.append((images, side))
-        return 1
+        return Schedule(1, 32)
 
-    monkeypatch.setattr(vaal, "steps", counted)
+    monkeypatch.setattr(Schedule, "of", counted)
     scored(context(pictures(7, side=16), pictures(4, side=16)))
     assert seen == [(11, 16)]
 

@@ -250,6 +250,46 @@ def test_warm_up_epochs_fill_batch_norm_and_learn_nothing() -> None:
     assert all(torch.allclose(a, b, atol=1e-20) for a, b in zip(before, weights(vae), strict=True))
 
 
+class Watched:
+    """Features that remember in which order they were asked for."""
+
+    def __init__(self, features_N_D: np.ndarray) -> None:
+        self.features_N_D, self.asked = features_N_D, list[list[int]]()
+
+    def __len__(self) -> int:
+        return len(self.features_N_D)
+
+    def __getitem__(self, positions_B: Any) -> np.ndarray:
+        self.asked.append(list(map(int, positions_B)))
+        return self.features_N_D[positions_B]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_come_in_a_random_order_or_in_the_pool_s(shuffle: bool) -> None:
+    features_N_D, classes_N = pool(40)
+    watched = Watched(features_N_D)
+    vae = build(DIMS, CLASSES, {**SHORT, "epochs": 2, "shuffle": shuffle}, seed=1)
+    list(fit(vae, watched, classes_N, seed=0))
+    epochs = [np.concatenate(watched.asked[start : start + 3]).tolist() for start in (0, 3)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(40))] * 2
+    assert (epochs == [list(range(40))] * 2) is not shuffle
+    assert (epochs[0] == epochs[1]) is not shuffle
+
+
+def test_a_pool_that_lies_class_by_class_teaches_the_vae_less_where_it_is_not_shuffled() -> None:
+    features_N_D, classes_N = pool(240)
+    in_order = np.argsort(classes_N, kind="stable")
+    settings = {**SHORT, "body": "relu_bn", "epochs": 20, "training_mask": True, "learning_rate": 0.01}
+    agreement = {}
+    for shuffle in (True, False):
+        vae = build(DIMS, CLASSES, {**settings, "class_weight": 0.3, "shuffle": shuffle}, seed=1)
+        list(fit(vae, features_N_D[in_order], classes_N[in_order], seed=0))
+        with torch.no_grad():
+            mean_N_Z, _ = vae.encode(vae.inputs(torch.from_numpy(features_N_D)))
+        agreement[shuffle] = float((vae.class_energy(mean_N_Z).argmin(dim=1).numpy() == classes_N).mean())
+    assert agreement[True] > agreement[False] + 0.1, agreement
+
+
 def test_a_pool_in_files_trains_the_same_network_as_the_array() -> None:
     features_N_D, classes_N = pool()
     asked: list[int] = []
