@@ -261,7 +261,7 @@ class Watched:
 
     def __getitem__(self, positions_B: Any) -> np.ndarray:
         self.asked.append(list(map(int, positions_B)))
-        return self.features_N_D[positions_B]
+        return np.asarray(self.features_N_D[positions_B])
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
