@@ -77,8 +77,10 @@ def registered(uri: str, folder: Path, channels: int, size: int = 16) -> tuple[s
 
 
 def registered_probe(uri: str, folder: Path) -> tuple[str, Any]:
-    """The address of a version that is a probe on two sizes of the embedded backbone, and the same predictor here."""
-    embedder = Embedder(BackboneSettings(sizes=[32, 16], views="mirrored"), "cpu", folder / "embeddings")
+    """The address of a version that is a probe on two sizes of the embedded backbone, each seen in its own views, and
+    on the pixels, and the same predictor here."""
+    settings = BackboneSettings(sizes=[32, 16], views=["mirrored", "plain"], pixels=8)
+    embedder = Embedder(settings, "cpu", folder / "embeddings")
     embedded = embedder.embedded
     draw = np.random.default_rng(0)
     known = LabelledEmbeddings(
@@ -86,7 +88,7 @@ def registered_probe(uri: str, folder: Path) -> tuple[str, Any]:
         np.arange(20) % 3,
         [*"abcdefghijklmnopqrst"],
     )
-    network, training = probe.fit(known, embedded, 3, ClassifierSettings(learner="probe"), seed=0)
+    network, training = probe.fit(known, embedded, 3, ClassifierSettings(learner="probe", layers="all"), seed=0)
     list(training)
     (folder / "probe").mkdir()
     weights = folder / "probe" / "weights.safetensors"

@@ -80,8 +80,8 @@ def _embedding(
     source: ModuleType, backbone: dict[str, Any], trunk: Callable[[int], Any]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """What a probe sees of the images: what the exported backbone says of them."""
-    names = ("sizes", "views", "mean", "std", "interpolation")
-    prepared = {name: backbone[name] for name in names}
+    names = ("sizes", "views", "mean", "std", "interpolation", "pixels")
+    prepared = {name: backbone[name] for name in names if name in backbone}
     return partial(source.embed, trunks=[trunk(size) for size in prepared["sizes"]], **prepared)
 
 

@@ -7,7 +7,7 @@ map, not its last layer alone. Axes: N images, K channels, H x W pixels, E numbe
 
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -30,11 +30,16 @@ _HEADS: Final = ("fc", "classifier", "head")
 
 class Layer(NamedTuple):
     """A part of an embedding: the average over one map, of one size of the image. `stage` counts from 1; 0: the last
-    layer, which the network's own classifier sees."""
+    layer, which the network's own classifier sees; -1: no layer of the network, but the pixels of the image."""
 
     size: int
     stage: int
     width: int
+
+    @property
+    def kind(self) -> str:
+        """stages, last or pixels."""
+        return {0: "last", -1: "pixels"}.get(self.stage, "stages")
 
 
 class Backbone(nn.Module):
@@ -44,12 +49,14 @@ class Backbone(nn.Module):
     evaluation mode, and without gradients.
     """
 
-    def __init__(self, trunk: "Trunk", sizes: tuple[int, ...], views: str) -> None:
+    def __init__(self, trunk: "Trunk", sizes: tuple[int, ...], views: str | Sequence[str], pixels: int = 0) -> None:
+        """`views`, one word or one a size; `pixels`: the side of the picture whose pixels come last, 0 for none."""
         super().__init__()
-        self.trunk, self.sizes, self.views = trunk, sizes, views
+        self.trunk, self.sizes, self.views, self.pixels = trunk, sizes, views, pixels
         self.requires_grad_(False)
         self.eval()
-        self.layers = tuple(layer for size in sizes for layer in self._layers_of(size))
+        own = [Layer(pixels, -1, 3 * pixels**2)] if pixels else []
+        self.layers = (*(layer for size in sizes for layer in self._layers_of(size)), *own)
 
     @property
     def width(self) -> int:
@@ -69,6 +76,7 @@ class Backbone(nn.Module):
             "mean": list(self.trunk.mean),
             "std": list(self.trunk.std),
             "interpolation": self.trunk.interpolation,
+            **_pixels(self.pixels),
         }
 
     def forward(self, images_N_K_H_W: Tensor) -> Tensor:
@@ -219,10 +227,11 @@ def load(settings: BackboneSettings) -> Backbone:
     """
     from_hub = settings.weights == "hub"
     trunk = _trunk(settings.name, from_hub=from_hub)
+    trunk.drop_classifier()
     if not from_hub:
         _fill(trunk.network, read_state(weights_file(settings)), str(settings.weights), settings.name)
-    trunk.drop_classifier()
-    return Backbone(trunk, tuple(settings.sizes) or (trunk.size,), settings.views)
+    sizes = tuple(settings.sizes) or (trunk.size,)
+    return Backbone(trunk, sizes, settings.views_of_sizes, settings.pixels)
 
 
 def untrained(description: Mapping[str, Any]) -> Trunk:
@@ -286,8 +295,14 @@ def identity(settings: BackboneSettings) -> dict[str, Any]:
         "name": settings.name,
         "sha256": weights_sha256(settings),
         "sizes": list(settings.sizes),
-        "views": settings.views,
+        "views": settings.views_of_sizes,
+        **_pixels(settings.pixels),
     }
+
+
+def _pixels(side: int) -> dict[str, int]:
+    """Of an embedding's description: nothing where it has no pixels, as ever."""
+    return {"pixels": side} if side else {}
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -314,12 +329,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _fill(network: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
-    """The state into the network; a classifier for other classes is left out. Raises UserError if it does not fit."""
+    """The state into the network, which has no classifier: the state's is left out. Raises UserError if it does not
+    fit."""
     wanted = network.state_dict()
     known = _renamed(state, wanted)
     fitting = {key: known[key] for key in wanted if key in known and known[key].shape == wanted[key].shape}
-    needed = [key for key in wanted if not _is_head(key) and not key.endswith("num_batches_tracked")]
-    lacking = [key for key in needed if key not in fitting]
+    lacking = [key for key in wanted if key not in fitting and not key.endswith("num_batches_tracked")]
     if lacking:
         raise UserError(
             f"backbone.weights: {source} does not fit {name}: {len(lacking)} of {len(wanted)} tensors are missing or "
@@ -328,14 +343,10 @@ def _fill(network: nn.Module, state: dict[str, Tensor], source: str, name: str) 
     network.load_state_dict(fitting, strict=False)
 
 
-def _is_head(key: str) -> bool:
-    return key.partition(".")[0] in _HEADS
-
-
 def _renamed(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state under the network's own names."""
-    if "_conv_stem.weight" in state and len(state) == len(wanted):  # efficientnet-lite-pytorch's, in timm's order
-        return dict(zip(wanted, state.values(), strict=True))
+    if "_conv_stem.weight" in state and len(state) == len(wanted) + 2:  # efficientnet-lite-pytorch's, in timm's order
+        return dict(zip(wanted, state.values(), strict=False))  # but for the classifier's two, which come last
     for prefix in ("", *_PREFIXES):
         cut = {key.removeprefix(prefix): values for key, values in state.items()}
         if len(cut.keys() & wanted.keys()) * 2 > len(wanted):

@@ -88,8 +88,9 @@ class Embedder:
 
     def embed(self, images_N_H_W_K: NDArray[np.uint8]) -> NDArray[np.float32]:
         """embeddings_N_E. Raises ValueError if a number is not finite."""
-        views = {"plain": 1, "mirrored": 2, "turned": 8}[self.settings.views]
-        pixels = views * max(layer.size for layer in self.embedded.layers) ** 2
+        views = {self.settings.views} if isinstance(self.settings.views, str) else set(self.settings.views)
+        most = max({"plain": 1, "mirrored": 2, "turned": 8}[seen_as] for seen_as in views)
+        pixels = most * max(layer.size for layer in self.embedded.layers) ** 2
         step = max(1, _PIXELS_A_PIECE // pixels) if self.device.type == "cpu" else 256
         parts = [np.zeros((0, self.embedded.width), dtype=np.float32)]
         with torch.inference_mode():

@@ -189,7 +189,9 @@ def _begun(known: LabelledImages, num_classes: int, recipe: Recipe, seed: int) -
     for size in recipe.backbone.sizes or [0]:  # 0: what the backbone was trained on
         backbone = _backbone(recipe.backbone, size)
         embeddings = known.embedded(_embeddings(backbone, known.images_L_H_W_K, recipe.device))
-        embedded = Embedded({**backbones.identity(recipe.backbone), **backbone.preparation}, backbone.layers)
+        embedded = Embedded(
+            {**backbones.identity(_plain(recipe.backbone, size)), **backbone.preparation}, backbone.layers
+        )
         tried.append((embeddings, embedded))
 
     def loss(one: tuple[LabelledEmbeddings, Embedded]) -> float:
@@ -239,7 +241,11 @@ def pretrained_trunks(settings: BackboneSettings) -> Trunks:
 
 
 def _backbone(settings: BackboneSettings, size: int) -> Backbone:
-    return backbones.load(settings.model_copy(update={"sizes": [size] if size else [], "views": "plain"}))
+    return backbones.load(_plain(settings, size))
+
+
+def _plain(settings: BackboneSettings, size: int) -> BackboneSettings:
+    return settings.model_copy(update={"sizes": [size] if size else [], "views": "plain", "pixels": 0})
 
 
 def _embeddings(backbone: Backbone, images_L_H_W_K: Images, device: torch.device) -> NDArray[np.float32]:

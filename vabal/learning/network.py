@@ -254,30 +254,37 @@ def embed(
     trunks: Sequence[Callable[[Tensor], Tensor]],
     *,
     sizes: Sequence[int],
-    views: str,
+    views: str | Sequence[str],
     mean: Sequence[float],
     std: Sequence[float],
     interpolation: str,
     order: torch.memory_format = torch.channels_last,
+    pixels: int = 0,
 ) -> Tensor:
-    """embeddings_N_E of raw images in units of 0..255, 1 or 3 channels: what the trunk of each size says, side by side.
+    """embeddings_N_E of raw images in units of 0..255, 1 or 3 channels: what the trunk of each size says, side by side,
+    and behind it the `pixels` x `pixels` x 3 pixels themselves, in units of 0..1.
 
-    `mean` and `std` are in units of 0..1; `views` is plain, mirrored (with the mirror image) or turned (all eight), and
-    averaged over.
+    `mean` and `std` are in units of 0..1; `views` is plain, mirrored (with the mirror image) or turned (all eight), or
+    one of these for each size, and averaged over.
     """
     images = images_N_K_H_W.float().expand(-1, 3, -1, -1)
     mean_3, std_3 = (255 * torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (mean, std))
     parts = []
-    for size, trunk in zip(sizes, trunks, strict=True):
-        if images.shape[2:] == (size, size):
-            resized = images
-        else:
-            resized = functional.interpolate(images, size=(size, size), mode=interpolation, antialias=True)
-            resized = resized.clamp(0, 255)  # bicubic goes beyond
-        normalised = (resized - mean_3) / std_3
-        seen = [trunk(view.contiguous(memory_format=order)) for view in _views(normalised, views)]
+    views_of_sizes = [views] * len(sizes) if isinstance(views, str) else views
+    for size, trunk, seen_as in zip(sizes, trunks, views_of_sizes, strict=True):
+        normalised = (_resized(images, size, interpolation) - mean_3) / std_3
+        seen = [trunk(view.contiguous(memory_format=order)) for view in _views(normalised, seen_as)]
         parts.append(torch.stack(seen).mean(dim=0))
+    if pixels:
+        parts.append(_resized(images, pixels, "bilinear").flatten(1) / 255)
     return torch.cat(parts, dim=1)
+
+
+def _resized(images_N_3_H_W: Tensor, size: int, interpolation: str) -> Tensor:
+    if images_N_3_H_W.shape[2:] == (size, size):
+        return images_N_3_H_W
+    resized = functional.interpolate(images_N_3_H_W, size=(size, size), mode=interpolation, antialias=True)
+    return resized.clamp(0, 255)  # bicubic goes beyond
 
 
 def _views(images_N_K_H_W: Tensor, views: str) -> list[Tensor]:

@@ -5,7 +5,6 @@ the temperature that makes its posterior honest. Axes: L labelled samples, E num
 chosen ones), C classes.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -15,11 +14,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from vabal.errors import UserError
+from vabal.learning import logistic
 from vabal.learning.backbones import Layer
 from vabal.learning.metrics import Metric
 from vabal.learning.network import LinearProbe
@@ -28,8 +25,8 @@ from vabal.settings.models import ClassifierSettings
 
 PENALTIES: Final = (1.0, 10.0, 0.1, 100.0)  # tried in this order; the first of equals is taken
 CHOICES: Final = ("stages", "last", "all")
+CHOICES_WITH_PIXELS: Final = (*CHOICES, "stages+pixels", "pixels")
 FOLDS: Final = 4
-_ITERATIONS: Final = 1000
 _LEAST_DEVIATION: Final = 0.1  # of the median deviation: what hardly varies among few labels may do so in the pool
 _TEMPERATURES: Final = (0.25, 4.0)
 
@@ -47,14 +44,21 @@ class Embedded(NamedTuple):
         """E."""
         return sum(layer.width for layer in self.layers)
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """What `classifier.layers` may be, as cross-validation tries it."""
+        return CHOICES_WITH_PIXELS if any(layer.kind == "pixels" for layer in self.layers) else CHOICES
+
     def columns(self, choice: str) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-        """The places of the layers that `choice` names, and how wide each of them is."""
+        """The places of the layers that `choice` names, and how wide each of them is.
+
+        Raises UserError if there are none.
+        """
         starts = np.cumsum([0, *(layer.width for layer in self.layers)])
-        wanted = [
-            index
-            for index, layer in enumerate(self.layers)
-            if choice == "all" or (layer.stage == 0) == (choice == "last")
-        ]
+        kinds = {layer.kind for layer in self.layers} if choice == "all" else set(choice.split("+"))
+        if not kinds <= {layer.kind for layer in self.layers}:
+            raise UserError(f"classifier.layers: {choice}: no pixels are kept: set backbone.pixels to their side, as 8")
+        wanted = [index for index, layer in enumerate(self.layers) if layer.kind in kinds]
         places = [np.arange(starts[index], starts[index + 1]) for index in wanted]
         return np.concatenate(places), tuple(self.layers[index].width for index in wanted)
 
@@ -171,37 +175,39 @@ def solve(
     settings: ClassifierSettings,
     weights_L: Numbers | None = None,
 ) -> tuple[Numbers, Numbers]:
-    """weight_C_D and bias_C that minimise the (weighted) sum of cross entropies and penalty / 2 * |weight|^2.
+    """weight_C_D and bias_C that minimise the (weighted) sum of cross entropies and penalty / 2 * |weight|^2."""
+    rotated = logistic.rotate(features_L_D)
+    head = _fit_rotated(rotated, labels_L, num_classes, penalty, settings, weights_L)
+    return head.weight_C_R @ rotated.axes_R_D, head.bias_C
 
-    A class without a label has weights of zero and the bias of one label among L + 1. With fewer samples than features
-    the problem is solved in the samples' own span, where its solution lies: the same numbers, sooner.
-    """
-    kinds = np.unique(labels_L)
-    weight_C_D = np.zeros((num_classes, features_L_D.shape[1]))
+
+def _fit_rotated(
+    rotated: logistic.Rotated,
+    labels_L: NDArray[np.int64],
+    num_classes: int,
+    penalty: float,
+    settings: ClassifierSettings,
+    weights_L: Numbers | None = None,
+    start: logistic.Fitted | None = None,
+) -> logistic.Fitted:
+    """The head on the axes of `rotated`. A class without a label has weights of zero and the bias of one label among
+    L + 1."""
+    kinds, places_L = np.unique(labels_L, return_inverse=True)
+    weight_C_R = np.zeros((num_classes, rotated.features_L_R.shape[1]))
     bias_C = np.full(num_classes, -np.log(len(labels_L) + 1.0))
+    bias_C[kinds] = 0.0
     if len(kinds) == 1:
-        bias_C[kinds[0]] = 0.0
-        return weight_C_D, bias_C
-    basis_R_D = None
-    if len(features_L_D) < features_L_D.shape[1]:
-        left_L_R, scale_R, basis_R_D = np.linalg.svd(features_L_D, full_matrices=False)
-        features_L_D = left_L_R * scale_R
+        return logistic.Fitted(weight_C_R, bias_C)
     kind = imbalance(settings)
-    model = LogisticRegression(
-        C=1 / penalty, class_weight="balanced" if kind == "balanced" else None, max_iter=_ITERATIONS
-    )
-    with threadpool_limits(1), warnings.catch_warnings():
-        # after so many steps the value is at its minimum but for what no posterior shows
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(features_L_D, labels_L, sample_weight=weights_L)
-    found_C_R, bias = model.coef_, model.intercept_
-    if len(kinds) == 2:  # scikit-learn gives the second class's alone
-        found_C_R, bias = np.concatenate([-found_C_R, found_C_R]) / 2, np.concatenate([-bias, bias]) / 2
-    weight_C_D[kinds] = found_C_R if basis_R_D is None else found_C_R @ basis_R_D
-    bias_C[kinds] = bias
+    weights_L = np.ones(len(labels_L)) if weights_L is None else weights_L
+    if kind == "balanced":
+        of_classes = np.bincount(places_L, weights_L)
+        weights_L = weights_L * (weights_L.sum() / len(kinds) / of_classes)[places_L]
+    begin = None if start is None else logistic.Fitted(start.weight_C_R[kinds], start.bias_C[kinds])
+    weight_C_R[kinds], bias_C[kinds] = logistic.fit(rotated, places_L, weights_L, len(kinds), penalty, begin)
     if kind == "logit_adjusted":
-        bias_C[kinds] -= np.log(np.bincount(labels_L, minlength=num_classes)[kinds] / len(labels_L))
-    return weight_C_D, bias_C
+        bias_C[kinds] -= np.log(np.bincount(places_L) / len(labels_L))
+    return logistic.Fitted(weight_C_R, bias_C)
 
 
 def cross_fit(
@@ -231,29 +237,53 @@ def choose(
     What is compared is the cross entropy, each class counting alike. Where there are too few labels to judge by (no
     class has two), the first of each is taken.
     """
-    layers = CHOICES if settings.layers == "auto" else (settings.layers,)
+    layers = embedded.choices if settings.layers == "auto" else (settings.layers,)
     penalties = PENALTIES if settings.penalty == "auto" else (settings.penalty,)
+    columns = {choice: embedded.columns(choice)[0] for choice in layers}  # refuses what is not there
     if len(known.labels_L) < 2 or np.bincount(known.labels_L).max() < 2 or len(np.unique(known.labels_L)) < 2:
         return Choice(layers[0], penalties[0], 1.0, 0.0, 0.0, 0.0)
     fold_L = known.folds(FOLDS, seed)
-    judged = [_judge(known, embedded, fold_L, num_classes, choice, penalties[0], settings) for choice in layers]
-    best = min(judged, key=lambda choice: choice.loss)
-    others = [_judge(known, embedded, fold_L, num_classes, best.layers, penalty, settings) for penalty in penalties[1:]]
+    folds = {choice: Folds(known, columns[choice], fold_L, num_classes, settings) for choice in layers}
+    best = min((_judge(folds[choice], choice, penalties[0]) for choice in layers), key=lambda choice: choice.loss)
+    others = [_judge(folds[best.layers], best.layers, penalty) for penalty in penalties[1:]]
     return min([best, *others], key=lambda choice: choice.loss)
 
 
-def _judge(
-    known: LabelledEmbeddings,
-    embedded: Embedded,
-    fold_L: NDArray[np.int32],
-    num_classes: int,
-    layers: str,
-    penalty: float,
-    settings: ClassifierSettings,
-) -> Choice:
-    columns_D, _ = embedded.columns(layers)
-    logits_L_C = held_out_logits(known, columns_D, fold_L, num_classes, penalty, settings)
-    labels_L = known.labels_L
+class Folds:
+    """Heads that are fitted on all folds but one, of the same columns: they share the samples' axes, and each begins
+    where that of the penalty before it ended."""
+
+    def __init__(
+        self,
+        known: LabelledEmbeddings,
+        columns_D: NDArray[np.int64],
+        fold_L: NDArray[np.int32],
+        num_classes: int,
+        settings: ClassifierSettings,
+    ) -> None:
+        values_L_D = known.embeddings_L_E[:, columns_D].astype(np.float64)
+        mean_D, std_D = standardisation(values_L_D)
+        self.rotated = logistic.rotate((values_L_D - mean_D) / std_D)
+        self.labels_L, self.fold_L, self.num_classes, self.settings = known.labels_L, fold_L, num_classes, settings
+        self.heads: dict[int, logistic.Fitted] = {}
+
+    def held_out_logits(self, penalty: float) -> Numbers:
+        """logits_L_C of each sample by a head that was fitted on the other folds."""
+        logits_L_C = np.zeros((len(self.fold_L), self.num_classes))
+        for fold in np.unique(self.fold_L).tolist():
+            held_L, features_L_R = self.fold_L == fold, self.rotated.features_L_R
+            others = logistic.Rotated(features_L_R[~held_L], self.rotated.axes_R_D)
+            head = _fit_rotated(
+                *(others, self.labels_L[~held_L], self.num_classes, penalty, self.settings),
+                start=self.heads.get(fold),
+            )
+            logits_L_C[held_L] = features_L_R[held_L] @ head.weight_C_R.T + head.bias_C
+            self.heads[fold] = head
+        return logits_L_C
+
+
+def _judge(folds: Folds, layers: str, penalty: float) -> Choice:
+    logits_L_C, labels_L = folds.held_out_logits(penalty), folds.labels_L
     weights_L = balanced_weights(labels_L)
     temperature = fitted_temperature(logits_L_C, labels_L)
     right_L = logits_L_C.argmax(axis=1) == labels_L
@@ -276,15 +306,7 @@ def held_out_logits(
     settings: ClassifierSettings,
 ) -> Numbers:
     """logits_L_C of each sample by a head that was fitted on the other folds."""
-    logits_L_C = np.zeros((len(fold_L), num_classes))
-    values_L_D = known.embeddings_L_E[:, columns_D].astype(np.float64)
-    for fold in np.unique(fold_L):
-        held = fold_L == fold
-        mean_D, std_D = standardisation(values_L_D[~held])
-        features_L_D = (values_L_D - mean_D) / std_D
-        weight_C_D, bias_C = solve(features_L_D[~held], known.labels_L[~held], num_classes, penalty, settings)
-        logits_L_C[held] = features_L_D[held] @ weight_C_D.T + bias_C
-    return logits_L_C
+    return Folds(known, columns_D, fold_L, num_classes, settings).held_out_logits(penalty)
 
 
 def balanced_weights(labels_L: NDArray[np.int64]) -> Numbers:

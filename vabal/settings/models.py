@@ -17,6 +17,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 BitDepth = Literal["auto", 8, 10, 12, 14, 16]
+Views = Literal["plain", "mirrored", "turned"]
 
 
 class Section(BaseModel):
@@ -114,11 +115,28 @@ class BackboneSettings(Section):
         description="Pixels that images are resized to for the network; several: their features side by side. Empty: "
         "what the network was trained on.",
     )
-    views: Literal["plain", "mirrored", "turned"] = Field(
+    views: Views | list[Views] = Field(
         "plain",
         description="Views of an image whose features are averaged: as it is; with its mirror image; or turned and "
-        "mirrored in all eight ways, for pictures that have no up.",
+        "mirrored in all eight ways, for pictures that have no up. A list: one for each size.",
     )
+
+    pixels: Annotated[int, Field(ge=0, le=64)] = Field(
+        0,
+        description="The image's own pixels, resized to so many a side, as one more layer (for small drawings, as "
+        "digits); 0: none.",
+    )
+
+    @model_validator(mode="after")
+    def _views_for_every_size(self) -> "BackboneSettings":
+        if isinstance(self.views, list) and len(self.views) != len(self.sizes):
+            raise ValueError(f"views must be one word, or one for each of the {len(self.sizes)} sizes")
+        return self
+
+    @property
+    def views_of_sizes(self) -> Views | list[Views]:
+        """`views`, in one word where that says it."""
+        return self.views[0] if isinstance(self.views, list) and len(set(self.views)) == 1 else self.views
 
 
 class ClassifierSettings(Section):
@@ -132,9 +150,10 @@ class ClassifierSettings(Section):
         description="Against rare classes being learned late: weights inverse to a class's count, or logits less the "
         "log of its share (Menon et al. 2021). auto: balanced, but none for scratch.",
     )
-    layers: Literal["auto", "stages", "last", "all"] = Field(
+    layers: Literal["auto", "stages", "last", "pixels", "stages+pixels", "all"] = Field(
         "auto",
-        description="probe, finetune: which of the backbone's layers; auto: by cross-validation on the labels at hand.",
+        description="probe, finetune: which of the backbone's layers, and, for a probe, the image's pixels where "
+        "backbone.pixels keeps them; auto: by cross-validation on the labels at hand.",
     )
     penalty: Literal["auto"] | PositiveFloat = Field(
         "auto",

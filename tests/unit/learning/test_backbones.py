@@ -14,6 +14,7 @@ from vabal.errors import UserError
 from vabal.learning import backbones
 from vabal.learning.backbones import Layer
 from vabal.learning.embeddings import Embedder
+from vabal.settings import params
 from vabal.settings.models import BackboneSettings
 
 # EfficientNet-lite0 as its authors write it: (blocks, kernel, stride, expansion, channels) of each of seven stages.
@@ -95,6 +96,28 @@ def test_sizes_stand_side_by_side_and_views_are_averaged(images_N_1_H_W: Tensor)
         assert torch.allclose(turned(images_N_1_H_W), torch.stack(of_views).mean(dim=0), atol=1e-5)
         pair = torch.stack([parts[1](images_N_1_H_W), parts[1](images_N_1_H_W.flip(3))]).mean(dim=0)
         assert torch.allclose(mirrored(images_N_1_H_W), pair, atol=1e-6)
+        mixed = backbones.load(settings(sizes=[32, 48], views=["plain", "turned"]))
+        assert torch.equal(mixed(images_N_1_H_W), torch.cat([parts[0](images_N_1_H_W), turned(images_N_1_H_W)], dim=1))
+
+
+def test_views_in_one_word_or_a_word_for_each_size_make_one_embedding_where_they_say_the_same() -> None:
+    one, each = settings(sizes=[32, 48], views="turned"), settings(sizes=[32, 48], views=["turned", "turned"])
+    assert backbones.identity(one) == backbones.identity(each)
+    assert set(backbones.identity(settings())) == {"name", "sha256", "sizes", "views"}  # as before there were others
+    with pytest.raises(UserError, match="views must be one word, or one for each of the 1 sizes"):
+        params.parse({"backbone": {"sizes": [32], "views": ["plain", "turned"]}})
+
+
+def test_pixels_come_last_as_they_are_or_made_smaller(images_N_1_H_W: Tensor) -> None:
+    backbone = backbones.load(settings(sizes=[32], pixels=48))
+    plain = backbones.load(settings(sizes=[32]))
+    assert backbone.layers == (*plain.layers, Layer(48, -1, 3 * 48 * 48))
+    with torch.inference_mode():
+        found = backbone(images_N_1_H_W)
+        smaller = backbones.load(settings(sizes=[32], pixels=1))(images_N_1_H_W)
+    assert torch.equal(found[:, : plain.width], plain(images_N_1_H_W))
+    assert torch.equal(found[:, plain.width :].view(3, 3, 48, 48), images_N_1_H_W.expand(-1, 3, -1, -1) / 255)
+    assert smaller[:, -1] == pytest.approx(images_N_1_H_W.float().mean(dim=(1, 2, 3)) / 255, abs=5e-3)
 
 
 def test_training_leaves_a_frozen_network_as_it_is(images_N_1_H_W: Tensor) -> None:
@@ -122,6 +145,19 @@ def test_a_users_own_state_dict_is_taken_without_its_classifier(library: str, su
     assert [layer.width for layer in backbone.layers][-2:] == [512, 512]
     own = backbone.trunk.network.state_dict()
     assert all(torch.equal(own[name], values) for name, values in state.items() if not name.startswith("fc."))
+
+
+def test_a_norm_below_the_classifier_is_no_part_of_it(tmp_path: Path) -> None:
+    """timm calls it head.norm, and the classifier head.fc."""
+    import timm
+
+    state = timm.create_model("test_convnext", num_classes=7).state_dict()
+    own = settings(name="timm:test_convnext", weights=f"file:{tmp_path / 'own.safetensors'}", sizes=[64])
+    save_file(state, tmp_path / "own.safetensors")
+    assert backbones.load(own).layers
+    save_file({name: values for name, values in state.items() if "head.norm" not in name}, tmp_path / "own.safetensors")
+    with pytest.raises(UserError, match=r"2 of \d+ tensors are missing or of another shape, as head\.norm"):
+        backbones.load(own)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
+from sklearn.linear_model import LogisticRegression
 
 from vabal.errors import UserError
 from vabal.learning import probe
@@ -49,14 +50,43 @@ def slowly(
 
 @pytest.mark.parametrize("samples", [40, 9])  # more than there are features, and fewer: solved in their span
 @pytest.mark.parametrize("imbalance", ["none", "balanced"])
-def test_the_head_minimises_the_penalised_cross_entropy(samples: int, imbalance: str) -> None:
-    known = labelled(samples)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_head_minimises_the_penalised_cross_entropy(samples: int, imbalance: str, classes: int) -> None:
+    known = labelled(samples, classes)
     features_L_D = known.embeddings_L_E[:, :12].astype(np.float64)
     weights_L = probe.balanced_weights(known.labels_L) if imbalance == "balanced" else np.ones(samples)
-    weight_C_D, bias_C = probe.solve(features_L_D, known.labels_L, 3, 2.0, settings(imbalance=imbalance))
+    weight_C_D, bias_C = probe.solve(features_L_D, known.labels_L, classes, 2.0, settings(imbalance=imbalance))
     log_L_C = log_softmax(features_L_D @ weight_C_D.T + bias_C, axis=1)
     value = -weights_L @ log_L_C[np.arange(samples), known.labels_L] + (weight_C_D**2).sum()
-    assert value == pytest.approx(slowly(features_L_D, known.labels_L, 3, 2.0, weights_L), rel=1e-4)
+    assert value == pytest.approx(slowly(features_L_D, known.labels_L, classes, 2.0, weights_L), rel=2e-3)
+
+
+@pytest.mark.parametrize("penalty", [100.0, 1.0, 0.1])
+def test_posteriors_are_those_of_a_patient_minimiser(penalty: float) -> None:
+    """scikit-learn's, run to its end on the features as they are."""
+    draw = np.random.default_rng(1)
+    labels_L = draw.choice(4, size=150, p=[0.7, 0.1, 0.1, 0.1])
+    features_L_D = draw.normal(size=(150, 300)) * draw.gamma(0.3, size=300) + draw.normal(size=(4, 300))[labels_L] / 4
+    weight_C_D, bias_C = probe.solve(features_L_D, labels_L, 4, penalty, settings())
+    patient = LogisticRegression(C=1 / penalty, class_weight="balanced", tol=1e-8, max_iter=10_000)
+    expected_L_C = patient.fit(features_L_D, labels_L).predict_proba(features_L_D)
+    assert softmax(features_L_D @ weight_C_D.T + bias_C, axis=1) == pytest.approx(expected_L_C, abs=5e-3)
+
+
+def test_folds_and_penalties_share_their_work_and_give_what_each_gives_alone() -> None:
+    known = labelled(80, informative="all")
+    fold_L, columns_D = known.folds(4, 0), np.arange(EMBEDDED.width)
+    folds = probe.Folds(known, columns_D, fold_L, 3, settings())
+    shared = [softmax(folds.held_out_logits(penalty), axis=1) for penalty in probe.PENALTIES]
+    values_L_D = known.embeddings_L_E.astype(np.float64)
+    mean_D, std_D = probe.standardisation(values_L_D)
+    features_L_D = (values_L_D - mean_D) / std_D
+    for penalty, found_L_C in zip(probe.PENALTIES, shared, strict=True):
+        for fold in range(4):
+            held_L = fold_L == fold
+            weight_C_D, bias_C = probe.solve(features_L_D[~held_L], known.labels_L[~held_L], 3, penalty, settings())
+            alone_P_C = softmax(features_L_D[held_L] @ weight_C_D.T + bias_C, axis=1)
+            assert found_L_C[held_L] == pytest.approx(alone_P_C, abs=1e-2)
 
 
 def test_every_class_weighs_alike_and_the_mean_weight_is_one() -> None:
@@ -113,6 +143,18 @@ def test_a_posterior_that_is_too_sure_of_itself_is_cooled() -> None:
     known = LabelledEmbeddings(noisy, labels_L, [f"s{number:04d}" for number in range(400)])
     chosen = probe.choose(known, EMBEDDED, 2, settings(penalty=0.1, layers="all"), seed=0)
     assert chosen.temperature > 1.2
+
+
+def test_pixels_are_a_layer_that_cross_validation_may_take_beside_the_stages_or_alone() -> None:
+    embedded = Embedded({}, (Layer(64, 1, 7), Layer(64, 0, 5), Layer(2, -1, 12)))
+    assert "pixels" not in EMBEDDED.choices
+    assert {"pixels", "stages+pixels"} < set(embedded.choices)
+    columns_D, widths = embedded.columns("stages+pixels")
+    assert columns_D.tolist() == [*range(7), *range(12, 24)] and widths == (7, 12)
+    chosen = probe.choose(labelled(90), embedded, 3, settings(layers="pixels"), seed=0)
+    assert chosen.layers == "pixels"
+    with pytest.raises(UserError, match="no pixels are kept"):
+        probe.choose(labelled(90), EMBEDDED, 3, settings(layers="pixels"), seed=0)
 
 
 def test_features_are_the_chosen_columns_standardised() -> None:
