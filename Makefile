@@ -10,9 +10,10 @@ LOWEST := .lowest_cache
 MUTANTS := .mutants_cache
 MUTMUT := mutmut==3.8.1 libcst==1.9.0
 UV := .uv/bin/uv
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/rules --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test test-lowest check bench faults mutants lock outdated clean
+.PHONY: help setup demo test coverage test-lowest check types rules bench faults mutants lock outdated clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -33,12 +34,20 @@ demo: setup  ## three nights of active learning on the embedded stack, from noth
 	$(BIN)/python -m flows.demo
 
 test: setup  ## unit, property, integration and golden-round tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/rules --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=85
+	$(TESTS)
+
+coverage: setup  ## the same, measured: at least 85 % of the lines and branches; takes longer
+	$(TESTS) --cov --cov-report=term:skip-covered --cov-fail-under=85
 
 check: setup  ## lint, types, import rules, secrets, wheel and source distribution
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target types rules
+
+types: setup
+	$(BIN)/mypy
+
+rules: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/rules
 	$(UV) build --quiet --clear --no-build-isolation --python $(BIN)/python --out-dir .build_cache
 

@@ -29,6 +29,7 @@ SETTINGS = {
     "vae.epochs": 1,
     "vae.min_steps": 5,
     "probabilities.draws": 2,
+    "probabilities.members": 2,
     "selection.budget": 4,
     "selection.strategy": "random",
     "compute.threads": 1,

@@ -37,6 +37,7 @@ QUICK = {
     "vae.epochs": 1,
     "vae.min_steps": 5,
     "probabilities.draws": 4,
+    "probabilities.members": 2,
     "compute.device": "cpu",
 }
 OPTIONS = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
@@ -298,7 +299,7 @@ def test_another_default_is_another_run_though_nothing_was_said(
     """A strategy's label stands for all settings that its run came to, not for those alone that were named."""
     wanted = grid("vabal", rounds=1)
     benchmark_running.run(wanted, tmp_path, benchmark_running.on_processes(1))
-    monkeypatch.setitem(presets.PRESETS["vabal"]["probabilities"], "members", 2)
+    monkeypatch.setitem(presets.PRESETS["vabal"]["probabilities"], "margin_weight", 0.5)
     refused(tmp_path, replace(wanted, seeds=(0, 1)), "'vabal' had other settings")
 
 

@@ -25,7 +25,13 @@ from vabal.adapters.tracking import Tracking
 
 OF_THE_STACK = {"env", "stack.json", "stack.lock", "logs", "s3", "mlflow", "prefect", "home"}
 # Of the demo, quicker; what it is like otherwise is `flows.demo`'s.
-QUICKER = ("classifier.width=8", "classifier.epochs=25", "vae.min_steps=50", "schedule.cron=0 2 1 1 *")
+QUICKER = (
+    "classifier.width=8",
+    "classifier.epochs=25",
+    "vae.min_steps=50",
+    "probabilities.members=2",
+    "schedule.cron=0 2 1 1 *",
+)
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 ONE_AFTER_THE_OTHER = re.compile(r"0 0(?:, 0 0)*")  # picks by class: as many as there happen to be
 

@@ -37,6 +37,7 @@ SETTINGS = {
     "vae.epochs": 1,
     "vae.min_steps": 20,
     "probabilities.draws": 5,
+    "probabilities.members": 2,
     "selection.budget": 12,
     "compute.threads": 1,
 }

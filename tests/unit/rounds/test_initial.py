@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,22 +156,23 @@ def test_a_call_killed_at_any_step_is_finished_by_the_same_call_and_gives_way_to
     for root, seed in ((whole, 5), (other, 6)):
         root.mkdir()
         calls((root, source, seed, ""))
-    rows = []
-    for step in STEPS:
-        for seed in (5, 6):
-            root = tmp_path / f"{step}-{seed}"
-            root.mkdir()
-            rows += [(root, source, 5, step), (root, source, seed, "")]
-    said = calls(*rows)
-    for index, step in enumerate(STEPS):
-        assert said[4 * index] == said[4 * index + 2] == "exit -9"
-        same, another = tmp_path / f"{step}-5", tmp_path / f"{step}-6"
+    same_calls = {step: tmp_path / f"{step}-5" for step in STEPS}
+    for root in same_calls.values():
+        root.mkdir()
+    assert calls(*((root, source, 5, step) for step, root in same_calls.items())) == ["exit -9"] * len(STEPS)
+    other_calls = {step: tmp_path / f"{step}-6" for step in STEPS}
+    for step, root in other_calls.items():
+        shutil.copytree(same_calls[step], root, symlinks=True)
+    finished = calls(*((root, source, 5, "") for root in same_calls.values()))
+    given_way = calls(*((root, source, 6, "") for root in other_calls.values()))
+    for step, went_on, replaced in zip(STEPS, finished, given_way, strict=True):
+        same, another = same_calls[step], other_calls[step]
         assert contents(same / "data") == contents(whole / "data"), step
         assert git(same, "tag") == "round/0000"
         assert git(same, "status", "--porcelain") == ""
-        assert said[4 * index + 1].startswith("60 images from npz, 3 classes: labelled 9"), step
+        assert went_on.startswith("60 images from npz, 3 classes: labelled 9"), step
         published = step in ("tagged", "finished", "emptied")
-        assert said[4 * index + 3].startswith("refused: " if published else "60 images from npz"), step
+        assert replaced.startswith("refused: " if published else "60 images from npz"), step
         assert contents(another / "data") == contents((whole if published else other) / "data"), step
         assert (another / "params.yaml").read_bytes() == ((whole if published else other) / "params.yaml").read_bytes()
         for root in (same, another):
