@@ -13,7 +13,7 @@ The tree is the method: `learning` (train, extract), `vae` (Eqs. 7-10), `probabi
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if not TYPE_CHECKING:
 

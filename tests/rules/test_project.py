@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+import vabal
 from tests.rules.repository import ROOT, files
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -90,6 +91,12 @@ def test_the_licence_is_apache_2_and_the_package_says_so() -> None:
         assert "END OF TERMS AND CONDITIONS" in text
     assert (ROOT / "vabal/py.typed").is_file()
     assert "Typing :: Typed" in project["classifiers"]
+
+
+def test_the_package_its_metadata_and_the_changelog_tell_the_same_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    headings = re.findall(r"^## \[([\d.]+)\] - ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert project["version"] == vabal.__version__ == headings[0]
 
 
 @pytest.mark.parametrize("what", ["strategy", "source", "setting", "step", "vendor"])

@@ -20,6 +20,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from vabal.files import sha256
 from vabal.settings.models import BitDepth, ImageSettings
 
 _FORMATS: Final = {
@@ -63,7 +64,7 @@ class Picture:
             red, green, blue = image.split()
             if red.tobytes() == green.tobytes() == blue.tobytes():
                 image = red
-        return hashlib.sha256(f"{image.mode} {image.width} {image.height} ".encode() + image.tobytes()).hexdigest()
+        return sha256(f"{image.mode} {image.width} {image.height} ".encode() + image.tobytes())
 
 
 def read(data: bytes, settings: ImageSettings) -> Picture:

@@ -3,7 +3,6 @@
 Axes: N samples, H rows, W columns, K channels, C classes.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from vabal.errors import UserError
 from vabal.learning import backbones
+from vabal.files import file_sha256
 from vabal.learning.metrics import Metric
 from vabal.learning.network import METADATA_KEY, Network, ResNetClassifier, SeesImages, read_weights
 from vabal.learning.recipe import (
@@ -230,7 +230,7 @@ def save(network: Network, path: Path, about: dict[str, Any] | None = None) -> s
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     metadata = {"config": network.config, "about": about or {}}
     save_file(tensors, path, metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)})
-    return sha256(path)
+    return file_sha256(path)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Network:
@@ -252,12 +252,6 @@ def read_about(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: not a classifier's weights; restore the file, or train it again") from None
     return about
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of the file's bytes, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked_labels(labels_N: NDArray[np.integer], samples: int, num_classes: int) -> Tensor:

@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import vabal
 from vabal.cli import app
 from vabal.cli.options import assignments
 from vabal.errors import UserError, os_error_line
@@ -69,7 +70,7 @@ def test_reading_commands_speak_json(path: tuple[str, ...]) -> None:
 
 def test_the_version_is_told_without_a_command() -> None:
     result = CliRunner().invoke(app.app, ["--version"])
-    assert (result.exit_code, result.stdout) == (0, "0.1.0\n")
+    assert (result.exit_code, result.stdout) == (0, f"{vabal.__version__}\n")
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

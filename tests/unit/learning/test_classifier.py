@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits
 
 from tests.support.small_networks import random_images
 from vabal.errors import UserError
-from vabal.learning.classifier import build, cross_fit, fit, load, predict, read_about, save, sha256
+from vabal.files import file_sha256
+from vabal.learning.classifier import build, cross_fit, fit, load, predict, read_about, save
 from vabal.learning.metrics import Metric
 from vabal.learning.network import ResNetClassifier
 from vabal.learning.recipe import augment, batch_rows, channel_statistics, stratified_folds
@@ -237,7 +238,7 @@ def test_saved_weights_come_back_and_the_same_weights_are_the_same_bytes(tmp_pat
     network = network_for(settings, seed=1)
     run(network, random_images(20), np.arange(20) % 3, settings)
     digest = save(network, tmp_path / "a.safetensors", {"classes": ["ä", "b", "c"], "round": 3})
-    assert digest == sha256(tmp_path / "a.safetensors")
+    assert digest == file_sha256(tmp_path / "a.safetensors")
     assert digest == save(network, tmp_path / "b.safetensors", {"round": 3, "classes": ["ä", "b", "c"]})
     again = load(tmp_path / "a.safetensors")
     assert read_about(tmp_path / "a.safetensors") == {"classes": ["ä", "b", "c"], "round": 3}

@@ -1,6 +1,5 @@
 """The first step: labels and images from the inbox into the pools."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from vabal import images, pools, strategies
 from vabal.errors import UserError
-from vabal.files import canonical_json, file_sha256, write_bytes
+from vabal.files import canonical_json, file_sha256, sha256, write_bytes
 from vabal.labels import arrivals as labels_arrivals
 from vabal.learning import committee
 from vabal.rounds.context import ASKED, CANDIDATE, HOLDOUT, LABELED, NONE, REJECTED, own_store, stage
@@ -118,7 +117,7 @@ def _refuse_unreadable(arrivals: Sequence[labels_arrivals.Arrival]) -> None:
         expected = dict(zip(arrival.catalog["sample_id"], arrival.catalog["sha256"], strict=True))
         try:
             read = images.encoded_many(arrival.shards.parent, arrival.catalog)
-            found = {name: hashlib.sha256(content).hexdigest() for name, content in read}
+            found = {name: sha256(content) for name, content in read}
         except (UserError, pa.ArrowException, OSError):
             found = {}
         if found != expected:
