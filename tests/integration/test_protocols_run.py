@@ -14,6 +14,7 @@ from tests.support import small_sources
 from vabal import sources
 from vabal.benchmark import grids, running, variants
 from vabal.benchmark.protocols import PROTOCOLS, Protocol
+from vabal.settings import presets
 from vabal.strategies import vaal
 from vabal.strategies.bald import BaldStrategy
 from vabal.strategies.power_bald import PowerBaldStrategy
@@ -24,7 +25,6 @@ SMALLER = {
     "vae.epochs": 1,
     "vae.min_steps": 0,
     "probabilities.draws": 2,
-    "probabilities.members": 2,
     "compute.device": "cpu",
 }
 STAND_INS: dict[str, Any] = {
@@ -36,10 +36,11 @@ STAND_INS: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def rivals_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their own numbers of passes and steps are for their own tests."""
+def strategies_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own numbers of passes, networks and steps are for their own tests."""
     for strategy in (BaldStrategy, PowerBaldStrategy):
         monkeypatch.setattr(strategy, "needs", replace(strategy.needs, passes=2))
+    monkeypatch.setitem(presets.PRESETS["vabal"]["probabilities"], "members", 2)
     monkeypatch.setattr(vaal, "FEWEST_STEPS", 1)
     monkeypatch.setattr(vaal, "STEPS", 1)
 

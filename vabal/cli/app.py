@@ -17,8 +17,8 @@ from typer.core import TyperGroup
 from vabal.cli import audit, benchmark, chosen, labels, promotion, rounds, settings, stack, workspace
 from vabal.errors import UserError, missing_extra, os_error_line
 
-# Objects between two looks for cycles: imports make hundreds of thousands, which stay. To look every 700, as Python does,
-# is a tenth of a short command's time.
+# Objects between two looks for cycles. What imports make stays, and looking every 700 objects, as Python does, costs a
+# tenth of a short command.
 _NEW_OBJECTS = 50_000
 
 
