@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vabal.errors import UserError
-from vabal.learning import backbones
 from vabal.files import file_sha256
+from vabal.learning import backbones
 from vabal.learning.metrics import Metric
 from vabal.learning.network import METADATA_KEY, Network, ResNetClassifier, SeesImages, read_weights
 from vabal.learning.recipe import (

@@ -1,6 +1,7 @@
 """The `vabal` command as one meets it: quick, with an example everywhere, and 80 columns wide."""
 
 import errno
+import gc
 import json
 import os
 import shlex
@@ -71,6 +72,16 @@ def test_reading_commands_speak_json(path: tuple[str, ...]) -> None:
 def test_the_version_is_told_without_a_command() -> None:
     result = CliRunner().invoke(app.app, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"{vabal.__version__}\n")
+
+
+def test_a_command_does_not_look_for_cycles_among_what_it_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(700)
+        assert run_main(monkeypatch, "--version") == 0
+        assert gc.get_threshold()[0] >= 50_000
+    finally:
+        gc.set_threshold(*before)
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
