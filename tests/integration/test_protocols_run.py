@@ -43,6 +43,7 @@ def strategies_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(presets.PRESETS["vabal"]["probabilities"], "members", 2)
     monkeypatch.setattr(vaal, "FEWEST_STEPS", 1)
     monkeypatch.setattr(vaal, "STEPS", 1)
+    monkeypatch.setattr(vaal, "PUBLISHED_EPOCHS", 1)
 
 
 def install_instead(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

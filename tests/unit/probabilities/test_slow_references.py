@@ -203,6 +203,14 @@ def test_a_sample_s_draws_are_rows_of_the_bank_from_a_place_that_its_features_de
         assert torch.equal(bank_B_Z[::2], -bank_B_Z[1::2])
 
 
+def test_a_generator_of_the_caller_s_own_is_drawn_from() -> None:
+    vae, _ = network()
+    own = torch.Generator().manual_seed(3)
+    first, second = (shared_noise(vae, 5, own, "independent") for _ in range(2))
+    assert torch.equal(first, shared_noise(vae, 5, 3, "independent"))
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("sampling", ["independent", "antithetic", "anchored"])
 def test_networks_of_both_precisions_draw_the_same_noise(sampling: str) -> None:
     double, _ = network()
