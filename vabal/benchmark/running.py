@@ -40,6 +40,7 @@ from vabal.benchmark.grids import COLUMNS, Cell, Grid
 from vabal.benchmark.summary import Summary
 from vabal.errors import UserError, missing_extra
 from vabal.files import canonical_json, write_bytes
+from vabal.progress import duration
 from vabal.rounds.stage_store import code_version
 
 # -- running them ---------------------------------------------------------------------------------------------------
@@ -195,14 +196,8 @@ class _Clock:
         named = f"{cell['source']} {cell['imbalance']} {cell['strategy']} seed {cell['seed']}"
         return (
             f"{count} {named}: accuracy "
-            f"{accuracies[0]:.3f} -> {accuracies[-1]:.3f}, average {np.mean(accuracies):.3f}; {_duration(left)} left"
+            f"{accuracies[0]:.3f} -> {accuracies[-1]:.3f}, average {np.mean(accuracies):.3f}; {duration(left)} left"
         )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 @contextmanager

@@ -88,6 +88,13 @@ class DecodedShards:
             self._gather_shard(str(shard), rows[places], places, images)
         return images
 
+    def keep(self, shard: str) -> None:
+        """Decodes the shard into the cache, if it is not there."""
+        file = self._open(shard)
+        if not self._usable(self._cached(shard, file), file.metadata.num_rows):
+            for _ in self.batches(shard, GROUP_ROWS):
+                pass
+
     def _gather_shard(self, shard: str, rows: np.ndarray, places: np.ndarray, images: np.ndarray) -> None:
         file = self._open(shard)
         total = file.metadata.num_rows
@@ -95,9 +102,8 @@ class DecodedShards:
             raise UserError(f"shard {shard} has {total} images, no row {int(rows.max())}")
         path = self._cached(shard, file)
         order = np.argsort(rows, kind="stable")
-        if not self._usable(path, total) and 2 * len(rows) > total:
-            for _ in self.batches(shard, GROUP_ROWS):
-                pass  # fills the cache
+        if 2 * len(rows) > total:
+            self.keep(shard)
         if self._usable(path, total):
             with path.open("rb", buffering=0) as raw:
                 begin = len(_npy_header((total, *self._shape)))

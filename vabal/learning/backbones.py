@@ -7,18 +7,19 @@ map, not its last layer alone. Axes: N images, K channels, H x W pixels, E numbe
 
 import hashlib
 import importlib.metadata
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vabal.errors import UserError
-from vabal.files import file_sha256
-from vabal.learning.network import embed
+from vabal.files import canonical_json, file_sha256, sha256, write_bytes
+from vabal.learning.network import METADATA_KEY, embed
 from vabal.settings.models import BackboneSettings
 
 _LARGEST_BATCH: Final = 4096  # of an exported program
@@ -226,12 +227,36 @@ def load(settings: BackboneSettings) -> Backbone:
     Raises UserError for a network, weights or a size that are not there or do not fit.
     """
     from_hub = settings.weights == "hub"
-    trunk = _trunk(settings.name, from_hub=from_hub)
+    trunk = network_of(settings.name, from_hub=from_hub)
     trunk.drop_classifier()
+    size = trunk.size
     if not from_hub:
-        _fill(trunk.network, read_state(weights_file(settings)), str(settings.weights), settings.name)
-    sizes = tuple(settings.sizes) or (trunk.size,)
+        path = weights_file(settings)
+        _fill(trunk.network, read_state(path), str(settings.weights), settings.name)
+        size = read_about(path).get("size", size)
+    sizes = tuple(settings.sizes) or (size,)
     return Backbone(trunk, sizes, settings.views_of_sizes, settings.pixels)
+
+
+def save_pretrained(trunk: Trunk, path: Path, about: Mapping[str, Any]) -> str:
+    """Writes the network's weights, without its classifier, for `file:PATH`; returns the file's SHA-256.
+
+    `about` (JSON values; its `size`: the pixels of the images that it was trained on) is kept in the file.
+    """
+    state = {key: values.cpu().contiguous() for key, values in trunk.network.state_dict().items() if not _is_head(key)}
+    content = save(state, metadata={METADATA_KEY: canonical_json({"pretrained": dict(about)}).decode()})
+    write_bytes(path, content)
+    return sha256(content)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What `save_pretrained` was told; nothing of a file that others wrote."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    about: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}")).get("pretrained", {})
+    return about
 
 
 def untrained(description: Mapping[str, Any]) -> Trunk:
@@ -241,19 +266,23 @@ def untrained(description: Mapping[str, Any]) -> Trunk:
     """
     name = description.get("name")
     try:
-        trunk = _trunk(str(name), from_hub=False)
+        trunk = network_of(str(name), from_hub=False)
     except UserError as error:
         raise ValueError(str(error)) from None
     trunk.drop_classifier()
     return trunk
 
 
-def _trunk(called: str, *, from_hub: bool) -> Trunk:
+def network_of(called: str, *, from_hub: bool = False) -> Trunk:
+    """The network timm:NAME or torchvision:NAME; torch's global generator stays as it was.
+
+    Raises UserError if there is none of this name.
+    """
     library, _, name = called.partition(":")
     kind = {"timm": _TimmTrunk, "torchvision": _TorchvisionTrunk}.get(library)
     if kind is None or not name:
         raise UserError(f"backbone.name must be timm:NAME or torchvision:NAME, found {called!r}")
-    with torch.random.fork_rng(devices=[]):  # first weights are drawn, and replaced
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn, and may be replaced
         return kind(name, from_hub=from_hub)
 
 

@@ -43,6 +43,7 @@ STAGE_CODE: Final = (
     *("labels/arrivals.py", "learning/", "pools/", "probabilities/", "rounds/context.py", "rounds/figures.py"),
     *("rounds/learner.py", "rounds/steps/", "rounds/tables.py", "strategies/", "vae/"),
 )
+_OF_NO_STAGE: Final = ("learning/pretraining/",)  # what it makes, a round reads as a file of weights
 STAGE_LIBRARIES: Final = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "scipy", "scikit-learn")
 
 
@@ -68,11 +69,16 @@ def code_version() -> str:
     package = Path(vabal.__file__).parent
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()
-        if name.startswith(STAGE_CODE):
+        if decides_outputs(name):
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     for library in STAGE_LIBRARIES:
         digest.update(f"{library} {importlib.metadata.version(library)}".encode())
     return f"{vabal.__version__}+{digest.hexdigest()[:12]}"
+
+
+def decides_outputs(name: str) -> bool:
+    """Whether a module, named by its path in the package, can change a stage's output."""
+    return name.startswith(STAGE_CODE) and not name.startswith(_OF_NO_STAGE)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,36 @@ class BackboneSettings(Section):
         return self.views[0] if isinstance(self.views, list) and len(set(self.views)) == 1 else self.views
 
 
+class PretrainSettings(Section):
+    """`vabal pretrain`: a backbone learnt from the pool's own images, without labels (docs/learners.md)."""
+
+    network: str = Field(
+        "torchvision:resnet18",
+        pattern=r"^(timm|torchvision):[A-Za-z0-9_.-]+$",
+        description="The network: timm:NAME, or torchvision:NAME, from random weights.",
+    )
+    size: Annotated[int, Field(ge=16, le=1024)] | None = Field(
+        None, description="Pixels of what the network is shown; null: images.size, but at least 64."
+    )
+    epochs: PositiveInt = Field(100, description="Passes over the pool without its holdout.")
+    batch_size: Annotated[int, Field(ge=8)] = Field(
+        256, description="Images a step at most, each in two views; an image is told from the others of its batch."
+    )
+    learning_rate: PositiveFloat = Field(1e-3, description="AdamW's; it rises for a twentieth, then falls to nothing.")
+    temperature: PositiveFloat = Field(0.2, description="Of the loss: the lower, the more the most similar count.")
+    crop: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="The smallest share of an image in a view.")
+    views: Literal["plain", "mirrored", "turned"] = Field(
+        "mirrored",
+        description="Which views are the same thing: as it is (digits, text); mirrored too; or turned and mirrored in "
+        "all eight ways, for pictures that have no up.",
+    )
+    colour: Share = Field(
+        0.5,
+        description="How far views differ in brightness and contrast and, unless images.channels is 1, in colour; 0: "
+        "not at all, where a shade tells the class.",
+    )
+
+
 class ClassifierSettings(Section):
     learner: Literal["scratch", "probe", "finetune"] = Field(
         "scratch",
@@ -379,6 +409,7 @@ class Params(Section):
     storage: StorageSettings = StorageSettings()
     labelling: LabellingSettings = LabellingSettings()
     backbone: BackboneSettings = BackboneSettings()
+    pretrain: PretrainSettings = PretrainSettings()
     classifier: ClassifierSettings = ClassifierSettings()
     finetune: FineTuneSettings = FineTuneSettings()
     features: FeatureSettings = FeatureSettings()

@@ -88,7 +88,7 @@ def dump(params: Params) -> str:
     for name, field in Params.model_fields.items():
         value = getattr(params, name)
         if not isinstance(value, Section):
-            lines += [f"# {field.description}", f"{name}: {_scalar(value)}"]
+            lines += [f"# {field.description}", f"{name}: {scalar(value)}"]
             continue
         written = {
             key: item
@@ -100,7 +100,7 @@ def dump(params: Params) -> str:
             continue
         lines.append(f"{name}:")
         lines += [
-            f"  {key}: {_scalar(item)}  # {type(value).model_fields[key].description}" for key, item in written.items()
+            f"  {key}: {scalar(item)}  # {type(value).model_fields[key].description}" for key, item in written.items()
         ]
     return "\n".join(lines) + "\n"
 
@@ -120,7 +120,8 @@ def _from_preset(section: str, key: str, item: Any, preset: dict[str, Any], mode
     return bool(item == preset[section].get(key, model.model_fields[key].default))
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
+    """A value as YAML, on one line."""
     text: str = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")
 

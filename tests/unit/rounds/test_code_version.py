@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import vabal
-from vabal.rounds.stage_store import STAGE_CODE, STAGE_LIBRARIES, StageKey, code_version
+from vabal.rounds.stage_store import STAGE_LIBRARIES, StageKey, code_version, decides_outputs
 
 PACKAGE = Path(vabal.__file__).parent
 
@@ -114,7 +114,7 @@ IMPORTED_AS = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 def covered() -> set[str]:
     paths = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
-    return {path for path in paths if path.startswith(STAGE_CODE)}
+    return {path for path in paths if decides_outputs(path)}
 
 
 def _has_code(path: str) -> bool:
@@ -172,7 +172,10 @@ def key_after(change: str, package: Path) -> str:
     return StageKey("train-vae", {}, {}).digest
 
 
-@pytest.mark.parametrize("path", ["sources/folders.py", "images/near_copies.py", "cli/app.py", "workspace.py"])
+@pytest.mark.parametrize(
+    "path",
+    ["sources/folders.py", "images/near_copies.py", "cli/app.py", "workspace.py", "learning/pretraining/training.py"],
+)
 def test_a_comment_in_what_has_no_say_changes_no_key(package: Path, path: str) -> None:
     before = StageKey("train-vae", {}, {}).digest
     assert key_after(path, package) == before

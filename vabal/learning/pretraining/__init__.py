@@ -1,0 +1,1 @@
+"""Self-supervised learning of a backbone on images without labels: their random views, the training, its checkpoint."""
