@@ -166,12 +166,14 @@ def _take_up(training: Pretraining, checkpoint: Checkpoint, tell: Tell) -> None:
 
 def _run(training: Pretraining, pictures: PoolImages, checkpoint: Checkpoint, tell: Tell) -> dict[str, Any]:
     """Trains to the end; what it came to."""
-    start, first, epochs = time.monotonic(), training.epoch - 1, training.settings.epochs
+    start, before = time.monotonic(), training.steps(len(pictures))[0]
+    epochs = training.settings.epochs
     values: dict[str, float] = {}
     for metric in training.run(pictures, lambda: checkpoint.keep(training.state)):
         values[metric.name] = metric.value
         if metric.name == "pretrain/spread":
-            left = (time.monotonic() - start) / (metric.step - first) * (epochs - metric.step)
+            done, total = training.steps(len(pictures))
+            left = (time.monotonic() - start) / max(1, done - before) * (total - done)
             tell(
                 f"[{metric.step}/{epochs}] loss {values['pretrain/loss']:.3f}, spread of the features "
                 f"{metric.value:.2f}; {duration(left)} left"

@@ -60,7 +60,7 @@ def pretrain(place: Workspace, known: Pools | None = None, **chosen: object) -> 
     return pretraining.pretrain(place, known or pools.load(place.data), params, said.append), said
 
 
-def killed(place: Workspace, monkeypatch: pytest.MonkeyPatch, step: int, **chosen: object) -> None:
+def killed(place: Workspace, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """A pretraining that keeps every step and dies in one."""
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint.__init__, "__defaults__", (0.0,))
@@ -74,7 +74,7 @@ def killed(place: Workspace, monkeypatch: pytest.MonkeyPatch, step: int, **chose
 
         patch.setattr(Pretraining, "_step", until)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(place, **chosen)
+            pretrain(place)
 
 
 def test_it_learns_from_labelled_and_unlabelled_images_and_never_reads_the_holdout_s(

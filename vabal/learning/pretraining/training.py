@@ -20,6 +20,7 @@ from torch.nn import functional
 from vabal.errors import UserError
 from vabal.files import write_bytes
 from vabal.learning import backbones
+from vabal.learning.batches import batches_of
 from vabal.learning.metrics import Metric
 from vabal.learning.pretraining.views import Views
 from vabal.learning.recipe import batch_rows, hash_of, is_finite
@@ -118,20 +119,23 @@ class Pretraining:
         while self.epoch <= self.settings.epochs:
             order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(self._seed("order", 0)))
             batches = batch_rows(order, self.settings.batch_size)
-            total = len(batches) * self.settings.epochs
             self.batch = min(self.batch, len(batches))  # the pool may have changed meanwhile
             while self.batch < len(batches):
-                done = len(batches) * (self.epoch - 1) + self.batch
-                advance("pretrain", done, total)
+                done, total = self.steps(len(pictures))
                 self._step(pictures.gather(batches[self.batch].numpy()), done / total)
                 self.batch += 1
+                advance("pretrain", done + 1, total)
                 keep()
-            advance("pretrain", len(batches) * self.epoch, total)
             yield Metric("pretrain/loss", self.loss_sum / len(batches), self.epoch)
             yield Metric("pretrain/spread", self.spread_sum / len(batches), self.epoch)
             self.epoch, self.batch, self.loss_sum, self.spread_sum = self.epoch + 1, 0, 0.0, 0.0
         if not is_finite(self.encoder):
             raise self._diverged()
+
+    def steps(self, images: int) -> tuple[int, int]:
+        """How many steps are done, and how many there are, where there are so many images."""
+        each = batches_of(images, self.settings.batch_size)
+        return each * (self.epoch - 1) + self.batch, each * self.settings.epochs
 
     def _step(self, images_N_H_W_K: NDArray[np.uint8], over: float) -> None:
         for group in self.optimizer.param_groups:
