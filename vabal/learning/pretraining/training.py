@@ -55,6 +55,7 @@ class Encoder(nn.Module):
                 self.trunk = backbones.network_of(name)
             except UserError as error:
                 raise UserError(str(error).replace("backbone.name", "pretrain.network")) from None
+            self.trunk.drop_classifier()
             width = self._width(name, size)
             self.projection = nn.Sequential(
                 nn.Linear(width, width, bias=False),
