@@ -239,11 +239,11 @@ def load(settings: BackboneSettings) -> Backbone:
 
 
 def save_pretrained(trunk: Trunk, path: Path, about: Mapping[str, Any]) -> str:
-    """Writes the network's weights, without its classifier, for `file:PATH`; returns the file's SHA-256.
+    """Writes the weights of a network whose classifier was dropped, for `file:PATH`; returns the file's SHA-256.
 
     `about` (JSON values; its `size`: the pixels of the images that it was trained on) is kept in the file.
     """
-    state = {key: values.cpu().contiguous() for key, values in trunk.network.state_dict().items() if not _is_head(key)}
+    state = {key: values.cpu().contiguous() for key, values in trunk.network.state_dict().items()}
     content = save(state, metadata={METADATA_KEY: canonical_json({"pretrained": dict(about)}).decode()})
     write_bytes(path, content)
     return sha256(content)
