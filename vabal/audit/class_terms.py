@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from vabal.pools import AVAILABLE, Pools
 from vabal.probabilities import ClassTerms
+from vabal.probabilities.class_terms import LikelihoodMoments
 from vabal.settings.models import Params
 from vabal.strategies import Strategy, needs_of
 
@@ -22,10 +23,14 @@ def wrong_terms(terms: ClassTerms | None, settings: Params, strategy: Strategy, 
     if not ((precision_C > 0) & (precision_C <= 1 + _SUM)).all():
         wrong.append("class_terms: a precision does not lie between 0 and 1")
     chosen, classes = settings.probabilities, len(prior_C)
-    pool = taken_in.labeled if chosen.prior_pool == "labeled" else taken_in.unlabeled
+    pool = taken_in.unlabeled if chosen.prior_pool == "unlabeled" else taken_in.labeled
     draws = max(chosen.draws, _CLASS_DRAWS) if chosen.sampling == "anchored" else chosen.draws
     predicted_C = prior_C * (len(pool) + classes * chosen.smoothing) - chosen.smoothing  # Eq. 12
-    if not _are_counts(predicted_C * draws):
+    if chosen.prior_pool == "labels":
+        labels_C = taken_in.labeled["label"].value_counts().reindex(taken_in.classes, fill_value=0).to_numpy()
+        if np.abs(predicted_C - labels_C).max(initial=0) > _SUM * max(len(pool), 1):
+            wrong.append("class_terms: the priors are not those of the labels")
+    elif not _are_counts(predicted_C * draws):
         wrong.append(f"class_terms: no prior of a count over {len(pool)} samples")
     if chosen.prior_pool == "labeled" and chosen.precision_from == "vae":
         correct_C = precision_C * (predicted_C + classes * chosen.smoothing) - chosen.smoothing  # Eq. 11
@@ -48,6 +53,12 @@ def wrong_moments(terms: ClassTerms | None, again: ClassTerms | None) -> list[st
     other = None if again is None else again.moments
     if one is None or other is None:
         return [] if one is other else ["class_terms: moments of the pool where none are needed, or none"]
-    values, others = (np.hstack([getattr(each, part.name) for part in fields(each)]) for each in (one, other))
-    same = values.shape == others.shape and np.allclose(values, others, rtol=1e-7, atol=0)
+    values, others = (_numbers(each) for each in (one, other))
+    same = values.shape == others.shape and np.allclose(values, others, rtol=1e-7, atol=0, equal_nan=True)
     return [] if same else ["class_terms: the moments are not those of the candidates"]
+
+
+def _numbers(moments: LikelihoodMoments) -> NDArray[np.float64]:
+    """All of them side by side; nan for one that there is not."""
+    told = [getattr(moments, part.name) for part in fields(moments)]
+    return np.hstack([np.nan if value is None else np.asarray(value, dtype=np.float64) for value in told])

@@ -22,7 +22,8 @@ class LikelihoodMoments:
     """Moments of the candidates' log likelihoods, for the reductions that need the pool.
 
     `mean` and `deviation` are each class's; a sample's level is its mean over the classes, `contrast_deviation` the
-    root mean square of the differences from it.
+    root mean square of the differences from it. Below the level `floor` lies the share of candidates that the setting
+    `guard` shuts out; None where it shuts out none.
     """
 
     mean: tuple[float, ...]
@@ -30,10 +31,14 @@ class LikelihoodMoments:
     level_mean: float
     level_deviation: float
     contrast_deviation: float
+    floor: float | None = None
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "LikelihoodMoments":
         return cls(**{**document, "mean": tuple(document["mean"]), "deviation": tuple(document["deviation"])})
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +70,7 @@ class ClassTerms:
         return {
             "log_prior": float64(self.log_prior_C).tolist(),
             "log_precision": float64(self.log_precision_C).tolist(),
-            "moments": None if self.moments is None else asdict(self.moments),
+            "moments": None if self.moments is None else self.moments.to_json(),
         }
 
     @classmethod
@@ -106,9 +111,9 @@ def estimate_class_terms(
     needed, no decoder. Smoothing adds
     `settings.smoothing` samples to each class (to each label of each predicted class in Eq. 11), so that a class that
     is never predicted has a small prior and the precision 1/C. `unlabeled_features`, an iterable of arrays N x D, is
-    where Eq. 12 counts with `prior_pool: unlabeled`; `cross_fitted`, labels and out-of-fold predictions, is what Eq. 11
-    counts with `precision_from: cross_fitted`. `generator` is a generator or a seed; `settings` is a section
-    `probabilities`, a mapping of its keys, or None for the defaults.
+    where Eq. 12 counts with `prior_pool: unlabeled` (with `labels` it counts the labels); `cross_fitted`, labels and
+    out-of-fold predictions, is what Eq. 11 counts with `precision_from: cross_fitted`. `generator` is a generator or a
+    seed; `settings` is a section `probabilities`, a mapping of its keys, or None for the defaults.
 
     Raises ValueError for labels that do not fit or a pool that is missing, UserError for features that are not finite.
     """
@@ -120,6 +125,8 @@ def estimate_class_terms(
         if unlabeled_features is None:
             raise ValueError("prior_pool is unlabeled: pass unlabeled_features")
         for_prior = _count(vae, unlabeled_features, None, bank, "the unlabelled pool")
+    elif chosen.prior_pool == "labels":
+        for_prior = _count_predictions(labels_N, labels_N, vae.num_classes)
     else:
         for_prior = labeled
     for_precision = labeled

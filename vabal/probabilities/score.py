@@ -15,17 +15,24 @@ from vabal.probabilities.class_terms import SMALLEST_DOUBT, ClassTerms, Likeliho
 # -- Eq. 6 ------------------------------------------------------------------------------------------------------
 
 
-def pool_moments(log_likelihood_shards: Iterable[Any]) -> LikelihoodMoments:
-    """Moments of the candidates' log likelihoods, in one pass over the shards.
+GUARDED = 1e6  # taken from a score, more than any two differ: asked about last
+
+
+def pool_moments(log_likelihood_shards: Iterable[Any], guard: float = 0.0) -> LikelihoodMoments:
+    """Moments of the candidates' log likelihoods, in one pass over the shards, and the level below which the share
+    `guard` of them lies.
 
     Rounded to nine digits, so that the order of the summation cannot show. A deviation of zero becomes 1: there is
     nothing to scale. Raises ValueError if there are no candidates.
     """
     count, mean, spread, contrast = 0, np.zeros(0), np.zeros(0), 0.0
+    levels: list[NDArray[np.float64]] = []
     for shard in log_likelihood_shards:
         values_N_C = float64(shard)
         if not len(values_N_C):
             continue
+        if guard:
+            levels.append(_level(values_N_C))
         level_N = values_N_C.mean(axis=1, keepdims=True)
         contrast += float(np.square(values_N_C - level_N).mean(axis=1).sum())
         columns = np.hstack([values_N_C, level_N])
@@ -42,8 +49,19 @@ def pool_moments(log_likelihood_shards: Iterable[Any]) -> LikelihoodMoments:
     deviation = [rounded(value) or 1.0 for value in np.sqrt(spread / count)]
     means = [rounded(value) for value in mean]
     return LikelihoodMoments(
-        tuple(means[:-1]), tuple(deviation[:-1]), means[-1], deviation[-1], rounded((contrast / count) ** 0.5) or 1.0
+        tuple(means[:-1]),
+        tuple(deviation[:-1]),
+        means[-1],
+        deviation[-1],
+        rounded((contrast / count) ** 0.5) or 1.0,
+        _floor(np.concatenate(levels), guard) if guard else None,
     )
+
+
+def _floor(level_N: NDArray[np.float64], guard: float) -> float:
+    """The level of the first that is not shut out; of all, the highest is not."""
+    place = min(int(guard * len(level_N)), len(level_N) - 1)
+    return float(np.partition(level_N, place)[place])
 
 
 def mistake_score(
@@ -63,7 +81,8 @@ def mistake_score(
     needs predicted_class_N (the classifier's), `posterior` needs posterior_N_C, `margin_weight` needs margin_N (the
     classifier's best probability less its second). With `posterior` the score is log sum_n p(n|x) / (term of class n),
     Eq. 6's inverse expected under the classifier's posterior: a sample counts that may be of a class which the labelled
-    pool lacks. Each sample's score depends on its own row alone, bit for bit.
+    pool lacks. `guard` puts the samples last whose likelihood, over all classes, is below the pool's `floor`. Each
+    sample's score depends on its own row alone, bit for bit.
 
     Raises ValueError for something missing, UserError naming the samples whose numbers are not finite.
     """
@@ -91,10 +110,23 @@ def mistake_score(
         margins_N = float64(margin_N)
         all_finite(margins_N[:, None], "the classifier's margin", sample_ids)
         score_N = score_N + chosen.margin_weight * np.log(np.maximum(1 - margins_N, SMALLEST_DOUBT))
+    if chosen.guard:
+        score_N = score_N - GUARDED * _is_junk(float64(log_likelihood_N_C), class_terms)
     all_finite(score_N[:, None], "the score", sample_ids)
     if isinstance(log_likelihood_N_C, Tensor):
         return torch.from_numpy(score_N)
     return score_N
+
+
+def _is_junk(values_N_C: NDArray[np.float64], class_terms: ClassTerms) -> NDArray[np.bool_]:
+    if class_terms.moments is None or class_terms.moments.floor is None:
+        raise ValueError("guard is set: class_terms.with_moments(pool_moments(..., guard)) comes first")
+    return np.asarray(_level(values_N_C) < class_terms.moments.floor)
+
+
+def _level(values_N_C: NDArray[np.float64]) -> NDArray[np.float64]:
+    """level_N: a sample's mean over the classes."""
+    return np.asarray(_sum_over_classes(values_N_C, None) / values_N_C.shape[1])
 
 
 def _scaled(values_N_C: NDArray[np.float64], class_terms: ClassTerms, reduction: str) -> NDArray[np.float64]:
@@ -107,7 +139,7 @@ def _scaled(values_N_C: NDArray[np.float64], class_terms: ClassTerms, reduction:
         )
     if reduction == "standardised":
         return np.asarray((values_N_C - np.array(moments.mean)) / np.array(moments.deviation))
-    level_N_1 = _sum_over_classes(values_N_C, None)[:, None] / values_N_C.shape[1]
+    level_N_1 = _level(values_N_C)[:, None]
     contrast_N_C = (values_N_C - level_N_1) / moments.contrast_deviation
     standard_level_N_1 = (level_N_1 - moments.level_mean) / moments.level_deviation
     return np.asarray(contrast_N_C + standard_level_N_1)

@@ -293,7 +293,9 @@ class ProbabilitySettings(Section):
     )
     likelihood_weight: NonNegativeFloat = Field(1.0, description="What the log likelihood is multiplied by.")
     likelihood_kl: Literal["all", "unmasked", "none"] = Field("all", description="Whose KL enters Eq. 9's bound.")
-    prior_pool: Literal["labeled", "unlabeled"] = Field("labeled", description="Where Eq. 12 counts.")
+    prior_pool: Literal["labeled", "unlabeled", "labels"] = Field(
+        "labeled", description="Where Eq. 12 counts the VAE's classes; labels: the labels at hand are counted instead."
+    )
     use_prior: bool = Field(True, description="Off: p(y_n) = 1 (paper, Table 1).")
     precision_from: Literal["vae", "cross_fitted"] = Field(
         "vae", description="Eq. 11 from the VAE's classes, or from classifiers fitted on folds of the labelled pool."
@@ -307,6 +309,10 @@ class ProbabilitySettings(Section):
         "posterior: the inverse terms expected under the classifier's posterior.",
     )
     exponent: NonNegativeFloat = Field(1.0, description="Prior and precision to this power: below 1, less extreme.")
+    guard: Share = Field(
+        0.0,
+        description="Against junk: this share of the candidates, of the least likelihood over all classes, comes last.",
+    )
     score: Literal["eq6", "published_code"] = Field("eq6", description="Eq. 6, or the published code's 1 - sum(loss).")
     margin_weight: NonNegativeFloat = Field(0.0, description="Adds this times log(1 - margin of the posterior).")
     members: PositiveInt = Field(
@@ -319,14 +325,14 @@ class ProbabilitySettings(Section):
 class SelectionSettings(Section):
     strategy: str = Field("vabal", min_length=1, description="One of docs/strategies.md, or an installed plug-in.")
     budget: PositiveInt = Field(100, description="Samples a round asks labels for.")
-    batch: Literal["topk", "gumbel", "quota", "spread"] = Field(
+    batch: Literal["topk", "gumbel", "quota", "spread", "quota_spread"] = Field(
         "topk",
-        description="The best k; Gumbel top-k sampling; quotas per class; or spread: high scores far from "
-        "one another in the features. Left out: the preset's.",
+        description="The best k; Gumbel top-k sampling; quotas per class; spread: high scores far from "
+        "one another in the features; or quota_spread: such a batch within quotas. Left out: the preset's.",
     )
     beta: PositiveFloat = Field(
         1.0,
-        description="Inverse temperature of `gumbel` and `quota`: the smaller, the more even. With `spread`, the "
+        description="Inverse temperature of `gumbel` and of quotas: the smaller, the more even. With `spread`, the "
         "weight of the score against the distance.",
     )
     narrowing: bool = Field(

@@ -47,7 +47,7 @@ class Picker:
         if rule.searches:
             if per_pick is None:
                 raise ValueError(f"the rule {rule.name} searches, but it is not said among how many candidates")
-            return cls(per_pick * budget, "topk", seed=seed)
+            return cls(per_pick * budget, rule.listed_by, beta, seed)
         return cls(budget, rule.name, beta, seed)
 
     def add(self, shard: Candidates) -> None:

@@ -18,14 +18,15 @@ from vabal.strategies import spread as search
 from vabal.strategies.candidates import Candidates
 from vabal.strategies.noise import gumbel_noise
 
-Rule = Literal["topk", "gumbel", "quota", "spread"]
+Rule = Literal["topk", "gumbel", "quota", "spread", "quota_spread"]
 
 
 class TopK:
     """The highest scores."""
 
     name: ClassVar[Rule] = "topk"
-    searches: ClassVar[bool] = False  # over features, among the candidates with the highest scores
+    searches: ClassVar[bool] = False  # over features, among the candidates with the highest scores ...
+    listed_by: ClassVar[Rule] = "topk"  # ... or that this rule picks, so many for each pick
 
     def key(self, shard: Candidates, beta: float, seed: int) -> NDArray[np.float64]:  # noqa: ARG002
         """key_N: the candidates with the highest are picked first."""
@@ -109,7 +110,11 @@ class Spread(TopK):
     ) -> NDArray[np.int64]:
         if features_N_D is None:
             raise ValueError("a spread batch needs the features of its shortlist")
-        return search.spread(best.score_N, features_N_D, min(budget, len(best)), beta)
+        return search.spread(best.score_N, features_N_D, min(budget, len(best)), beta, self.rooms(best, budget, beta))
+
+    def rooms(self, best: Candidates, budget: int, beta: float) -> search.Rooms | None:  # noqa: ARG002
+        """How many may be picked of each group; None where all of them may be of one."""
+        return None
 
     def follow(
         self,
@@ -122,13 +127,28 @@ class Spread(TopK):
         row_of = {str(sample_id): row for row, sample_id in enumerate(best.sample_ids)}
         rows = np.array([row_of.get(sample_id, -1) for sample_id in recorded], dtype=np.int64)
         are_all = len(rows) == min(budget, len(best)) and bool((rows >= 0).all())
-        if are_all and features_N_D is not None and not search.departures(best.score_N, features_N_D, rows, beta):
-            return list(recorded)
+        if are_all and features_N_D is not None:
+            rooms = self.rooms(best, budget, beta)
+            if not search.departures(best.score_N, features_N_D, rows, beta, rooms):
+                return list(recorded)
         return super().follow(best, features_N_D, recorded, budget, beta)
 
 
+class QuotaSpread(Spread, Quota):
+    """`quota`'s share of the budget for each class, filled by the search of `spread` over all of them together."""
+
+    name: ClassVar[Rule] = "quota_spread"
+    listed_by: ClassVar[Rule] = "quota"
+
+    def rooms(self, best: Candidates, budget: int, beta: float) -> search.Rooms | None:
+        group_N = np.asarray(self.groups(best))
+        log_weight_N = self.log_weights(best, beta)
+        first = dict(zip(group_N[::-1].tolist(), log_weight_N[::-1].tolist(), strict=True))
+        return search.Rooms(group_N, self.shares(min(budget, len(best)), first, Counter(group_N.tolist())))
+
+
 BatchRule = TopK
-_RULES: dict[str, BatchRule] = {rule.name: rule for rule in (TopK(), Gumbel(), Quota(), Spread())}
+_RULES: dict[str, BatchRule] = {rule.name: rule for rule in (TopK(), Gumbel(), Quota(), Spread(), QuotaSpread())}
 
 
 def rule_named(name: str) -> BatchRule:

@@ -6,6 +6,9 @@ sampling made diverse as BADGE (Ash et al. 2020) and k-centre greedy are, withou
 the score knows of through its class terms. Axes: N candidates, D features.
 """
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,10 +18,27 @@ FARTHEST = 4.0  # of two samples of unit length
 ROUNDING = 1e-5  # of a squared distance, summed in float32
 
 
+class Rooms(NamedTuple):
+    """How many rows of each group may be picked: quotas."""
+
+    group_N: NDArray[np.integer]
+    room: Mapping[int, int]
+
+    def full(self, picked: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """full_N: the rows of groups of which no more may be picked."""
+        taken = dict(zip(*(part.tolist() for part in np.unique(self.group_N[picked], return_counts=True)), strict=True))
+        full = [group for group, room in self.room.items() if taken.get(group, 0) >= room]
+        return np.isin(self.group_N, full)
+
+
 def spread(
-    score_N: NDArray[np.float64], features_N_D: NDArray[np.floating], budget: int, beta: float = 1.0
+    score_N: NDArray[np.float64],
+    features_N_D: NDArray[np.floating],
+    budget: int,
+    beta: float = 1.0,
+    rooms: Rooms | None = None,
 ) -> NDArray[np.int64]:
-    """Rows in the order picked; a tie goes to the lower row.
+    """Rows in the order picked; a tie goes to the lower row. Where `rooms` are given, no group gets more than its own.
 
     The first pick has the highest score. Complexity: O(N D) a pick; memory: the features in float32 and one number a
     candidate. Raises ValueError for a budget above N.
@@ -32,7 +52,8 @@ def spread(
     left_N = np.ones(count, dtype=bool)
     picked = np.empty(budget, dtype=np.int64)
     for place in range(budget):
-        value_N = np.where(left_N, weighted_N + np.log(np.maximum(distance_N, NEAREST)), -np.inf)
+        open_N = left_N if rooms is None else left_N & ~rooms.full(picked[:place])
+        value_N = np.where(open_N, weighted_N + np.log(np.maximum(distance_N, NEAREST)), -np.inf)
         row = int(value_N.argmax())
         picked[place] = row
         left_N[row] = False
@@ -42,7 +63,11 @@ def spread(
 
 
 def departures(
-    score_N: NDArray[np.float64], features_N_D: NDArray[np.floating], picked: NDArray[np.integer], beta: float = 1.0
+    score_N: NDArray[np.float64],
+    features_N_D: NDArray[np.floating],
+    picked: NDArray[np.integer],
+    beta: float = 1.0,
+    rooms: Rooms | None = None,
 ) -> list[int]:
     """The places at which these picks leave the search: another candidate was better there, by more than rounding.
 
@@ -56,7 +81,8 @@ def departures(
     for place, row in enumerate(picked):
         least_N = weighted_N + np.log(np.maximum(distance_N - ROUNDING, NEAREST))
         most = weighted_N[row] + np.log(max(distance_N[row] + ROUNDING, NEAREST))
-        if not (left_N[row] and most >= least_N[left_N].max()):
+        open_N = left_N if rooms is None else left_N & ~rooms.full(picked[:place])
+        if not (open_N[row] and most >= least_N[open_N].max()):
             found.append(place)
         left_N[row] = False
         np.minimum(distance_N, 2 - 2 * (unit_N_D @ unit_N_D[row]), out=distance_N)

@@ -41,13 +41,14 @@ class VabalStrategy(ScoringStrategy):
     def prepare(self, context: Context) -> Context:
         """Completes the class terms with the candidates' moments, where the likelihood's scale needs them."""
         terms = _required(context.class_terms, "class terms")
-        if context.settings.probabilities.likelihood_reduction not in _FROM_THE_POOL or terms.moments is not None:
+        chosen = context.settings.probabilities
+        needed = chosen.likelihood_reduction in _FROM_THE_POOL or chosen.guard > 0
+        if not needed or terms.moments is not None:
             return context
         if not any(len(shard.sample_ids) for shard in context.shards()):
             return context
-        moments = pool_moments(
-            _required(shard.log_likelihood_N_C, "log likelihoods").astype(np.float32) for shard in context.shards()
-        )
+        likelihoods = (_required(shard.log_likelihood_N_C, "log likelihoods") for shard in context.shards())
+        moments = pool_moments((values_N_C.astype(np.float32) for values_N_C in likelihoods), chosen.guard)
         return replace(context, class_terms=terms.with_moments(moments))
 
     def score(self, shard: Shard, context: Context) -> Candidates:

@@ -9,7 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.small_books import Books, forge
-from vabal import rounds
+from vabal import rounds, strategies
+from vabal.audit.class_terms import wrong_terms
+from vabal.probabilities import ClassTerms
+from vabal.settings.params import parse
 
 DERIVED = ("vabal", "random", "entropy", "margin", "bald", "power_bald", "ensemble", "learning_loss")
 SEARCHED_AGAIN = ("galaxy", "direct", "balanced:vabal", "stochastic:bald")
@@ -103,6 +106,31 @@ def test_how_the_picks_were_made_is_what_the_settings_say(books: Books, name: st
     selection = rounds.read_manifest(books.data, 1).to_json()["selection"]
     others = {"rule": "quota", "beta": 7.0, "budget": 5, "seed": 1, "shortlist": 3}
     forge(books, 1, selection=selection | {name: others[name]})
+    assert not books.verify(images=False).ok
+
+
+def test_a_prior_of_the_labels_is_held_against_the_labels(tmp_path: Path) -> None:
+    books = Books(tmp_path).begin()
+    labels_C = np.array([(books.pools.labeled["label"] == name).sum() for name in books.pools.classes])
+    settings = parse({"probabilities": {"prior_pool": "labels", "smoothing": 1.0}})
+
+    def found(counts_C: Any) -> list[str]:
+        prior_C = (np.asarray(counts_C) + 1) / (sum(counts_C) + 3)
+        terms = ClassTerms.from_json(
+            {"log_prior": np.log(prior_C).tolist(), "log_precision": np.log([0.5] * 3).tolist()}
+        )
+        return wrong_terms(terms, settings, strategies.get("vabal"), books.pools)
+
+    assert labels_C.tolist() == [3, 3, 3]
+    assert found(labels_C) == []
+    assert found([4, 2, 3]) == ["class_terms: the priors are not those of the labels"]
+
+
+def test_a_spread_batch_within_quotas_is_held_against_both(tmp_path: Path) -> None:
+    books = Books(tmp_path).begin().round("vabal", batch="quota_spread")
+    assert books.verify(images=False).ok
+    selection = rounds.read_manifest(books.data, 1).to_json()["selection"]
+    forge(books, 1, selection=selection | {"rule": "spread"})
     assert not books.verify(images=False).ok
 
 

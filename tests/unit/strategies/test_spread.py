@@ -1,7 +1,7 @@
 """The batch rule `spread`, by itself and as the default strategy's batch."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -10,12 +10,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.support import small_shards
 from vabal import strategies
 from vabal.errors import UserError
 from vabal.probabilities import ClassTerms
 from vabal.settings import params
-from vabal.strategies import Candidates, Context, Labeled, Shard, pick
-from vabal.strategies.spread import departures, spread
+from vabal.strategies import Candidates, Context, Labeled, Picker, Shard, pick, rule_named
+from vabal.strategies.spread import Rooms, departures, spread
 
 spreads = import_module("vabal.strategies.spread")
 
@@ -191,3 +192,59 @@ def test_features_that_are_no_numbers_name_the_samples() -> None:
 def test_a_night_without_candidates_has_no_picks() -> None:
     context = Context(lambda: [], settings(), seed=0, class_terms=TERMS)
     assert strategies.get("vabal").select(context, 3).sample_ids == []
+
+
+# -- within quotas ----------------------------------------------------------------------------------------------
+
+
+def slow_quota_spread(score: Any, features: Any, group: Any, room: dict[int, int], budget: int) -> list[int]:
+    """One pick after the other, each by a look at every candidate whose group has room."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    picked: list[int] = []
+    for _ in range(budget):
+        best, best_value = -1, -np.inf
+        for row in range(len(score)):
+            if row in picked or sum(group[other] == group[row] for other in picked) >= room[int(group[row])]:
+                continue
+            nearest = min((float(((unit[row] - unit[other]) ** 2).sum()) for other in picked), default=4.0)
+            value = float(score[row]) + np.log(max(nearest, 1e-9))
+            if value > best_value:
+                best, best_value = row, value
+        picked.append(best)
+    return picked
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_spread_batch_within_quotas_agrees_with_a_slow_search(seed: int) -> None:
+    numbers = np.random.default_rng(seed)
+    score, features = numbers.normal(size=25), numbers.normal(size=(25, 3)).astype(np.float32)
+    group = numbers.integers(0, 3, 25)
+    room = {0: 1, 1: 4, 2: 3}
+    rooms = Rooms(group, room)
+    picked = spread(score, features, 8, 1.0, rooms)
+    assert picked.tolist() == slow_quota_spread(score, features, group, room, 8)
+    assert np.bincount(group[picked], minlength=3).tolist() == [1, 4, 3]
+    assert departures(score, features, picked, 1.0, rooms) == []
+    assert departures(score, features, picked) != [] or picked.tolist() == spread(score, features, 8).tolist()
+
+
+def test_quotas_and_search_together_give_the_rare_class_its_share() -> None:
+    # prior * precision are .63, .1 and .04: shares of 14 proportional to 1.6, 10 and 25
+    shard = small_shards.shard(200)
+    found = small_shards.context(shard, selection={"batch": "quota_spread"})
+    selection = strategies.get("vabal").select(found, 14)
+    assert (selection.rule, len(set(selection.sample_ids))) == ("quota_spread", 14)
+    assert selection.picks.own_class_N is not None
+    assert np.bincount(selection.picks.own_class_N, minlength=3).tolist() == [1, 4, 9]
+    rule, listed = rule_named("quota_spread"), selection.shortlist
+    assert listed is not None
+    with_rows = Picker.among(rule, 14, 1.0, 3, listed.per_pick)
+    written: list[strategies.Candidates] = []
+    strategies.get("vabal").select(replace(found, write=written.append), 14)
+    for part in written:
+        with_rows.add(part)
+    best = with_rows.picks()
+    assert best.sample_ids.tolist() == listed.sample_ids.tolist()
+    assert rule.follow(best, listed.features_N_D, selection.sample_ids, 14, 1.0) == selection.sample_ids
+    others = selection.sample_ids[::-1]
+    assert rule.follow(best, listed.features_N_D, others, 14, 1.0) == selection.sample_ids

@@ -1,0 +1,65 @@
+"""The likelihood as a guard against junk, and a prior of the labels themselves."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support import small_shards
+from vabal import strategies
+from vabal.probabilities import ClassTerms, estimate_class_terms, mistake_score, pool_moments
+from vabal.probabilities.score import GUARDED
+from vabal.strategies import Candidates
+from vabal.vae import build
+
+LIKELIHOODS = np.array([[-1.0, -3.0], [-9.0, -1.0], [-3.0, -3.0], [-4.0, -2.0]])  # levels -2, -5, -3, -3
+
+
+@pytest.mark.parametrize(("guard", "last"), [(0.0, []), (0.2, []), (0.25, [1]), (0.75, [1, 2, 3]), (1.0, [1, 2, 3])])
+def test_the_share_of_the_least_level_comes_last_and_keeps_its_order(guard: float, last: list[int]) -> None:
+    moments = pool_moments([LIKELIHOODS[:1], LIKELIHOODS[1:]], guard)
+    assert moments.floor == {0.0: None, 0.2: -5.0, 0.25: -3.0, 0.75: -2.0, 1.0: -2.0}[guard]
+    terms = small_shards.TERMS
+    terms = ClassTerms(terms.log_prior_C[:2], terms.log_precision_C[:2], moments)
+    settings = {"likelihood_reduction": "sum", "guard": guard}
+    plain_N = mistake_score(LIKELIHOODS, terms, {"likelihood_reduction": "sum"})
+    taken_N = plain_N - mistake_score(LIKELIHOODS, terms, settings)
+    assert taken_N.tolist() == pytest.approx([GUARDED * (row in last) for row in range(4)])
+
+
+def test_a_guard_without_the_pool_s_floor_is_refused() -> None:
+    terms = small_shards.TERMS
+    terms = ClassTerms(terms.log_prior_C[:2], terms.log_precision_C[:2], pool_moments([LIKELIHOODS]))
+    with pytest.raises(ValueError, match="guard"):
+        mistake_score(LIKELIHOODS, terms, {"likelihood_reduction": "sum", "guard": 0.1})
+
+
+@pytest.mark.parametrize("batch", ["topk", "gumbel", "spread"])
+def test_junk_is_picked_when_nothing_else_is_left_and_its_scores_follow_from_the_record(batch: str) -> None:
+    shard = small_shards.shard(40)
+    assert shard.log_likelihood_N_C is not None
+    junk = set(shard.sample_ids[np.argsort(shard.log_likelihood_N_C.astype(np.float64).mean(axis=1))[:10]].tolist())
+    written: list[Candidates] = []
+    asked: dict[str, Any] = {"probabilities": {"guard": 0.25}, "selection": {"batch": batch}}
+    found = small_shards.context(*small_shards.in_parts(shard, 3), write=written.append, **asked)
+    selection = strategies.get("vabal").select(found, 32)
+    assert not junk & set(selection.sample_ids[:30])
+    assert set(selection.sample_ids[30:]) <= junk
+    assert selection.class_terms is not None
+    terms = ClassTerms.from_json(selection.class_terms.to_json())
+    for part in written:
+        again = strategies.get("vabal").rescore(part, class_terms=terms, settings=found.settings, seed=3)
+        assert again is not None
+        assert again.tolist() == part.score_N.tolist()
+
+
+def test_the_prior_of_the_labels_is_their_smoothed_share() -> None:
+    vae = build((3, 4), 3, {"head_width": 5, "hidden_width": 6, "latent_per_class": 2, "hidden_layers": 2}, seed=1)
+    features_N_D = np.random.default_rng(0).normal(size=(6, 7)).astype(np.float32)
+    labels_N = np.array([0, 0, 0, 1, 1, 0])
+    by_labels, by_vae = (
+        estimate_class_terms(vae, features_N_D, labels_N, generator=0, settings={"prior_pool": pool})
+        for pool in ("labels", "labeled")
+    )
+    assert by_labels.prior_C.tolist() == pytest.approx([5 / 9, 3 / 9, 1 / 9])
+    assert by_labels.precision_C.tolist() == by_vae.precision_C.tolist()
