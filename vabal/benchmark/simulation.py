@@ -23,6 +23,7 @@ from vabal import probabilities, strategies
 from vabal.benchmark import shallow
 from vabal.errors import UserError
 from vabal.learning import committee, features, metrics
+from vabal.learning.embeddings import Embedder
 from vabal.learning.needs import Needs
 from vabal.learning.network import Network
 from vabal.learning.probe import Embedded
@@ -64,11 +65,19 @@ class SimulatedPool:
             if baseline is not None:
                 return Inputs(shallow.kept_numbers(baseline, self.images_N_H_W_K, folder), baseline=baseline)
             embedder = learner.embedder(folder)
-            if embedder is None:
-                return Inputs(self.images_N_H_W_K)
-            images = array_batches(self.images_N_H_W_K)
-            path = embedder.kept("pool", len(self.labels_N), lambda: images(learner.params.features.batch_size))
-            return Inputs(np.load(path, mmap_mode="r"), embedder.embedded)
+            return Inputs(self.images_N_H_W_K) if embedder is None else self._embedded(embedder, learner)
+
+    def frozen(self, learner: Learner) -> "Inputs | None":
+        """The features of a frozen network, where the strategy asks for these."""
+        with ExitStack() as until_made:
+            folder = self.folder or Path(until_made.enter_context(tempfile.TemporaryDirectory(prefix="vabal-")))
+            embedder = learner.frozen(folder)
+            return None if embedder is None else self._embedded(embedder, learner)
+
+    def _embedded(self, embedder: Embedder, learner: Learner) -> "Inputs":
+        images = array_batches(self.images_N_H_W_K)
+        path = embedder.kept("pool", len(self.labels_N), lambda: images(learner.params.features.batch_size))
+        return Inputs(np.load(path, mmap_mode="r"), embedder.embedded)
 
     def training_set(self, inputs: "Inputs", labeled_L: NDArray[np.int64]) -> TrainingSet:
         ids = [str(sample_id) for sample_id in self.sample_ids[labeled_L]]
@@ -288,8 +297,9 @@ class _Selecting:
     def select(self) -> strategies.Selection:
         needs, trained = self.learner.needs, self.trained
         columns: dict[str, NDArray[Any]] = {"logits_N_C": trained.logits_N_C[self.left_P]}
+        features_N_D, dims = self._features()
         if needs.features:
-            columns["features_N_D"] = trained.features_N_D[self.left_P]
+            columns["features_N_D"] = features_N_D[self.left_P]
         terms = None
         if committee.is_needed(needs):
             columns |= self._committee_columns()
@@ -299,10 +309,17 @@ class _Selecting:
         return self.learner.select(
             lambda: self._shards(columns),
             candidates=len(self.left_P),
-            labeled=self._labeled() if needs.labeled_pool else None,
+            labeled=self._labeled(features_N_D) if needs.labeled_pool else None,
             class_terms=terms,
-            feature_dims=trained.feature_dims,
+            feature_dims=dims,
         )
+
+    def _features(self) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+        """features_N_D as the strategy asks for them, and how long each layer's are."""
+        frozen = self.pool.frozen(self.learner)
+        if frozen is None or frozen.embedded is None:
+            return self.trained.features_N_D, self.trained.feature_dims
+        return frozen.values_N, frozen.embedded.feature_dims
 
     @property
     def _network(self) -> Network:
@@ -314,10 +331,10 @@ class _Selecting:
     def _known(self) -> TrainingSet:
         return self.pool.training_set(self.inputs, self.labeled_L)
 
-    def _labeled(self) -> strategies.Labeled:
+    def _labeled(self, features_N_D: NDArray[np.float32]) -> strategies.Labeled:
         rows = self.labeled_L
         return strategies.Labeled(
-            self.trained.features_N_D[rows],
+            features_N_D[rows],
             self.pool.labels_N[rows],
             sample_ids=self.pool.sample_ids[rows],
             logits_N_C=self.trained.logits_N_C[rows],

@@ -14,7 +14,8 @@ class Needs:
 
     `dropout`, `members` and `auxiliary_loss` ask for networks beside the classifier, which itself stays the same for
     every strategy: one with dropout before each stage, an ensemble of `members`, or one with an auxiliary loss.
-    `passes` is how often the network with dropout is asked.
+    `passes` is how often the network with dropout is asked. With `embeddings` the features are those of the frozen
+    network of the settings' section `backbone` instead of the classifier's.
     """
 
     dropout: float = 0.0
@@ -22,6 +23,7 @@ class Needs:
     members: int = 1
     auxiliary_loss: str | None = None
     features: bool = False
+    embeddings: bool = False
     posteriors: bool = False
     images: bool = False
     vae: bool = False

@@ -42,7 +42,11 @@ class Embedded(NamedTuple):
     @property
     def width(self) -> int:
         """E."""
-        return sum(layer.width for layer in self.layers)
+        return sum(self.feature_dims)
+
+    @property
+    def feature_dims(self) -> tuple[int, ...]:
+        return tuple(layer.width for layer in self.layers)
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from vabal.workspace import Workspace
 if TYPE_CHECKING:
     import torch
 
-    from vabal.learning.embeddings import EmbeddedShards
+    from vabal.learning.embeddings import EmbeddedShards, Embedder
     from vabal.rounds.learner import Learner
 
 NONE, LABELED, CANDIDATE, ASKED, HOLDOUT, REJECTED = range(6)  # the roles of a shard's rows
@@ -88,9 +88,16 @@ class RoundContext:
     @cached_property
     def embedded(self) -> "EmbeddedShards | None":
         """The embeddings of the pool's images, where the classifier is a probe."""
+        return self._by(self.learner.embedder(self.workspace.embeddings))
+
+    @cached_property
+    def frozen(self) -> "EmbeddedShards | None":
+        """The features of the pool's images, where the strategy asks for a frozen network's."""
+        return self._by(self.learner.frozen(self.workspace.embeddings))
+
+    def _by(self, embedder: "Embedder | None") -> "EmbeddedShards | None":
         from vabal.learning.embeddings import EmbeddedShards  # noqa: PLC0415 -- torch
 
-        embedder = self.learner.embedder(self.workspace.embeddings)
         return EmbeddedShards(self.shards, embedder, self.params.features.batch_size) if embedder else None
 
     @property

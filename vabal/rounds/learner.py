@@ -109,6 +109,10 @@ class Learner:
             return None
         return Embedder(self.params.backbone, self.device, cache)
 
+    def frozen(self, cache: Path) -> Embedder | None:
+        """What turns images into features, where the strategy asks for a frozen network's; else None."""
+        return Embedder(self.params.backbone, self.device, cache) if self.needs.embeddings else None
+
     def classifier(self, known: TrainingSet, num_classes: int) -> tuple[Network, Iterator[Metric]]:
         """The same for every strategy."""
         settings, seed = self.params.classifier, self.seed("classifier")

@@ -335,6 +335,11 @@ class SelectionSettings(Section):
         description="Inverse temperature of `gumbel` and of quotas: the smaller, the more even. With `spread`, the "
         "weight of the score against the distance.",
     )
+    features: Literal["classifier", "backbone"] = Field(
+        "classifier",
+        description="What `typiclust` clusters: the classifier's last features, or those of the frozen network of the "
+        "section `backbone`, whatever the learner.",
+    )
     narrowing: bool = Field(
         True, description="`direct`: half of the budget goes to where a class's threshold can lie, its first phase."
     )

@@ -1,10 +1,11 @@
 """TypiClust: the most typical sample of each cluster that has no label yet (Hacohen et al. 2022, arXiv:2202.02794).
 
-TPC_RP on the classifier's last features, L2-normalised (the paper's are self-supervised). Labelled and unlabelled
-samples together are clustered into as many clusters as there will be labels after the round, 500 at most. Again and
-again the cluster with the fewest labels, among these the largest, gives its most typical sample: the one with the
-smallest mean distance to its 20 nearest neighbours in the cluster (typicality is the inverse). Clusters of less than 5
-samples wait until nothing else is left.
+TPC_RP on the last features, L2-normalised: the classifier's, which with a probe are its frozen backbone's, or with
+`selection.features: backbone` those of that network whatever the learner (the paper's are self-supervised). Labelled
+and unlabelled samples together are clustered into as many clusters as there will be labels after the round, 500 at
+most. Again and again the cluster with the fewest labels, among these the largest, gives its most typical sample: the
+one with the smallest mean distance to its 20 nearest neighbours in the cluster (typicality is the inverse). Clusters of
+less than 5 samples wait until nothing else is left.
 
 As the authors do, up to 50 clusters are found by k-means, more by mini-batch k-means. Otherwise than theirs, a picked
 or labelled sample stays a neighbour of the others, so that a cluster is measured once.
@@ -17,8 +18,9 @@ are fitted, which k-means copies once, a few numbers a sample, and blocks.
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +51,10 @@ class TypiclustStrategy(SequentialStrategy):
     name: ClassVar[str] = "typiclust"
     needs: ClassVar[Needs] = Needs(features=True, posteriors=True)
     ranks_all: bool = False
+
+    def needs_under(self, settings: Any) -> Needs:
+        """The frozen network's features, where the settings ask for them."""
+        return replace(self.needs, embeddings=settings.selection.features == "backbone")
 
     def order(self, pool: Shard, context: Context, budget: int) -> tuple[NDArray[np.integer], None]:
         assert pool.features_N_D is not None  # noqa: S101 -- gathered: it is among the columns

@@ -44,7 +44,7 @@ MADE_OF = {
     "class-terms": ({"probabilities"}, {"vae", "classifier", "features", "labeled", "unlabeled", "seed"}),
     "estimate-probabilities": ({"probabilities"}, {"vae", "features", "seed"}),
     "select-batch": (
-        {"selection", "probabilities", "classes", "needs", *ARITHMETIC},
+        {"selection", "probabilities", "classes", "needs", "frozen", *ARITHMETIC},
         {"features", "committee", "estimated", "unlabeled", "seed"},
     ),
 }

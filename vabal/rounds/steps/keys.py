@@ -101,6 +101,7 @@ def selection_key(
         "probabilities": context.params.probabilities.model_dump(),
         "classes": list(context.classes),
         "needs": asdict(context.needs),
+        "frozen": dict(context.frozen.embedder.identity) if context.frozen else None,
         **_arithmetic(context),
     }
     inputs: Inputs = {

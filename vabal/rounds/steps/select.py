@@ -47,7 +47,7 @@ def _select_batch(
             candidates=context.report["candidates"],
             labeled=labeled,
             class_terms=class_terms(context, estimated["terms"]) if estimated else None,
-            feature_dims=load_feature_dims(context, extracted),
+            feature_dims=_feature_dims(context, extracted),
             write=lambda part: writer.write(part.to_table(context.classes)),
         )
     _write_selection(context, selection, folder)
@@ -78,6 +78,12 @@ def _write_selection(context: RoundContext, selection: strategies.Selection, fol
     write_bytes(folder / "selection.json", canonical_json(document))
 
 
+def _feature_dims(context: RoundContext, extracted: Sequence[StageReference]) -> tuple[int, ...]:
+    if context.frozen is None:
+        return load_feature_dims(context, extracted)
+    return context.frozen.embedder.embedded.feature_dims
+
+
 def _write_labeled(labeled: strategies.Labeled | None, path: Path) -> None:
     """What the strategy saw of the labelled pool, without which its search cannot be made again."""
     if labeled is None or labeled.sample_ids is None or labeled.logits_N_C is None:
@@ -96,12 +102,13 @@ def _labeled(context: RoundContext, extracted: Sequence[StageReference]) -> stra
         rows = np.flatnonzero(context.roles(ref["shard"])[0] == LABELED)
         ids.append(context.shards.sample_ids(ref["shard"])[rows])
         places.append(pd.DataFrame({"shard": ref["shard"], "row": rows}))
+    where = pd.concat(places, ignore_index=True)
     return strategies.Labeled(
-        features_N_D,
+        features_N_D if context.frozen is None else context.frozen.gather(where),
         labels_N,
         sample_ids=np.concatenate(ids),
         logits_N_C=labeled_rows(context, extracted, features.LOGITS)[0],
-        images_N_H_W_K=context.shards.gather(pd.concat(places, ignore_index=True)) if needs.images else None,
+        images_N_H_W_K=context.shards.gather(where) if needs.images else None,
     )
 
 
@@ -114,6 +121,8 @@ def _candidates(
         role, _ = context.roles(ref["shard"])
         files = _columns(context, ref, likelihood)
         columns: dict[str, Any] = {name: partial(features.row_batches, path) for name, path in files.items()}
+        if context.frozen is not None:
+            columns["features_N_D"] = partial(context.frozen.batches, ref["shard"])
         if context.needs.images:
             columns["images_N_H_W_K"] = partial(context.shards.batches, ref["shard"])
         yield from context.learner.shards(columns, context.shards.sample_ids(ref["shard"]), role == CANDIDATE)
