@@ -1,0 +1,64 @@
+"""A night of every learner: it goes on where it was killed, its record verifies, and computed again it is the same."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_nights import begin, make, without_servers
+
+from tests.support.small_backbones import small_backbone
+from vabal import audit, rounds
+from vabal.adapters.versioning import Versioning
+from vabal.audit.replay import replay
+from vabal.files import file_sha256
+from vabal.learning import classifier, finetune, probe
+from vabal.promotion import agreement
+from vabal.rounds import record, steps
+from vabal.rounds.steps.plan import learn
+from vabal.workspace import Workspace
+
+
+def published(place: Workspace, refs: dict[str, Any]) -> None:
+    context = begin(place)
+    versions = Versioning(place.root)
+    plan, contents = record.assemble(
+        context,
+        refs,
+        {"name": "none", "version": "1", "sha256": file_sha256(steps.weights(context, refs["trained"]))},
+        mlflow_run="0" * 32,
+        flow_run=None,
+        now=datetime.now(UTC),
+        promotions=agreement.anchored(place.root, versions),
+    )
+    rounds.stage(place, plan, contents)
+    assert rounds.carry_out(place, versions) is not None
+
+
+@pytest.mark.parametrize("learner", ["scratch", "probe", "finetune"])
+def test_a_night_goes_on_after_a_kill_verifies_and_comes_out_the_same_again(
+    learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_servers(monkeypatch)
+    backbone = {f"backbone.{name}": value for name, value in small_backbone(tmp_path).items()}
+    chosen = {"classifier.learner": learner, "finetune.epochs": 1, "finetune.min_steps": 2, "probabilities.members": 2}
+    place = make(tmp_path, settings={**backbone, **chosen, "selection.strategy": "vabal"})
+
+    def all_steps() -> dict[str, Any]:
+        context = begin(place)
+        shards = steps.shard_names(context)
+        return learn(steps, context, shards, needs_vae=True, needs_embeddings=learner == "probe")
+
+    refs = all_steps()
+    with monkeypatch.context() as killed:
+        for module, name in ((classifier, "fit"), (probe, "fit"), (finetune, "train")):
+            killed.delattr(module, name)  # nothing is learned twice
+        assert all_steps() == refs
+    published(place, refs)
+    versions = Versioning(place.root)
+    report = audit.verify(place.data, {name: versions.tag_message(name) for name in versions.tags()})
+    assert report.ok, report.findings
+    shutil.rmtree(place.state / "stages")
+    again = replay(place, 1)
+    assert again.identical, again.lines()
