@@ -86,6 +86,9 @@ def fit(known: LabelledImages, num_classes: int, recipe: Recipe, *, seed: int) -
     backbone that is not there, and where training diverges.
     """
     check_images(known.images_L_H_W_K)
+    if "pixels" in recipe.classifier.layers:
+        layers = recipe.classifier.layers
+        raise UserError(f"classifier.layers: {layers}: pixels are a layer of a probe alone: take stages, last or all")
     if not len(known.labels_L):
         raise UserError("there is no labelled sample to train on: bring in labels with `vabal labels import FILE`")
     network, began = _begun(known, num_classes, recipe, seed)

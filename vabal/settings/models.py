@@ -217,10 +217,10 @@ class FineTuneSettings(Section):
     """How the backbone learns with `classifier.learner: finetune` (docs/learners.md)."""
 
     epochs: PositiveInt = Field(5, description="Passes over the labelled pool.")
-    min_steps: Annotated[int, Field(ge=0)] = Field(150, description="More passes, if the pool is too small for this.")
+    min_steps: Annotated[int, Field(ge=0)] = Field(100, description="More passes, if the pool is too small for this.")
     batch_size: PositiveInt = Field(32, description="Samples a step at most; an epoch is shared out evenly.")
     learning_rate: PositiveFloat = Field(
-        1e-3, description="AdamW's learning rate of head and last layers, at its peak."
+        3e-4, description="AdamW's learning rate of head and last layers, at its peak."
     )
     first_layers: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1,
