@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import bald, bookkeeping, coreset, draws, estimate, features, growth, imports, memory, vae_step
+from benchmarks import bald, bookkeeping, coreset, draws, estimate, features, growth, imports, memory, vae_step, waiting
 
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "prefect", "mlflow", "dvc")
@@ -109,10 +109,21 @@ def _bookkeeping(result: dict[str, Any]) -> list[Check]:
     ]
 
 
+def _waiting(result: dict[str, Any]) -> list[Check]:
+    return [
+        *(
+            Check(f"waiting, {way}: beside two / alone", result["ratios"][way], "<=", waiting.MOST[way])
+            for way in waiting.MOST
+        ),
+        Check("waiting, beside two: spinning / sleeping", result["gain"], ">=", waiting.LEAST_GAIN),
+    ]
+
+
 BENCHMARKS = {
     "estimate": Benchmark(estimate.run, _estimate),
     "draws": Benchmark(draws.run, _draws),
     "vae_step": Benchmark(vae_step.run, _vae_step),
+    "waiting": Benchmark(waiting.run, _waiting),
     "coreset": Benchmark(coreset.run, _coreset),
     "bald": Benchmark(bald.run, _bald),
     "growth": Benchmark(growth.run, _growth),

@@ -11,7 +11,13 @@ The tree is the method: `learning` (train, extract), `vae` (Eqs. 7-10), `probabi
 `adapters` talks to the outside world, one vendor a file.
 """
 
+import os
 from typing import TYPE_CHECKING
+
+# Threads that wait for one another sleep. OpenMP has them spin, and where other processes want the cores a training
+# took fifteen times as long (docs/decisions/threads.md). It reads this as torch loads, so it stands before all else.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+    os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 __version__ = "0.2.0"
 

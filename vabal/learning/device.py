@@ -1,7 +1,7 @@
 """Where learning runs, and on how many threads."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -19,6 +19,16 @@ def device_of(params: Params) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"compute.device is {name!r}, but this machine has no usable GPU: set it to auto or cpu")
     return torch.device(name)
+
+
+SMALL_STEP = 2**19  # numbers
+
+
+@contextmanager
+def threads_of_step(device: torch.device, numbers: int) -> Iterator[None]:
+    """One thread for training steps whose first map has few numbers; two would take longer together than one."""
+    with one_thread(device) if numbers < SMALL_STEP else nullcontext():
+        yield
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Files are appended to and read at offsets, never mapped: the pages of a mapped file count as resident memory.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -130,21 +131,45 @@ def row_batches(path: Path, batch_size: int) -> Iterator[tuple[int, NDArray[Any]
             yield start, np.fromfile(file, dtype, count * per_row).reshape(count, *shape[1:])
 
 
-def read_rows(path: Path, rows_N: Sequence[int] | NDArray[np.integer]) -> NDArray[Any]:
-    """The given rows of the `.npy` file, in the order given, read one by one: for few rows of a large file.
+class RowReader:
+    """Reads rows of a `.npy` file, one by one, in any order: for few rows at a time of a large file.
 
-    Raises IndexError for a row that is not there, UserError for a damaged file.
+    Of a memory map every page that was ever touched stays resident, here nothing does. A context manager. Raises
+    UserError for a damaged file.
     """
-    with _open(path) as file:
-        shape, dtype, first = _header(file, path)
-        per_row = int(np.prod(shape[1:], dtype=np.int64))
-        values = np.empty((len(rows_N), *shape[1:]), dtype)
-        for position, row in enumerate(rows_N):
-            if not 0 <= row < shape[0]:
-                raise IndexError(f"{path.name}: row {row} of {shape[0]}")
-            file.seek(first + int(row) * per_row * dtype.itemsize)
-            values[position] = np.fromfile(file, dtype, per_row).reshape(shape[1:])
-    return values
+
+    def __init__(self, path: Path) -> None:
+        self._name = path.name
+        self._file = _open(path)
+        try:
+            self._shape, self._dtype, self._first = _header(self._file, path)
+        except UserError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "RowReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __call__(self, rows_N: Sequence[int] | NDArray[np.integer]) -> NDArray[Any]:
+        """These rows, in the order given. Raises IndexError for one that is not there."""
+        values = np.empty((len(rows_N), *self._shape[1:]), self._dtype)
+        size, file = self._dtype.itemsize * int(np.prod(self._shape[1:], dtype=np.int64)), self._file.fileno()
+        into = values.view(np.uint8).reshape(len(rows_N), size)
+        for position, row in enumerate(np.asarray(rows_N).tolist()):
+            if not 0 <= row < self._shape[0]:
+                raise IndexError(f"{self._name}: row {row} of {self._shape[0]}")
+            if os.preadv(file, [into[position]], self._first + row * size) != size:
+                raise UserError(f"{self._name}: became shorter while it was read; run the round again")
+        return values
+
+
+def read_rows(path: Path, rows_N: Sequence[int] | NDArray[np.integer]) -> NDArray[Any]:
+    """These rows of the `.npy` file, as a `RowReader` reads them."""
+    with RowReader(path) as read:
+        return read(rows_N)
 
 
 def shape_of(path: Path) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from vabal.learning import augmentation
 from vabal.learning.batches import batches_of
+from vabal.learning.device import threads_of_step
 from vabal.learning.network import FineTuned, LinearProbe, Network, SeesImages
 from vabal.settings.models import ClassifierSettings
 
@@ -158,7 +159,8 @@ def run_epoch(
     mixed_precision = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     loss_sum, right = torch.zeros((), device=device), torch.zeros((), device=device)
     # Dropout draws from torch's global generator: seeded here, and given back as it was.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    numbers = settings.batch_size * images_N_H_W_K[0, ..., 0].numel() * network.config.get("width", 64)
+    with threads_of_step(device, numbers), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(dropout_seed)
         for rows in batch_rows(order, settings.batch_size):
             if len(rows) == 1:

@@ -1,7 +1,7 @@
 """Training on the unlabelled pool (Eq. 10), and the typical samples that are kept behind it."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,8 +32,9 @@ def fit(
     """Trains the network in place on the unlabelled pool (Eq. 10, Adam); yields the losses' means of each epoch.
 
     features[positions_B] gives features_B_D, so that a pool need not fit into memory; classes_N are the classifier's
-    predictions, as indices. On a small pool epochs are added until `min_steps` steps are reached. Training happens
-    while the values are taken. The same seed, pool and number of threads give the same bits on a CPU.
+    predictions, as indices. On a small pool epochs are added until `min_steps` steps are reached, on a large one the
+    last epoch ends with step `max_steps`. Training happens while the values are taken. The same seed, pool and number
+    of threads give the same bits on a CPU.
 
     Raises UserError for a pool of fewer than two samples, or when the loss is no longer finite; ValueError if classes
     do not fit the features.
@@ -53,9 +54,25 @@ def fit(
 
 
 def epochs_of(samples: int, settings: Any) -> int:
-    """How many epochs a pool of so many samples is trained on: `epochs`, or as many as `min_steps` steps take."""
-    epochs: int = max(settings.epochs, -(-settings.min_steps // batches_of(samples, settings.batch_size)))
-    return epochs
+    """How many epochs, the last one perhaps cut short, a pool of so many samples is trained on."""
+    schedule = _schedule(samples, settings)
+    return -(-schedule.steps // schedule.per_epoch)
+
+
+class _Schedule(NamedTuple):
+    per_epoch: int
+    steps: int  # in all
+    decay: int  # the step at which the learning rate drops
+
+
+def _schedule(samples: int, settings: Any) -> _Schedule:
+    """`epochs` epochs, more if those are not `min_steps` steps; fewer if they are more than `max_steps`, where set."""
+    per_epoch = batches_of(samples, settings.batch_size)
+    epochs = max(settings.epochs, -(-settings.min_steps // per_epoch))
+    most = max(settings.max_steps, settings.min_steps)
+    if settings.max_steps and epochs * per_epoch > most:
+        return _Schedule(per_epoch, most, round(settings.decay_at * most))
+    return _Schedule(per_epoch, epochs * per_epoch, round(settings.decay_at * epochs) * per_epoch)
 
 
 def _train(steps: "_Steps") -> Iterator[Metric]:
@@ -66,13 +83,12 @@ def _train(steps: "_Steps") -> Iterator[Metric]:
             for positions_B in steps.epoch():
                 steps.loss(positions_B)
     optimizer = _adam(vae, settings.learning_rate)
-    epochs = epochs_of(steps.samples, settings)
-    decay_epoch = round(settings.decay_at * epochs)
-    for epoch in range(epochs):
-        if epoch == decay_epoch:
-            optimizer = _decayed(optimizer, vae, settings)
+    schedule = _schedule(steps.samples, settings)
+    for epoch, first in enumerate(range(0, schedule.steps, schedule.per_epoch)):
         losses, sizes = [], []
-        for positions_B in steps.epoch():
+        for step, positions_B in zip(range(first, schedule.steps), steps.epoch(), strict=False):
+            if step == schedule.decay:
+                optimizer = _decayed(optimizer, vae, settings)
             loss = steps.loss(positions_B)
             optimizer.zero_grad()
             loss.total.backward()
@@ -84,11 +100,11 @@ def _train(steps: "_Steps") -> Iterator[Metric]:
         wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(wrong):
             raise UserError(
-                f"the VAE's loss is no longer finite at step {epoch * steps.per_epoch + wrong[0]} (epoch {epoch + 1}): "
+                f"the VAE's loss is no longer finite at step {first + wrong[0]} (epoch {epoch + 1}): "
                 f"lower vae.learning_rate (now {settings.learning_rate}), or look for extreme values in the features"
             )
         total = np.array(sizes) @ values
-        for name, value in zip(Loss._fields, total / steps.samples, strict=True):
+        for name, value in zip(Loss._fields, total / sum(sizes), strict=True):
             yield Metric(f"vae/{'loss' if name == 'total' else name}", float(value), epoch + 1)
     vae.eval()
     vae.anchors_A_D.copy_(_typical(steps))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vabal.errors import UserError
 from vabal.settings.models import Params
-from vabal.settings.params import dump, load, override, parse, read_yaml
+from vabal.settings.params import dump, load, override, parse, read_yaml, recorded
 from vabal.settings.presets import PRESETS
 
 
@@ -255,3 +255,16 @@ def test_scripts_of_the_first_version_find_the_settings_where_they_were() -> Non
     assert found.parse({"selection": found.read_yaml("budget: 7")}).selection.budget == 7
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = vabal.nothing  # type: ignore[attr-defined]  # is what is tested
+
+
+def test_a_manifest_from_before_a_setting_tells_what_rounds_did_then() -> None:
+    told = parse({"method": {"preset": "vabal"}}).model_dump()
+    assert recorded(told) == parse({})
+    before = {**told, "vae": {key: value for key, value in told["vae"].items() if key != "max_steps"}}
+    assert recorded(before).vae.max_steps == 0
+    assert recorded({**told, "vae": told["vae"] | {"max_steps": 7}}).vae.max_steps == 7
+
+
+def test_a_manifest_whose_settings_are_none_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^settings of the manifest: vae: .*found 3$"):
+        recorded({"vae": 3})

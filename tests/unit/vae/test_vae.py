@@ -219,6 +219,28 @@ def test_a_small_pool_gets_more_epochs_until_there_are_enough_steps() -> None:
     assert {metric.step for metric in metrics} == set(range(1, 7))
 
 
+def test_a_large_pool_s_training_ends_with_the_last_step_that_is_wanted() -> None:
+    vae, metrics = trained({**SHORT, "max_steps": 6})  # of twelve
+    assert {metric.step for metric in metrics} == {1, 2}
+    assert int(vae.get_buffer("heads.0.0.num_batches_tracked")) == 6
+    assert not vae.training
+    assert vae.anchors_A_D.any()
+
+
+@pytest.mark.parametrize("asked", [{"max_steps": 12}, {"max_steps": 3, "min_steps": 12}])
+def test_a_small_pool_s_training_is_not_cut_short_nor_one_below_the_least_steps(asked: dict[str, int]) -> None:
+    short, all_of_it = trained({**SHORT, **asked})[0], trained({**SHORT, "max_steps": 0})[0]
+    assert all(torch.equal(a, b) for a, b in zip(weights(short), weights(all_of_it), strict=True))
+
+
+def test_the_learning_rate_of_a_training_that_is_cut_short_drops_at_its_share_of_the_steps() -> None:
+    still = {**SHORT, "max_steps": 6, "decay_at": 0.5, "decay_factor": 1e-12}
+    until_then, _ = trained({**SHORT, "max_steps": 3, "decay_at": 1.0})
+    to_the_end, _ = trained(still)
+    for before, after in zip(weights(until_then), weights(to_the_end), strict=True):
+        assert torch.allclose(before, after, atol=1e-7)
+
+
 def test_a_single_sample_left_over_joins_the_last_batch() -> None:
     _, metrics = trained({**SHORT, "epochs": 1}, samples=33)
     assert all(math.isfinite(metric.value) for metric in metrics)

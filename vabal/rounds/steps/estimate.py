@@ -1,6 +1,7 @@
 """The steps train-vae and estimate-probabilities."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -39,18 +40,19 @@ def train_vae(context: RoundContext, extracted: Sequence[StageReference]) -> Sta
 
 def _train_vae(context: RoundContext, extracted: Sequence[StageReference], folder: Path) -> None:
     shards, predicted = [], []
-    for ref in extracted:
-        role, _ = context.roles(ref["shard"])
-        rows = np.flatnonzero(np.isin(role, POOL_ROLES))
-        if not len(rows):
-            continue
-        place = output_of(context, ref)
-        values = np.load(place / features.FEATURES, mmap_mode="r")
-        shards.append((values.__getitem__, rows))
-        predicted.append(np.load(place / features.LOGITS, mmap_mode="r")[rows].argmax(axis=1))
-    pool, dims = vae.PoolFeatures(shards), load_feature_dims(context, extracted)
-    network, training = context.learner.vae(pool, np.concatenate(predicted), dims, len(context.classes))
-    collected = run_training("train-vae", training, vae.epochs_of(len(pool), context.params.vae))
+    with ExitStack() as files:
+        for ref in extracted:
+            role, _ = context.roles(ref["shard"])
+            rows = np.flatnonzero(np.isin(role, POOL_ROLES))
+            if not len(rows):
+                continue
+            place = output_of(context, ref)
+            shards.append((files.enter_context(features.RowReader(place / features.FEATURES)), rows))
+            logits = features.row_batches(place / features.LOGITS, CHUNK_ROWS)
+            predicted.append(np.concatenate([logits_N_C.argmax(axis=1) for _, logits_N_C in logits])[rows])
+        pool, dims = vae.PoolFeatures(shards), load_feature_dims(context, extracted)
+        network, training = context.learner.vae(pool, np.concatenate(predicted), dims, len(context.classes))
+        collected = run_training("train-vae", training, vae.epochs_of(len(pool), context.params.vae))
     vae.save(network, folder / "vae.safetensors")
     write_bytes(folder / "training.json", canonical_json([list(metric) for metric in collected]))
 
