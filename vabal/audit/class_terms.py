@@ -24,7 +24,7 @@ def wrong_terms(terms: ClassTerms | None, settings: Params, strategy: Strategy, 
         wrong.append("class_terms: a precision does not lie between 0 and 1")
     chosen, classes = settings.probabilities, len(prior_C)
     pool = taken_in.unlabeled if chosen.prior_pool == "unlabeled" else taken_in.labeled
-    draws = max(chosen.draws, _CLASS_DRAWS) if chosen.sampling == "anchored" else chosen.draws
+    draws = max(chosen.draws, _CLASS_DRAWS) if chosen.sampling in ("anchored", "auto") else chosen.draws
     predicted_C = prior_C * (len(pool) + classes * chosen.smoothing) - chosen.smoothing  # Eq. 12
     if chosen.prior_pool == "labels":
         labels_C = taken_in.labeled["label"].value_counts().reindex(taken_in.classes, fill_value=0).to_numpy()

@@ -3,9 +3,9 @@
 from vabal.probabilities.anchors import anchored
 from vabal.probabilities.checks import encoder_of
 from vabal.probabilities.class_terms import ClassTerms, estimate_class_terms
-from vabal.probabilities.decoder import fold
+from vabal.probabilities.decoder import fold, products_of
 from vabal.probabilities.likelihood import estimate_likelihood
-from vabal.probabilities.noise import LONG_RUN, counting_noise, shared_noise
+from vabal.probabilities.noise import LONG_RUN, counting_noise, drawing_of, shared_noise
 from vabal.probabilities.score import mistake_score, pool_moments
 
 __all__ = [
@@ -13,11 +13,13 @@ __all__ = [
     "ClassTerms",
     "anchored",
     "counting_noise",
+    "drawing_of",
     "encoder_of",
     "estimate_class_terms",
     "estimate_likelihood",
     "fold",
     "mistake_score",
     "pool_moments",
+    "products_of",
     "shared_noise",
 ]

@@ -107,8 +107,8 @@ def estimate_class_terms(
 ) -> ClassTerms:
     """Prior (Eq. 12) and precision (Eq. 11) of each class, from the labelled pool's features and label indices.
 
-    y^ is Eq. 7's class of each of `draws` latents (at least 100 with the sampling `anchored`); only the energies are
-    needed, no decoder. Smoothing adds
+    y^ is Eq. 7's class of each of `draws` latents (at least 100 with the samplings `anchored` and `auto`); only the
+    energies are needed, no decoder. Smoothing adds
     `settings.smoothing` samples to each class (to each label of each predicted class in Eq. 11), so that a class that
     is never predicted has a small prior and the precision 1/C. `unlabeled_features`, an iterable of arrays N x D, is
     where Eq. 12 counts with `prior_pool: unlabeled` (with `labels` it counts the labels); `cross_fitted`, labels and

@@ -24,13 +24,25 @@ class Decoder(NamedTuple):
     rotated: "_Linear"  # R
     basis_I_R: Tensor  # Q, and the bias: float64, used once a sample
     bias_I: Tensor
+    products: torch.dtype  # of the square layers
+
+
+def products_of(wish: str, device: torch.device) -> torch.dtype:
+    """The precision of the decoder's square layers: float32, or bfloat16 where that is wished and the processor
+    multiplies it by itself. Sums are in float32 either way."""
+    return torch.bfloat16 if wish == "auto" and device.type == "cpu" and _multiplies_bfloat16() else torch.float32
+
+
+def _multiplies_bfloat16() -> bool:
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 class _Linear:
     """A linear layer, and ReLU, without gradient.
 
-    On a CPU with AVX, in float32, oneDNN multiplies with weights that it packed beforehand and applies ReLU as it
-    writes: on some processors at more than twice the rate of the plain product, which others use.
+    On a CPU with AVX, in float32 and bfloat16, oneDNN multiplies with weights that it packed beforehand and applies
+    ReLU as it writes: on some processors at more than twice the rate of the plain product, which others use.
     """
 
     def __init__(self, weight_O_I: Tensor, bias_O: Tensor | None, like: Tensor) -> None:
@@ -57,7 +69,7 @@ class _Linear:
 def _can_pack(like: Tensor) -> bool:
     return bool(
         like.device.type == "cpu"
-        and like.dtype == torch.float32
+        and like.dtype in (torch.float32, torch.bfloat16)
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         and torch.backends.mkldnn.enabled
         and torch._C._has_mkldnn
@@ -65,8 +77,10 @@ def _can_pack(like: Tensor) -> bool:
     )
 
 
-def fold(vae: FeatureVAE) -> Decoder:
+def fold(vae: FeatureVAE, products: torch.dtype | None = None) -> Decoder:
+    """The decoder ready to estimate with; `products` are those of its square layers, its own precision's by default."""
     like = vae.reconstruction.weight.detach()
+    rounded = like.to(products or like.dtype)
     scale: Tensor | None = None  # of the batch norm before the layer in hand
     shift: Tensor | None = None
     folded: list[tuple[Tensor, Tensor]] = []
@@ -85,10 +99,11 @@ def fold(vae: FeatureVAE) -> Decoder:
     return Decoder(
         _Linear(first, first_bias, like),
         blocks.to(like).contiguous(),
-        tuple(_Linear(weight, bias, like) for weight, bias in hidden),
-        _Linear(rotated, None, like),
+        tuple(_Linear(weight, bias, rounded) for weight, bias in hidden),
+        _Linear(rotated, None, rounded),
         basis.contiguous(),
         last_bias,
+        rounded.dtype,
     )
 
 
@@ -126,9 +141,10 @@ def decoder_outputs(decoder: Decoder, latent_M_Z: Tensor) -> Iterator[Tensor]:
     blocks_M_C_K = latent_M_Z.view(len(latent_M_Z), len(decoder.blocks_C_K_H), -1)
     for n, weight_K_H in enumerate(decoder.blocks_C_K_H):
         hidden_M_H = torch.addmm(whole_M_H, blocks_M_C_K[:, n], weight_K_H, alpha=-1).relu_()
+        hidden_M_H = hidden_M_H.to(decoder.products)
         for layer in decoder.hidden:
             hidden_M_H = layer(hidden_M_H, relu=True)
-        yield decoder.rotated(hidden_M_H)
+        yield decoder.rotated(hidden_M_H).to(latent_M_Z.dtype)
 
 
 def tile_rows(like: Tensor) -> int:

@@ -10,8 +10,8 @@ from torch import Tensor
 from vabal.probabilities.anchors import Anchors, anchored
 from vabal.probabilities.blocks import blocks_of, side_by_side
 from vabal.probabilities.checks import all_finite, encoder_of, settings_of
-from vabal.probabilities.decoder import Decoder, fold, masked_error
-from vabal.probabilities.noise import class_draws, latents, shared_noise
+from vabal.probabilities.decoder import Decoder, fold, masked_error, products_of
+from vabal.probabilities.noise import class_draws, drawing_of, latents, shared_noise
 from vabal.vae import FeatureVAE, kl_divergence
 
 # -- Eq. 9 ------------------------------------------------------------------------------------------------------
@@ -37,11 +37,11 @@ def estimate_likelihood(
     """
     chosen = settings_of(settings)
     encoder = encoder_of(vae)
-    draws = draws or chosen.draws
-    noise_L_Z = shared_noise(vae, draws, generator, chosen.sampling)
-    decoder = fold(vae)
-    anchors = anchored(encoder, decoder, noise_L_Z, draws) if chosen.sampling == "anchored" else None
-    voting = class_draws(draws, chosen.sampling)
+    sampling, draws = drawing_of(vae, draws or chosen.draws, chosen.sampling)
+    noise_L_Z = shared_noise(vae, draws, generator, sampling)
+    decoder = fold(vae, _products(vae, chosen.products))
+    anchors = anchored(encoder, decoder, noise_L_Z, draws) if sampling == "anchored" else None
+    voting = class_draws(draws, sampling)
     estimator = _Estimator(encoder, decoder, noise_L_Z[:draws], noise_L_Z[:voting], anchors)
     for number, features in enumerate(features_shards):
         log_likelihood_N_C = torch.empty(len(features), vae.num_classes, dtype=noise_L_Z.dtype)
@@ -54,6 +54,11 @@ def estimate_likelihood(
             yield log_likelihood_N_C, vae_class_N
         else:
             yield log_likelihood_N_C.numpy(), vae_class_N.numpy()
+
+
+def _products(vae: FeatureVAE, wish: str) -> torch.dtype:
+    own = vae.reconstruction.weight
+    return products_of(wish, own.device) if own.dtype == torch.float32 else own.dtype
 
 
 class _Estimator(NamedTuple):

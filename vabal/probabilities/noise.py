@@ -7,11 +7,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vabal.vae import FeatureVAE, to_tensor
+from vabal.vae import FeatureVAE, anchors_of, to_tensor
 
 BANK_ROWS = 4096  # noise vectors that the samples of a pool share in the counts of Eqs. 11 and 12
 LONG_RUN = 1000  # draws of each anchor, with the sampling `anchored`
+AS_GOOD = 100  # independent draws err no less than ten `anchored` ones (docs/decisions/draws.md)
 CLASS_DRAWS = 100  # draws that tell a sample's class there (Eq. 7): these need no decoder and cost little
+
+
+# -- how latents are drawn --------------------------------------------------------------------------------------
+
+
+class Drawing(NamedTuple):
+    """How many latents are drawn of every sample for Eq. 9, and how."""
+
+    sampling: str
+    draws: int
+
+
+def drawing_of(vae: FeatureVAE, draws: int, sampling: str) -> Drawing:
+    """What `sampling` comes to; `auto` is whichever of two that err alike costs less for the pool that the network was
+    trained on: so many `anchored` draws, or 100 `independent` ones."""
+    if sampling != "auto":
+        return Drawing(sampling, draws)
+    anchored, independent = Drawing("anchored", draws), Drawing("independent", max(draws, AS_GOOD))
+    samples = int(vae.pool_size)
+    return min(independent, anchored, key=lambda one: multiplications(vae, samples, one))
+
+
+def multiplications(vae: FeatureVAE, samples: int, drawing: Drawing) -> int:
+    """What the estimate of so many samples takes, one shard: decodings of each draw, and the anchors' share."""
+    settings, hidden = vae.settings, vae.settings.hidden_width
+    # The first layer, as a whole and class by class; then the other hidden ones and the last, turned.
+    decoding = 2 * vae.num_latents * hidden + vae.num_classes * settings.hidden_layers * hidden**2
+    taken = samples * drawing.draws * decoding
+    if drawing.sampling == "anchored":
+        anchors = anchors_of(vae.num_classes)
+        taken += anchors * LONG_RUN * decoding + samples * anchors * vae.num_classes * hidden
+    return taken
 
 
 # -- noise ------------------------------------------------------------------------------------------------------
@@ -41,14 +74,15 @@ def shared_noise(vae: FeatureVAE, draws: int, generator: torch.Generator | int, 
     """noise_T_Z: what `estimate_likelihood` draws, the same for every sample.
 
     With `anchored` these are the rows of the anchors' long run: the first `draws` of them are every sample's, the
-    first 100 or more tell its class.
+    first 100 or more tell its class. With `auto`, what `drawing_of` says.
     """
+    sampling, draws = drawing_of(vae, draws, sampling)
     rows = max(LONG_RUN, class_draws(draws, sampling)) if sampling == "anchored" else draws
     return _noise(vae, rows, generator, sampling)
 
 
 def class_draws(draws: int, sampling: str) -> int:
-    return max(draws, CLASS_DRAWS) if sampling == "anchored" else draws
+    return max(draws, CLASS_DRAWS) if sampling in ("anchored", "auto") else draws
 
 
 def counting_noise(

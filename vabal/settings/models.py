@@ -285,9 +285,15 @@ class ProbabilitySettings(Section):
     """Eqs. 6, 9, 11 and 12, and how their parts are put together."""
 
     draws: PositiveInt = Field(10, description="Monte-Carlo draws T.")
-    sampling: Literal["independent", "antithetic", "anchored"] = Field(
-        "anchored",
-        description="How latents are drawn; anchored: few draws, mended by long runs at typical posteriors.",
+    sampling: Literal["auto", "independent", "antithetic", "anchored"] = Field(
+        "auto",
+        description="How latents are drawn; anchored: few draws, mended by long runs at typical posteriors; auto: "
+        "those, or 100 independent ones where that is less work, by the sizes of pool and network.",
+    )
+    products: Literal["float32", "auto"] = Field(
+        "float32",
+        description="Precision of the decoder's products; auto: bfloat16 where the processor multiplies it by itself, "
+        "else float32. A third of the time, and the last digits are the machine's (docs/decisions/draws.md).",
     )
     likelihood_reduction: Literal["sum", "mean", "standardised", "contrast"] = Field(
         "standardised",

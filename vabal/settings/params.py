@@ -26,7 +26,11 @@ def parse(raw: object, *, where: str = "params.yaml") -> Params:
 
 
 # What rounds did before these settings were there, where that is not their default.
-_BEFORE: Final[dict[str, dict[str, Any]]] = {"selection": {"narrowing": False}, "vae": {"max_steps": 0}}
+_BEFORE: Final[dict[str, dict[str, Any]]] = {
+    "selection": {"narrowing": False},
+    "vae": {"max_steps": 0},
+    "probabilities": {"sampling": "anchored"},
+}
 
 
 def recorded(settings: dict[str, Any]) -> Params:

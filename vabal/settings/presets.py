@@ -10,7 +10,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "vae": {},
         "probabilities": {
             "draws": 10,
-            "sampling": "anchored",
+            "sampling": "auto",
             "classes": "posterior",
             "exponent": 0.33,
             "likelihood_weight": 0.1,
@@ -49,6 +49,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "probabilities": {
             "draws": 100,
             "sampling": "independent",
+            "products": "float32",
             "likelihood_reduction": "sum",
             "likelihood_weight": 1.0,
             "likelihood_kl": "all",
@@ -97,6 +98,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         "probabilities": {
             "draws": 100,
             "sampling": "independent",
+            "products": "float32",
             "likelihood_reduction": "mean",
             "likelihood_weight": 1.0,
             "likelihood_kl": "all",

@@ -7,7 +7,7 @@ step.
 """
 
 from vabal.vae.features import Features, PoolFeatures, to_tensor
-from vabal.vae.network import ANCHORS, FORMAT, FeatureVAE, Layer, Loss, build, kl_divergence, load, save
+from vabal.vae.network import ANCHORS, FORMAT, FeatureVAE, Layer, Loss, anchors_of, build, kl_divergence, load, save
 from vabal.vae.training import epochs_of, fit
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Layer",
     "Loss",
     "PoolFeatures",
+    "anchors_of",
     "build",
     "epochs_of",
     "fit",

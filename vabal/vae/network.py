@@ -17,6 +17,8 @@ from vabal.settings.models import VaeSettings
 
 FORMAT = "vabal.FeatureVAE/1"
 ANCHORS = 64  # typical samples that a trained network remembers
+_ANCHOR_CLASSES = 6400  # fewer anchors with many classes, of each of which the estimate keeps a vector an anchor ...
+_FEWEST_ANCHORS = 16  # ... but no fewer than these
 
 
 class Layer(NamedTuple):
@@ -45,10 +47,12 @@ class FeatureVAE(nn.Module):
     of range.
 
     `anchors_A_D` are features of the pool that it was trained on, of samples with typical posteriors: the sampling
-    `anchored` of `vabal.probabilities` takes them. Before training they are zero.
+    `anchored` of `vabal.probabilities` takes them. `pool_size` is how many samples that pool had. Before training both
+    are zero.
     """
 
     anchors_A_D: Tensor
+    pool_size: Tensor
 
     def __init__(self, feature_dims: Sequence[int], num_classes: int, **settings: Any) -> None:
         super().__init__()
@@ -67,6 +71,7 @@ class FeatureVAE(nn.Module):
         self.decoder = _body(self.num_latents, chosen)
         self.reconstruction = nn.Linear(hidden, self.num_inputs)
         self.register_buffer("anchors_A_D", torch.zeros(ANCHORS, sum(self.feature_dims)))
+        self.register_buffer("pool_size", torch.zeros((), dtype=torch.int64))
 
     def inputs(self, features_N_D: Tensor) -> Tensor:
         """inputs_N_I: the per-stage heads, concatenated. Raises ValueError for features of another width."""
@@ -146,6 +151,11 @@ class FeatureVAE(nn.Module):
         return layers
 
 
+def anchors_of(num_classes: int) -> int:
+    """How many different anchors a network of so many classes remembers at most."""
+    return min(ANCHORS, max(_FEWEST_ANCHORS, _ANCHOR_CLASSES // num_classes))
+
+
 def kl_divergence(mean_N_Z: Tensor, log_var_N_Z: Tensor) -> Tensor:
     """KL(q(z|x) || N(0, 1)) by latent dimension, in closed form; in nats."""
     return 0.5 * (mean_N_Z.square() + log_var_N_Z.exp() - 1 - log_var_N_Z)
@@ -220,5 +230,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> FeatureVAE:
     with torch.random.fork_rng(devices=[]):
         vae = FeatureVAE(config["feature_dims"], config["num_classes"], **config["settings"])
     vae.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
-    vae.load_state_dict({"anchors_A_D": vae.anchors_A_D} | weights)  # files of old have none
+    of_old = {"anchors_A_D": vae.anchors_A_D, "pool_size": vae.pool_size}  # whose files have none
+    vae.load_state_dict(of_old | weights)
     return vae.to(device).eval()

@@ -12,10 +12,8 @@ from vabal.errors import UserError
 from vabal.learning.batches import batches_of
 from vabal.learning.metrics import Metric
 from vabal.vae.features import Features, to_tensor
-from vabal.vae.network import ANCHORS, FeatureVAE, Loss
+from vabal.vae.network import ANCHORS, FeatureVAE, Loss, anchors_of
 
-_ANCHOR_CLASSES = 6400  # fewer anchors with many classes, of each of which the estimate keeps a vector an anchor ...
-_FEWEST_ANCHORS = 16  # ... but no fewer than these
 _CANDIDATES = 2048  # samples that the anchors are chosen from ...
 _PLACE_ELEMENTS = 2**22  # ... or fewer, if their posteriors have more numbers
 
@@ -108,6 +106,7 @@ def _train(steps: "_Steps") -> Iterator[Metric]:
             yield Metric(f"vae/{'loss' if name == 'total' else name}", float(value), epoch + 1)
     vae.eval()
     vae.anchors_A_D.copy_(_typical(steps))
+    vae.pool_size.fill_(steps.samples)
 
 
 class _Steps:
@@ -176,7 +175,7 @@ def _typical(steps: "_Steps") -> Tensor:
     features_M_D = steps.sample(min(_CANDIDATES, _PLACE_ELEMENTS // (2 * vae.num_latents)))
     mean_M_Z, log_var_M_Z = vae.encode(vae.inputs(features_M_D))
     place_M_Y = torch.cat([mean_M_Z, (0.5 * log_var_M_Z).exp()], dim=1).double().cpu()
-    wanted = min(ANCHORS, max(_FEWEST_ANCHORS, _ANCHOR_CLASSES // vae.num_classes))
+    wanted = anchors_of(vae.num_classes)
     centre_A_Y = _centres(place_M_Y, wanted, steps.generator)
     nearest_A = torch.cdist(centre_A_Y, place_M_Y).argmin(dim=1)
     return features_M_D[nearest_A.repeat(-(-ANCHORS // wanted))[:ANCHORS].to(features_M_D.device)]

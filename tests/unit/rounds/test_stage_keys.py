@@ -42,7 +42,7 @@ MADE_OF = {
     "extract-committee": ({"images", "batch_size"}, {"committee", "shard"}),
     "train-vae": ({"vae", *ARITHMETIC}, {"features", "roles", "seed"}),
     "class-terms": ({"probabilities"}, {"vae", "classifier", "features", "labeled", "unlabeled", "seed"}),
-    "estimate-probabilities": ({"probabilities"}, {"vae", "features", "seed"}),
+    "estimate-probabilities": ({"probabilities", "products"}, {"vae", "features", "seed"}),
     "select-batch": (
         {"selection", "probabilities", "classes", "needs", "frozen", *ARITHMETIC},
         {"features", "committee", "estimated", "unlabeled", "seed"},

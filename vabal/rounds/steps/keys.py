@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from vabal import pools
+from vabal import pools, probabilities
 from vabal.rounds.context import RoundContext, StageReference
 from vabal.rounds.opened import OpenRound
 from vabal.rounds.stage_store import StageKey
@@ -89,7 +89,9 @@ def class_terms_key(
 
 def likelihood_key(context: RoundContext, extracted: StageReference, encoded: StageReference) -> StageKey:
     inputs: Inputs = {"vae": encoded["key"], "features": extracted["key"], "seed": context.seed("draws")}
-    settings = {"probabilities": context.params.probabilities.model_dump()}
+    chosen = context.params.probabilities
+    products = str(probabilities.products_of(chosen.products, context.device))
+    settings = {"probabilities": chosen.model_dump(), "products": products}
     return StageKey("estimate-probabilities", settings, inputs)
 
 
