@@ -1,7 +1,7 @@
 """The table and the figure of docs/evidence.md from a benchmark's results: `python -m benchmarks.evidence OUT`.
 
 OUT is a folder that `vabal bench` wrote. Prints Markdown; `--figure FILE.svg` draws learning curves, a panel a setting.
-Points are of accuracy averaged over the rounds, less the baseline's with the same seed.
+Points are of balanced accuracy averaged over the rounds, less the baseline's with the same seed.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def _against(settings: Sequence[Setting], own: str, rival: str) -> str:
 
 
 def draw(summary: Summary, path: Path, own: str = "vabal") -> None:
-    """Mean accuracy against labels, a panel a setting: `own`, the baseline and the best rivals."""
+    """The main measure's mean against labels, a panel a setting: `own`, the baseline and the best rivals."""
     import matplotlib as mpl  # noqa: PLC0415 -- only where a figure is wanted
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -128,7 +128,7 @@ def draw(summary: Summary, path: Path, own: str = "vabal") -> None:
             axes.set(title=setting.name, xlabel="labels", xticks=labeled)
             axes.grid(axis="y", color="0.9")
             axes.spines[["top", "right"]].set_visible(False)
-        panels[0].set_ylabel("accuracy, %")
+        panels[0].set_ylabel(f"{MEASURES[MAIN]}, %")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None}, facecolor="white")
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--by-setting", action="store_true", help="each setting's interval, in place of ranks and gaps")
     parser.add_argument("--figure", type=Path, help="where to draw the learning curves, as SVG")
     given = parser.parse_args()
-    summary = Summary.model_validate_json((given.out / "summary.json").read_bytes())
+    summary = Summary.read(given.out / "summary.json")
     for setting in summary.settings:
         lacking = set(summary.strategies) - {item.strategy for item in setting.strategies}
         if lacking:

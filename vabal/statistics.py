@@ -12,13 +12,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-MAIN = "accuracy"  # the metric that a benchmark compares by
+MAIN = "balanced_accuracy"  # the metric that a benchmark compares by
 CONFIDENCE = 0.95
+SHARE, GAIN = (0.0, 1.0), (-1.0, 1.0)  # what a share can be, and the difference of two
 MOST_EXACT = 15  # differences; up to here all 2^n sign flips are counted
 RANDOM_FLIPS = 2**15
 RESAMPLES = 10_000
+RESAMPLED_CURVES = 1_000
 FEWEST_FOR_BOOTSTRAP = 5
 _SEED = 20200101
+_SAME = 1e-12  # a spread or a mean of shares that only rounding made
+_ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,20 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """The mean of n matched differences, with two paired tests that both are two-sided."""
+    """The mean of n matched differences, with three paired tests that all are two-sided."""
 
     bootstrap_low: float | None
     bootstrap_high: float | None
     p: float  # sign-flip permutation test
     wilcoxon_p: float | None
+    t_p: float | None  # Student's
 
 
-def estimate(values: ArrayLike) -> Estimate:
-    """Mean, spread and interval. Raises ValueError without values."""
+Range = tuple[float, float]
+
+
+def estimate(values: ArrayLike, possible: Range | None = None) -> Estimate:
+    """Mean, spread and interval, clipped to what is `possible`. Raises ValueError without values."""
     values_N = np.asarray(values, dtype=np.float64)
     if not len(values_N):
         raise ValueError("the mean of no values")
@@ -52,13 +60,14 @@ def estimate(values: ArrayLike) -> Estimate:
         return Estimate(n, mean, None, None, None)
     sd = float(values_N.std(ddof=1))
     half = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * sd / n**0.5
-    return Estimate(n, mean, sd, mean - half, mean + half)
+    least, most = possible or (-np.inf, np.inf)
+    return Estimate(n, mean, sd, max(mean - half, least), min(mean + half, most))
 
 
-def difference(differences: ArrayLike) -> Difference:
-    """What matched differences say. Raises ValueError without any."""
+def difference(differences: ArrayLike, possible: Range | None = None) -> Difference:
+    """What matched differences say, the interval clipped to what is `possible`. Raises ValueError without any."""
     differences_N = np.asarray(differences, dtype=np.float64)
-    known = estimate(differences_N)
+    known = estimate(differences_N, possible)
     low, high = bootstrap_interval(differences_N) or (None, None)
     return Difference(
         known.n,
@@ -70,6 +79,7 @@ def difference(differences: ArrayLike) -> Difference:
         high,
         sign_flip_p(differences_N),
         wilcoxon_p(differences_N),
+        student_p(differences_N),
     )
 
 
@@ -78,9 +88,7 @@ def bootstrap_interval(values: ArrayLike) -> tuple[float, float] | None:
     values_N = np.asarray(values, dtype=np.float64)
     if len(values_N) < FEWEST_FOR_BOOTSTRAP:
         return None
-    low, high = np.quantile(
-        values_N[_resamples_B_N(len(values_N))].mean(axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    )
+    low, high = np.quantile(values_N[_resamples_B_N(len(values_N))].mean(axis=1), _ENDS)
     return float(low), float(high)
 
 
@@ -122,6 +130,17 @@ def wilcoxon_p(differences: ArrayLike) -> float | None:
     return float(stats.wilcoxon(nonzero_N).pvalue)
 
 
+def student_p(differences: ArrayLike) -> float | None:
+    """Two-sided p of Student's paired test; None below two differences, or where they do not vary but are not zero."""
+    known = estimate(differences)
+    if known.sd is None:
+        return None
+    if known.sd <= _SAME:
+        return 1.0 if abs(known.mean) <= _SAME else None
+    t = known.mean / (known.sd / known.n**0.5)
+    return float(2 * special.stdtr(known.n - 1, -abs(t)))
+
+
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down correction of several tests: the family-wise error is kept, in any dependence of the tests."""
     corrected: dict[str, float] = {}
@@ -151,6 +170,33 @@ def labels_to_reach(labeled_R: ArrayLike, values_R: ArrayLike, target: float) ->
         return float(labels[0])
     share = (target - values[after - 1]) / (values[after] - values[after - 1])
     return float(labels[after - 1] + min(1.0, share) * (labels[after] - labels[after - 1]))
+
+
+def labels_apart(
+    labeled_R: ArrayLike, mine_S_R: ArrayLike, theirs_S_R: ArrayLike
+) -> tuple[float | None, tuple[float | None, float | None] | None]:
+    """How many labels fewer the mean of my curves takes than the mean of theirs for the value at which theirs ends.
+
+    Also its percentile interval over resampled seeds (S, matched; None below five). A curve that never gets there takes
+    an unknown number: the mean is None then, and so is an end of the interval that lies among such resamples.
+    """
+    mine, theirs = np.asarray(mine_S_R, dtype=np.float64), np.asarray(theirs_S_R, dtype=np.float64)
+
+    def saved(mine_R: NDArray[np.float64], theirs_R: NDArray[np.float64]) -> float:
+        needed, reference = (labels_to_reach(labeled_R, curve_R, float(theirs_R[-1])) for curve_R in (mine_R, theirs_R))
+        return -np.inf if needed is None or reference is None else reference - needed
+
+    found = saved(mine.mean(axis=0), theirs.mean(axis=0))
+    mean = None if np.isinf(found) else found
+    if len(mine) < FEWEST_FOR_BOOTSTRAP:
+        return mean, None
+    seeds_B_S = _resamples_B_N(len(mine))[:RESAMPLED_CURVES]
+    resampled = np.sort(
+        [saved(*curves) for curves in zip(mine[seeds_B_S].mean(1), theirs[seeds_B_S].mean(1), strict=True)]
+    )
+    ends = [float(resampled[round(share * (len(resampled) - 1))]) for share in _ENDS]
+    low, high = (None if np.isinf(end) else end for end in ends)
+    return mean, (low, high)
 
 
 def rank_correlation(first: Sequence[float | None], second: Sequence[float | None]) -> float | None:

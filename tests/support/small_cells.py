@@ -28,6 +28,8 @@ def cell(
     pool: Sequence[int] = (100, 20),
     classes: Sequence[str] = ("a", "b"),
     step: int = 20,
+    learner: str = "",
+    caveat: str | None = None,
 ) -> dict[str, Any]:
     """A run whose accuracies are `curve`; balanced accuracy and macro F1 are 0.1 and 0.2 less."""
     rounds = [
@@ -40,6 +42,8 @@ def cell(
             "recall_per_class": list(recall),
             "picked_per_class": list(picked[place]) if picked else [step // 2] * len(classes),
             "seconds": {"train": 2.0} if place + 1 == len(curve) else {"train": 2.0, "select": 0.5},
+            "cpu_seconds": 3.0,
+            "trained": 1 if place + 1 == len(curve) else 5,
         }
         for place, value in enumerate(curve)
     ]
@@ -47,7 +51,9 @@ def cell(
         "version": 1,
         "source": source,
         "imbalance": imbalance,
-        "strategy": strategy,
+        "strategy": f"{learner}/{strategy}" if learner else strategy,
+        "learner": learner,
+        "caveat": caveat,
         "seed": seed,
         "classes": list(classes),
         "pool_per_class": list(pool),

@@ -31,13 +31,14 @@ from vabal.settings.models import Params
 class Prepared:
     """A source whose images are decoded: a folder with `images.npy` and `items.parquet`, and the class names.
 
-    `data` is a digest of what the source held: ids, images, labels.
+    `data` is a digest of what the source held: ids, images, labels. `caveat` is what must stand beside every result.
     """
 
     folder: str
     classes: tuple[str, ...]
     brings_holdout: bool
     data: str
+    caveat: str | None = None
 
 
 def prepare(source: str, settings: Mapping[str, Any], folder: Path) -> Prepared:
@@ -59,7 +60,8 @@ def prepare(source: str, settings: Mapping[str, Any], folder: Path) -> Prepared:
     place = folder / sha256(canonical_json(about))[:16]
     if not (place / "items.parquet").exists():
         _decode(opened, items, chosen, place)
-    return Prepared(str(place), classes, bool(items["split"].notna().any()), data)
+    caveat = getattr(opened, "caveat", None) if items["group"].isna().all() else None
+    return Prepared(str(place), classes, bool(items["split"].notna().any()), data, caveat)
 
 
 def _decode(opened: Any, items: pd.DataFrame, chosen: Params, place: Path) -> None:
@@ -141,11 +143,13 @@ def run_cell(cell: Cell, prepared: Prepared, folder: Path) -> CellOutcome:
             )
     except UserError as error:
         return CellOutcome(None, f"{cell.source}, {cell.imbalance}, {cell.label}, seed {cell.seed}: {error}")
-    write_bytes(folder / cell.file_name, canonical_json(_document(cell, place, rounds)))
+    write_bytes(folder / cell.file_name, canonical_json(_document(cell, prepared, place, rounds)))
     return CellOutcome(cell.file_name)
 
 
-def _document(cell: Cell, place: simulation.SimulatedPool, rounds: Sequence[simulation.Round]) -> dict[str, Any]:
+def _document(
+    cell: Cell, prepared: Prepared, place: simulation.SimulatedPool, rounds: Sequence[simulation.Round]
+) -> dict[str, Any]:
     return {
         "version": VERSION,
         "key": cell.key,
@@ -158,6 +162,7 @@ def _document(cell: Cell, place: simulation.SimulatedPool, rounds: Sequence[simu
         "initial": cell.common["initial"],
         "settings": {**cell.common["settings"], **cell.settings, "selection.strategy": cell.strategy},
         "code": code_version(),
+        "caveat": prepared.caveat,
         "classes": list(place.classes),
         "pool_per_class": place.per_class(place.pool_P),
         "holdout_per_class": place.per_class(place.holdout_M),

@@ -16,8 +16,11 @@ import numpy as np
 from vabal import statistics
 from vabal.benchmark.curves import METRICS, Runs, baseline_of, curve, labeled, picks_of, quantity_of
 from vabal.benchmark.pooled import pooled
+from vabal.benchmark.rivals import default_reference, rivals_of
 from vabal.benchmark.summary import (
+    VERSION,
     ClassAccuracy,
+    Cost,
     Gap,
     Gaps,
     Labels,
@@ -32,24 +35,30 @@ from vabal.benchmark.summary import (
     TopPicks,
 )
 from vabal.errors import UserError
-from vabal.statistics import MAIN
+from vabal.statistics import GAIN, MAIN, SHARE
 
-VERSION = 1
 QUANTITIES = ("average", "final", "area")
 
 RULES = {
     "average": "The mean over all rounds of a seed, the first one (the initial labels) included.",
     "area": "The area under the learning curve (trapezoids over the number of labels), divided by the range of labels.",
-    "interval": "95 % interval of the mean over seeds, Student's t; none with one seed.",
-    "difference": "Matched: the strategy less the baseline with the same seed. Seeds that one of them lacks are left "
-    "out; n is the number of pairs.",
+    "interval": "95 % interval of the mean over seeds, Student's t, clipped to what is possible; none with one seed.",
+    "difference": "Matched: the strategy less the baseline with the same learner and the same seed. Seeds that one of "
+    "them lacks are left out; n is the number of pairs.",
     "p": "Sign-flip permutation test of the matched differences, two-sided: all 2^n flips for n up to 15, beyond that "
     "2^15 random ones. The smallest p that n pairs can give is 2 / 2^n.",
     "holm_p": "p after Holm's correction over the strategies of one setting. With few seeds and many strategies it "
     "cannot be small whatever the picks: five pairs and sixteen strategies give 1. Read the intervals then.",
     "bootstrap": "95 % percentile interval over resampled seeds (10 000 resamples, fixed seed), from 5 pairs on.",
-    "labels": "The labels at which the strategy's mean curve, linear between rounds, first reaches the final mean "
-    "accuracy of the baseline; saved against the labels at which the baseline's own mean curve first does.",
+    "rival": "The reference less the rival with the same seed, of averages over rounds; over several settings of each "
+    "seed's mean. Student's paired test, Holm's correction over all rivals; not distinguishable: the corrected p is "
+    "0.05 or more, or there are too few seeds for a test.",
+    "labels": "The labels at which the strategy's mean curve, linear between rounds, first reaches the final mean of "
+    "the baseline; saved against the labels at which the baseline's own mean curve first does. The interval resamples "
+    "seeds (from 5 on); an end of it is open where such a curve does not get there. Matched: what the baseline needs "
+    "for the strategy's own end.",
+    "cost": "Of one run, means over seeds: networks (or baselines) trained, and seconds of CPU over all threads, "
+    "without the images' embeddings, which are made once a source.",
     "rare": "A class is rare if its pool holds less than half the images of the largest class.",
     "dominant": "A class is dominant if its pool holds more than twice the images of the median class.",
     "rank": "The mean rank by average accuracy over the blocks (setting, seed) in which every strategy ran; 1 is best, "
@@ -59,8 +68,8 @@ RULES = {
 }
 
 
-def summarise(cells: Iterable[Mapping[str, Any]], baseline: str = "random") -> Summary:
-    """The statistics of all cells: what `summary.json` holds.
+def summarise(cells: Iterable[Mapping[str, Any]], baseline: str = "random", reference: str | None = None) -> Summary:
+    """The statistics of all cells: what `summary.json` holds. `reference` is the row that others are tested against.
 
     Raises UserError for no cells, for two of the same run, for cells of one setting that differ in classes or labels,
     and for a measure that is not finite.
@@ -74,11 +83,13 @@ def summarise(cells: Iterable[Mapping[str, Any]], baseline: str = "random") -> S
     for cell in documents:
         by_strategy = grouped.setdefault((cell["source"], cell["imbalance"]), {})
         by_strategy.setdefault(cell["strategy"], {})[int(cell["seed"])] = cell
-    settings = [_setting(runs, baseline) for runs in grouped.values()]
-    overall = pooled(list(grouped.values()), settings, names, baseline)
+    reference = reference if reference in names else default_reference(names, baseline)
+    settings = [_setting(runs, baseline, reference) for runs in grouped.values()]
+    overall = pooled(list(grouped.values()), settings, names, baseline, reference)
     return Summary(
         version=VERSION,
         baseline=baseline,
+        reference=reference,
         main=MAIN,
         metrics=list(METRICS),
         confidence=statistics.CONFIDENCE,
@@ -124,7 +135,7 @@ def _check(documents: Sequence[Mapping[str, Any]]) -> None:
 # -- one setting ----------------------------------------------------------------------------------------------------
 
 
-def _setting(runs: Mapping[str, Runs], baseline: str) -> Setting:
+def _setting(runs: Mapping[str, Runs], baseline: str, reference: str | None) -> Setting:
     cells = [cell for by_seed in runs.values() for cell in by_seed.values()]
     any_cell, seeds = cells[0], sorted({seed for by_seed in runs.values() for seed in by_seed})
     pool_C = np.mean([cell["pool_per_class"] for cell in cells], axis=0)
@@ -145,7 +156,9 @@ def _setting(runs: Mapping[str, Runs], baseline: str) -> Setting:
         budget=any_cell["budget"],
         labeled=labeled(any_cell),
         seeds=seeds,
-        strategies=sorted(described, key=_by_difference),
+        strategies=sorted(described, key=_by_average if any(item.learner for item in described) else _by_difference),
+        rivals=rivals_of(reference, [runs]),
+        caveat=next((cell["caveat"] for cell in cells if cell.get("caveat")), None),
     )
 
 
@@ -153,6 +166,11 @@ def _by_difference(item: StrategyInSetting) -> tuple[float, float, str]:
     """Orders strategies: the largest matched difference first; the baseline stands at zero; then by average."""
     gap = item.main.difference
     return -(gap.average.mean if gap else 0.0), -item.main.average.mean, item.strategy
+
+
+def _by_average(item: StrategyInSetting) -> tuple[float, str]:
+    """Of several learners, whose differences are to baselines of their own."""
+    return -item.main.average.mean, item.strategy
 
 
 _Pairs = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
@@ -171,6 +189,8 @@ def _strategy(
     cells = list(mine.values())
     return StrategyInSetting(
         strategy=name,
+        learner=str(cells[0].get("learner", "")),
+        picks=picks_of(name),
         seeds=list(mine),
         missing_seeds=[seed for seed in seeds if seed not in mine],
         pairs=len(pairs),
@@ -179,6 +199,7 @@ def _strategy(
         rare_share=_rare_share(cells, rare_C),
         classes=_class_accuracy(cells),
         seconds=_seconds(cells),
+        cost=_cost(cells),
         top_picks=_top_picks(mine),
     )
 
@@ -186,7 +207,7 @@ def _strategy(
 def _measured(metric: str, name: str, cells: Sequence[Mapping[str, Any]], pairs: _Pairs, holm: _Holm) -> Measured:
     def per_seed(quantity: str) -> MeanOfSeeds:
         values = [quantity_of(cell, metric, quantity) for cell in cells]
-        return MeanOfSeeds(**asdict(statistics.estimate(values)), per_seed=values)
+        return MeanOfSeeds(**asdict(statistics.estimate(values, SHARE)), per_seed=values)
 
     def gap(quantity: str) -> Gap:
         return Gap(**asdict(_difference(metric, quantity, pairs)), holm_p=holm[metric, quantity][name])
@@ -194,24 +215,24 @@ def _measured(metric: str, name: str, cells: Sequence[Mapping[str, Any]], pairs:
     curves_S_R = [curve(cell, metric) for cell in cells]
     gaps_P_R = [np.subtract(curve(a, metric), curve(b, metric)) for a, b in pairs]
     return Measured(
-        per_round=_per_round(cells[0], curves_S_R),
+        per_round=_per_round(cells[0], curves_S_R, SHARE),
         average=per_seed("average"),
         final=per_seed("final"),
         area=per_seed("area"),
         difference=Gaps(average=gap("average"), final=gap("final"), area=gap("area")) if pairs else None,
-        difference_per_round=_per_round(cells[0], gaps_P_R) if pairs else None,
+        difference_per_round=_per_round(cells[0], gaps_P_R, GAIN) if pairs else None,
     )
 
 
 def _difference(metric: str, quantity: str, pairs: _Pairs) -> statistics.Difference:
     return statistics.difference(
-        [quantity_of(a, metric, quantity) - quantity_of(b, metric, quantity) for a, b in pairs]
+        [quantity_of(a, metric, quantity) - quantity_of(b, metric, quantity) for a, b in pairs], GAIN
     )
 
 
-def _per_round(cell: Mapping[str, Any], values_S_R: Sequence[Any]) -> list[MeanOfRound]:
+def _per_round(cell: Mapping[str, Any], values_S_R: Sequence[Any], possible: statistics.Range) -> list[MeanOfRound]:
     return [
-        MeanOfRound(round=item["round"], labeled=item["labeled"], **asdict(statistics.estimate(values)))
+        MeanOfRound(round=item["round"], labeled=item["labeled"], **asdict(statistics.estimate(values, possible)))
         for item, values in zip(cell["rounds"], np.asarray(values_S_R, dtype=np.float64).T, strict=True)
     ]
 
@@ -235,13 +256,12 @@ def _labels(cells: Sequence[Mapping[str, Any]], rivals: Runs, is_baseline: bool)
     if not shared:
         return None
     labeled_R = labeled(cells[0])
-    baseline_R = np.mean([curve(rivals[seed], MAIN) for seed in shared], axis=0)
+    theirs_S_R, mine_S_R = ([curve(runs[seed], MAIN) for seed in shared] for runs in (rivals, mine))
+    baseline_R, own_R = np.mean(theirs_S_R, axis=0), np.mean(mine_S_R, axis=0)
     target = float(baseline_R[-1])
-    theirs = statistics.labels_to_reach(labeled_R, baseline_R, target)
-    needed = statistics.labels_to_reach(
-        labeled_R, np.mean([curve(mine[seed], MAIN) for seed in shared], axis=0), target
-    )
-    saved = None if needed is None or theirs is None or is_baseline else theirs - needed
+    theirs, needed = (statistics.labels_to_reach(labeled_R, curve_R, target) for curve_R in (baseline_R, own_R))
+    saved, interval = (None, None) if is_baseline else statistics.labels_apart(labeled_R, mine_S_R, theirs_S_R)
+    low, high = interval or (None, None)
     return Labels(
         target=target,
         reached=needed is not None,
@@ -249,6 +269,9 @@ def _labels(cells: Sequence[Mapping[str, Any]], rivals: Runs, is_baseline: bool)
         baseline_needed=theirs,
         saved=saved,
         saved_share=None if saved is None or not theirs else saved / theirs,
+        saved_low=low,
+        saved_high=high,
+        matched=statistics.labels_to_reach(labeled_R, baseline_R, float(own_R[-1])),
     )
 
 
@@ -263,7 +286,7 @@ def _rare_share(cells: Sequence[Mapping[str, Any]], rare_C: Any) -> list[MeanOfR
     labeled_S_R_C = _picked_S_R_C(cells)
     totals_S_R = labeled_S_R_C.sum(axis=2)
     share_S_R = labeled_S_R_C[:, :, rare_C].sum(axis=2) / np.maximum(totals_S_R, 1)
-    return _per_round(cells[0], share_S_R)
+    return _per_round(cells[0], share_S_R, SHARE)
 
 
 def _class_accuracy(cells: Sequence[Mapping[str, Any]]) -> ClassAccuracy:
@@ -293,6 +316,17 @@ def _seconds(cells: Sequence[Mapping[str, Any]]) -> Seconds:
     ]
     means = {part: float(np.mean([item[part] for item in rounds if part in item])) for part in parts}
     return Seconds(per_round=rounds, mean=means)
+
+
+def _cost(cells: Sequence[Mapping[str, Any]]) -> Cost | None:
+    """None of cells that an earlier version ran, which did not say."""
+    if not all("cpu_seconds" in item for cell in cells for item in cell["rounds"]):
+        return None
+
+    def mean(name: str) -> float:
+        return float(np.mean([sum(item[name] for item in cell["rounds"]) for cell in cells]))
+
+    return Cost(trained=mean("trained"), cpu_seconds=mean("cpu_seconds"))
 
 
 def _top_picks(mine: Runs) -> TopPicks | None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from vabal import statistics
 
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
+METRICS = ("balanced_accuracy", "accuracy", "macro_f1")
 
 Runs = dict[int, Mapping[str, Any]]  # one strategy's cells by seed
 

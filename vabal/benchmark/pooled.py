@@ -8,17 +8,22 @@ import numpy as np
 
 from vabal import statistics
 from vabal.benchmark.curves import METRICS, Runs, baseline_of, quantity_of
+from vabal.benchmark.rivals import rivals_of
 from vabal.benchmark.summary import Gap, Pooled, Setting, StrategyOverall
-from vabal.statistics import MAIN
+from vabal.statistics import GAIN, MAIN
 
 
 def pooled(
-    grouped: Sequence[Mapping[str, Runs]], settings: Sequence[Setting], names: Sequence[str], baseline: str
+    grouped: Sequence[Mapping[str, Runs]],
+    settings: Sequence[Setting],
+    names: Sequence[str],
+    baseline: str,
+    reference: str | None,
 ) -> Pooled:
     ranks, blocks = _ranks(grouped, names)
     pairs = {name: _all_pairs(name, grouped, baseline) for name in names}
     gaps = {
-        metric: {name: statistics.difference(_gaps(found, metric)) for name, found in pairs.items() if found}
+        metric: {name: statistics.difference(_gaps(found, metric), GAIN) for name, found in pairs.items() if found}
         for metric in METRICS
     }
     holm = {metric: statistics.holm({name: gap.p for name, gap in found.items()}) for metric, found in gaps.items()}
@@ -41,7 +46,12 @@ def pooled(
         gap = item.difference[MAIN].mean if item.difference else 0.0
         return -gap, item.mean_rank or 0.0, item.strategy
 
-    return Pooled(settings=len(settings), blocks=blocks, strategies=sorted(map(described, names), key=order))
+    return Pooled(
+        settings=len(settings),
+        blocks=blocks,
+        strategies=sorted(map(described, names), key=order),
+        rivals=rivals_of(reference, grouped),
+    )
 
 
 class _Pair(NamedTuple):
@@ -79,7 +89,7 @@ def _by_seed(pairs: Sequence[_Pair]) -> dict[str, Gap] | None:
         found = _gaps(pairs, metric)
         return [np.mean([gap for gap, pair in zip(found, pairs, strict=True) if pair.seed == seed]) for seed in whole]
 
-    return {metric: Gap(**asdict(statistics.difference(means(metric)))) for metric in METRICS}
+    return {metric: Gap(**asdict(statistics.difference(means(metric), GAIN))) for metric in METRICS}
 
 
 def _verdicts(name: str, settings: Sequence[Setting]) -> dict[str, int]:

@@ -42,6 +42,7 @@ from vabal.errors import UserError, missing_extra
 from vabal.files import canonical_json, write_bytes
 from vabal.progress import duration
 from vabal.rounds.stage_store import code_version
+from vabal.statistics import MAIN
 
 # -- running them ---------------------------------------------------------------------------------------------------
 
@@ -125,14 +126,14 @@ def run(
         ready = {source: prepare(source, grid.settings, out / "cache") for source in grid.sources} if missing else {}
         _check(missing, ready)
         _same_data(ready, out, {source for source, *_ in known})
-        for line in grid.told:
+        for line in (*grid.told, *(f"{source}: {item.caveat}" for source, item in ready.items() if item.caveat)):
             tell(line)
         tell(f"{len(missing)} cells to run")
         ended = execute([(cell, ready[cell.source], out / "cells") for cell in missing])
         failures = list(_failures(ended, out, len(missing), tell, record))
         summary = None
         if len(failures) < len(cells):
-            summary = write_results(out, title=title, command=command, page=page, tell=tell)
+            summary = write_results(out, title=title, command=command, page=page, tell=tell, reference=grid.reference)
     if failures or summary is None:
         raise UserError(
             f"{len(failures)} of {len(cells)} cells failed; the results of the others are in {out}. The first: "
@@ -192,11 +193,11 @@ class _Clock:
     def line(self, cell: Mapping[str, Any]) -> str:
         count = self.count()
         left = (time.monotonic() - self._start) / self._done * (self._total - self._done)
-        accuracies = [item["accuracy"] for item in cell["rounds"]]
+        values = [item[MAIN] for item in cell["rounds"]]
         named = f"{cell['source']} {cell['imbalance']} {cell['strategy']} seed {cell['seed']}"
         return (
-            f"{count} {named}: accuracy "
-            f"{accuracies[0]:.3f} -> {accuracies[-1]:.3f}, average {np.mean(accuracies):.3f}; {duration(left)} left"
+            f"{count} {named}: {MAIN.replace('_', ' ')} "
+            f"{values[0]:.3f} -> {values[-1]:.3f}, average {np.mean(values):.3f}; {duration(left)} left"
         )
 
 
@@ -250,6 +251,7 @@ def write_results(
     command: str,
     page: Page | None = None,
     tell: Callable[[str], None] = lambda _line: None,
+    reference: str | None = None,
 ) -> Summary:
     """results.csv, summary.json and, with `page`, report.html from the cells in `out`; returns the summary.
 
@@ -259,7 +261,7 @@ def write_results(
     if not cells:
         raise UserError(f"{out} holds no finished cell: run the grid first")
     write_bytes(out / "results.csv", _csv(cells).encode())
-    summary = comparison.summarise(cells)
+    summary = comparison.summarise(cells, reference=reference)
     write_bytes(out / "summary.json", summary.content())
     if page is not None:
         about = {"command": command, **_about(out, cells)}

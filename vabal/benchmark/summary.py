@@ -4,11 +4,16 @@ Numbers of measures are shares, not per cent. A setting is a source with an imba
 """
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from vabal.errors import UserError
 from vabal.statistics import MAIN
+
+VERSION = 2
+Verdict = Literal["ahead", "behind", "not distinguishable"]
 
 
 class _Part(BaseModel):
@@ -39,12 +44,13 @@ class MeanOfRound(Mean):
 
 
 class Gap(Mean):
-    """`statistics.Difference`: matched, the strategy less the baseline. `holm_p` is corrected over the strategies."""
+    """`statistics.Difference`: matched, the strategy less the baseline; `holm_p` is `p` corrected."""
 
     bootstrap_low: float | None
     bootstrap_high: float | None
     p: float
     wilcoxon_p: float | None
+    t_p: float | None
     holm_p: float | None = None
 
 
@@ -68,7 +74,12 @@ class Measured(_Part):
 
 
 class Labels(_Part):
-    """Labels needed for the baseline's final mean accuracy, and how many fewer than the baseline needs."""
+    """Labels needed for the baseline's final mean, and how many fewer than the baseline needs, with an interval.
+
+    `saved_low` and `saved_high` are None where they lie beyond what the labels of the run can tell, or with fewer than
+    five seeds. `matched` are labels that the baseline needs for what the strategy has at its end; None: more than there
+    were.
+    """
 
     target: float
     reached: bool
@@ -76,6 +87,9 @@ class Labels(_Part):
     baseline_needed: float | None
     saved: float | None
     saved_share: float | None
+    saved_low: float | None
+    saved_high: float | None
+    matched: float | None
 
 
 class ClassAccuracy(_Part):
@@ -93,6 +107,25 @@ class Seconds(_Part):
     mean: dict[str, float]
 
 
+class Cost(_Part):
+    """Of a whole run, means over seeds; without the images' embeddings, which are made once a source."""
+
+    trained: float
+    cpu_seconds: float
+
+
+class Rival(_Part):
+    """The reference less another row, matched by seed, of the average over rounds of the main measure.
+
+    `holm_t_p` is Student's p after Holm's correction over all rivals; below 0.05 the two can be told apart.
+    """
+
+    strategy: str
+    difference: Gap
+    holm_t_p: float | None
+    verdict: Verdict
+
+
 class Pick(_Part):
     sample_id: str | None
     label: str | None
@@ -107,7 +140,11 @@ class TopPicks(_Part):
 
 
 class StrategyInSetting(_Part):
+    """A row: a strategy's `picks` for a `learner`, which is empty where none was named."""
+
     strategy: str
+    learner: str
+    picks: str
     seeds: list[int]
     missing_seeds: list[int]
     pairs: int
@@ -116,6 +153,7 @@ class StrategyInSetting(_Part):
     rare_share: list[MeanOfRound] | None
     classes: ClassAccuracy
     seconds: Seconds
+    cost: Cost | None
     top_picks: TopPicks | None
 
     @property
@@ -136,6 +174,8 @@ class Setting(_Part):
     labeled: list[int]
     seeds: list[int]
     strategies: list[StrategyInSetting]
+    rivals: list[Rival]
+    caveat: str | None
 
     @property
     def name(self) -> str:
@@ -160,9 +200,12 @@ class StrategyOverall(_Part):
 
 
 class Pooled(_Part):
+    """`rivals` are compared by the means over settings of each seed that is complete."""
+
     settings: int
     blocks: int
     strategies: list[StrategyOverall]
+    rivals: list[Rival]
 
 
 class Summary(_Part):
@@ -170,6 +213,7 @@ class Summary(_Part):
 
     version: int
     baseline: str
+    reference: str | None
     main: str
     metrics: list[str]
     confidence: float
@@ -178,6 +222,16 @@ class Summary(_Part):
     strategies: list[str]
     settings: list[Setting]
     pooled: Pooled
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The summary in the file. Raises UserError for one that another version wrote."""
+        content = json.loads(path.read_bytes())
+        if content.get("version") != VERSION:
+            raise UserError(
+                f"{path}: another version of vabal wrote it; the same `vabal bench` line makes it anew from the cells"
+            )
+        return cls.model_validate(content)
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(exclude_unset=True)

@@ -131,7 +131,7 @@ def bench(options: BenchOptions) -> None:
             record=_cell_recorder(out) if options.mlflow else running.nobody,
             page=report.write,
         )
-    summary = Summary.model_validate_json((out / "summary.json").read_bytes())
+    summary = Summary.read(out / "summary.json")
     shown = out / "report.html"  # which needs matplotlib
     render.show_comparison(summary, shown if shown.exists() else out / "summary.json", as_json=options.as_json)
 

@@ -45,10 +45,27 @@ def show_comparison(summary: "Summary", report: Path, *, as_json: bool = False) 
         ("saved", "right"),
     ]
     for setting in summary.settings:
-        console.print(Text(f"\n{setting.name}: {len(setting.seeds)} seeds"))
+        console.print(Text(f"\n{setting.name}: {summary.main.replace('_', ' ')}, {len(setting.seeds)} seeds"))
         rows = [_comparison_row(item) for item in setting.strategies]
         console.print(_table(console, columns, rows))
+        if setting.caveat:
+            console.print(Text(setting.caveat))
+    _show_rivals(console, summary)
     console.print(Text(f"{summary.cells} cells; the whole comparison: {report}"))
+
+
+def _show_rivals(console: Console, summary: "Summary") -> None:
+    """The reference against each other row, over all settings."""
+    if not summary.pooled.rivals:
+        return
+    console.print(Text(f"\n{summary.reference} less each other row, average over rounds, over all settings"))
+    columns: list[Column] = [("row", "left"), ("95 % interval", "right"), ("p, Holm", "right"), ("it is", "left")]
+    rows = []
+    for rival in summary.pooled.rivals:
+        gap, p = rival.difference, rival.holm_t_p
+        interval = f" ({gap.low:+.3f} to {gap.high:+.3f})" if gap.low is not None else ""
+        rows.append((rival.strategy, f"{gap.mean:+.3f}{interval}", "" if p is None else f"{p:.3f}", rival.verdict))
+    console.print(_table(console, columns, rows))
 
 
 def _comparison_row(item: "StrategyInSetting") -> tuple[str, ...]:

@@ -3,34 +3,31 @@
 from collections.abc import Sequence
 
 from vabal import statistics
+from vabal.benchmark.curves import baseline_of, picks_of
 from vabal.benchmark.summary import Setting, StrategyOverall, Summary
-from vabal.pages.tables import interval
+from vabal.pages.tables import NAMES, interval
 from vabal.statistics import MAIN
 
 _OURS = "vabal"
 
 
 def family(names: Sequence[str]) -> list[str]:
-    """Our strategies: `vabal` and its variants, `vabal` itself first."""
-    return sorted((name for name in names if name.startswith(_OURS)), key=lambda name: (name != _OURS, name))
-
-
-def focus(summary: Summary) -> str | None:
-    """The strategy that the report is about: `vabal`, else a variant of it, else the best that is not the baseline."""
-    own = family(summary.strategies)
-    others = [name for name in summary.strategies if name != summary.baseline]
-    return next(iter(own or others), None)
+    """Rows of our strategies: `vabal` and its variants, `vabal` itself first."""
+    ours = [name for name in names if picks_of(name).startswith(_OURS)]
+    return sorted(ours, key=lambda name: (picks_of(name) != _OURS, name))
 
 
 def headline(summary: Summary) -> str:
     """The result in two sentences of plain text, favourable or not."""
-    name, baseline = focus(summary), summary.baseline
+    name = summary.reference
     if name is None:
-        return f"Only {baseline} was run: there is nothing to compare it with."
+        return f"Only {summary.baseline} was run: there is nothing to compare it with."
+    baseline = baseline_of(name, summary.baseline)
     found = next(item for item in summary.pooled.strategies if item.strategy == name)
     if not found.difference:
         return f"{name} and {baseline} have no seed in common: there are no matched differences."
-    return f"{_against_baseline(name, baseline, found)} {_against_rivals(name, summary)}"
+    said = [_against_baseline(name, baseline, found), _against_rivals(name, summary), _told_apart(summary)]
+    return " ".join(sentence for sentence in said if sentence)
 
 
 def _against_baseline(name: str, baseline: str, found: StrategyOverall) -> str:
@@ -39,7 +36,7 @@ def _against_baseline(name: str, baseline: str, found: StrategyOverall) -> str:
     verb = "above" if mean > 0 else "below" if mean < 0 else "away from"
     where = f"Over {many} settings and {counted(gap.n, 'matched pair')}, " if many > 1 else ""
     pairs = "" if many > 1 else f" with {counted(gap.n, 'matched seed')}"
-    first = f"{where}{name}'s average accuracy is {abs(mean):.2f} points {verb} {baseline}'s{pairs}"
+    first = f"{where}{name}'s average {NAMES[MAIN]} is {abs(mean):.2f} points {verb} {baseline}'s{pairs}"
     if gap.low is None:
         return f"{first}; one pair gives no interval."
     first += f" (95 % interval {interval(gap.low, gap.high)})"
@@ -49,8 +46,23 @@ def _against_baseline(name: str, baseline: str, found: StrategyOverall) -> str:
     return f"{first}; taken alone, {above} of {many} settings have an interval above zero and {below} one below it."
 
 
+def _told_apart(summary: Summary) -> str:
+    """Empty where no rival could be tested."""
+    rivals = [item for item in summary.pooled.rivals if item.holm_t_p is not None]
+    if not rivals:
+        return ""
+    said = [
+        f"{verdict} {'of' if verdict == 'ahead' else ''}".strip() + f" {len(found)} ({', '.join(found)})"
+        for verdict in ("ahead", "behind", "not distinguishable")
+        if (found := [item.strategy for item in rivals if item.verdict == verdict])
+    ]
+    return f"After Holm's correction it is {'; '.join(said)}."
+
+
 def _against_rivals(name: str, summary: Summary) -> str:
-    closest = [(setting, _closest_rival(name, setting, summary.baseline)) for setting in summary.settings]
+    closest = [
+        (setting, _closest_rival(name, setting, baseline_of(name, summary.baseline))) for setting in summary.settings
+    ]
     compared = [(setting.name, *rival) for setting, rival in closest if rival is not None]
     if not compared:
         return "No rival was run beside it."

@@ -49,6 +49,7 @@ def page(cells: Sequence[Mapping[str, Any]], summary: Summary, *, title: str, ab
             style=Markup(style),  # noqa: S704 -- a file of this package
             headline=headline(summary),
             unfinished=unfinished(summary),
+            caveats={setting.source: setting.caveat for setting in summary.settings if setting.caveat},
             about=about,
             setup=made.setup(),
             sections=made.all(),

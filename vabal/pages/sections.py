@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from vabal.benchmark.curves import baseline_of
 from vabal.benchmark.summary import Gap, Setting, StrategyInSetting, Summary
 from vabal.pages import figures, tables
-from vabal.pages.headline import counted, family, focus
+from vabal.pages.headline import counted, family
 from vabal.pages.tables import Roles
 from vabal.statistics import MAIN
 
+NAME = tables.NAMES[MAIN]
 # How the rules of the summary are called.
 RULES = {
     "average": "Average",
@@ -21,6 +23,8 @@ RULES = {
     "difference": "Differences",
     "p": "p",
     "holm_p": "p, Holm",
+    "rival": "Against each rival",
+    "cost": "Cost",
     "bootstrap": "Bootstrap intervals",
     "labels": "Labels needed and saved",
     "rare": "Rare classes",
@@ -101,14 +105,17 @@ class Sections:
     def __init__(self, cells: Sequence[Mapping[str, Any]], summary: Summary) -> None:
         self.cells, self.summary = cells, summary
         self.settings, self.pooled, self.baseline = summary.settings, summary.pooled, summary.baseline
-        self.own = family(summary.strategies) or [name for name in [focus(summary)] if name]
-        self.looks = figures.series_styles(sorted(summary.strategies), self.baseline, self.own)
+        self.own = family(summary.strategies) or [name for name in [summary.reference] if name]
+        beside = baseline_of(summary.reference or self.baseline, self.baseline)
+        self.looks = figures.series_styles(sorted(summary.strategies), beside, self.own)
         self.roles = Roles(self.own, self.baseline)
         self.drawn = 0
 
     def all(self) -> list[Section]:
         sections: list[tuple[str, str, Callable[[], list[Block]]]] = [
+            ("learners", "Learners and strategies", self.learners),
             ("overall", "Over all settings", self.overall),
+            ("rivals", "The reference against each rival", self.rivals),
             ("curves", "Learning curves", lambda: self._by_setting(self._curves)),
             ("differences", "Matched differences", lambda: self._by_setting(self._differences)),
             ("rare", "Rare classes", self.rare_classes),
@@ -131,6 +138,32 @@ class Sections:
         self.drawn += 1
         return f"g{self.drawn}"
 
+    def learners(self) -> list[Block]:
+        if not any(item.learner for setting in self.settings for item in setting.strategies):
+            return []
+        caption = (
+            f"{{}}: final {NAME}, per cent, means over seeds. Best in bold; – where one cannot pick for the other."
+        )
+        blocks: list[Block] = []
+        if len(self.settings) > 1:
+            blocks.append(tables.matrix(self.settings, caption.format("Mean over all settings")))
+        each = [tables.matrix([setting], caption.format(setting.name)) for setting in self.settings]
+        return [*blocks, Tables(each)]
+
+    def rivals(self) -> list[Block]:
+        name = self.summary.reference
+        caption = (
+            f"{{}}: {name} less each other row, average {NAME} over rounds, percentage points, matched by seed; "
+            "Student's paired test, Holm's correction over all rows."
+        )
+        blocks: list[Block] = []
+        if len(self.settings) > 1 and self.pooled.rivals:
+            blocks.append(
+                tables.rivals_table(self.pooled.rivals, caption.format("Means over all settings"), self.roles)
+            )
+        found = [setting for setting in self.settings if setting.rivals]
+        return [*blocks, *(tables.rivals_table(item.rivals, caption.format(item.name), self.roles) for item in found)]
+
     def overall(self) -> list[Block]:
         if len(self.settings) < 2:
             return []
@@ -150,9 +183,9 @@ class Sections:
         return [*blocks, tables.pooled_table(self.pooled, caption, self.roles)]
 
     def _forests(self, rows: Sequence[tuple[str, Mapping[str, Gap]]], where: str) -> list[Panel]:
-        """Accuracy and balanced accuracy, each in the order of its means; rows are differences by measure."""
+        """Balanced accuracy and accuracy, each in the order of its means; rows are differences by measure."""
         panels = []
-        for metric in (MAIN, "balanced_accuracy"):
+        for metric in self.summary.metrics[:2]:
             gaps = sorted(((name, by_metric[metric]) for name, by_metric in rows), key=lambda row: -row[1].mean)
             said = figures.describe([(name, 100 * gap.mean) for name, gap in gaps])
             label = f"Matched differences of {tables.NAMES[metric]} to {self.baseline}, {where}, points: {said}"
@@ -161,7 +194,7 @@ class Sections:
         return panels
 
     def _curves(self, setting: Setting) -> list[Block]:
-        panels = [Panel("Accuracy", self._learning_curves(setting))]
+        panels = [Panel(NAME.capitalize(), self._learning_curves(setting))]
         gaps = [item for item in setting.strategies if item.main.difference_per_round]
         if gaps:
             panels.append(Panel(f"Matched difference to {self.baseline}", self._difference_curves(setting, gaps)))
@@ -174,11 +207,11 @@ class Sections:
         return [Figure(panels, caption)]
 
     def _learning_curves(self, setting: Setting) -> Markup:
-        means = "Final accuracy, per cent: " + figures.describe(figures.final_rows(setting))
+        means = f"Final {NAME}, per cent: " + figures.describe(figures.final_rows(setting))
         return figures.curves(
             [figures.curve(item.strategy, item.main.per_round) for item in setting.strategies],
             self.looks,
-            ylabel="accuracy, %",
+            ylabel=f"{NAME}, %",
             label=f"Learning curves, {setting.name}. {means}",
             prefix=self._prefix(),
             shares=True,
@@ -215,14 +248,14 @@ class Sections:
         target = next((item.labels.target for item in setting.strategies if item.labels), None)
         aim = "" if target is None else f" Labels needed for {self.baseline}'s final {tables.percent(target)} %."
         caption = (
-            f"{setting.name}: accuracy, mean ± standard deviation over n seeds; matched differences in percentage "
-            f"points with 95 % intervals; sign-flip p, the same after Holm's correction, and Wilcoxon's.{aim} Best in "
-            "bold."
+            f"{setting.name}: {NAME}, mean ± standard deviation over n seeds; matched differences in percentage "
+            f"points with 95 % intervals; sign-flip p, the same after Holm's correction, and Wilcoxon's.{aim} Then "
+            f"the labels that {self.baseline} needs for the row's own end. Best in bold."
         )
         blocks.append(tables.main_table(setting, caption, self.roles))
         others = [metric for metric in self.summary.metrics if metric != MAIN]
         caption = (
-            f"{setting.name}: final accuracy, {' and '.join(tables.NAMES[metric] for metric in others)}; differences "
+            f"{setting.name}: final {NAME}, {' and '.join(tables.NAMES[metric] for metric in others)}; differences "
             "in percentage points with 95 % intervals."
         )
         return [*blocks, tables.other_table(setting, others, caption, self.roles)]

@@ -4,14 +4,25 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vabal.benchmark.summary import Gap, Mean, Measured, Pooled, Setting, StrategyInSetting, StrategyOverall
-from vabal.statistics import MAIN
+from vabal.benchmark.curves import picks_of
+from vabal.benchmark.summary import (
+    Gap,
+    Labels,
+    Mean,
+    Measured,
+    Pooled,
+    Rival,
+    Setting,
+    StrategyInSetting,
+    StrategyOverall,
+)
+from vabal.statistics import FEWEST_FOR_BOOTSTRAP, MAIN
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "–"
-NAMES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1"}
+NAMES = {"balanced_accuracy": "balanced accuracy", "accuracy": "accuracy", "macro_f1": "macro F1"}
 
-Item = TypeVar("Item", StrategyInSetting, StrategyOverall)
+Item = TypeVar("Item", StrategyInSetting, StrategyOverall, Rival)
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class Roles:
     baseline: str = ""
 
     def of(self, name: str) -> str:
-        return "own" if name in self.own else "baseline" if name == self.baseline else ""
+        return "own" if name in self.own else "baseline" if picks_of(name) == self.baseline else ""
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ def _mean(found: Gap | None) -> float | None:
 
 
 def main_table(setting: Setting, caption: str, roles: Roles) -> Table:
-    """Accuracy of one setting: average, final, area, matched difference with its tests, labels saved."""
+    """The main measure in one setting: average, final, area, matched difference with its tests, labels saved, cost."""
     columns: list[Column[StrategyInSetting]] = [
         Column("n", lambda item: str(len(item.seeds))),
         Column("average, %", lambda item: spread(item.main.average), lambda item: item.main.average.mean),
@@ -151,6 +162,9 @@ def main_table(setting: Setting, caption: str, roles: Roles) -> Table:
         Column("p, Wilcoxon", lambda item: p_value(_test(item, "wilcoxon_p"))),
         Column("labels\nneeded", _needed),
         Column("labels\nsaved", _saved, lambda item: item.labels.saved if item.labels else None),
+        Column("labels that the\nbaseline needs", _matched),
+        Column("networks\ntrained", lambda item: count(item.cost.trained if item.cost else None)),
+        Column("CPU s\na run", lambda item: f"{item.cost.cpu_seconds:.1f}" if item.cost else NONE),
     ]
     return table(caption, columns, setting.strategies, roles)
 
@@ -167,12 +181,27 @@ def _needed(item: StrategyInSetting) -> str:
     return count(item.labels.needed) if item.labels.reached else "not reached"
 
 
-def _saved(item: StrategyInSetting) -> str:
+def _saved(item: StrategyInSetting) -> Cell:
     labels = item.labels
     if labels is None or labels.saved is None:
-        return NONE
+        return Cell(NONE)
     share = "" if labels.saved_share is None else f" ({signed(100 * labels.saved_share, 0)} %)"
-    return signed(labels.saved, 0) + share
+    return Cell(signed(labels.saved, 0) + share, "" if len(item.seeds) < FEWEST_FOR_BOOTSTRAP else _between(labels))
+
+
+def _between(labels: Labels) -> str:
+    """The interval of the labels saved; an end that the run's labels cannot tell is open."""
+    low, high = (None if end is None else signed(end, 0) for end in (labels.saved_low, labels.saved_high))
+    return f"[{low or '…'}, {high or '…'}]"
+
+
+def _matched(item: StrategyInSetting) -> str:
+    """For what this row has at its end."""
+    labels = item.labels
+    if labels is None or not item.main.difference:
+        return NONE
+    last = item.main.per_round[-1].labeled
+    return f"> {last}" if labels.matched is None else count(labels.matched)
 
 
 def other_table(setting: Setting, metrics: Sequence[str], caption: str, roles: Roles) -> Table:
@@ -239,8 +268,7 @@ def pooled_table(pooled: Pooled, caption: str, roles: Roles) -> Table:
             "interval above /\nbelow zero",
             lambda item: f"{item.settings_above} / {item.settings_below} of {item.settings}" if item.settings else NONE,
         ),
-        measured("balanced_accuracy"),
-        measured("macro_f1"),
+        *(measured(metric) for metric in NAMES if metric != MAIN),
     ]
     return table(caption, columns, pooled.strategies, roles)
 
@@ -248,6 +276,39 @@ def pooled_table(pooled: Pooled, caption: str, roles: Roles) -> Table:
 def _by_seed(item: StrategyOverall) -> Cell:
     found = (item.by_seed or {}).get(MAIN)
     return Cell(NONE) if found is None else Cell("", interval(found.low, found.high))
+
+
+def rivals_table(rivals: Sequence[Rival], caption: str, roles: Roles) -> Table:
+    """The reference against every other row."""
+    columns: list[Column[Rival]] = [
+        Column("seeds", lambda item: str(item.difference.n)),
+        Column("difference [95 %]", lambda item: gap(item.difference)),
+        Column("p, Student", lambda item: p_value(item.difference.t_p)),
+        Column("p, Holm", lambda item: p_value(item.holm_t_p)),
+        Column("the reference is", lambda item: item.verdict),
+    ]
+    return table(caption, columns, rivals, roles)
+
+
+def matrix(settings: Sequence[Setting], caption: str) -> Table:
+    """Learners by strategies: final means of the main measure, over these settings, per cent."""
+    items = [item for setting in settings for item in setting.strategies]
+    picks = list(dict.fromkeys(sorted((item.picks for item in items), key=lambda name: (name != "random", name))))
+    values = {
+        (learner, name): [item.main.final.mean for item in items if (item.learner, item.picks) == (learner, name)]
+        for learner in {item.learner for item in items}
+        for name in picks
+    }
+    means = {key: sum(found) / len(found) for key, found in values.items() if len(found) == len(settings)}
+    highest = max(means.values(), default=None)
+    learners = sorted({learner for learner, _ in means}, key=lambda name: -max(means.get((name, p), 0) for p in picks))
+
+    def cell(learner: str, name: str) -> Cell:
+        value = means.get((learner, name))
+        return Cell(NONE) if value is None else Cell(percent(value), best=value == highest)
+
+    rows = [Row(learner, [cell(learner, name) for name in picks]) for learner in learners]
+    return Table(caption, ["learner", *picks], rows)
 
 
 def setup_table(settings: Sequence[Setting], caption: str) -> Table:

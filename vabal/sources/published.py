@@ -23,6 +23,11 @@ class Neu(Files):
 
     name = "neu"
     size_hint = (64, 1)
+    # Of what is measured on a holdout that was drawn image by image.
+    caveat: Final = (
+        "optimistic: many of these images overlap, cut from the same picture, and here nobody knows which, so that a "
+        "third of the holdout shows steel of the pool; an .npz with `groups` keeps them apart"
+    )
     _NAMES: Final = {
         "cr": "crazing",
         "gg": "grooves_and_gouges",

@@ -123,6 +123,35 @@ def test_spearmans_correlation_of_one_swap_in_four_is_0_8_and_unknown_pairs_are_
     assert statistics.rank_correlation([1, 2], [1, 2]) is None
 
 
+def test_students_paired_test_of_1_2_3_has_a_t_of_3_46_and_two_degrees_of_freedom() -> None:
+    assert statistics.student_p([1, 2, 3]) == pytest.approx(0.0741799)
+    assert statistics.student_p([-1, -2, -3]) == pytest.approx(0.0741799)
+    assert statistics.student_p([0.1]) is None
+    assert statistics.student_p([0, 0, 0]) == 1
+    assert statistics.student_p([0.1, 0.1, 0.1]) is None  # without a spread there is no test
+
+
+def test_intervals_do_not_leave_what_is_possible() -> None:
+    shares = statistics.estimate([0.7, 0.99, 1.0], statistics.SHARE)
+    assert (shares.high, shares.low) == (1, pytest.approx(0.47339, abs=1e-5))
+    gains = statistics.difference([-0.2, 0.9, 0.9], statistics.GAIN)
+    assert (gains.low, gains.high) == (-1, 1)
+
+
+def test_labels_apart_are_those_between_the_two_mean_curves_and_open_where_a_curve_does_not_get_there() -> None:
+    labeled, theirs, mine = [20, 40, 60], [[0.5, 0.6, 0.7]] * 5, [[0.5, 0.7, 0.8]] * 5
+    assert statistics.labels_apart(labeled, mine, theirs) == (pytest.approx(20), (pytest.approx(20), pytest.approx(20)))
+    assert statistics.labels_apart(labeled, mine[:4], theirs[:4]) == (pytest.approx(20), None)
+    assert statistics.labels_apart(labeled, theirs, mine) == (None, (None, None))
+    sometimes = [[0.5, 0.7, 0.8], [0.5, 0.7, 0.8], [0.5, 0.65, 0.8], [0.5, 0.55, 0.6], [0.5, 0.55, 0.6]]
+    saved, interval = statistics.labels_apart(labeled, sometimes, theirs)
+    assert saved == pytest.approx(60 - (40 + 20 * 0.07 / 0.09))
+    assert interval is not None
+    low, high = interval
+    assert low is None  # among the worst resamples are some that never reach it
+    assert high is not None and saved < high <= 20
+
+
 def test_ties_share_their_ranks() -> None:
     assert statistics.mean_ranks([[0.9, 0.9, 0.5], [0.1, 0.2, 0.3]]).tolist() == [2.25, 1.75, 2.0]
 
@@ -272,7 +301,7 @@ def test_an_unfinished_grid_is_compared_by_the_pairs_that_are_there() -> None:
     ours, late = strategy_of(summary, "vabal"), strategy_of(summary, "late")
     assert (ours["pairs"], ours["missing_seeds"]) == (2, [0, 2, 4, 9])
     assert ours["metrics"]["accuracy"]["difference"]["average"]["mean"] == pytest.approx(0.03)
-    assert ours["labels"]["target"] == pytest.approx(0.9)  # of seeds 1 and 3
+    assert ours["labels"]["target"] == pytest.approx(0.8)  # of seeds 1 and 3
     assert (late["pairs"], late["metrics"]["accuracy"]["difference"], late["labels"]) == (0, None, None)
     assert summary["pooled"]["blocks"] == 0
     assert pooled_of(summary, "vabal")["mean_rank"] is None
@@ -308,13 +337,91 @@ def test_the_order_of_the_cells_does_not_matter() -> None:
         ([cell([0.5]), cell([0.5])], "twice"),
         ([cell([0.5]), cell([0.5], seed=1, classes=("a", "c"))], "other classes"),
         ([cell([0.5]), cell([0.5, 0.6], seed=1)], "other labels a round"),
-        ([cell([0.5]), cell([float("nan")], seed=1)], "random, seed 1 has a round whose accuracy"),
+        ([cell([0.5]), cell([float("nan")], seed=1)], "random, seed 1 has a round whose balanced_accuracy"),
         ([cell([])], "no rounds"),
     ],
 )
 def test_cells_that_cannot_be_compared_are_refused_by_name(cells: list[dict[str, Any]], said: str) -> None:
     with pytest.raises(UserError, match=said):
         summarise(cells)
+
+
+# -- learners, and the reference ------------------------------------------------------------------------------------
+
+
+def learned(learner: str, gain: float, **more: Any) -> list[dict[str, Any]]:
+    """Random and margin picks of one learner; margin is above random by `gain` and 0.01 to 0.05 on the average."""
+    return [
+        item
+        for seed in range(5)
+        for item in (
+            cell([0.5, 0.5], seed=seed, learner=learner, **more),
+            cell([0.5, 0.5 + 2 * gain + (seed + 1) / 50], strategy="margin", seed=seed, learner=learner, **more),
+        )
+    ]
+
+
+def test_a_row_is_compared_with_random_picks_of_the_same_learner() -> None:
+    shifted = [{**item, "rounds": [{**each, "balanced_accuracy": each["balanced_accuracy"] + 0.2} for each in item["rounds"]]} for item in learned("svm", 0.05)]  # fmt: skip  # noqa: E501
+    found = summarise([*learned("probe", 0.0), *shifted])
+    gaps = {
+        name: strategy_of(found, name)["metrics"]["balanced_accuracy"]["difference"]
+        for name in ("probe/margin", "svm/margin", "probe/random", "svm/random")
+    }
+    assert gaps["probe/margin"]["average"]["mean"] == pytest.approx(0.03)
+    assert gaps["svm/margin"]["average"]["mean"] == pytest.approx(0.08)
+    assert gaps["probe/random"] is gaps["svm/random"] is None
+    assert [item["strategy"] for item in found["settings"][0]["strategies"]] == [
+        "svm/margin", "svm/random", "probe/margin", "probe/random",
+    ]  # fmt: skip
+    assert (strategy_of(found, "svm/margin")["learner"], strategy_of(found, "svm/margin")["picks"]) == ("svm", "margin")
+    assert strategy_of(found, "svm/margin")["cost"] == {"trained": 6.0, "cpu_seconds": 6.0}
+
+
+def test_the_reference_is_tested_against_every_row_and_holm_corrects_for_their_number() -> None:
+    more = [cell([0.5, 0.502 + 0.004 * seed * (-1) ** seed], strategy="entropy", seed=seed, learner="probe") for seed in range(5)]  # fmt: skip  # noqa: E501
+    found = summarise([*learned("probe", 0.0), *more])
+    assert found["reference"] == "probe/entropy"
+    found = comparison.summarise([*learned("probe", 0.0), *more], reference="probe/margin").to_json()
+    rivals = {item["strategy"]: item for item in found["settings"][0]["rivals"]}
+    against = rivals["probe/random"]
+    assert against["difference"]["mean"] == pytest.approx(0.03)
+    assert against["difference"]["t_p"] == pytest.approx(0.0132357, rel=1e-4)  # t of 4.243, four degrees of freedom
+    other = rivals["probe/entropy"]["difference"]["t_p"]
+    smaller, larger = sorted((against["difference"]["t_p"], other))
+    assert sorted(item["holm_t_p"] for item in rivals.values()) == pytest.approx(
+        [2 * smaller, max(2 * smaller, larger)]
+    )
+    assert {item["verdict"] for item in rivals.values()} == {"ahead"}
+    turned = comparison.summarise([*learned("probe", 0.0), *more], reference="probe/random").to_json()
+    verdicts = {item["strategy"]: item["verdict"] for item in turned["settings"][0]["rivals"]}
+    assert verdicts == {"probe/margin": "behind", "probe/entropy": "not distinguishable"}
+
+
+def test_over_settings_rivals_are_compared_by_the_mean_of_each_seed_that_is_whole() -> None:
+    cells = [*learned("probe", 0.0), *learned("probe", 0.1, imbalance="rare:1")]
+    cells = [item for item in cells if (item["imbalance"], item["seed"]) != ("rare:1", 4)]
+    (rival,) = comparison.summarise(cells, reference="probe/margin").to_json()["pooled"]["rivals"]
+    assert rival["difference"]["n"] == 4
+    assert rival["difference"]["mean"] == pytest.approx(0.05 + 0.025)  # half of 0.1, and 0.01 to 0.04
+
+
+def test_what_must_stand_beside_every_result_stands_in_the_setting() -> None:
+    assert summarise([cell([0.5], caveat="optimistic")])["settings"][0]["caveat"] == "optimistic"
+
+
+def test_labels_saved_have_an_interval_and_what_random_needs_for_the_end_is_told() -> None:
+    cells = [
+        cell(curve, strategy=name, seed=seed)
+        for seed in range(5)
+        for name, curve in (("random", [0.5, 0.6, 0.8]), ("vabal", [0.5, 0.9, 0.9]), ("weak", [0.5, 0.55, 0.7]))
+    ]
+    summary = summarise(cells)
+    labels = strategy_of(summary, "vabal")["labels"]
+    assert (labels["saved_low"], labels["saved_high"]) == (pytest.approx(25), pytest.approx(25))
+    assert labels["matched"] is None  # more than the 60 there were
+    assert strategy_of(summary, "weak")["labels"]["matched"] == pytest.approx(50)
+    assert strategy_of(summary, "weak")["labels"]["saved_low"] is None
 
 
 # -- summary.json -----------------------------------------------------------------------------------------------------
@@ -344,6 +451,12 @@ def paths_of(value: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
             yield from paths_of(item, at)
     else:
         yield at
+
+
+def test_a_summary_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps(summarise([cell([0.5])]) | {"version": 1}))
+    with pytest.raises(UserError, match="another version of vabal wrote it; the same `vabal bench` line makes it anew"):
+        Summary.read(tmp_path / "summary.json")
 
 
 def test_a_summary_with_a_key_that_none_should_have_is_refused() -> None:

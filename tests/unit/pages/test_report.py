@@ -69,7 +69,7 @@ def document(page: str) -> Document:
 def test_a_report_is_whole_html_with_every_section_and_strategy(page: str, document: Document) -> None:
     assert page.startswith("<!doctype html>")
     heads = [attributes["id"] for attributes in document.all("section")]
-    assert heads == ["overall", "curves", "differences", "rare", "classes", "picks", "seconds", "method"]
+    assert heads == ["overall", "rivals", "curves", "differences", "rare", "classes", "picks", "seconds", "method"]
     said = " ".join(document.text)
     assert all(said.count(name) > 10 for name in NAMES)
     assert "vabal bench --source digits" in said
@@ -158,7 +158,7 @@ def test_picks_of_the_dominant_class_are_framed() -> None:
 
 
 def test_the_best_of_a_column_is_bold(page: str) -> None:
-    first = re.search(r"<caption><b>Table 3.*?</table>", page, flags=re.DOTALL)
+    first = re.search(r"<caption><b>Table 6.*?</table>", page, flags=re.DOTALL)
     assert first
     rows = re.findall(r'<tr[^>]*><th scope="row">([^<]+)</th>(.*?)</tr>', first[0])
     averages = {name: float(re.findall(r"<td>(?:<b>)?([\d.]+)", cells)[1]) for name, cells in rows}
@@ -189,6 +189,27 @@ def test_what_an_unfinished_grid_lacks_is_said_at_the_top() -> None:
     assert "margin in digits, natural lacks 2 of 3 seeds" in said
 
 
+def test_learners_stand_beside_strategies_with_the_best_in_bold_and_verdicts_in_words() -> None:
+    cells = [
+        cell([0.5, value + seed / 100], strategy=name, seed=seed, learner=learner, caveat="optimistic: they overlap")
+        for seed in range(5)
+        for learner, name, value in (("probe", "random", 0.8), ("probe", "margin", 0.9), ("svm-hog", "random", 0.6))
+    ]
+    page = page_of(cells)
+    shown = re.search(r"<caption><b>Table 2.*?</table>", page, flags=re.DOTALL)
+    assert shown
+    assert re.findall(r'<th scope="col">([^<]+)', shown[0]) == ["learner", "random", "margin"]
+    found = re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', shown[0])
+    assert found == [
+        ("probe", "<td>72.00</td><td><b>82.00</b></td>"),
+        ("svm-hog", "<td>52.00</td><td>–</td>"),
+    ]
+    said = " ".join(Document(page).text)
+    assert "digits : optimistic: they overlap." in said
+    assert "probe/margin less each other row" in said
+    assert "not distinguishable" in said  # the same difference in each seed: there is no test
+
+
 # -- in words -------------------------------------------------------------------------------------------------------
 
 
@@ -202,8 +223,10 @@ def seeds_of(strategy: str, gain: float, imbalance: str = "natural") -> list[dic
 def test_a_gain_is_said_with_its_interval_and_the_closest_rival() -> None:
     cells = seeds_of("random", 0) + seeds_of("vabal", 0.05) + seeds_of("margin", 0.04)
     assert headline(summarise(cells)) == (
-        "vabal's average accuracy is 5.05 points above random's with 3 matched seeds (95 % interval [+4.93, +5.17]). "
-        "No rival's mean is higher; the closest, margin, is 1.00 points lower."
+        "vabal's average balanced accuracy is 5.05 points above random's with 3 matched seeds "
+        "(95 % interval [+4.93, +5.17]). "
+        "No rival's mean is higher; the closest, margin, is 1.00 points lower. "
+        "After Holm's correction it is ahead of 1 (random)."  # of margin it is the same in each seed: no test
     )
 
 
@@ -211,7 +234,8 @@ def test_a_loss_is_said_as_plainly() -> None:
     cells = seeds_of("random", 0) + seeds_of("vabal", -0.05) + seeds_of("margin", 0.04)
     said = headline(summarise(cells))
     assert "4.95 points below random's" in said
-    assert said.endswith("The best rival, margin, is 9.00 points higher [+9.00, +9.00].")
+    assert "The best rival, margin, is 9.00 points higher [+9.00, +9.00]." in said
+    assert said.endswith("After Holm's correction it is behind 1 (random).")
 
 
 def test_over_settings_it_is_said_where_a_rival_is_higher() -> None:
@@ -220,7 +244,7 @@ def test_over_settings_it_is_said_where_a_rival_is_higher() -> None:
         cells += seeds_of(name, gain, "rare:1")
     said = headline(summarise(cells))
     assert said.startswith(
-        "Over 2 settings and 6 matched pairs, vabal's average accuracy is 2.05 points above random's"
+        "Over 2 settings and 6 matched pairs, vabal's average balanced accuracy is 2.05 points above random's"
     )
     assert "taken alone, 1 of 2 settings have an interval above zero and 1 one below it." in said
     assert "No rival's mean is higher in 1 of 2 settings; in the others, margin is 3.00 points higher in digits, rare:1" in said  # fmt: skip  # noqa: E501
