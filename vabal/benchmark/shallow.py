@@ -102,6 +102,10 @@ class _Problem:
         """What the model takes of other images: of a kernel machine, a column for each of the L."""
         raise NotImplementedError
 
+    def own(self, choice: Choice) -> Numbers:
+        """The labelled images' own features."""
+        raise NotImplementedError
+
     def estimator(self, choice: Choice) -> Any:
         raise NotImplementedError
 
@@ -136,15 +140,30 @@ class _Svm(_Problem):
     choices = tuple(Choice(c, gamma) for c in (10.0, 1.0, 100.0) for gamma in (1.0, 0.25, 4.0))
 
     def features(self, values_P_E: Numbers, choice: Choice) -> Numbers:
-        scale = 1 / (self.values_L_E.shape[1] * max(float(self.values_L_E.var()), 1e-12))  # scikit-learn's
-        values = np.asarray(values_P_E, dtype=np.float32)
-        squared_P_L = (
-            np.square(values).sum(axis=1)[:, None]
-            - 2 * values @ self.values_L_E.T
-            + np.square(self.values_L_E).sum(axis=1)
-        )
-        kernel: Numbers = np.exp(-choice.gamma * scale * np.maximum(squared_P_L, 0))
-        return kernel
+        return self._kernel(self._squared(values_P_E), choice)
+
+    def own(self, choice: Choice) -> Numbers:
+        return self._kernel(self._own_squared, choice)
+
+    @cached_property
+    def _own_squared(self) -> Numbers:
+        return self._squared(self.values_L_E)
+
+    def _squared(self, values_P_E: Numbers) -> Numbers:
+        """Squared distances to the labelled images."""
+        values, known = np.asarray(values_P_E, dtype=np.float32), self.values_L_E
+        lengths_P, lengths_L = np.square(values).sum(axis=1), np.square(known).sum(axis=1)
+        squared_P_L: Numbers = np.maximum(lengths_P[:, None] - 2 * values @ known.T + lengths_L, 0)
+        return squared_P_L
+
+    @cached_property
+    def _scale(self) -> float:
+        """scikit-learn's gamma of the name `scale`."""
+        scale: float = 1 / (self.values_L_E.shape[1] * max(float(self.values_L_E.var()), 1e-12))
+        return scale
+
+    def _kernel(self, squared_P_L: Numbers, choice: Choice) -> Numbers:
+        return np.asarray(np.exp(-choice.gamma * self._scale * squared_P_L))
 
     def estimator(self, choice: Choice) -> Any:
         return SVC(C=choice.c, kernel="precomputed", class_weight=self.weights)
@@ -157,14 +176,18 @@ class _LogisticRegression(_Problem):
     choices = tuple(Choice(c) for c in (0.01, 0.1, 0.001, 1.0, 0.0001))
 
     @cached_property
-    def _span(self) -> tuple[Numbers, Numbers, Numbers]:
+    def _span(self) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+        """What standardises pixels, the basis, and the labelled images in it."""
         mean_E, std_E = standardisation(self.values_L_E.astype(np.float64))
-        basis_R_E = np.linalg.svd((self.values_L_E - mean_E) / std_E, full_matrices=False)[2]
-        return mean_E, std_E, basis_R_E
+        left_L_R, scale_R, basis_R_E = np.linalg.svd((self.values_L_E - mean_E) / std_E, full_matrices=False)
+        return mean_E.astype(np.float32), std_E.astype(np.float32), basis_R_E.astype(np.float32), left_L_R * scale_R
 
     def features(self, values_P_E: Numbers, choice: Choice) -> Numbers:  # noqa: ARG002
-        mean_E, std_E, basis_R_E = self._span
+        mean_E, std_E, basis_R_E, _ = self._span
         return np.asarray(((values_P_E - mean_E) / std_E) @ basis_R_E.T)
+
+    def own(self, choice: Choice) -> Numbers:  # noqa: ARG002
+        return self._span[3]
 
     def estimator(self, choice: Choice) -> Any:
         return LogisticRegression(C=choice.c, class_weight=self.weights, max_iter=_ITERATIONS)
@@ -193,7 +216,7 @@ def fit(kind: str, known: TrainingSet, num_classes: int, settings: ClassifierSet
     problem = _MACHINES[KINDS[kind].machine](known.inputs_L, known.labels_L, num_classes, weights)
     choice = _chosen(problem, known, seed)
     every = np.arange(len(known.labels_L))
-    return Fitted(choice, problem, problem.fit(choice, every, problem.features(problem.values_L_E, choice)))
+    return Fitted(choice, problem, problem.fit(choice, every, problem.own(choice)))
 
 
 def _chosen(problem: _Problem, known: TrainingSet, seed: int) -> Choice:
@@ -206,7 +229,7 @@ def _chosen(problem: _Problem, known: TrainingSet, seed: int) -> Choice:
 
 
 def _judged(problem: _Problem, choice: Choice, fold_L: NDArray[np.int32]) -> Choice:
-    own_L_R = problem.features(problem.values_L_E, choice)
+    own_L_R = problem.own(choice)
     decided_L_C = np.zeros((len(fold_L), problem.num_classes))
     for fold in np.unique(fold_L):
         held = fold_L == fold

@@ -23,7 +23,7 @@ _SPEC = re.compile(r"(?:(?P<label>[^\[\]=]*)=)?(?P<name>[^\[\]=]*)(?:\[(?P<setti
 # What a simulated run reads. `images` is not among them: a source is decoded once, for all strategies.
 _SECTIONS = {
     "strategy": ("classifier", "features", "method", "vae", "probabilities", "selection", "compute"),
-    "learner": ("classifier", "backbone", "features", "compute"),
+    "learner": ("classifier", "backbone", "finetune", "features", "compute"),
 }
 _FIXED = {"strategy": ("selection.strategy", "selection.budget"), "learner": ("classifier.learner",)}
 LEARNERS: tuple[str, ...] = get_args(ClassifierSettings.model_fields["learner"].annotation)  # of the product

@@ -31,7 +31,8 @@ Column = tuple[str, Literal["left", "right"]]
 def show_comparison(summary: "Summary", report: Path, *, as_json: bool = False) -> None:
     """What `comparison.summarise` tells of the main metric: a table a setting, the best first.
 
-    `saved` are labels, to reach what the baseline reaches with all of them.
+    `saved` are labels, to reach what the baseline with the same learner reaches with all of them; `trained` are the
+    networks of a run.
     """
     if as_json:
         print_json(summary.to_json())
@@ -43,6 +44,8 @@ def show_comparison(summary: "Summary", report: Path, *, as_json: bool = False) 
         ("final", "right"),
         (f"less {baseline}, 95 % interval", "right"),
         ("saved", "right"),
+        ("trained", "right"),
+        ("CPU s", "right"),
     ]
     for setting in summary.settings:
         console.print(Text(f"\n{setting.name}: {summary.main.replace('_', ' ')}, {len(setting.seeds)} seeds"))
@@ -79,6 +82,8 @@ def _comparison_row(item: "StrategyInSetting") -> tuple[str, ...]:
         f"{measured.final.mean:.3f}",
         f"{gap.mean:+.3f}{interval}" if gap else "",
         f"{saved:.0f}" if saved is not None else "",
+        f"{item.cost.trained:.0f}" if item.cost else "",
+        f"{item.cost.cpu_seconds:.1f}" if item.cost else "",
     )
 
 

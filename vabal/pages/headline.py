@@ -9,6 +9,7 @@ from vabal.pages.tables import NAMES, interval
 from vabal.statistics import MAIN
 
 _OURS = "vabal"
+_MOST_NAMED = 5  # rivals in a sentence
 
 
 def family(names: Sequence[str]) -> list[str]:
@@ -51,12 +52,13 @@ def _told_apart(summary: Summary) -> str:
     rivals = [item for item in summary.pooled.rivals if item.holm_t_p is not None]
     if not rivals:
         return ""
-    said = [
-        f"{verdict} {'of' if verdict == 'ahead' else ''}".strip() + f" {len(found)} ({', '.join(found)})"
-        for verdict in ("ahead", "behind", "not distinguishable")
-        if (found := [item.strategy for item in rivals if item.verdict == verdict])
-    ]
-    return f"After Holm's correction it is {'; '.join(said)}."
+    said = []
+    for verdict, words in (("ahead", "ahead of"), ("behind", "behind"), ("not distinguishable", "not told apart from")):
+        found = [item.strategy for item in rivals if item.verdict == verdict]
+        if found:
+            named = f" ({', '.join(found)})" if len(found) <= _MOST_NAMED else ""
+            said.append(f"{words} {len(found)}{named}")
+    return f"Of {counted(len(rivals), 'rival')} it is, after Holm's correction, {'; '.join(said)}."
 
 
 def _against_rivals(name: str, summary: Summary) -> str:

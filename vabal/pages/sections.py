@@ -148,7 +148,7 @@ class Sections:
         if len(self.settings) > 1:
             blocks.append(tables.matrix(self.settings, caption.format("Mean over all settings")))
         each = [tables.matrix([setting], caption.format(setting.name)) for setting in self.settings]
-        return [*blocks, Tables(each)]
+        return [*blocks, *each]
 
     def rivals(self) -> list[Block]:
         name = self.summary.reference

@@ -226,7 +226,7 @@ def test_a_gain_is_said_with_its_interval_and_the_closest_rival() -> None:
         "vabal's average balanced accuracy is 5.05 points above random's with 3 matched seeds "
         "(95 % interval [+4.93, +5.17]). "
         "No rival's mean is higher; the closest, margin, is 1.00 points lower. "
-        "After Holm's correction it is ahead of 1 (random)."  # of margin it is the same in each seed: no test
+        "Of 1 rival it is, after Holm's correction, ahead of 1 (random)."  # margin's seeds are all alike: no test
     )
 
 
@@ -235,7 +235,7 @@ def test_a_loss_is_said_as_plainly() -> None:
     said = headline(summarise(cells))
     assert "4.95 points below random's" in said
     assert "The best rival, margin, is 9.00 points higher [+9.00, +9.00]." in said
-    assert said.endswith("After Holm's correction it is behind 1 (random).")
+    assert said.endswith("Of 1 rival it is, after Holm's correction, behind 1 (random).")
 
 
 def test_over_settings_it_is_said_where_a_rival_is_higher() -> None:
