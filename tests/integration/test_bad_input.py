@@ -139,6 +139,12 @@ def test_an_unknown_strategy_is_refused_before_anything_begins(workspace: Path) 
     assert "entropy" in line  # what there is
 
 
+def test_a_backbone_that_is_not_there_is_refused_before_anything_begins(workspace: Path) -> None:
+    change_settings(workspace, {"classifier.learner": "probe", "backbone.weights": "file:none.pth"})
+    assert "backbone.weights: there is no file none.pth" in refused(run(workspace, "round"))
+    assert not (workspace / ".vabal" / "round.json").exists()
+
+
 def test_data_edited_by_hand_stops_the_round_with_the_files_name(workspace: Path) -> None:
     path = workspace / "data" / "labeled.parquet"
     before = path.read_bytes()

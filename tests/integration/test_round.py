@@ -29,6 +29,10 @@ def test_a_round_killed_after_every_stage_and_step_picks_the_same_and_records_it
     calm, shaken = tmp_path / "calm", tmp_path / "shaken"
     for root in (calm, shaken):
         make_workspace(stack, root, root.name)
+    earlier = shaken / ".vabal" / "embeddings" / "images-00000-0123456789abcdef.npy"
+    earlier.parent.mkdir(mode=0o700)
+    earlier.write_bytes(b"what a backbone said that params.yaml no longer names")
+    os.utime(earlier, (1000, 1000))
     nursery = Nursery("dying-round")
 
     def round_of(root: Path, dies_after: str = "") -> tuple[int, str, str]:
@@ -46,6 +50,7 @@ def test_a_round_killed_after_every_stage_and_step_picks_the_same_and_records_it
     assert "ended as Published" in said
 
     assert picks(shaken, 1) == picks(calm, 1)
+    assert not earlier.exists()
     assert tags(shaken) == ["round/0000", "round/0001"]
     assert not (shaken / "data" / "rounds" / "0002").exists()
     assert mlflow_counts("shaken") == mlflow_counts("calm") == {"runs": 1, "versions": 1}

@@ -46,6 +46,16 @@ def claim_stores(workspace: Workspace, params: Params) -> None:
     stage_store(workspace, params).claim()
 
 
+def check_backbone(workspace: Workspace, params: Params) -> None:
+    """Raises UserError, before anything was begun, for a pretrained backbone that is not there or does not fit."""
+    if params.classifier.learner == "scratch":
+        return
+    from vabal.learning.device import device_of  # noqa: PLC0415 -- torch takes two seconds to import
+    from vabal.learning.embeddings import Embedder  # noqa: PLC0415
+
+    Embedder(params.backbone, device_of(params), workspace.embeddings).check()
+
+
 def check_servers(params: Params) -> None:
     """Raises Unavailable, in one line, before anything was begun."""
     storage.preflight(params.storage.bucket, params.storage.prefix)

@@ -11,7 +11,7 @@ from prefect.states import Completed
 from vabal import rounds, strategies
 from vabal.errors import Unavailable
 from vabal.flows import publication, tasks, waiting
-from vabal.flows.context import check_servers, claim_stores
+from vabal.flows.context import check_backbone, check_servers, claim_stores
 from vabal.flows.logs import one_line_for_user_errors
 from vabal.rounds.steps.plan import learn
 from vabal.settings.models import Params
@@ -39,6 +39,7 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
     with place.lock("vabal round"):
         check_servers(params)
         claim_stores(place, params)
+        check_backbone(place, params)
         unfinished = publication.finish_publication(place, params)
         if unfinished is not None and not waiting.anything_new(place):
             return Completed(name="Published", message=f"{unfinished} (a killed run had left it half published)")

@@ -220,6 +220,7 @@ def publish(ticket: Ticket, refs: dict[str, Any], model: dict[str, Any]) -> str:
     begun = datetime.fromisoformat(context.round.started).timestamp()
     for store in (context.local, context.stages):
         store.forget(begun)  # features of a large pool are gigabytes a night
+    context.forget_embeddings(begun)
     said = done.message.splitlines()[0]
     return said if steps.evaluation(context, refs["evaluated"]) else f"{said}; {words.UNMEASURED}"
 
@@ -232,4 +233,5 @@ def _log_training(ticket: Ticket, context: RoundContext, ref: StageReference) ->
     beside = len({metric.name.rpartition("-")[0] for metric in measured if metric.name not in last})
     if beside:
         told += f"; {beside} scoring networks beside it"
-    get_run_logger().info("%s: %d epochs, %s", ref["stage"], max(metric.step for metric in measured), told)
+    epochs = max(metric.step for metric in measured)
+    get_run_logger().info("%s: %s%s", ref["stage"], f"{epochs} epochs, " if epochs > 1 else "", told)

@@ -8,6 +8,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +31,9 @@ from vabal.learning.probe import Embedded
 from vabal.settings.models import BackboneSettings
 
 _LIBRARIES: Final = ("torch", "timm", "torchvision")
+_OURS: Final = re.compile(
+    r"(.+-[0-9a-f]{16}(\.npy|\.json)?|\..+-[0-9a-f]{16}\..+)"
+)  # a result, or one that is being made
 _PIXELS_A_PIECE: Final = 2**18  # of one channel, over all sizes and views: what a CPU's caches bear
 Batches = Iterable[tuple[int, NDArray[np.uint8]]]
 
@@ -68,9 +72,14 @@ class Embedder:
             about = {"layers": [list(layer) for layer in self.backbone.layers], **self.backbone.preparation}
             private_folder(self.cache)
             write_bytes(path, canonical_json(about))
+        os.utime(path)
         about = json.loads(path.read_bytes())
         layers = tuple(Layer(*item) for item in about.pop("layers"))
         return Embedded({**self.identity, **about}, layers)
+
+    def check(self) -> None:
+        """Raises UserError for a backbone, weights or a size that are not there or do not fit."""
+        _ = self.embedded
 
     def programs(self) -> list[Path]:
         """The backbone as programs that run without timm, one a size; exported once, and kept."""
@@ -84,6 +93,7 @@ class Embedder:
                     temporary.rename(place)
                 finally:
                     shutil.rmtree(temporary, ignore_errors=True)
+        os.utime(place)
         return [place / f"trunk-{size}.pt2" for size in self.embedded.backbone["sizes"]]
 
     def embed(self, images_N_H_W_K: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -106,6 +116,7 @@ class Embedder:
         """The file of the embeddings that are called `name`; made from `batches` of images if it is not there."""
         path = self.cache / f"{name}-{self.key}.npy"
         if path.exists():
+            os.utime(path)
             return path
         private_folder(self.cache)
         with _alone(self.cache / f".{name}-{self.key}.lock"):
@@ -120,6 +131,20 @@ class Embedder:
                 finally:
                     temporary.unlink(missing_ok=True)
         return path
+
+
+def forget(folder: Path, before: float) -> int:
+    """Remove what no embedder has asked for since that time (seconds since 1970), finished or half-made: other
+    backbones', other shards'. Returns how many. What bears no name that is given here stays."""
+    if not folder.is_dir():
+        return 0
+    old = [path for path in folder.iterdir() if _OURS.fullmatch(path.name) and path.lstat().st_mtime < before]
+    for path in old:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return len(old)
 
 
 @contextmanager

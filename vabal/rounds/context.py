@@ -100,6 +100,12 @@ class RoundContext:
 
         return EmbeddedShards(self.shards, embedder, self.params.features.batch_size) if embedder else None
 
+    def forget_embeddings(self, before: float) -> int:
+        """Remove what nothing has asked for since that time (seconds since 1970). Returns how many files."""
+        from vabal.learning import embeddings  # noqa: PLC0415 -- torch
+
+        return embeddings.forget(self.workspace.embeddings, before)
+
     @property
     def inputs(self) -> "images.DecodedShards | EmbeddedShards":
         """What the classifier sees of the pool: images, or their embeddings."""

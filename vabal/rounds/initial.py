@@ -115,6 +115,7 @@ def _build(
 ) -> _Made:
     opened = sources.open_source(asked.source, classes=asked.classes, layout=asked.layout)
     chosen, text = _settings(place.root, opened, asked)
+    _check_backbone(chosen)
     if _has_storage():
         prepare(chosen.storage)
     drawn = {"imbalance": asked.imbalance, "initial": asked.initial, "holdout": asked.holdout}
@@ -224,6 +225,14 @@ def _settings(root: Path, source: Source, asked: _Asked) -> tuple[Params, str | 
     if params.parse(params.read_yaml(text)) != chosen:
         raise ValueError("the settings do not survive being written")
     return chosen, text
+
+
+def _check_backbone(chosen: Params) -> None:
+    """Raises UserError for a pretrained backbone that is not there or does not fit."""
+    if chosen.classifier.learner != "scratch":
+        from vabal.learning import backbones  # noqa: PLC0415 -- torch takes two seconds to import
+
+        backbones.load(chosen.backbone)
 
 
 def _with_depth(chosen: Params, text: str | None, built: sources.InitReport) -> str | None:

@@ -1,5 +1,6 @@
 """Backbones: the embedded weights mean what their authors' network says, others are taken or refused in one line."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vabal.errors import UserError
-from vabal.learning import backbones
+from vabal.learning import backbones, embeddings
 from vabal.learning.backbones import Layer
 from vabal.learning.embeddings import Embedder
 from vabal.settings import params
@@ -211,6 +212,14 @@ def test_an_image_is_embedded_once_and_another_backbone_has_files_of_its_own(tmp
     other = Embedder(settings(sizes=[32], views="mirrored"), "cpu", tmp_path / "kept")
     assert other.kept("pool", 5, batches) != path
     assert len(asked) == 2
+    (tmp_path / "kept" / "note.txt").write_text("mine")
+    for left in tmp_path.glob("kept/*"):
+        os.utime(left, (1000, 1000))
     known = Embedder(settings(sizes=[32]), "cpu", tmp_path / "kept")
     assert known.embedded == first.embedded
     assert "backbone" not in vars(known)  # what the numbers are is known without loading the network
+    assert known.kept("pool", 5, batches) == path
+    (killed := tmp_path / "kept" / f".{path.name}.77.tmp").write_text("half")
+    os.utime(killed, (1000, 1000))
+    embeddings.forget(tmp_path / "kept", before=2000)
+    assert {left.name for left in tmp_path.glob("kept/*")} == {path.name, f"layers-{first.key}.json", "note.txt"}

@@ -43,6 +43,17 @@ def make(root: Path, source: str, **changes: Any) -> list[str]:
     return initialise(root, source=source, **(arguments | changes))
 
 
+def test_a_backbone_that_is_not_there_is_refused_before_anything_is_made(tmp_path: Path, source: str) -> None:
+    for settings, said in (
+        ({"classifier.learner": "probe", "backbone.weights": "file:none.pth"}, "there is no file none.pth"),
+        ({"classifier.learner": "finetune", "backbone.name": "timm:no_such_network"}, "timm has no network"),
+    ):
+        with pytest.raises(UserError, match=said):
+            make(tmp_path / "made", source, settings=settings)
+        assert not (tmp_path / "made" / "params.yaml").exists()
+        assert not (tmp_path / "made" / "data").exists()
+
+
 def _unasked(_: StorageSettings) -> None:
     raise AssertionError("no storage is configured")
 
