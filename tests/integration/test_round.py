@@ -29,7 +29,7 @@ def test_a_round_killed_after_every_stage_and_step_picks_the_same_and_records_it
     calm, shaken = tmp_path / "calm", tmp_path / "shaken"
     for root in (calm, shaken):
         make_workspace(stack, root, root.name)
-    earlier = shaken / ".vabal" / "embeddings" / "images-00000-0123456789abcdef.npy"
+    earlier = calm / ".vabal" / "embeddings" / "images-00000-0123456789abcdef.npy"
     earlier.parent.mkdir(mode=0o700)
     earlier.write_bytes(b"what a backbone said that params.yaml no longer names")
     os.utime(earlier, (1000, 1000))
