@@ -27,6 +27,7 @@ MADE = {
 }
 # Narrow and short, so that two cores bear it; everything else is as `vabal init` leaves it.
 SETTINGS = (
+    "classifier.learner=scratch",
     "classifier.network=resnet10",
     "classifier.width=16",
     "classifier.epochs=40",

@@ -31,7 +31,8 @@ from vabal.labels.oracle import answer
 from vabal.settings.params import override, read_yaml
 
 # Narrow and short: a round's time is then that of its processes and its bookkeeping.
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
+    "classifier.learner": "scratch",
     "classifier.width": 4,
     "classifier.epochs": 3,
     "vae.epochs": 1,

@@ -35,6 +35,14 @@ def layouts(incomplete: str) -> list[str]:
     return _fitting(LAYOUTS, incomplete)
 
 
+def learners_of_init(incomplete: str) -> list[str]:
+    from typing import get_args
+
+    from vabal.settings.models import ClassifierSettings
+
+    return _fitting(("auto", *get_args(ClassifierSettings.model_fields["learner"].annotation)), incomplete)
+
+
 def protocols(incomplete: str) -> list[str]:
     from vabal.benchmark.protocols import PROTOCOLS
 

@@ -18,11 +18,53 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vabal.audit import AuditReport
-
-if TYPE_CHECKING:
     from vabal.benchmark.summary import StrategyInSetting, Summary
+    from vabal.rounds.choice import LearnerChoice
 
 Column = tuple[str, Literal["left", "right"]]
+
+
+# -- init ---------------------------------------------------------------------------------------------------------
+
+
+def show_choice(choice: "LearnerChoice") -> None:
+    """What `choice.choose` found: a row a learner that was tried, and the settings that come of it."""
+    console = _console()
+    columns: list[Column] = [
+        ("learner", "left"),
+        ("bal. accuracy", "right"),
+        ("cross entropy", "right"),
+        ("embedding", "right"),
+        ("a night", "right"),
+    ]
+    rows = [
+        (
+            f"{tried.learner}, {tried.sees}",
+            "not tried" if tried.balanced_accuracy is None else f"{tried.balanced_accuracy:.3f}",
+            "" if tried.cross_entropy is None else f"{tried.cross_entropy:.3f}",
+            _duration(tried.embedding),
+            _duration(tried.night),
+        )
+        for tried in choice.tried
+    ]
+    if rows:
+        console.print(_table(console, columns, rows))
+        console.print(Text(_SECONDS), soft_wrap=True)
+    settings = ", ".join(f"{name}: {value}" for name, value in choice.settings.items())
+    console.print(Text(f"taken: {choice.why}"), soft_wrap=True)
+    console.print(Text(f"params.yaml: {settings}"), soft_wrap=True)
+
+
+_SECONDS = "cross-validated; times are measured here: embedding all images once, and a night without the servers' share"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
 
 
 # -- benchmark ----------------------------------------------------------------------------------------------------

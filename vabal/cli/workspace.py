@@ -1,10 +1,11 @@
 """Making and filling a workspace: `init`, `ingest`."""
 
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +41,13 @@ class InitOptions:
         ),
     ] = None
     name: Annotated[str | None, typer.Option(help="The workspace's name in MLflow and Prefect.")] = None
+    learner: Annotated[
+        str,
+        typer.Option(
+            help="scratch, probe or finetune (classifier.learner); auto: by trying probes on the initial labels.",
+            autocompletion=complete.learners_of_init,
+        ),
+    ] = "auto"
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of params.yaml, as classifier.width=16.")
     ] = None
@@ -56,6 +64,9 @@ def init(options: InitOptions) -> None:
     from vabal.rounds.initial import initialise
 
     root = chosen.folder(search=False)
+    # where standard output is no terminal, bars would take its lines along to standard error
+    tell = partial(typer.echo, file=None if sys.stdout.isatty() else sys.stdout)
+    named = {} if options.learner == "auto" else {"classifier.learner": options.learner}
     with bars():
         done = initialise(
             root,
@@ -66,14 +77,24 @@ def init(options: InitOptions) -> None:
             seed=options.seed,
             classes=by_commas(options.classes),
             layout=options.layout,
-            # where standard output is no terminal, bars would take its lines along to standard error
-            tell=partial(typer.echo, file=None if sys.stdout.isatty() else sys.stdout),
+            tell=tell,
+            choose=partial(_choose_learner, tell),
             name=options.name,
-            settings=assignments(options.settings or []),
+            settings=assignments(options.settings or []) | named,
             versions=Versioning(root),
             prepare=lambda storing: storage.preflight(storing.bucket, storing.prefix),
         )
     say(done)
+
+
+def _choose_learner(tell: Callable[[str], None], *made: Any) -> Mapping[str, Any]:
+    """What `initialise` asks for where nobody named a learner; tells what was tried and what is taken."""
+    from vabal.cli.render import show_choice
+    from vabal.rounds import choice
+
+    found = choice.choose(tell, *made)
+    show_choice(found)
+    return found.settings
 
 
 def ingest(

@@ -22,6 +22,9 @@ from vabal.settings.models import Params, StorageSettings
 from vabal.sources.base import Source
 from vabal.workspace import PINS, Workspace
 
+# The pools' workspace and folder, what they are made of, the settings so far, those that the user has given: others.
+Choose = Callable[[Workspace, Path, sources.InitReport, Params, Mapping[str, Any]], Mapping[str, Any]]
+
 
 class Repository(Versions, Protocol):
     """What making a workspace needs of `adapters.versioning`."""
@@ -45,6 +48,7 @@ def initialise(
     prepare: Callable[[StorageSettings], None],
     layout: str | None = None,
     tell: Callable[[str], None] | None = None,
+    choose: Choose | None = None,
     reached: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Make round 0 in `root` and publish it; returns lines that say what there is now.
@@ -54,8 +58,9 @@ def initialise(
 
     Killed anywhere, or refused by git, it may be called again: the same arguments finish what was begun, others start
     clean. `prepare` sees to the bucket, where S3 is up. `layout` says how the folders of a folder are read. `tell`
-    gets, line by line, what was understood of the source, before anything is made of it; `reached` hears the name of
-    each step once it is done.
+    gets, line by line, what was understood of the source, before anything is made of it. `choose` is asked for the
+    learner's settings where neither the user nor a `params.yaml` names a learner. `reached` hears the name of each step
+    once it is done.
 
     Raises UserError, having changed nothing, for a folder that has pools already or arguments that do not fit.
     """
@@ -69,7 +74,7 @@ def initialise(
             raise UserError(f"{root} has pools already (data/): `vabal init` makes new ones in an empty folder only")
         temporary = place.state / f"init.{uuid.uuid4().hex}"
         try:
-            made = _build(place, asked, temporary, prepare, tell)
+            made = _build(place, asked, temporary, prepare, tell, choose)
             reached("built")
             if (root / PINS).exists():
                 return _reproduce(place, versions, asked, made)
@@ -112,6 +117,7 @@ def _build(
     folder: Path,
     prepare: Callable[[StorageSettings], None],
     tell: Callable[[str], None] | None,
+    choose: Choose | None,
 ) -> _Made:
     opened = sources.open_source(asked.source, classes=asked.classes, layout=asked.layout)
     chosen, text = _settings(place.root, opened, asked)
@@ -132,7 +138,10 @@ def _build(
     )
     plan, contents = round_zero(folder, {"source": opened.name, **drawn}, chosen.seed)
     sources.write_oracle(place.state / "oracle.csv", built.oracle)
-    return _Made(folder, chosen, _with_depth(chosen, text, built), built, plan, contents)
+    if text is not None:
+        chosen = _settled(place, asked, folder, chosen, built, choose)
+        text = params.dump(chosen)
+    return _Made(folder, chosen, text, built, plan, contents)
 
 
 def _stage(place: Workspace, versions: Repository, asked: _Asked, made: _Made, reached: Callable[[str], None]) -> None:
@@ -235,12 +244,17 @@ def _check_backbone(chosen: Params) -> None:
         backbones.load(chosen.backbone)
 
 
-def _with_depth(chosen: Params, text: str | None, built: sources.InitReport) -> str | None:
-    """The text of `params.yaml` with the depth of the source's grey values, so that later images are scaled alike."""
-    if text is None or built.bit_depth == "auto":
-        return text
-    settled = chosen.images.model_copy(update={"bit_depth": built.bit_depth})
-    return params.dump(chosen.model_copy(update={"images": settled}))
+def _settled(
+    place: Workspace, asked: _Asked, folder: Path, chosen: Params, built: sources.InitReport, choose: Choose | None
+) -> Params:
+    """The settings with what the images tell: the depth of their grey values, so that later ones are scaled alike, and
+    the learner."""
+    changes: dict[str, Any] = {} if built.bit_depth == "auto" else {"images.bit_depth": built.bit_depth}
+    section = asked.settings.get("classifier")
+    is_given = "classifier.learner" in asked.settings or (isinstance(section, dict) and "learner" in section)
+    if choose is not None and not is_given:
+        changes |= choose(place, folder, built, chosen, asked.settings)
+    return params.changed(chosen, changes)
 
 
 def round_zero(folder: Path, arguments: Mapping[str, Any], seed: int) -> tuple[Plan, dict[str, Path]]:

@@ -85,6 +85,11 @@ def override(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return copy
 
 
+def changed(params: Params, changes: dict[str, Any]) -> Params:
+    """The settings with other values at these dotted paths. Raises UserError for wrong ones."""
+    return parse(override(params.model_dump(), changes))
+
+
 def dump(params: Params) -> str:
     """The settings as the text of a `params.yaml`, sections in order, a comment a setting."""
     lines: list[str] = []

@@ -79,6 +79,33 @@ def test_round_0_is_published_under_a_tag_that_names_its_manifest(tmp_path: Path
     ]
 
 
+def test_a_learner_is_asked_for_where_neither_the_user_nor_a_file_names_one(tmp_path: Path, source: str) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def choose(*made: Any) -> dict[str, Any]:
+        asked.append(made)
+        return {"classifier.learner": "probe", "backbone.sizes": [48], "images.size": 48}
+
+    make(tmp_path / "chosen", source, choose=choose, settings={"selection.budget": 7})
+    (_, folder, built, chosen, given) = asked.pop()
+    assert (given, chosen.selection.budget) == ({"selection.budget": 7}, 7)
+    assert (folder.name[:5], len(built.pools.labeled)) == ("init.", 9)
+    settings = load(tmp_path / "chosen" / "params.yaml")
+    assert (settings.classifier.learner, settings.backbone.sizes) == ("probe", [48])
+    assert (settings.images.size, settings.selection.budget) == (48, 7)
+    assert "  learner: probe  # scratch: the network below" in (tmp_path / "chosen" / "params.yaml").read_text()
+
+    make(tmp_path / "named", source, choose=choose, settings={"classifier.learner": "scratch"})
+    make(tmp_path / "whole", source, choose=choose, settings={"classifier": {"learner": "scratch"}})
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "params.yaml").write_text("seed: 5\n")
+    make(tmp_path / "there", source, choose=choose, seed=None)
+    assert asked == []
+    assert load(tmp_path / "there" / "params.yaml").classifier.learner == "scratch"
+    # what lies below data/ knows nothing of the learner
+    assert contents(tmp_path / "chosen" / "data") == contents(tmp_path / "named" / "data")
+
+
 def test_the_same_arguments_make_the_same_bytes_and_another_seed_others(tmp_path: Path, source: str) -> None:
     for name in ("one", "two"):
         make(tmp_path / name, source)
