@@ -37,6 +37,7 @@ SETTINGS = {
     "probabilities.members": 1,
     "selection.budget": 4,
     "compute.threads": 1,
+    "classifier.learner": "scratch",
     "compute.device": "cpu",
     "promotion.min_gain": -1,
     "promotion.confidence": 0.5,
