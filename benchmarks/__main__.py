@@ -16,7 +16,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import bald, bookkeeping, coreset, draws, estimate, features, growth, imports, memory, vae_step, waiting
+from benchmarks import (
+    bald,
+    bookkeeping,
+    coreset,
+    draws,
+    estimate,
+    features,
+    growth,
+    imports,
+    memory,
+    night,
+    vae_step,
+    waiting,
+)
 
 RESULTS = Path(__file__).with_name("results.json")
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "prefect", "mlflow", "dvc")
@@ -52,6 +65,11 @@ def _estimate(result: dict[str, Any]) -> list[Check]:
         checks.append(Check(f"{what}speed / the loop over draws and classes", at["ratio"], ">=", least))
         share = at["share_of_matmul_rate"]
         checks.append(Check(f"{what}rate / a plain product's", share, ">=", estimate.LEAST_SHARE))
+        if "ratio_bfloat16" in at:
+            ratio = at["ratio_bfloat16"]
+            checks.append(Check(f"{what}speed in bfloat16 / the loop", ratio, ">=", estimate.LEAST_BFLOAT16))
+    for where, at in result.get("auto", {}).items():
+        checks.append(Check(f"estimate, {where}: `auto` / the quicker", at["ratio"], "<=", estimate.MOST_AUTO))
     return checks
 
 
@@ -109,6 +127,10 @@ def _bookkeeping(result: dict[str, Any]) -> list[Check]:
     ]
 
 
+def _night(result: dict[str, Any]) -> list[Check]:
+    return [Check("night of a probe: CPU seconds", result["cpu_seconds"], "<=", night.MOST_SECONDS)]
+
+
 def _waiting(result: dict[str, Any]) -> list[Check]:
     return [
         *(
@@ -122,6 +144,7 @@ def _waiting(result: dict[str, Any]) -> list[Check]:
 BENCHMARKS = {
     "estimate": Benchmark(estimate.run, _estimate),
     "draws": Benchmark(draws.run, _draws),
+    "night": Benchmark(night.run, _night),
     "vae_step": Benchmark(vae_step.run, _vae_step),
     "waiting": Benchmark(waiting.run, _waiting),
     "coreset": Benchmark(coreset.run, _coreset),

@@ -1,12 +1,14 @@
 """The estimate of Eq. 9 against the way of the published code: `python -m benchmarks.estimate`.
 
 Both run in one process, in float32, with the same independent draws, and must agree. How many of them it takes is
-another question: `benchmarks.draws`.
+another question: `benchmarks.draws`. `bfloat16` is the same estimate with the setting `products: auto`, where the
+processor multiplies bfloat16 by itself. `auto` compares the sampling of that name with both that it chooses from.
 """
 
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vabal import vae as vaes
-from vabal.probabilities import estimate_likelihood, shared_noise
+from vabal.probabilities import estimate_likelihood, products_of, shared_noise
 from vabal.vae import FeatureVAE, kl_divergence
 
 FEATURE_DIMS = (64, 128, 256, 512)  # a ResNet-18
@@ -26,6 +28,10 @@ SAMPLES = {10: 1024, 100: 32}  # by number of classes: the loops take seconds ea
 
 
 LEAST = {10: 4.0, 100: 7.0}  # times the speed of the published code's way, by number of classes
+LEAST_BFLOAT16 = 10.0  # the same with products in bfloat16
+MOST_ERROR = 0.02  # of those, of the deviation over the samples
+CHOICES = ((10, 128), (10, 2048), (100, 128))  # classes and samples at which `auto` chooses
+MOST_AUTO = 1.3  # times the quicker of the two
 LEAST_SHARE = 0.6  # of the rate of the plain product
 
 
@@ -46,8 +52,30 @@ def run(samples: dict[int, int] | None = None, repeats: int = 3) -> dict[str, An
     torch.set_num_threads(before)
     for classes in chosen:
         found = [value for name, value in results.items() if name.startswith(f"C={classes},")]
-        results[f"C={classes}"] = {key: min(one[key] for one in found) for key in ("ratio", "share_of_matmul_rate")}
+        results[f"C={classes}"] = {
+            key: min(one[key] for one in found)
+            for key in ("ratio", "share_of_matmul_rate", "ratio_bfloat16")
+            if key in found[0]
+        }
+    results["auto"] = {f"C={classes}, N={count}": _choice(classes, count) for classes, count in CHOICES}
     return results
+
+
+def _choice(classes: int, count: int) -> dict[str, float]:
+    """Seconds of ten anchored draws, of a hundred independent ones, and of what `auto` takes; each once warm."""
+    network = _network(classes)
+    network.pool_size.fill_(count)
+    features_N_D = torch.randn(count, sum(FEATURE_DIMS), generator=torch.Generator().manual_seed(1)).relu()
+    network.anchors_A_D.copy_(torch.randn(network.anchors_A_D.shape, generator=torch.Generator().manual_seed(3)).relu())
+    ways = {"anchored": 10, "independent": DRAWS, "auto": 10}
+
+    def estimate(sampling: str, draws: int) -> Any:
+        settings = {**SETTINGS, "sampling": sampling, "draws": draws}
+        return list(estimate_likelihood(network, [features_N_D], generator=0, settings=settings))
+
+    taken, _ = _in_turn({name: partial(estimate, name, draws) for name, draws in ways.items()}, 3)
+    seconds = {name: float(values_R.min()) for name, values_R in taken.items()}
+    return seconds | {"ratio": seconds["auto"] / min(seconds["anchored"], seconds["independent"])}
 
 
 def _compare(classes: int, count: int, repeats: int) -> dict[str, float]:
@@ -59,6 +87,7 @@ def _compare(classes: int, count: int, repeats: int) -> dict[str, float]:
     taken, results = _in_turn(
         {
             "ours": lambda: next(estimate_likelihood(network, [features_N_D], generator=0, settings=SETTINGS))[0],
+            **_in_bfloat16(network, features_N_D),
             "published": lambda: loop(network, features_N_D, noise_T_Z, encode_once=False),
             "encoded_once": lambda: loop(network, features_N_D, noise_T_Z, encode_once=True),
             "matmul": lambda: [torch.mm(left, right, out=product) for _ in range(MATMULS)],
@@ -67,6 +96,13 @@ def _compare(classes: int, count: int, repeats: int) -> dict[str, float]:
     )
     difference = float((results["ours"].double() - results["published"]).abs().max())
     assert difference < 1e-4, difference
+    rounded = {}
+    if "bfloat16" in taken:
+        error = (results["bfloat16"].double() - results["published"]).std() / results["published"].std()
+        rounded = {
+            "ratio_bfloat16": float(np.median(taken["published"] / taken["bfloat16"])),
+            "error_bfloat16": float(error),
+        }
     ours_R = taken["ours"]
     rate_R = 2 * count * DRAWS * _multiplications(network) / ours_R
     plain_R = 2 * ROWS * 128 * 128 * MATMULS / taken["matmul"]
@@ -76,9 +112,18 @@ def _compare(classes: int, count: int, repeats: int) -> dict[str, float]:
         "ratio": float(np.median(taken["published"] / ours_R)),
         "ratio_encoded_once": float(np.median(taken["encoded_once"] / ours_R)),
         "largest_difference": difference,
+        **rounded,
         "gigaflops": float(rate_R.max()) / 1e9,
         "share_of_matmul_rate": float(np.median(rate_R / plain_R)),
     }
+
+
+def _in_bfloat16(network: FeatureVAE, features_N_D: Tensor) -> dict[str, Callable[[], Any]]:
+    """The same estimate with `products: auto`, where that is not float32."""
+    if products_of("auto", torch.device("cpu")) == torch.float32:
+        return {}
+    settings = {**SETTINGS, "products": "auto"}
+    return {"bfloat16": lambda: next(estimate_likelihood(network, [features_N_D], generator=0, settings=settings))[0]}
 
 
 @torch.inference_mode()

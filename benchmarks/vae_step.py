@@ -40,7 +40,7 @@ def _compare(widths: tuple[int, ...], samples: int, epochs: int) -> dict[str, fl
     numbers = np.random.default_rng(0)
     features_N_D = np.maximum(numbers.normal(size=(samples, sum(widths))), 0).astype(np.float32)
     classes_N = numbers.integers(0, CLASSES, samples)
-    settings = {"epochs": epochs, "min_steps": 0, "warmup_epochs": 0}
+    settings = {"epochs": epochs, "min_steps": 0, "max_steps": 0, "warmup_epochs": 0}
     training = vaes.fit(vaes.build(widths, CLASSES, settings, seed=0), features_N_D, classes_N, seed=0)
     products = bare_products(widths)
     steps = samples // VaeSettings().batch_size

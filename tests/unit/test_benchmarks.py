@@ -77,6 +77,7 @@ def test_every_bound_of_the_issue_has_a_benchmark() -> None:
         "memory",
         "bookkeeping",
         "imports",
+        "night",
         "waiting",
     }
     assert set(BENCHMARKS) == names

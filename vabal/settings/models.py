@@ -275,7 +275,7 @@ class VaeSettings(Section):
     epochs: PositiveInt = Field(20, description="Passes over the unlabelled pool.")
     min_steps: Annotated[int, Field(ge=0)] = Field(200, description="More passes, if the pool is too small for this.")
     max_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="Training ends here (but not before `min_steps`), if the pool is large; 0: never."
+        500, description="Training ends here (but not before `min_steps`), if the pool is large; 0: never."
     )
     batch_size: PositiveInt = Field(128, description="Samples a step at most; an epoch is shared out evenly.")
     shuffle: bool = Field(True, description="Another random order each epoch; off: the pool's, as the published code.")
