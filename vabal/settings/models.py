@@ -293,7 +293,7 @@ class ProbabilitySettings(Section):
     products: Literal["float32", "auto"] = Field(
         "float32",
         description="Precision of the decoder's products; auto: bfloat16 where the processor multiplies it by itself, "
-        "else float32. A third of the time, and the last digits are the machine's (docs/decisions/draws.md).",
+        "else float32. Faster, and the last digits are then the machine's (docs/decisions/draws.md).",
     )
     likelihood_reduction: Literal["sum", "mean", "standardised", "contrast"] = Field(
         "standardised",
