@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vabal.audit import AuditReport
-    from vabal.benchmark.summary import StrategyInSetting, Summary
+    from vabal.benchmark.summary import Mean, StrategyInSetting, Summary
     from vabal.rounds.choice import LearnerChoice
 
 Column = tuple[str, Literal["left", "right"]]
@@ -73,8 +73,8 @@ def _duration(seconds: float | None) -> str:
 def show_comparison(summary: "Summary", report: Path, *, as_json: bool = False) -> None:
     """What `comparison.summarise` tells of the main metric: a table a setting, the best first.
 
-    `saved` are labels, to reach what the baseline with the same learner reaches with all of them; `trained` are the
-    networks of a run.
+    `saved` are labels, to reach what the baseline with the same learner reaches with all of them; `nets` are the
+    networks that a run trains.
     """
     if as_json:
         print_json(summary.to_json())
@@ -84,9 +84,9 @@ def show_comparison(summary: "Summary", report: Path, *, as_json: bool = False) 
         ("strategy", "left"),
         ("average", "right"),
         ("final", "right"),
-        (f"less {baseline}, 95 % interval", "right"),
+        (f"less {baseline}, points", "right"),
         ("saved", "right"),
-        ("trained", "right"),
+        ("nets", "right"),
         ("CPU s", "right"),
     ]
     for setting in summary.settings:
@@ -104,25 +104,29 @@ def _show_rivals(console: Console, summary: "Summary") -> None:
     if not summary.pooled.rivals:
         return
     console.print(Text(f"\n{summary.reference} less each other row, average over rounds, over all settings"))
-    columns: list[Column] = [("row", "left"), ("95 % interval", "right"), ("p, Holm", "right"), ("it is", "left")]
+    columns: list[Column] = [("row", "left"), ("points [95 %]", "right"), ("p, Holm", "right"), ("it is", "left")]
     rows = []
     for rival in summary.pooled.rivals:
-        gap, p = rival.difference, rival.holm_t_p
-        interval = f" ({gap.low:+.3f} to {gap.high:+.3f})" if gap.low is not None else ""
-        rows.append((rival.strategy, f"{gap.mean:+.3f}{interval}", "" if p is None else f"{p:.3f}", rival.verdict))
+        p = "" if rival.holm_t_p is None else f"{rival.holm_t_p:.3f}"
+        rows.append((rival.strategy, _points(rival.difference), p, rival.verdict))
     console.print(_table(console, columns, rows))
+
+
+def _points(gap: "Mean") -> str:
+    """A difference with its 95 % interval, in percentage points."""
+    interval = "" if gap.low is None or gap.high is None else f" [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    return f"{100 * gap.mean:+.1f}{interval}"
 
 
 def _comparison_row(item: "StrategyInSetting") -> tuple[str, ...]:
     measured = item.main
     gap = measured.difference.average if measured.difference else None
     saved = item.labels.saved if item.labels else None
-    interval = f" ({gap.low:+.3f} to {gap.high:+.3f})" if gap and gap.low is not None else ""
     return (
         item.strategy,
         f"{measured.average.mean:.3f}",
         f"{measured.final.mean:.3f}",
-        f"{gap.mean:+.3f}{interval}" if gap else "",
+        _points(gap) if gap else "",
         f"{saved:.0f}" if saved is not None else "",
         f"{item.cost.trained:.0f}" if item.cost else "",
         f"{item.cost.cpu_seconds:.1f}" if item.cost else "",
