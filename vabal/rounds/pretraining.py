@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from vabal.errors import UserError
@@ -102,15 +103,8 @@ def pretrain(workspace: Workspace, pools: Pools, params: Params, tell: Tell) -> 
     with _alone(folder):
         if weights.exists():
             return _found(weights)
-        training = Pretraining(
-            params.pretrain,
-            size=size,
-            channels=params.images.channels,
-            seed=derive_seed(params.seed, 0, "pretrain"),
-            device=device,
-        )
         checkpoint = Checkpoint(folder / "unfinished.pt", about)
-        _take_up(training, checkpoint, tell)
+        training = _taken_up(lambda: _begun(params, size, device), checkpoint, tell)
         pictures = PoolImages(_decoded(workspace, params, catalog), catalog)
         start = time.monotonic()
         done = _run(training, pictures, checkpoint, tell)
@@ -151,17 +145,28 @@ def _decoded(workspace: Workspace, params: Params, catalog: pd.DataFrame) -> Dec
     return shards
 
 
-def _take_up(training: Pretraining, checkpoint: Checkpoint, tell: Tell) -> None:
-    kept = checkpoint.read()
+def _begun(params: Params, size: int, device: torch.device) -> Pretraining:
+    seed = derive_seed(params.seed, 0, "pretrain")
+    return Pretraining(params.pretrain, size=size, channels=params.images.channels, seed=seed, device=device)
+
+
+def _taken_up(begin: Callable[[], Pretraining], checkpoint: Checkpoint, tell: Tell) -> Pretraining:
+    """The training where an unfinished one was left, or else at its beginning; `tell` hears which, and why."""
+    training, kept = begin(), checkpoint.read()
     if kept is None:
-        return
+        return training
     about, state = kept
     if about["settings"] != checkpoint.about["settings"]:
         tell("an unfinished pretraining had other settings: this one starts anew")
-        return
-    training.restore(state)
+        return training
+    try:
+        training.restore(state)
+    except (RuntimeError, ValueError, KeyError, TypeError):  # another version of the network's library
+        tell("an unfinished pretraining cannot be taken up by the libraries of now: this one starts anew")
+        return begin()
     more = "" if about["images"] == checkpoint.about["images"] else ", with the images that are there now"
     tell(f"an unfinished pretraining goes on in epoch {training.epoch} of {training.settings.epochs}{more}")
+    return training
 
 
 def _run(training: Pretraining, pictures: PoolImages, checkpoint: Checkpoint, tell: Tell) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.support.small_rounds import first_round
 from vabal import pools
@@ -140,6 +141,19 @@ def test_other_settings_and_a_pool_that_changed_after_the_end_start_anew(
     assert (second.images, second.before) == (first.images - 1, False)
     assert second.weights != first.weights
     assert first.weights.exists()
+
+
+def test_a_state_that_fits_no_more_is_left_and_told(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = pretrain(place)
+    first.weights.unlink()
+    killed(place, monkeypatch, 3)
+    path = place.state / "pretrained" / "unfinished.pt"
+    kept = torch.load(path, weights_only=True)
+    kept["state"]["encoder"].popitem()
+    torch.save(kept, path)
+    again, said = pretrain(place)
+    assert said[0].endswith("cannot be taken up by the libraries of now: this one starts anew")
+    assert again.sha256 == first.sha256
 
 
 def test_a_label_that_came_changes_nothing(place: Workspace) -> None:
