@@ -80,7 +80,7 @@ def choose(
     pool = _Pool(place, folder, made, params, given)
     if (made.pools.labeled["label"].value_counts() > 1).sum() < 2:
         first = pool.offered.first[0]
-        return LearnerChoice(pool.settings(first), f"probe, {first}: it asks for fewest labels, and there are none yet")
+        return LearnerChoice(pool.settings(first), f"probe, {first}: there are too few labels yet to try learners on")
     how = "up to a minute on two cores; --learner NAME tries none"
     tell(f"trying learners on {len(pool.sample)} labels ({how})")
     known, probing = pool.known(), reading.changed(params, {"classifier.learner": "probe"})

@@ -97,6 +97,7 @@ def test_without_labels_to_judge_by_a_probe_is_taken_and_nothing_is_tried(
     made = pool(tmp_path, labels=labels, initial=initial)
     found = chosen(tmp_path, made, **{"backbone.weights": "package:there-is-none"})
     assert (found.labels, found.tried) == (0, ())
+    assert found.why == "probe, 32 px, plain: there are too few labels yet to try learners on"
     assert found.settings == {
         "classifier.learner": "probe",
         "images.size": 8,
