@@ -28,7 +28,7 @@ from vabal import vae as vaes
 from vabal.learning import classifier, recipe
 from vabal.probabilities import estimate_class_terms, estimate_likelihood, mistake_score, pool_moments
 from vabal.probabilities import noise as probabilities_noise
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 from vabal.settings.presets import PRESETS
 from vabal.strategies.base import Shard, margin, posteriors
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from vabal.learning import classifier, device
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 EPOCHS, SAMPLES, SIDE = 3, 64, 32
 SETTINGS = ClassifierSettings(network="resnet10", width=16, batch_size=16, learning_rate=0.05)  # `make demo`'s

@@ -18,7 +18,7 @@ from vabal.learning import classifier
 from vabal.promotion import champion, comparison, registry
 from vabal.promotion.champion import read_record
 from vabal.promotion.registry import NotPromoted
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 from vabal.workspace import Workspace
 
 CLASSES = ["crack", "good"]

@@ -23,7 +23,7 @@ from vabal.learning.finetune import LabelledImages
 from vabal.learning.network import FineTuned, ResNetClassifier
 from vabal.learning.probe import LabelledEmbeddings
 from vabal.promotion.registered import classes_json
-from vabal.settings.models import BackboneSettings, ClassifierSettings, FineTuneSettings
+from vabal.settings.learners import BackboneSettings, ClassifierSettings, FineTuneSettings
 
 CLASSES = ["crack", "dust (light)", "good"]
 KEY = "e" * 64

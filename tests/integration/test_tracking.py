@@ -18,7 +18,8 @@ from requests import Session
 from vabal.adapters.tracking import Tracking, metric_name
 from vabal.errors import Unavailable, UserError
 from vabal.learning import classifier
-from vabal.settings.models import ClassifierSettings, Params
+from vabal.settings.learners import ClassifierSettings
+from vabal.settings.models import Params
 
 CLASSES = ["0", "sol/der", "crazing (fine)"]
 KEY = hashlib.sha256(b"parent").hexdigest()

@@ -12,7 +12,8 @@ from vabal.benchmark.variants import Variant
 from vabal.errors import UserError
 from vabal.files import canonical_json, sha256
 from vabal.settings import params
-from vabal.settings.models import ClassifierSettings, Params
+from vabal.settings.learners import ClassifierSettings
+from vabal.settings.models import Params
 
 VERSION = 1
 NATURAL = "natural"  # as it is: what the column `imbalance` says where a source is not thinned

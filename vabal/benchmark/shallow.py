@@ -28,7 +28,7 @@ from vabal.learning.features import RowWriter
 from vabal.learning.needs import Needs
 from vabal.learning.probe import balanced_weights, standardisation
 from vabal.rounds.learner import TrainingSet
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 FOLDS: Final = 4
 _TEMPERATURES: Final = np.geomspace(0.02, 20, 61)

@@ -16,7 +16,7 @@ from vabal import strategies
 from vabal.benchmark import shallow
 from vabal.errors import UserError
 from vabal.settings import params
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 LABEL_LENGTH = 80
 _SPEC = re.compile(r"(?:(?P<label>[^\[\]=]*)=)?(?P<name>[^\[\]=]*)(?:\[(?P<settings>[^\[\]]*)\])?")

@@ -38,7 +38,7 @@ def layouts(incomplete: str) -> list[str]:
 def learners_of_init(incomplete: str) -> list[str]:
     from typing import get_args
 
-    from vabal.settings.models import ClassifierSettings
+    from vabal.settings.learners import ClassifierSettings
 
     return _fitting(("auto", *get_args(ClassifierSettings.model_fields["learner"].annotation)), incomplete)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from vabal.errors import UserError
 from vabal.images.decoding import Unreadable, decode, decoder
 from vabal.images.shards import GROUP_ROWS, digest_in, open_shard, rows_of
-from vabal.settings.models import BitDepth
+from vabal.settings.base import BitDepth
 
 __all__ = ["DecodedShards"]
 

@@ -21,7 +21,8 @@ import simplejpeg
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from vabal.files import sha256
-from vabal.settings.models import BitDepth, ImageSettings
+from vabal.settings.base import BitDepth
+from vabal.settings.models import ImageSettings
 
 _FORMATS: Final = {
     "PNG": ".png",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vabal.errors import UserError
 from vabal.files import canonical_json, file_sha256, sha256, write_bytes
 from vabal.learning.network import METADATA_KEY, embed
-from vabal.settings.models import BackboneSettings
+from vabal.settings.learners import BackboneSettings
 
 _LARGEST_BATCH: Final = 4096  # of an exported program
 _SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".bin")

@@ -36,7 +36,7 @@ from vabal.learning.recipe import (
     run_epoch,
     stratified_folds,
 )
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 
 def build(

@@ -28,7 +28,7 @@ from vabal.learning.metrics import Metric
 from vabal.learning.needs import Needs, check_finite
 from vabal.learning.network import ResNetClassifier, SeesImages
 from vabal.learning.recipe import Images, Objective, memory_format, pieces, place
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 SomeNetwork = TypeVar("SomeNetwork", bound=SeesImages)
 AnyCommittee = TypeVar("AnyCommittee", bound="ImageCommittee[Any]")

@@ -28,7 +28,7 @@ from vabal.learning import backbones, network
 from vabal.learning.backbones import Backbone, Layer
 from vabal.learning.features import RowWriter, row_batches
 from vabal.learning.probe import Embedded
-from vabal.settings.models import BackboneSettings
+from vabal.settings.learners import BackboneSettings
 
 _LIBRARIES: Final = ("torch", "timm", "torchvision")
 _OURS: Final = re.compile(

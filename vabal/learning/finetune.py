@@ -34,7 +34,7 @@ from vabal.learning.recipe import (
     place,
     run_epoch,
 )
-from vabal.settings.models import BackboneSettings, ClassifierSettings, FineTuneSettings
+from vabal.settings.learners import BackboneSettings, ClassifierSettings, FineTuneSettings
 
 _GROUPS: Final = 5  # of the backbone's layers, each with a learning rate of its own
 _AT_ONCE: Final = 32  # images of which the head to begin with is told

@@ -27,7 +27,7 @@ from vabal.learning.needs import Needs
 from vabal.learning.network import LinearProbe
 from vabal.learning.probe import FOLDS, LabelledEmbeddings
 from vabal.learning.recipe import pieces
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 _ABOUT: Final = "committee.json"
 _WEIGHTS: Final = "committee.safetensors"

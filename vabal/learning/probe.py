@@ -21,7 +21,7 @@ from vabal.learning.backbones import Layer
 from vabal.learning.metrics import Metric
 from vabal.learning.network import LinearProbe
 from vabal.learning.recipe import CrossFit, class_weights, imbalance, stratified_folds
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 PENALTIES: Final = (1.0, 10.0, 0.1, 100.0)  # tried in this order; the first of equals is taken
 CHOICES: Final = ("stages", "last", "all")

@@ -14,7 +14,7 @@ from vabal.learning import augmentation
 from vabal.learning.batches import batches_of
 from vabal.learning.device import threads_of_step
 from vabal.learning.network import FineTuned, LinearProbe, Network, SeesImages
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 Images = NDArray[np.uint8]
 # Of (network, images_N_K_H_W, targets_N, share of the epochs that are over): the step's loss, and logits_N_C.

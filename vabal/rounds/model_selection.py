@@ -18,7 +18,7 @@ from scipy.special import log_softmax
 from vabal.learning import probe
 from vabal.learning.backbones import Layer
 from vabal.learning.probe import Embedded, LabelledEmbeddings
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 PIXELS: Final = "pixels"  # in place of views: the image's own
 PASSES: Final = {"plain": 1, "mirrored": 2, "turned": 8, PIXELS: 0}  # through the network

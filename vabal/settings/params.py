@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from vabal.errors import UserError
 from vabal.settings import bounds
-from vabal.settings.models import MethodSettings, Params, Section
+from vabal.settings.base import Section
+from vabal.settings.models import MethodSettings, Params
 from vabal.settings.presets import PRESETS
 from vabal.settings.yaml import Dumper, Loader
 

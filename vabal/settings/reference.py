@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vabal.settings.models import Params, Section
+from vabal.settings.base import Section
+from vabal.settings.models import Params
 from vabal.settings.presets import PRESETS
 
 HEAD = """\
 # Settings
 
-Every setting of `params.yaml`. This page is written from the models in `vabal/settings/models.py` by
+Every setting of `params.yaml`. This page is written from the models in `vabal/settings/` by
 `python -m vabal.settings.reference`.
 
 - What is left out has its default. An unknown key, a key that stands twice, or a value out of range is refused, named

@@ -19,7 +19,8 @@ from vabal.errors import UserError
 from vabal.files import sha256, sync_folder, write_bytes
 from vabal.pools import Pools
 from vabal.progress import track
-from vabal.settings.models import BitDepth, ImageSettings, Params
+from vabal.settings.base import BitDepth
+from vabal.settings.models import ImageSettings, Params
 from vabal.sources.base import Source
 from vabal.sources.draws import Draws, plan_draws
 from vabal.sources.surveys import Contradiction, DrawSettings, class_names, survey, understood

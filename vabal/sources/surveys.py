@@ -11,7 +11,8 @@ from vabal import images
 from vabal.errors import UserError, some
 from vabal.images import near_copies
 from vabal.learning.metrics import FEWEST_IMAGES
-from vabal.settings.models import BitDepth, ImageSettings
+from vabal.settings.base import BitDepth
+from vabal.settings.models import ImageSettings
 from vabal.sources.base import Item, Source
 from vabal.sources.files import Files, Folder
 from vabal.sources.layouts import LAYOUTS

@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 from vabal import strategies
 from vabal.benchmark import shallow
 from vabal.rounds.learner import TrainingSet
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 from vabal.settings.params import parse
 
 KINDS = pytest.mark.parametrize("kind", shallow.KINDS)

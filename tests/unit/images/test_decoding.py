@@ -11,7 +11,8 @@ from PIL import Image, PngImagePlugin
 from tests.support.small_pools import file_of, picture, saved
 from vabal import images
 from vabal.images import Unreadable
-from vabal.settings.models import BitDepth, ImageSettings
+from vabal.settings.base import BitDepth
+from vabal.settings.models import ImageSettings
 
 LIMITS = ImageSettings()
 COLOURS: list[tuple[str, Any]] = [("L", 7), ("1", 0), ("P", 3)]  # a mode, and which of its values is transparent

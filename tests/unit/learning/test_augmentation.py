@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from vabal.learning import augmentation, recipe
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 KINDS = ("crop", "mirror", "turn", "jitter", "erase")
 

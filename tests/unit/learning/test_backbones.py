@@ -16,7 +16,7 @@ from vabal.learning import backbones, embeddings
 from vabal.learning.backbones import Layer
 from vabal.learning.embeddings import Embedder
 from vabal.settings import params
-from vabal.settings.models import BackboneSettings
+from vabal.settings.learners import BackboneSettings
 
 # EfficientNet-lite0 as its authors write it: (blocks, kernel, stride, expansion, channels) of each of seven stages.
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192))

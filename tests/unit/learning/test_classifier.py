@@ -16,7 +16,7 @@ from vabal.learning.classifier import build, cross_fit, fit, load, predict, read
 from vabal.learning.metrics import Metric
 from vabal.learning.network import ResNetClassifier
 from vabal.learning.recipe import augment, batch_rows, channel_statistics, stratified_folds
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -313,7 +313,7 @@ def test_a_narrow_network_on_large_maps_trains_without_killing_its_process(chann
     program = f"""
 import numpy as np
 from vabal.learning import classifier
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 settings = ClassifierSettings(width=8, epochs=1, batch_size=8)
 images = np.random.default_rng(0).integers(0, 256, (24, 64, 64, {channels}), dtype=np.uint8)
 one = (1.0,) * {channels}

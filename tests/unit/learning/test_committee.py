@@ -13,7 +13,7 @@ from vabal.errors import UserError
 from vabal.learning import classifier, committee
 from vabal.learning.committee import Committee, DropoutPasses
 from vabal.learning.network import ResNetClassifier
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 from vabal.strategies import Needs
 
 pytestmark = pytest.mark.usefixtures("one_thread")

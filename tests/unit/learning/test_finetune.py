@@ -14,7 +14,7 @@ from vabal.learning import backbones, classifier, finetune, probe
 from vabal.learning.embeddings import Embedder
 from vabal.learning.finetune import LabelledImages, Recipe
 from vabal.learning.network import FineTuned, read_weights
-from vabal.settings.models import BackboneSettings, ClassifierSettings, FineTuneSettings
+from vabal.settings.learners import BackboneSettings, ClassifierSettings, FineTuneSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

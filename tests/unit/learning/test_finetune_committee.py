@@ -14,7 +14,7 @@ from vabal.learning.finetune import LabelledImages, Recipe
 from vabal.learning.finetune_committee import FineTunedCommittee
 from vabal.learning.needs import Needs
 from vabal.learning.network import FineTuned
-from vabal.settings.models import BackboneSettings, ClassifierSettings, FineTuneSettings
+from vabal.settings.learners import BackboneSettings, ClassifierSettings, FineTuneSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ENSEMBLE, PASSES, AUXILIARY = Needs(members=3), Needs(dropout=0.25, passes=7), Needs(auxiliary_loss="loss_prediction")

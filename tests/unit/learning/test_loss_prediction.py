@@ -9,7 +9,7 @@ from tests.support.small_networks import SHAPE
 from vabal.learning import classifier
 from vabal.learning.loss_prediction import LossPredictor, objective, predict, ranking_loss
 from vabal.learning.network import ResNetClassifier
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = {"network": "resnet10", **SHAPE}

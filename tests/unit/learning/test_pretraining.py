@@ -12,7 +12,7 @@ from vabal.errors import UserError
 from vabal.learning import backbones
 from vabal.learning.pretraining.training import COLLAPSED, Checkpoint, Pretraining, spread
 from vabal.learning.pretraining.views import Views
-from vabal.settings.models import BackboneSettings, PretrainSettings
+from vabal.settings.learners import BackboneSettings, PretrainSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 32

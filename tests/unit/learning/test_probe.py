@@ -12,7 +12,7 @@ from vabal.learning import probe
 from vabal.learning.backbones import Layer
 from vabal.learning.probe import Embedded, LabelledEmbeddings
 from vabal.learning.recipe import stratified_folds
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 LAYERS = (Layer(64, 1, 3), Layer(64, 2, 4), Layer(64, 0, 5), Layer(96, 1, 3), Layer(96, 2, 4), Layer(96, 0, 5))
 EMBEDDED = Embedded({"name": "a backbone"}, LAYERS)

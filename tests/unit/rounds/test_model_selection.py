@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vabal.learning.backbones import Layer
 from vabal.rounds import model_selection
 from vabal.rounds.model_selection import Candidate, Judged, Known, Offered, Part
-from vabal.settings.models import ClassifierSettings
+from vabal.settings.learners import ClassifierSettings
 
 SETTINGS = ClassifierSettings(learner="probe", layers="all", penalty=1.0)
 SIZES = (32, 48, 64)

@@ -25,7 +25,7 @@ from vabal.learning.metrics import Metric
 from vabal.learning.pretraining.views import Views
 from vabal.learning.recipe import batch_rows, hash_of, is_finite
 from vabal.progress import advance
-from vabal.settings.models import PretrainSettings
+from vabal.settings.learners import PretrainSettings
 
 VERSION: Final = 1  # of the training: another one does not take up what this one left
 FEWEST_IMAGES: Final = 16

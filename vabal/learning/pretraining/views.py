@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vabal.settings.models import PretrainSettings
+from vabal.settings.learners import PretrainSettings
 
 
 class Views:
