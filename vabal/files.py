@@ -1,11 +1,16 @@
 """Files that are whole and durable or not there at all, and the bytes and digests of documents."""
 
+import fcntl
 import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vabal.errors import UserError
 
 
 def canonical_json(document: Any) -> bytes:
@@ -93,3 +98,17 @@ def sync_tree(folder: Path) -> None:
         elif path.is_dir():
             sync_folder(path)
     sync_folder(folder)
+
+
+@contextmanager
+def locked(path: Path, refusal: str | None = None) -> Iterator[None]:
+    """Holds the lock `path`, a file that is made and stays; the lock ends with its process.
+
+    Where another process holds it, waits, or, with a `refusal`, raises UserError with that line.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except BlockingIOError:
+            raise UserError(str(refusal)) from None
+        yield

@@ -5,6 +5,8 @@ that would be lost is an error at once.
 """
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,8 @@ from tests.support.recording import Recording
 from tests.support.small_pools import WHEN, file_of, picture, small_pools
 from vabal import files, images, pools, rounds
 from vabal.benchmark import cells, grids
-from vabal.files import write_bytes
+from vabal.errors import UserError
+from vabal.files import locked, write_bytes
 from vabal.labels import answers, arrivals, inbox
 from vabal.rounds import Plan
 from vabal.rounds.stage_store import LocalStageStore
@@ -222,3 +225,19 @@ def test_two_processes_that_import_at_once_come_one_after_the_other(
     assert [name.partition("-")[0] for name in arrivals.pending(box)] == ["labels/000001", "labels/000002"]
     events, _ = arrivals.read(box, arrivals.pending(box))
     assert events["annotator"].tolist() == ["a", "b"]
+
+
+def test_a_lock_is_held_by_one_process_and_the_next_is_refused_or_waits(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with locked(path):
+        with pytest.raises(UserError, match=r"^busy$"), locked(path, "busy"):
+            pass
+        program = (
+            f"from pathlib import Path; from vabal.files import locked\nwith locked(Path({str(path)!r})): print('in')"
+        )
+        waiting = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.communicate(timeout=2)
+    assert waiting.communicate(timeout=60)[0] == "in\n"
+    with locked(path, "busy"):
+        pass

@@ -7,7 +7,6 @@ are missing.
 """
 
 import csv
-import fcntl
 import importlib.metadata
 import io
 import json
@@ -16,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +37,7 @@ from vabal.benchmark.cells import (
 from vabal.benchmark.grids import COLUMNS, Cell, Grid
 from vabal.benchmark.summary import Summary
 from vabal.errors import UserError, missing_extra
-from vabal.files import canonical_json, write_bytes
+from vabal.files import canonical_json, locked, write_bytes
 from vabal.progress import duration
 from vabal.rounds.stage_store import code_version
 from vabal.statistics import MAIN
@@ -116,7 +114,7 @@ def run(
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     own(out)
-    with _locked(out):
+    with locked(out / ".lock", f"{out}: another benchmark is writing there: wait for it, or name another --out"):
         _same_common(grid, out)
         known = known_cells(out, tell)
         no_other_meaning(cells, known)
@@ -199,16 +197,6 @@ class _Clock:
             f"{count} {named}: {MAIN.replace('_', ' ')} "
             f"{values[0]:.3f} -> {values[-1]:.3f}, average {np.mean(values):.3f}; {duration(left)} left"
         )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another benchmark is writing there: wait for it, or name another --out") from None
-        yield
 
 
 def _same_common(grid: Grid, out: Path) -> None:

@@ -6,7 +6,6 @@ chosen by cross-validation on the labels at hand, groups apart, classes counting
 Axes: N images, L labelled ones, P of a piece, E numbers of an image, C classes.
 """
 
-import fcntl
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from vabal.benchmark import gradients
-from vabal.files import file_sha256, sha256
+from vabal.files import file_sha256, locked, sha256
 from vabal.learning import committee
 from vabal.learning.features import RowWriter
 from vabal.learning.needs import Needs
@@ -68,8 +67,7 @@ def kept_numbers(kind: str, images_N_H_W_K: NDArray[np.uint8], folder: Path) -> 
     """The `numbers_of` all images, mapped from a file in `folder`, which is made once."""
     code = file_sha256(Path(__file__)) + file_sha256(Path(str(gradients.__file__)))
     path = folder / f"{KINDS[kind].numbers}-{sha256(code.encode())[:16]}.npy"
-    with (folder / f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes it, the others wait
+    with locked(folder / f".{path.name}.lock"):  # one process makes it, the others wait
         if not path.exists():
             temporary = path.with_name(f".{path.name}.tmp")
             width = numbers_of(kind, images_N_H_W_K[:1]).shape[1]

@@ -12,6 +12,7 @@ import typer
 from vabal.cli import chosen, complete
 from vabal.cli.console import bars, say, show
 from vabal.cli.options import AsJson, assignments, by_commas, taking
+from vabal.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def init(options: InitOptions) -> None:
     root = chosen.folder(search=False)
     # where standard output is no terminal, bars would take its lines along to standard error
     tell = partial(typer.echo, file=None if sys.stdout.isatty() else sys.stdout)
-    named = {} if options.learner == "auto" else {"classifier.learner": options.learner}
+    settings = _with_learner(assignments(options.settings or []), options.learner)
     with bars():
         done = initialise(
             root,
@@ -80,11 +81,24 @@ def init(options: InitOptions) -> None:
             tell=tell,
             choose=partial(_choose_learner, tell),
             name=options.name,
-            settings=assignments(options.settings or []) | named,
+            settings=settings,
             versions=Versioning(root),
             prepare=lambda storing: storage.preflight(storing.bucket, storing.prefix),
         )
     say(done)
+
+
+def _with_learner(settings: Mapping[str, Any], learner: str) -> dict[str, Any]:
+    """The settings of `--set` with that of `--learner`. Raises UserError for a learner that is none, or another one."""
+    known = complete.learners_of_init("")
+    if learner not in known:
+        raise UserError(f"--learner {learner}: it is one of {', '.join(known)}")
+    if learner == "auto":
+        return dict(settings)
+    other = settings.get("classifier.learner", learner)
+    if other != learner:
+        raise UserError(f"--learner {learner} contradicts --set classifier.learner={other}: name one of them")
+    return {**settings, "classifier.learner": learner}
 
 
 def _choose_learner(tell: Callable[[str], None], *made: Any) -> Mapping[str, Any]:

@@ -1,6 +1,5 @@
 """What came and no round has taken yet: numbered arrivals, durable."""
 
-import fcntl
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import Final
 
 import pandas as pd
 
-from vabal.files import make_folder, sha256, sync_folder
+from vabal.files import locked, make_folder, sha256, sync_folder
 from vabal.pools import EVENTS, INCOMING, read_table, stack
 
 _NAME: Final = re.compile(r"\d{6,}-[0-9a-f]{8}(\.parquet)?")
@@ -74,8 +73,7 @@ def remove(inbox: Path, names: Sequence[str]) -> None:
 def one_at_a_time(inbox: Path) -> Iterator[None]:
     """Imports and ingestions wait for each other, so that each sees what came before it. Ends with the process."""
     make_folder(inbox)
-    with (inbox / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(inbox / ".lock"):
         yield
 
 

@@ -4,7 +4,6 @@ What a shard's images were turned into lies as one `.npy` file, named for the sh
 weights, the image settings and the libraries that compute it. Axes: N images, H x W x K, E numbers of an embedding.
 """
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -12,7 +11,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +20,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from vabal.files import canonical_json, file_sha256, private_folder, sha256, sync_file, write_bytes
+from vabal.files import canonical_json, file_sha256, locked, private_folder, sha256, sync_file, write_bytes
 from vabal.images import DecodedShards
 from vabal.learning import backbones, network
 from vabal.learning.backbones import Backbone, Layer
@@ -85,7 +83,7 @@ class Embedder:
         """The backbone as programs that run without timm, one a size; exported once, and kept."""
         place = self.cache / f"programs-{self.key}"
         private_folder(self.cache)
-        with _alone(self.cache / f".programs-{self.key}.lock"):
+        with locked(self.cache / f".programs-{self.key}.lock"):
             if not place.is_dir():
                 temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=self.cache))
                 try:
@@ -119,7 +117,7 @@ class Embedder:
             os.utime(path)
             return path
         private_folder(self.cache)
-        with _alone(self.cache / f".{name}-{self.key}.lock"):
+        with locked(self.cache / f".{name}-{self.key}.lock"):
             if not path.exists():
                 temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                 try:
@@ -145,14 +143,6 @@ def forget(folder: Path, before: float) -> int:
         else:
             path.unlink()
     return len(old)
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process makes a file, the others wait for it."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 class EmbeddedShards:

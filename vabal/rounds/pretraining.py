@@ -4,10 +4,8 @@ What it makes lies in `.vabal/pretrained/`, named for settings and images; besid
 checkpoint. The nights may go on meanwhile: shards never change.
 """
 
-import fcntl
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from vabal.errors import UserError
-from vabal.files import canonical_json, file_sha256, private_folder, sha256, write_bytes
+from vabal.files import canonical_json, file_sha256, locked, private_folder, sha256, write_bytes
 from vabal.images import DecodedShards
 from vabal.learning.backbones import read_about, save_pretrained
 from vabal.learning.device import device_of
@@ -100,7 +97,7 @@ def pretrain(workspace: Workspace, pools: Pools, params: Params, tell: Tell) -> 
     folder = private_folder(workspace.state / "pretrained")
     name = params.pretrain.network.partition(":")[2]
     weights = folder / f"{name}-{sha256(canonical_json(about))[:12]}.safetensors"
-    with _alone(folder):
+    with locked(folder / ".lock", f"{folder}: another `vabal pretrain` is at work: wait for it to end"):
         if weights.exists():
             return _found(weights)
         checkpoint = Checkpoint(folder / "unfinished.pt", about)
@@ -198,13 +195,3 @@ def _settings_digest(params: Params, size: int) -> str:
 
 def _images_digest(catalog: pd.DataFrame) -> str:
     return sha256("\n".join(catalog["sha256"]).encode())
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another `vabal pretrain` is at work: wait for it to end") from None
-        yield

@@ -197,3 +197,20 @@ def test_json_is_the_same_document_in_every_encoding(encoding: str) -> None:
         check=True,
     )
     assert json.loads(done.stdout.decode(encoding)) == {"größe": "漢 \udce9"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--learner", "best"], "--learner best: it is one of auto, scratch, probe, finetune"),
+        (["--learner", "probe", "--set", "classifier.learner=scratch"], "contradicts --set classifier.learner=scratch"),
+    ],
+)
+def test_a_learner_that_is_none_or_named_twice_is_refused_by_its_option(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app.app, ["init", "--source", "digits", *arguments])
+    assert isinstance(result.exception, UserError)
+    assert said in str(result.exception)
+    assert not any(tmp_path.iterdir())
