@@ -18,15 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageStat
 from scipy.fft import dctn
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from vabal import images
 from vabal.images import shards
 from vabal.settings.models import ImageSettings
 
-GROUP: Final = "near "  # how names of groups begin that near copies make
 _VERSION: Final = f"2-{shards.decoder()}-{imagehash.__version__}"
 _HASH_SIDE: Final = 16  # 256 bits
 _THUMB_SIDE: Final = 16
@@ -159,22 +156,6 @@ def pairs(prints: Sequence[bytes], distance: int) -> list[tuple[int, int]]:
     if distance == 0 or not prints:
         return []
     return sorted((one, other) for one, other in Index(prints, distance).near(prints) if one < other)
-
-
-def grouped(items: pd.DataFrame, near: Sequence[tuple[int, int]]) -> pd.Series:
-    """The groups of items (sample_id, group) with those merged that near copies (places of two items) connect."""
-    if not near:
-        return items["group"]
-    group = items["group"].astype(object)
-    places = np.arange(len(items))
-    first = pd.Series(places).groupby(group.to_numpy(dtype=object)).transform("min").fillna(pd.Series(places))
-    left = np.concatenate([places, [one for one, _ in near]])
-    right = np.concatenate([first.to_numpy(dtype=np.int64), [other for _, other in near]])
-    edges = coo_matrix((np.ones(len(left)), (left, right)), shape=(len(items), len(items)))
-    _, part = connected_components(edges, directed=False)
-    touched = pd.Series(part).isin(part[[place for pair in near for place in pair]]).to_numpy()
-    names = GROUP + items["sample_id"].astype(object).groupby(part).transform("min")
-    return group.where(~touched, names)
 
 
 def of_shards(data: Path, catalog: pd.DataFrame, cache: Path, settings: ImageSettings) -> pd.DataFrame:

@@ -86,5 +86,6 @@ def some_of(names: Sequence[str]) -> str:
 
 
 def content_digest(catalog: pd.DataFrame) -> str:
-    rows = zip(catalog["sample_id"], catalog["sha256"], strict=True)
-    return sha256("".join(f"{sample_id}\0{content}\n" for sample_id, content in rows).encode())
+    told = [f"\0{group}" if isinstance(group, str) else "" for group in catalog["group"]]
+    rows = zip(catalog["sample_id"], catalog["sha256"], told, strict=True)
+    return sha256("".join(f"{sample_id}\0{content}{group}\n" for sample_id, content, group in rows).encode())

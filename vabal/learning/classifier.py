@@ -192,17 +192,18 @@ def cross_fit(
     seed: int,
     device: torch.device | str = "cpu",
     report: Callable[[Metric], None] | None = None,
+    groups_N: NDArray[Any] | None = None,
 ) -> CrossFit:
     """Out-of-fold predictions of the labelled pool by `folds` networks of `config`, each fitted on the other folds.
 
-    Folds are stratified by class and derive from (seed, sample_id) alone, so the pool's order does not matter. With
-    fewer samples than folds, each sample is a fold of its own. `report` is given each epoch's metrics, prefixed by
+    Folds are stratified by class and derive from (seed, sample_id) and groups alone, so the pool's order does not
+    matter. With fewer samples than folds, each sample is a fold of its own. `report` is given each epoch's metrics, prefixed by
     `fold<k>/`. Raises UserError if there are fewer than two samples or a training diverges.
     """
     labels = _checked_labels(labels_N, len(images_N_H_W_K), config["num_classes"]).numpy()
     if len(labels) < 2:
         raise UserError("cross-fitting needs at least two labelled samples: label more, or set precision_from: vae")
-    fold_N = stratified_folds(sample_ids, labels, folds=folds, seed=seed)
+    fold_N = stratified_folds(sample_ids, labels, folds=folds, seed=seed, groups_N=groups_N)
     probabilities_N_C = np.zeros((len(labels), config["num_classes"]), dtype=np.float32)
     by_id_N = np.argsort(np.asarray(sample_ids, dtype=object), kind="stable")
     for fold in np.unique(fold_N).tolist():

@@ -78,8 +78,7 @@ class LabelledEmbeddings:
     groups_L: NDArray[Any] | None = None
 
     def folds(self, count: int, seed: int) -> NDArray[np.int32]:
-        groups_L = None if self.groups_L is None or len(set(self.groups_L)) < 2 else self.groups_L
-        return stratified_folds(self.sample_ids, self.labels_L, folds=count, seed=seed, groups_N=groups_L)
+        return stratified_folds(self.sample_ids, self.labels_L, folds=count, seed=seed, groups_N=self.groups_L)
 
 
 @dataclass(frozen=True)

@@ -78,12 +78,12 @@ def stratified_folds(
     """fold_N in 0..folds-1: each class is dealt out evenly, in the order of a hash of (seed, sample_id).
 
     A class is dealt on from the fold where the one before it stopped, so the folds' sizes differ by one at most.
-    A group goes where its first sample goes.
+    A group goes where its first sample goes; where there is but one, groups do not count.
     """
     if len(sample_ids) != len(labels_N) or len(set(sample_ids)) != len(sample_ids):
         raise ValueError("expected one unique sample_id for each label")
     order = sorted(range(len(sample_ids)), key=lambda n: (int(labels_N[n]), hash_of(seed, sample_ids[n])))
-    if groups_N is None:
+    if groups_N is None or len(set(groups_N)) < 2:
         fold_N = np.empty(len(sample_ids), dtype=np.int32)
         fold_N[order] = np.arange(len(sample_ids)) % folds
         return fold_N

@@ -4,6 +4,7 @@ from vabal.pools.changes import apply_images, apply_labels, by_id, mark_requeste
 from vabal.pools.columns import among, stack, typed
 from vabal.pools.digest import digests, table_digest
 from vabal.pools.files import load, read, read_table, save, write_table
+from vabal.pools.groups import NEAR, groups_of, merged
 from vabal.pools.invariants import check, places
 from vabal.pools.opinions import standing
 from vabal.pools.tables import (
@@ -27,6 +28,7 @@ __all__ = [
     "EVENTS",
     "FROM_SOURCE",
     "INCOMING",
+    "NEAR",
     "REJECTED",
     "REQUESTED",
     "SCHEMAS",
@@ -40,8 +42,10 @@ __all__ = [
     "check",
     "counts",
     "digests",
+    "groups_of",
     "load",
     "mark_requested",
+    "merged",
     "open_requests",
     "places",
     "read",

@@ -56,8 +56,8 @@ def digests(pools: Pools) -> dict[str, str]:
 
 
 def digest(name: str, table: pd.DataFrame) -> str:
+    table = table.drop(columns=[column for column in OPTIONAL if column in table and table[column].isna().all()])
     if name == "label_events":
-        table = table.drop(columns=[column for column in OPTIONAL if table[column].isna().all()])
         return table_digest(table.assign(position=np.arange(len(table), dtype=np.int64)), ["position"])
     return table_digest(table, ["sample_id"])
 

@@ -91,6 +91,7 @@ def _check_catalog(catalog: pd.DataFrame) -> None:
     _refuse(catalog, catalog["shard"] == "", "catalog", "no shard")
     _refuse(catalog, (catalog["row"] < 0) | (catalog["added_round"] < 0), "catalog", "a row or round below 0")
     _refuse(catalog, (catalog["width"] < 1) | (catalog["height"] < 1), "catalog", "a width or height below 1")
+    _refuse(catalog, catalog["group"] == "", "catalog", "a group without a name")
     _refuse(catalog, catalog["sha256"].str.len() != 64, "catalog", "a sha256 that is none")
     shard = pd.factorize(catalog["shard"])[0].astype(np.int64)
     place = shard * (int(catalog["row"].max()) + 1 if len(catalog) else 1) + catalog["row"].to_numpy()

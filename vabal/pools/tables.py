@@ -24,7 +24,8 @@ def schema(*columns: tuple[str, pa.DataType, bool]) -> pa.Schema:
 
 TIME = pa.timestamp("us", tz="UTC")
 
-#: What an image brings before it has a round: the catalog without `added_round`.
+#: What an image brings before it has a round: the catalog without `added_round`. Images of one `group` show much the
+#: same (near copies, or what the source says); where it is null, `groups_of` says.
 INCOMING: Final = schema(
     ("sample_id", pa.string(), False),
     ("shard", pa.string(), False),
@@ -32,6 +33,7 @@ INCOMING: Final = schema(
     ("sha256", pa.string(), False),
     ("width", pa.int32(), False),
     ("height", pa.int32(), False),
+    ("group", pa.string(), True),
 )
 #: A label as it comes in: `label_events` without the round that takes it. `imported_at` is set where `labeled_at` is
 #: the time that the file gave; where it is null, `labeled_at` is the time of the import.
@@ -44,7 +46,7 @@ EVENTS: Final = schema(
     ("imported_at", TIME, True),
 )
 #: Columns that a table has only where one of their values is set: those of earlier versions keep bytes and digests.
-OPTIONAL: Final = ("imported_at",)
+OPTIONAL: Final = ("imported_at", "group")
 SCHEMAS: Final[dict[str, pa.Schema]] = {
     "catalog": INCOMING.append(pa.field("added_round", pa.int32(), nullable=False)),
     "labeled": schema(

@@ -22,6 +22,7 @@ from vabal.learning.embeddings import Embedder
 from vabal.learning.network import embed
 from vabal.learning.probe import Embedded
 from vabal.learning.recipe import hash_of
+from vabal.pools import groups_of
 from vabal.progress import advance
 from vabal.rounds import model_selection, night_cost
 from vabal.rounds.learner import TrainingSet
@@ -146,11 +147,10 @@ class _Pool:
         return turns[:_MOST_IMAGES].sort_values("sample_id", ignore_index=True)
 
     def known(self) -> Known:
-        ids, groups = list(self.sample["sample_id"]), self.made.groups
         return Known(
             labels_L=self._labels_L,
-            sample_ids=ids,
-            groups_L=np.array([groups.get(name, f"\0{name}") for name in ids], dtype=object) if groups else None,
+            sample_ids=list(self.sample["sample_id"]),
+            groups_L=groups_of(self.sample),
             embeddings=lambda part: (self._part(part).embeddings_L_E, self._part(part).layers),
             num_classes=len(self.made.pools.classes),
         )

@@ -151,6 +151,7 @@ class Learner:
             seed=seed,
             device=self.device,
             report=report,
+            groups_N=known.groups_L,
         )
 
     def committee(self, first: Network, known: TrainingSet) -> tuple[ScoringNetworks, Iterator[Metric]]:

@@ -7,9 +7,9 @@ from typing import Final
 
 import pandas as pd
 
+from vabal import pools
 from vabal.errors import UserError
 from vabal.files import sha256
-from vabal.images import near_copies
 from vabal.sources.base import Source
 from vabal.sources.surveys import DrawSettings, class_notes, first_of
 
@@ -94,7 +94,7 @@ def _refuse_tied(items: pd.DataFrame, held: Sequence[str], fraction: float) -> N
     """Raise UserError where so many pictures of a class count as near copies that its holdout falls short."""
     label, wanted = _wanted(items, fraction)
     inside = items["sample_id"].isin(set(held))
-    tied = items["group"].astype(object).astype(str).str.startswith(near_copies.GROUP)
+    tied = items["group"].astype(object).astype(str).str.startswith(pools.NEAR)
     for name in sorted(wanted):
         here = label == name
         count, drawn = int((here & tied).sum()), int((here & inside).sum())

@@ -15,7 +15,7 @@ from vabal.errors import UserError, shown
 from vabal.files import make_folder, sync_folder
 from vabal.images import near_copies
 from vabal.labels.arrivals import HALF, Arrival, content_digest, next_name, one_at_a_time, pending, read, some_of
-from vabal.pools import INCOMING, Pools, typed, write_table
+from vabal.pools import INCOMING, NEAR, Pools, merged, typed, write_table
 from vabal.settings.models import Params
 from vabal.sources.arrays import Npz
 from vabal.sources.base import Item, Source
@@ -35,7 +35,7 @@ class IngestReport:
     duplicates: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
-    near_holdout: tuple[tuple[str, str], ...] = ()  # left out: (path, id of the image of the holdout)
+    near_holdout: tuple[tuple[str, str], ...] = ()  # left out, also for its group: (path, id of the image of the holdout)
     near_pool: tuple[tuple[str, str], ...] = ()  # taken in: (path, id of another image of the pool)
 
     def lines(self) -> list[str]:
@@ -49,7 +49,7 @@ class IngestReport:
             )
         if self.near_holdout:
             listed = [f"{path} ({twin})" for path, twin in self.near_holdout]
-            said.append(f"{len(listed)} left out, near copies of images in the holdout: {some_of(listed)}")
+            said.append(f"{len(listed)} left out, near copies or of the group of an image in the holdout: {some_of(listed)}")
             if len(listed) > len(self.sample_ids):
                 said.append("if they are different pictures that look alike: pool.near_copies: 0, and ingest again")
         if self.near_pool:
@@ -80,7 +80,7 @@ def ingest(
     What counts as a file below a folder, `folders.walk` says. Their ids come from their paths relative to `path`; an id
     that is taken gets the first digits of the content behind it. Images that the pool or the inbox has, by content or
     by pixels, and near copies of images in the holdout are left out, unreadable files go to `quarantine`, and all are
-    told. The pools' pictures are read from `data`, what is known of them kept in `fingerprints`; without, only contents
+    told, and so are images of a group (`groups` of an .npz) that has an image in the holdout. The pools' pictures are read from `data`, what is known of them kept in `fingerprints`; without, only contents
     are compared. Everything is on disk, durable, when this returns, and nothing is if it is killed.
     Raises UserError if `path` is missing, empty, or an .npz file that is not as it should be.
     """
@@ -89,7 +89,7 @@ def ingest(
         _, arrivals = read(inbox, [name for name in pending(inbox) if name.startswith("images/")])
         there = [pools.catalog, *(arrival.catalog for arrival in arrivals)]
         known = _known(pools, arrivals, data, fingerprints, params)
-        twins = _Twins(known, set(pools.holdout["sample_id"]), params.pool.near_copies)
+        twins = _Twins(known, pools, arrivals, params.pool.near_copies)
         sieve = ItemFilter(
             params.images,
             ids={name for table in there for name in table["sample_id"]},
@@ -97,7 +97,7 @@ def ingest(
             pixels=dict(zip(known["pixels"], known["sample_id"], strict=True)),
             refuse=twins.refuse,
         )
-        catalog, folder = _store(inbox, source, sieve, params)
+        catalog, folder = _store(inbox, source, sieve, params, twins)
         sieve.quarantine(quarantine, when)
         duplicates = tuple(name_of(item) for item, _ in sieve.duplicates)
         images.note_left_out(quarantine, _reasons(sieve, twins), when)
@@ -135,26 +135,51 @@ def _known(
 
 
 class _Twins:
-    """Near copies of what is known: those of the holdout are kept out, the others told."""
+    """Near copies of what is known, and images of its groups: those of the holdout are kept out, the others told."""
 
-    def __init__(self, known: pd.DataFrame, holdout: set[str], distance: int) -> None:
+    def __init__(self, known: pd.DataFrame, pools: Pools, arrivals: Sequence[Arrival], distance: int) -> None:
         self._ids = known["sample_id"].tolist()
-        self._holdout = holdout
+        self._holdout = set(pools.holdout["sample_id"])
+        self._distance = distance
         self._index = near_copies.Index(known["print"].tolist(), distance) if distance else None
+        there = pd.concat([pools.catalog, *(arrival.catalog for arrival in arrivals)], ignore_index=True)
+        told = there["group"].notna()
+        self._group = dict(zip(there.loc[told, "sample_id"], there.loc[told, "group"], strict=True))
+        self._held_groups = {name: one for one, name in self._group.items() if one in self._holdout}
         self.held: list[tuple[str, str]] = []
         self.free: list[tuple[str, str]] = []
+        self._twin: list[str | None] = []  # of each image that was let through
+        self._prints: list[bytes] = []
 
     def refuse(self, item: Item, fingerprint: bytes) -> bool:
         near = [self._ids[place] for _, place in self._index.near([fingerprint])] if self._index else []
         held = [sample_id for sample_id in near if sample_id in self._holdout]
-        if near:
+        if item.group in self._held_groups:
+            held.append(self._held_groups[item.group])
+        if near or held:
             (self.held if held else self.free).append((name_of(item), (held or near)[0]))
+        if not held:
+            self._twin.append(near[0] if near else None)
+            self._prints.append(fingerprint)
         return bool(held)
+
+    def groups(self, new: pd.DataFrame) -> pd.Series:
+        """The groups of what was let through (sample_id, group as told), in that order: near copies share one, among
+        themselves and with what was known."""
+        twins = list(dict.fromkeys(name for name in self._twin if name is not None))
+        place = {name: row for row, name in enumerate(twins)}
+        known = pd.DataFrame({"sample_id": twins, "group": [self._group.get(name, f"{NEAR}{name}") for name in twins]})
+        first = len(twins)
+        near = [(place[name], first + row) for row, name in enumerate(self._twin) if name is not None]
+        among = near_copies.pairs(self._prints, self._distance)
+        near += [(first + one, first + other) for one, other in among]
+        items = pd.concat([known, new], ignore_index=True).astype(object)
+        return merged(items, near, known=first)[first:].reset_index(drop=True)
 
 
 def _reasons(sieve: ItemFilter, twins: _Twins) -> list[tuple[str, str]]:
     same = [(name_of(item), f"same picture as {twin}" if twin else "same content") for item, twin in sieve.duplicates]
-    return same + [(path, f"near copy of {twin} in the holdout") for path, twin in twins.held]
+    return same + [(path, f"near copy or of the group of {twin} in the holdout") for path, twin in twins.held]
 
 
 def _arriving(path: Path) -> Source:
@@ -168,20 +193,24 @@ def _arriving(path: Path) -> Source:
     return Files(path.parent, [name], linked=[name] if path.is_symlink() else [])
 
 
-def _store(inbox: Path, source: Source, sieve: ItemFilter, params: Params) -> tuple[pd.DataFrame, Path | None]:
+def _store(
+    inbox: Path, source: Source, sieve: ItemFilter, params: Params, twins: _Twins
+) -> tuple[pd.DataFrame, Path | None]:
     """Catalog rows, and a folder under a temporary name with them and their shards; None where nothing is new."""
     make_folder(inbox / "images")
     for left in (inbox / "images").iterdir():  # of a process that was killed: the lock is ours
         if HALF.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
     folder = inbox / "images" / f".{uuid.uuid4().hex}.tmp"
-    facts: dict[str, tuple[str, int, int]] = {}
+    facts: dict[str, tuple[str, int, int, str | None]] = {}
     try:
         placed = images.write_shards(
             _noting(sieve.sift(source), facts), folder / "images", settings=params.pool, name_prefix="new"
         )
         rows = [(sample_id, shard, row, *facts[sample_id]) for shard, row, sample_id in placed]
-        catalog = typed(pd.DataFrame(rows, columns=INCOMING.names), INCOMING)
+        catalog = pd.DataFrame(rows, columns=INCOMING.names)
+        catalog["group"] = twins.groups(catalog[["sample_id", "group"]])
+        catalog = typed(catalog, INCOMING)
         if catalog.empty:
             shutil.rmtree(folder)
             return catalog, None
@@ -198,7 +227,9 @@ def _store(inbox: Path, source: Source, sieve: ItemFilter, params: Params) -> tu
     return catalog, folder
 
 
-def _noting(sifted: Iterator[FilteredItem], facts: dict[str, tuple[str, int, int]]) -> Iterator[tuple[str, bytes]]:
+def _noting(
+    sifted: Iterator[FilteredItem], facts: dict[str, tuple[str, int, int, str | None]]
+) -> Iterator[tuple[str, bytes]]:
     for new in sifted:
-        facts[new.item.sample_id] = (new.sha256, new.width, new.height)
+        facts[new.item.sample_id] = (new.sha256, new.width, new.height, new.item.group)
         yield new.item.sample_id, new.item.data

@@ -6,7 +6,7 @@ other samples changes who comes first.
 
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,6 @@ class InitReport:
     notes: tuple[str, ...] = field(default=())
     bit_depth: BitDepth = "auto"  # what holds the grey values of 16-bit files that do not tell their depth
     contradictions: tuple["Contradiction", ...] = ()
-    groups: Mapping[str, str] = field(default_factory=dict)  # of labelled samples, by id: what shows much the same
 
     def lines(self) -> list[str]:
         """For people: counts first, then what they should know."""
@@ -127,13 +126,7 @@ def build_pools(
         notes=(*found.notes(), *plan.notes),
         bit_depth=found.bit_depth,
         contradictions=found.contradictions,
-        groups=_groups(found.items, made.labeled),
     )
-
-
-def _groups(items: pd.DataFrame, labeled: pd.DataFrame) -> dict[str, str]:
-    grouped = items[items["group"].notna() & items["sample_id"].isin(labeled["sample_id"])]
-    return dict(zip(grouped["sample_id"], grouped["group"], strict=True))
 
 
 def write_oracle(path: Path, oracle: pd.DataFrame) -> None:
@@ -152,7 +145,7 @@ def _write_images(source: Source, items: pd.DataFrame, plan: Draws, settings: Pa
     if len(placed) != len(kept):
         raise UserError(f"source {source.name}: {len(kept) - len(placed)} images changed while they were read")
     catalog = pd.DataFrame(placed, columns=["shard", "row", "sample_id"])
-    about = facts.loc[catalog["sample_id"], ["sha256", "width", "height"]].reset_index(drop=True)
+    about = facts.loc[catalog["sample_id"], ["sha256", "width", "height", "group"]].reset_index(drop=True)
     return pd.concat([catalog, about], axis=1).assign(added_round=0)
 
 

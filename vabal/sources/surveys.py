@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from vabal import images
+from vabal import images, pools
 from vabal.errors import UserError, some
 from vabal.images import near_copies
 from vabal.learning.metrics import FEWEST_IMAGES
@@ -130,7 +130,7 @@ def survey(source: Source, settings: ImageSettings, *, near_distance: int = 0) -
     items = pd.DataFrame(rows, columns=["sample_id", "label", "group", "split", "sha256", "width", "height"])
     contradictions = _settle_labels(items, sieve.duplicates)
     near = near_copies.pairs(prints, near_distance)
-    items["group"] = near_copies.grouped(items, near)
+    items["group"] = pools.merged(items, near)
     ids = items["sample_id"].tolist()
     against = {item.other: f" under label {item.other_label}, not {item.label}" for item in contradictions}
     return Survey(

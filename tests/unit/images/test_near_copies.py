@@ -184,8 +184,8 @@ def test_flat_and_tiny_pictures_have_no_near_copies() -> None:
 
 def test_near_copies_join_the_groups_that_they_connect() -> None:
     items = pd.DataFrame({"sample_id": list("abcdef"), "group": ["g", None, "g", "h", None, None]}, dtype=object)
-    assert near_copies.grouped(items, []).tolist() == ["g", None, "g", "h", None, None]
-    merged = near_copies.grouped(items, [(1, 2), (3, 4)]).tolist()
+    assert pools.merged(items, []).tolist() == ["g", None, "g", "h", None, None]
+    merged = pools.merged(items, [(1, 2), (3, 4)]).tolist()
     assert merged[:3] == ["near a"] * 3
     assert merged[3:5] == ["near d"] * 2
     assert pd.isna(merged[5])

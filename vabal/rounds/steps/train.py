@@ -64,15 +64,16 @@ def _write_metrics(collected: list[Metric], folder: Path) -> None:
 def _training_set(context: RoundContext, labeled: pd.DataFrame) -> TrainingSet:
     labels = np.array([context.classes.index(label) for label in labeled["label"]], dtype=np.int64)
     embedded = context.embedded.embedder.embedded if context.embedded else None
-    return TrainingSet(context.inputs.gather(labeled), labels, list(labeled["sample_id"]), embedded)
+    return TrainingSet(context.inputs.gather(labeled), labels, list(labeled["sample_id"]), embedded, pools.groups_of(labeled))
 
 
 def with_places(context: RoundContext, name: str) -> pd.DataFrame:
-    """A pool's rows with shard, row and sha256 of their images, ordered by sample_id."""
+    """A pool's rows with shard, row and sha256 of their images, ordered by sample_id; `group`, where there are any."""
     table = pools.read_table(context.view / f"{name}.parquet", pools.SCHEMAS[name])
     filters = pc.field("sample_id").isin(pa.array(table["sample_id"].to_numpy(dtype=object), pa.string()))
-    columns = ["sample_id", "shard", "row", "sha256"]
-    places = pq.read_table(context.view / "catalog.parquet", columns=columns, filters=filters).to_pandas()
+    path = context.view / "catalog.parquet"
+    columns = ["sample_id", "shard", "row", "sha256", *({"group"} & set(pq.read_schema(path).names))]
+    places = pq.read_table(path, columns=columns, filters=filters).to_pandas()
     return table[["sample_id", "label"]].merge(places, on="sample_id").sort_values("sample_id", ignore_index=True)
 
 
