@@ -141,7 +141,7 @@ def test_an_unknown_strategy_is_refused_before_anything_begins(workspace: Path) 
 
 def test_a_backbone_that_is_not_there_is_refused_before_anything_begins(workspace: Path) -> None:
     change_settings(workspace, {"classifier.learner": "probe", "backbone.weights": "file:none.pth"})
-    assert "backbone.weights: there is no file none.pth" in refused(run(workspace, "round"))
+    assert f"backbone.weights: there is no file {workspace}/none.pth" in refused(run(workspace, "round"))
     assert not (workspace / ".vabal" / "round.json").exists()
 
 

@@ -41,9 +41,13 @@ def test_a_night_goes_on_after_a_kill_verifies_and_comes_out_the_same_again(
     learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_servers(monkeypatch)
-    backbone = {f"backbone.{name}": value for name, value in small_backbone(tmp_path).items()}
+    own = tmp_path / "work" / "own"  # git does not know it
+    own.mkdir(parents=True)
+    backbone = {f"backbone.{name}": value for name, value in small_backbone(own).items()}
     chosen = {"classifier.learner": learner, "finetune.epochs": 1, "finetune.min_steps": 2, "probabilities.members": 2}
     place = make(tmp_path, settings={**backbone, **chosen, "selection.strategy": "vabal"})
+
+    assert place.params().backbone.weights.startswith("file:own/")
 
     def all_steps() -> dict[str, Any]:
         context = begin(place)
@@ -60,5 +64,7 @@ def test_a_night_goes_on_after_a_kill_verifies_and_comes_out_the_same_again(
     report = audit.verify(place.data, {name: versions.tag_message(name) for name in versions.tags()})
     assert report.ok, report.findings
     shutil.rmtree(place.state / "stages")
-    again = replay(place, 1)
+    scratch = place.state / "replay" / "again"
+    versions.clone_at(scratch, "round/0001").bring_back()
+    again = replay(Workspace(scratch), 1, place.root)
     assert again.identical, again.lines()

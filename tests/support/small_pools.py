@@ -19,7 +19,10 @@ def catalog_of(ids: list[str]) -> pd.DataFrame:
     rows = [
         (name, "pool-0000", row, hashlib.sha256(name.encode()).hexdigest(), 8, 8, 0) for row, name in enumerate(ids)
     ]
-    return pools.typed(pd.DataFrame(rows, columns=[name for name in pools.SCHEMAS["catalog"].names if name != "group"]), pools.SCHEMAS["catalog"])
+    return pools.typed(
+        pd.DataFrame(rows, columns=[name for name in pools.SCHEMAS["catalog"].names if name != "group"]),
+        pools.SCHEMAS["catalog"],
+    )
 
 
 def small_pools(*, classes: tuple[str, ...] = ("cat", "dog"), **changes: pd.DataFrame) -> Pools:

@@ -19,14 +19,21 @@ from vabal.workspace import Workspace
 
 @contextmanager
 def first_round(
-    folder: Path, images: int, settings: Mapping[str, Any], chosen: dict[str, Any] | None = None
+    folder: Path,
+    images: int,
+    settings: Mapping[str, Any],
+    chosen: dict[str, Any] | None = None,
+    *,
+    arrays: Mapping[str, Any] | None = None,
+    initial: int = 20,
 ) -> Iterator[RoundContext]:
-    """Of a workspace of that many random images of three classes, of which 20 are labelled and a fifth is held out.
+    """Of a workspace of that many random images of three classes (or of a source with these `arrays`), of which
+    `initial` are labelled and a fifth is held out.
 
     `settings` go into its params.yaml, `chosen` over them for this round.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (images, 8, 8), dtype=np.uint8)
-    np.savez(folder / "some.npz", images=pixels, labels=np.arange(images) % 3)
+    np.savez(folder / "some.npz", **(arrays or {"images": pixels, "labels": np.arange(images) % 3}))
     root = folder / "workspace"
     root.mkdir()
     with pytest.MonkeyPatch.context() as without_servers:
@@ -36,7 +43,7 @@ def first_round(
             root,
             source=f"npz:{folder / 'some.npz'}",
             imbalance=None,
-            initial=20,
+            initial=initial,
             holdout=0.2,
             seed=5,
             classes=None,

@@ -67,15 +67,17 @@ class ReplayResult:
         return asdict(self) | {"identical": self.identical}
 
 
-def replay(workspace: Workspace, round_number: int) -> ReplayResult:
+def replay(workspace: Workspace, round_number: int, home: Path | None = None) -> ReplayResult:
     """Compute the round again in `workspace`, a scratch one whose `data/` is as that round left it, and compare.
+
+    Files that the settings name, and that git did not bring along, are looked for in `home`.
 
     Raises UserError for round 0, which computed nothing, or where its pools cannot be made again from the record.
     """
     if round_number == 0:
         raise UserError("round 0 computed nothing: `vabal init` with the same arguments makes it again")
     manifest = rounds.read_manifest(workspace.data, round_number)
-    context = _context(workspace, manifest, _taken_in(workspace.data, round_number))
+    context = _context(workspace, manifest, _taken_in(workspace.data, round_number), home)
     needs_vae = context.needs.vae and context.report["candidates"] > 0
     refs = learn(steps, context, steps.shard_names(context), needs_vae=needs_vae)
     recorded = round_folder(workspace.data, round_number)
@@ -121,11 +123,13 @@ def _taken_in(data: Path, round_number: int) -> Pools:
     return last.taken_in
 
 
-def _context(workspace: Workspace, manifest: Manifest, taken_in: Pools) -> RoundContext:
+def _context(workspace: Workspace, manifest: Manifest, taken_in: Pools, home: Path | None) -> RoundContext:
     settings = params.recorded(manifest.settings)
     begun = OpenRound(manifest.round, str(manifest.parent), (), manifest.times.started if manifest.times else "")
     key = steps.intake_again(workspace, begun, taken_in)
-    return RoundContext(workspace, settings, begun, own_store(workspace), key)
+    weights = settings.backbone.below(workspace.root).file
+    brought = weights is not None and weights.is_file()
+    return RoundContext(workspace, settings, begun, own_store(workspace), key, None if brought else home)
 
 
 def _scores(folder: Path) -> "pd.Series[float]":

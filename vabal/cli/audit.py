@@ -126,7 +126,7 @@ def replay(
     try:
         versions.clone_at(scratch, tag_name(round_number)).bring_back()
         with console.bars():
-            again = replay_round(Workspace(scratch), round_number)
+            again = replay_round(Workspace(scratch), round_number, place.root)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     console.show(again, as_json)

@@ -53,7 +53,7 @@ def check_backbone(workspace: Workspace, params: Params) -> None:
     from vabal.learning.device import device_of  # noqa: PLC0415 -- torch takes two seconds to import
     from vabal.learning.embeddings import Embedder  # noqa: PLC0415
 
-    Embedder(params.backbone, device_of(params), workspace.embeddings).check()
+    Embedder(params.backbone.below(workspace.root), device_of(params), workspace.embeddings).check()
 
 
 def check_servers(params: Params) -> None:

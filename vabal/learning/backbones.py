@@ -289,11 +289,12 @@ def network_of(called: str, *, from_hub: bool = False) -> Trunk:
 def weights_file(settings: BackboneSettings) -> Path:
     """The file that holds the backbone's weights. Raises UserError if there is none, or several."""
     kind, _, where = settings.weights.partition(":")
-    if kind == "file" and where:
-        path = Path(where).expanduser()
-        if not path.is_file():
-            raise UserError(f"backbone.weights: there is no file {path}")
-        return path
+    if settings.file is not None:
+        if not settings.file.is_file():
+            raise UserError(
+                f"backbone.weights: there is no file {settings.file.absolute()}: put it there, or name where it is"
+            )
+        return settings.file
     if kind != "package" or not where:
         raise UserError(
             f"backbone.weights must be package:NAME, file:PATH or hub, found {settings.weights!r}: see docs/settings.md"

@@ -197,8 +197,8 @@ def cross_fit(
     """Out-of-fold predictions of the labelled pool by `folds` networks of `config`, each fitted on the other folds.
 
     Folds are stratified by class and derive from (seed, sample_id) and groups alone, so the pool's order does not
-    matter. With fewer samples than folds, each sample is a fold of its own. `report` is given each epoch's metrics, prefixed by
-    `fold<k>/`. Raises UserError if there are fewer than two samples or a training diverges.
+    matter. With fewer samples than folds, each sample is a fold of its own. `report` is given each epoch's metrics,
+    prefixed by `fold<k>/`. Raises UserError if there are fewer than two samples or a training diverges.
     """
     labels = _checked_labels(labels_N, len(images_N_H_W_K), config["num_classes"]).numpy()
     if len(labels) < 2:

@@ -36,6 +36,7 @@ class RoundContext:
     round: OpenRound
     stages: StageStore  # the learning stages; on S3 where several machines share them
     intake_key: str
+    home: Path | None = None  # where files of the settings are; None: in the workspace
 
     @cached_property
     def local(self) -> LocalStageStore:
@@ -68,7 +69,7 @@ class RoundContext:
         """What is computed from the stages' outputs."""
         from vabal.rounds.learner import Learner  # noqa: PLC0415 -- torch takes two seconds to import
 
-        return Learner(self.params, self.round.round, self.strategy)
+        return Learner(self.params.below(self.home or self.workspace.root), self.round.round, self.strategy)
 
     @property
     def needs(self) -> strategies.Needs:

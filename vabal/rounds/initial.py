@@ -6,7 +6,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,6 +98,10 @@ class _Asked:
     name: str | None
     settings: dict[str, Any]
 
+    def drawn(self, source: str) -> dict[str, Any]:
+        """What the manifest says of the draws."""
+        return {"source": source, "imbalance": self.imbalance, "initial": self.initial, "holdout": self.holdout}
+
 
 @dataclass(frozen=True)
 class _Made:
@@ -121,10 +125,9 @@ def _build(
 ) -> _Made:
     opened = sources.open_source(asked.source, classes=asked.classes, layout=asked.layout)
     chosen, text = _settings(place.root, opened, asked)
-    _check_backbone(chosen)
+    _check_backbone(chosen.below(place.root))
     if _has_storage():
         prepare(chosen.storage)
-    drawn = {"imbalance": asked.imbalance, "initial": asked.initial, "holdout": asked.holdout}
     built = sources.build_pools(
         opened,
         imbalance=asked.imbalance,
@@ -136,7 +139,7 @@ def _build(
         quarantine=place.quarantine,
         tell=tell,
     )
-    plan, contents = round_zero(folder, {"source": opened.name, **drawn}, chosen.seed)
+    plan, contents = round_zero(folder, asked.drawn(opened.name), chosen.seed)
     sources.write_oracle(place.state / "oracle.csv", built.oracle)
     if text is not None:
         chosen = _settled(place, asked, folder, chosen, built, choose)
@@ -230,6 +233,7 @@ def _settings(root: Path, source: Source, asked: _Asked) -> tuple[Params, str | 
     if asked.seed is not None:
         raw["seed"] = asked.seed
     chosen = params.parse(params.override(raw, asked.settings), where="--set")
+    chosen = chosen.model_copy(update={"backbone": chosen.backbone.seen_from(root)})
     text = params.dump(chosen)
     if params.parse(params.read_yaml(text)) != chosen:
         raise ValueError("the settings do not survive being written")
@@ -253,7 +257,7 @@ def _settled(
     section = asked.settings.get("classifier")
     is_given = "classifier.learner" in asked.settings or (isinstance(section, dict) and "learner" in section)
     if choose is not None and not is_given:
-        changes |= choose(place, folder, built, chosen, asked.settings)
+        changes |= choose(place, folder, built, chosen.below(place.root), asked.settings)
     return params.changed(chosen, changes)
 
 
@@ -310,6 +314,10 @@ def _reproduce(place: Workspace, versions: Repository, asked: _Asked, made: _Mad
     write_bytes(_journal(place), canonical_json({"asked": asdict(asked), "pinned": expected.decode("utf-8")}))
     made.folder.rename(place.data)
     versions.add()
+    plan = made.plan
+    if pinned.read_bytes() != expected and (earlier := _without_groups(place.data, asked, made)) is not None:
+        plan = earlier
+        versions.add()
     if pinned.read_bytes() != expected:
         shutil.rmtree(place.data)
         write_bytes(pinned, expected)
@@ -321,9 +329,18 @@ def _reproduce(place: Workspace, versions: Repository, asked: _Asked, made: _Mad
     if _has_storage():
         versions.push()
     if manifests.tag_name(0) not in versions.tags():
-        versions.tag(manifests.tag_name(0), made.plan.message)
+        versions.tag(manifests.tag_name(0), plan.message)
     _journal(place).unlink()
     return [*made.report.summary(), f"data/ is what {PINS} pins"]
+
+
+def _without_groups(data: Path, asked: _Asked, made: _Made) -> Plan | None:
+    """Makes of `data` what versions made whose catalogs had no groups; None where there are none."""
+    now = pools.load(data)
+    before = replace(now, catalog=now.catalog.assign(group=None))
+    if not pools.save(before, data, now):
+        return None
+    return round_zero(data, asked.drawn(made.report.source), made.settings.seed)[0]
 
 
 def _has_storage() -> bool:

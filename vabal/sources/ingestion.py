@@ -35,7 +35,9 @@ class IngestReport:
     duplicates: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
-    near_holdout: tuple[tuple[str, str], ...] = ()  # left out, also for its group: (path, id of the image of the holdout)
+    near_holdout: tuple[
+        tuple[str, str], ...
+    ] = ()  # left out, also for its group: (path, id of the image of the holdout)
     near_pool: tuple[tuple[str, str], ...] = ()  # taken in: (path, id of another image of the pool)
 
     def lines(self) -> list[str]:
@@ -49,7 +51,9 @@ class IngestReport:
             )
         if self.near_holdout:
             listed = [f"{path} ({twin})" for path, twin in self.near_holdout]
-            said.append(f"{len(listed)} left out, near copies or of the group of an image in the holdout: {some_of(listed)}")
+            said.append(
+                f"{len(listed)} left out, near copies or of the group of an image in the holdout: {some_of(listed)}"
+            )
             if len(listed) > len(self.sample_ids):
                 said.append("if they are different pictures that look alike: pool.near_copies: 0, and ingest again")
         if self.near_pool:
@@ -79,9 +83,10 @@ def ingest(
 
     What counts as a file below a folder, `folders.walk` says. Their ids come from their paths relative to `path`; an id
     that is taken gets the first digits of the content behind it. Images that the pool or the inbox has, by content or
-    by pixels, and near copies of images in the holdout are left out, unreadable files go to `quarantine`, and all are
-    told, and so are images of a group (`groups` of an .npz) that has an image in the holdout. The pools' pictures are read from `data`, what is known of them kept in `fingerprints`; without, only contents
-    are compared. Everything is on disk, durable, when this returns, and nothing is if it is killed.
+    by pixels, and near copies of images in the holdout are left out, and so are images of a group (`groups` of an
+    .npz) that has an image in the holdout; unreadable files go to `quarantine`; all are told. The pools' pictures are
+    read from `data`, what is known of them kept in `fingerprints`; without, only contents are compared. Everything is
+    on disk, durable, when this returns, and nothing is if it is killed.
     Raises UserError if `path` is missing, empty, or an .npz file that is not as it should be.
     """
     source = _arriving(path)

@@ -16,6 +16,7 @@ from tests.support.small_pools import file_of, picture, saved
 from vabal import pools, sources
 from vabal.errors import UserError
 from vabal.images import near_copies
+from vabal.labels import arrivals
 from vabal.pools import Pools
 from vabal.settings.models import ImageSettings, Params
 from vabal.sources import ingestion
@@ -62,6 +63,11 @@ def ingest(tmp_path: Path, path: Path, params: Params | None = None) -> ingestio
         data=tmp_path / "data",
         fingerprints=tmp_path / "fingerprints",
     )
+
+
+def arrival(tmp_path: Path, report: ingestion.IngestReport) -> pd.DataFrame:
+    """The catalog rows that wait in the inbox."""
+    return arrivals.read(tmp_path / "inbox", [str(report.name)])[1][0].catalog
 
 
 def file_behind(root: Path, sample_id: str) -> Path:
@@ -244,7 +250,49 @@ def test_near_copies_stay_on_one_side_of_the_holdout(tmp_path: Path) -> None:
     side = sides(report.pools)
     assert {side[f"cat-{number:02d}"] == side[f"cat-twin{number}"] for number in range(12)} == {True}
     assert set(side.values()) == {"pool", "holdout"}
+    group = report.pools.catalog.set_index("sample_id")["group"].dropna().to_dict()
+    assert group == {f"cat-{name}": f"near cat-{n:02d}" for n in range(12) for name in (f"{n:02d}", f"twin{n}")}
     assert "12 pairs of near copies, kept on one side of the holdout" in " ".join(report.lines())
+
+
+def test_what_comes_in_joins_the_groups_that_are_there(tmp_path: Path) -> None:
+    made = built(tmp_path, fill(tmp_path / "source")).pools
+    free = next(name for name in made.unlabeled["sample_id"] if name.startswith("cat-"))
+    number = int(free.removeprefix("cat-"))
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "copy.jpg").write_bytes(saved(smooth(number), "JPEG", quality=70))  # of what is there
+    for name, quality in (("x", 95), ("y", 60)):  # of each other
+        (new / f"{name}.jpg").write_bytes(saved(smooth(900), "JPEG", quality=quality))
+    (new / "other.png").write_bytes(saved(smooth(901)))
+    report = ingest(tmp_path, new)
+    taken, _ = pools.apply_images(made, arrival(tmp_path, report), 1)
+    assert taken.catalog.set_index("sample_id")["group"].dropna().to_dict() == {
+        "copy": f"near {free}",
+        "x": "near x",
+        "y": "near x",
+    }
+    groups = dict(zip(taken.catalog["sample_id"], pools.groups_of(taken.catalog), strict=True))  # type: ignore[arg-type]
+    assert groups["copy"] == groups[free]
+    assert len(set(groups.values())) == len(groups) - 2
+
+
+def test_images_of_a_group_of_the_holdout_are_left_out_and_others_keep_theirs(tmp_path: Path) -> None:
+    root = fill(tmp_path / "source")
+    rows = [f"{name}/{number:02d}.png,{name},part{number // 2}" for name in ("cat", "dog") for number in range(12)]
+    (root / "labels.csv").write_text("\n".join(["path,label,group", *rows]))
+    made = built(tmp_path, root).pools
+    group = made.catalog.set_index("sample_id")["group"]
+    held = sorted(group[made.holdout["sample_id"]].unique())
+    free = sorted(group[made.unlabeled["sample_id"]].unique())
+    assert set(held) & set(free) == set()
+    arrays = {"images": np.stack([np.asarray(smooth(900 + number)) for number in range(3)])}
+    np.savez(tmp_path / "new.npz", groups=[held[0], free[0], "new"], **arrays)  # type: ignore[arg-type]
+    report = ingest(tmp_path, tmp_path / "new.npz")
+    assert [path.endswith("new.npz[0]") for path, _ in report.near_holdout] == [True]
+    assert group[report.near_holdout[0][1]] == held[0]
+    assert "1 left out, near copies or of the group of an image in the holdout" in " ".join(report.lines())
+    assert arrival(tmp_path, report)["group"].tolist() == [free[0], "new"]
 
 
 def test_an_unlabelled_near_copy_of_the_holdout_is_left_out(tmp_path: Path) -> None:
@@ -301,8 +349,10 @@ def test_twins_of_the_holdout_never_enter_the_pool_and_are_told(tmp_path: Path) 
     assert report.sample_ids == ("other",)
     assert len(report.duplicates) == 2 * len(held)
     assert {twin for _, twin in report.near_holdout} == set(held)
-    assert f"{2 * len(held)} left out, near copies of images in the holdout" in " ".join(report.lines())
-    assert left_out(tmp_path)[f"{held[0]}.jpeg"] == f"near copy of {held[0]} in the holdout"
+    assert f"{2 * len(held)} left out, near copies or of the group of an image in the holdout" in " ".join(
+        report.lines()
+    )
+    assert left_out(tmp_path)[f"{held[0]}.jpeg"] == f"near copy or of the group of {held[0]} in the holdout"
 
 
 def test_a_near_copy_of_the_pool_comes_in_and_is_told_and_one_of_the_inbox_counts_as_there(tmp_path: Path) -> None:

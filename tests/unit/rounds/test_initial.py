@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import pytest
 from tests.support.folders import contents
 from tests.support.forking import Nursery
 from tests.support.repositories import git
+from tests.support.small_backbones import NAME, small_backbone
 from vabal import audit, pools, rounds
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable, UserError
+from vabal.flows.context import check_backbone
+from vabal.learning import backbones
+from vabal.rounds.context import RoundContext, own_store
 from vabal.rounds.initial import initialise
 from vabal.settings.models import StorageSettings
 from vabal.settings.params import load
+from vabal.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +51,42 @@ def make(root: Path, source: str, **changes: Any) -> list[str]:
 
 def test_a_backbone_that_is_not_there_is_refused_before_anything_is_made(tmp_path: Path, source: str) -> None:
     for settings, said in (
-        ({"classifier.learner": "probe", "backbone.weights": "file:none.pth"}, "there is no file none.pth"),
+        (
+            {"classifier.learner": "probe", "backbone.weights": "file:none.pth"},
+            "there is no file /.*/none.pth: put it there",
+        ),
         ({"classifier.learner": "finetune", "backbone.name": "timm:no_such_network"}, "timm has no network"),
     ):
         with pytest.raises(UserError, match=said):
             make(tmp_path / "made", source, settings=settings)
         assert not (tmp_path / "made" / "params.yaml").exists()
         assert not (tmp_path / "made" / "data").exists()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_file_of_weights_is_found_from_any_folder(
+    tmp_path: Path, source: str, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file below the workspace is named from there on, for a clone lies elsewhere; another one from the top."""
+    root = tmp_path / "made"
+    folder = root / "own" if inside else tmp_path / "elsewhere"
+    folder.mkdir(parents=True)
+    name = Path(str(small_backbone(folder)["weights"]).removeprefix("file:")).name
+    monkeypatch.chdir(folder)
+    own = {"classifier.learner": "probe", "backbone.name": NAME, "backbone.weights": f"file:{name}"}
+    make(root, source, settings=own)
+    said = f"file:own/{name}" if inside else f"file:{folder / name}"
+    assert load(root / "params.yaml").backbone.weights == said
+    monkeypatch.chdir(tmp_path)
+    place = Workspace(root)
+    check_backbone(place, place.params())
+    begun = rounds.open_round(place, [], datetime(2026, 1, 1, tzinfo=UTC))
+    context = RoundContext(place, place.params(), begun, own_store(place), "none")
+    assert context.learner.backbone == backbones.identity(context.learner.params.backbone)
+    assert context.params.backbone.weights == said  # what a manifest is told
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"backbone.weights: there is no file {folder / name}: put it there"):
+        check_backbone(place, place.params({"backbone.sizes": [48]}))
 
 
 def _unasked(_: StorageSettings) -> None:
@@ -126,6 +161,18 @@ def test_a_clone_without_its_pools_makes_them_again_or_stays_as_it_was(tmp_path:
     assert make(clone, source, seed=None)[-1] == "data/ is what data.dvc pins"
     assert contents(clone / "data") == contents(tmp_path / "made" / "data")
     assert git(clone, "status", "--porcelain") == ""
+
+
+def test_a_clone_of_pools_that_knew_no_groups_makes_them_without(tmp_path: Path, source: str) -> None:
+    make(tmp_path / "made", source)
+    git(tmp_path, "clone", "--quiet", "--no-tags", "made", "clone")
+    with np.load(tmp_path / "some.npz") as arrays:  # groups that change no draw
+        np.savez(tmp_path / "some.npz", groups=[f"some-{row:04d}" for row in range(60)], **arrays)
+    assert make(tmp_path / "clone", source, seed=None)[-1] == "data/ is what data.dvc pins"
+    head = rounds.head(tmp_path / "clone" / "data")
+    assert f"manifest sha256:{head.digest}" in git(
+        tmp_path / "clone", "tag", "--list", "--format=%(contents)", "round/0000"
+    )
 
 
 def test_settings_that_are_there_are_not_overridden(tmp_path: Path, source: str) -> None:

@@ -173,7 +173,9 @@ def test_its_two_lines_make_the_next_round_learn_on_it(context: RoundContext, pl
         assert said == f"{settings} names it: the next round learns with it"
         after = settings.read_text(encoding="utf-8").splitlines()
         assert len(set(after) - set(before.splitlines())) == 2
-        assert f"  name: {made.network}" in [line.partition("  #")[0] for line in after]
+        bare = [line.partition("  #")[0] for line in after]
+        assert f"  name: {made.network}" in bare
+        assert f"  weights: file:.vabal/pretrained/{made.weights.name}" in bare  # from the workspace on
         chosen = replace(context, params=place.params())
         refs = learn(steps, chosen, steps.shard_names(chosen), needs_vae=False, needs_embeddings=True)
         backbone = steps.load_classifier(chosen, refs["trained"]).config["backbone"]

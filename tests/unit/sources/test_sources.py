@@ -485,6 +485,9 @@ def test_groups_of_a_source_never_straddle_pool_and_holdout(tmp_path: Path) -> N
     rest = {group[name] for name in [*made.labeled["sample_id"], *made.unlabeled["sample_id"]]}
     assert held
     assert held & rest == set()
+    assert dict(zip(made.catalog["sample_id"], made.catalog["group"], strict=True)) == {
+        name: str(number) for name, number in group.items()
+    }
 
 
 def test_cifar_keeps_its_own_holdout_and_says_so(tmp_path: Path) -> None:

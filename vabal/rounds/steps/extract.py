@@ -89,5 +89,5 @@ def programs(context: RoundContext, trained: StageReference) -> list[Path]:
     if isinstance(network, ResNetClassifier):
         return []
     sizes = {"sizes": network.config["backbone"]["sizes"]}
-    settings = context.params.backbone.model_copy(update=sizes)
+    settings = context.learner.params.backbone.model_copy(update=sizes)
     return Embedder(settings, context.device, context.workspace.embeddings).programs()

@@ -64,7 +64,9 @@ def _write_metrics(collected: list[Metric], folder: Path) -> None:
 def _training_set(context: RoundContext, labeled: pd.DataFrame) -> TrainingSet:
     labels = np.array([context.classes.index(label) for label in labeled["label"]], dtype=np.int64)
     embedded = context.embedded.embedder.embedded if context.embedded else None
-    return TrainingSet(context.inputs.gather(labeled), labels, list(labeled["sample_id"]), embedded, pools.groups_of(labeled))
+    return TrainingSet(
+        context.inputs.gather(labeled), labels, list(labeled["sample_id"]), embedded, pools.groups_of(labeled)
+    )
 
 
 def with_places(context: RoundContext, name: str) -> pd.DataFrame:
