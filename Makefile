@@ -10,10 +10,11 @@ LOWEST := .lowest_cache
 MUTANTS := .mutants_cache
 MUTMUT := mutmut==3.8.1 libcst==1.9.0
 UV := .uv/bin/uv
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/rules --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/rules
+SPREAD = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test coverage test-lowest check types rules bench faults mutants lock outdated clean
+.PHONY: help setup demo test with-servers without-servers others coverage test-lowest check types rules bench faults mutants lock outdated clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -35,12 +36,21 @@ demo: setup  ## three nights of active learning on the embedded stack, from noth
 
 MEASURED = --cov --cov-report=term:skip-covered --cov-fail-under=85
 
-test: setup  ## integration tests, then the others, which reach 85 % of lines and branches at least
-	$(TESTS) tests/integration
-	$(TESTS) --ignore=tests/integration $(MEASURED)
+test: setup  ## integration tests beside the others, which reach 85 % of lines and branches at least
+	$(MAKE) --no-print-directory --jobs=3 with-servers without-servers others
+
+# Four processes on two cores: those that wait for servers leave them idle much of the time.
+with-servers: setup
+	$(TESTS) tests/integration -m stack
+
+without-servers: setup
+	$(TESTS) tests/integration -m "not stack"
+
+others: setup
+	$(TESTS) $(SPREAD) --ignore=tests/integration $(MEASURED)
 
 coverage: setup  ## what all tests together reach; takes longer
-	$(TESTS) $(MEASURED)
+	$(TESTS) $(SPREAD) $(MEASURED)
 
 check: setup  ## lint, types, import rules, secrets, wheel and source distribution
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target types rules

@@ -31,9 +31,9 @@ from PIL import Image
 from prefect import Task
 from prefect.logging import disable_run_logger
 
-import vabal.flows.promote
 import vabal.flows.round
 import vabal.rounds.initial
+from benchmarks import warm
 from vabal import rounds
 from vabal.adapters import orchestration, processes, storage
 from vabal.adapters.tracking import Tracking
@@ -45,6 +45,7 @@ from vabal.promotion import record
 from vabal.rounds import publication, steps
 from vabal.sources import ingestion
 
+warm.import_all()
 Image.init()
 requirements_utils._init_modules_to_packages_map()
 

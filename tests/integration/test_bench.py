@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from running import RunningStack
 from workspaces import DIGITS, SETTINGS, call, done, make_workspace, picked_ids, run, until
 
+from tests.support.small_sources import few_digits
 from vabal import sources, strategies
 from vabal.benchmark import cells as benchmark_cells
 from vabal.benchmark import grids, variants
@@ -45,7 +46,7 @@ OPTIONS = [word for key, value in QUICK.items() for word in ("--set", f"{key}={v
 
 def grid(*specs: str, **changes: Any) -> grids.Grid:
     chosen = grids.Grid(
-        sources=("digits",),
+        sources=(few_digits(),),
         imbalances=("dominant:0:0.1",),
         variants=tuple(variants.parse_variants(specs or ("random", "margin"))),
         seeds=(0,),
@@ -86,7 +87,7 @@ def test_strategies_of_one_seed_start_from_the_same_pools_and_the_same_classifie
 
 
 def learners(text: str, **changes: Any) -> grids.Grid:
-    options: dict[str, Any] = {"sources": ["digits"], "strategies": "random,margin", "seeds": 1, "rounds": 2}
+    options: dict[str, Any] = {"sources": [few_digits()], "strategies": "random,margin", "seeds": 1, "rounds": 2}
     options |= {"budget": 5, "initial": 12, "settings": QUICK, "learners": text}
     return grids.BenchmarkOptions(**options | changes).grid()
 
@@ -122,12 +123,12 @@ def test_processes_and_one_process_come_to_the_same(tmp_path: Path) -> None:
 
 def test_the_pools_are_those_that_init_draws(tmp_path: Path) -> None:
     chosen = parse({"images": {"size": 8, "channels": 1}})
-    opened = sources.open_source("digits")
+    opened = sources.open_source(few_digits())
     built = sources.build_pools(
         opened, imbalance="rare:3:0.1", initial=30, holdout=0.2, seed=7, settings=chosen, folder=tmp_path / "data"
     )
-    prepared = benchmark_cells.prepare("digits", {}, tmp_path / "cache")
-    arena = benchmark_cells.simulated_pool("digits", prepared, "rare:3:0.1", 7, 30, 0.2)
+    prepared = benchmark_cells.prepare(few_digits(), {}, tmp_path / "cache")
+    arena = benchmark_cells.simulated_pool(few_digits(), prepared, "rare:3:0.1", 7, 30, 0.2)
     assert sorted(built.pools.labeled["sample_id"]) == sorted(arena.sample_ids[arena.initial_L])
     assert sorted(built.pools.holdout["sample_id"]) == sorted(arena.sample_ids[arena.holdout_M])
     unlabeled = np.setdiff1d(arena.pool_P, arena.initial_L)
@@ -141,8 +142,8 @@ def test_a_simulated_first_batch_is_the_one_that_a_night_picks(stack: RunningSta
     settings = {key: value for key, value in SETTINGS.items() if not key.startswith("selection.")}
     wanted = grid(
         "margin",
-        imbalances=(DIGITS[3],),
-        initial=int(DIGITS[5]),
+        imbalances=(DIGITS[1],),
+        initial=int(DIGITS[3]),
         budget=budget,
         settings=settings | {"compute.device": "cpu"},
     )
@@ -183,7 +184,7 @@ def test_results_have_a_row_a_round_and_add_up(tmp_path: Path) -> None:
 
 def test_a_grid_killed_midway_goes_on_where_it_stopped(tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "vabal.cli", "bench", "--source", "digits", "--imbalance", "dominant:0:0.1"),
+        *(sys.executable, "-m", "vabal.cli", "bench", "--source", few_digits(), "--imbalance", "dominant:0:0.1"),
         *("--strategies", "random,margin", "--seeds", "6", "--rounds", "2", "--budget", "5", "--initial", "12"),
         *("--jobs", "2", "--no-mlflow", "--out", str(tmp_path / "out"), *OPTIONS),
     ]
@@ -224,7 +225,7 @@ def _group_lives(group: int) -> bool:
 
 def test_who_stops_listening_stops_the_cells_that_are_waiting(tmp_path: Path) -> None:
     wanted = grid("random", seeds=tuple(range(12)), rounds=1)
-    prepared = benchmark_cells.prepare("digits", QUICK, tmp_path / "cache")
+    prepared = benchmark_cells.prepare(few_digits(), QUICK, tmp_path / "cache")
     running = benchmark_running.on_processes(2)([(cell, prepared, tmp_path / "cells") for cell in wanted.cells()])
     assert next(running).file is not None
     running.close()  # type: ignore[attr-defined]
@@ -240,7 +241,7 @@ def test_seeds_and_strategies_may_be_added_and_what_is_there_stays(tmp_path: Pat
 
 
 def test_every_cell_has_one_mlflow_run_however_often_it_is_told(stack: RunningStack, tmp_path: Path) -> None:
-    words = ["bench", "--source", "digits", "--strategies", "random,margin", "--seeds", "1", "--rounds", "2"]
+    words = ["bench", "--source", few_digits(), "--strategies", "random,margin", "--seeds", "1", "--rounds", "2"]
     words += ["--budget", "5", "--initial", "12", "--jobs", "1", "--out", str(tmp_path / "out"), *OPTIONS]
     said = done(call(tmp_path, *words))
     assert "the whole comparison" in said.out
@@ -260,8 +261,22 @@ def test_without_a_server_the_runs_go_into_a_database_beside_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    words = ["bench", "--source", "digits", "--strategies", "random", "--seeds", "1", "--rounds", "1", "--jobs", "1"]
-    done(call(tmp_path, *words, "--budget", "5", "--initial", "12", "--out", str(tmp_path / "out"), *OPTIONS))
+    words = ["bench", "--source", few_digits(), "--strategies", "random", "--seeds", "1", "--rounds", "1"]
+    done(
+        call(
+            tmp_path,
+            *words,
+            "--jobs",
+            "1",
+            "--budget",
+            "5",
+            "--initial",
+            "12",
+            "--out",
+            str(tmp_path / "out"),
+            *OPTIONS,
+        )
+    )
     client = MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
     experiment = client.get_experiment_by_name("vabal-bench")
     assert experiment is not None
@@ -270,8 +285,21 @@ def test_without_a_server_the_runs_go_into_a_database_beside_the_results(
 
 
 def test_cells_run_on_ray_as_prefect_tasks(stack: RunningStack, tmp_path: Path) -> None:
-    words = ["bench", "--ray", "--source", "digits", "--imbalance", "dominant:0:0.1", "--strategies", "random,margin"]
-    words += ["--seeds", "1", "--rounds", "2", "--budget", "5", "--initial", "12", "--no-mlflow", *OPTIONS]
+    words = ["bench", "--ray", "--source", few_digits(), "--imbalance", "dominant:0:0.1"]
+    words += [
+        "--strategies",
+        "random,margin",
+        "--seeds",
+        "1",
+        "--rounds",
+        "2",
+        "--budget",
+        "5",
+        "--initial",
+        "12",
+        "--no-mlflow",
+        *OPTIONS,
+    ]
     environment = {**stack.environment, "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(tmp_path)}
     done(run(tmp_path, *words, "--out", str(tmp_path / "out"), environment=environment))
     benchmark_running.run(grid(), tmp_path / "here", benchmark_running.on_processes(1))
@@ -376,7 +404,7 @@ def test_a_score_that_is_no_number_names_the_samples_and_the_cell(
     known = dict(strategies._BUILT_IN)
     monkeypatch.setattr(strategies, "_BUILT_IN", {"not-a-number": f"{__name__}:NotANumber"})
     monkeypatch.setattr(strategies, "import_module", lambda _name: sys.modules[__name__])
-    told = "digits, dominant:0:0.1, not-a-number, seed 0: the score is not finite for"
+    told = f"{few_digits()}, dominant:0:0.1, not-a-number, seed 0: the score is not finite for"
     refused(tmp_path / "alone", grid("not-a-number"), f"1 of 1 cells failed.*{told}")
     assert not list((tmp_path / "alone" / "cells").glob("*"))
 

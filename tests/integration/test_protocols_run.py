@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sklearn.datasets
 
 from tests.support import small_sources
 from vabal import sources
@@ -67,6 +68,8 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     """A stand-in of what the protocol reads; None where it comes with a package."""
     protocol: Protocol = request.getfixturevalue("protocol")
     kind = protocol.sources[0].partition(":")[0]
+    few = small_sources.digits(per_class=12)
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: few)
     if kind not in STAND_INS:
         return None
     made: Path = STAND_INS[kind](tmp_path / "data")

@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 
 from tests.support import forking
 from tests.support.repositories import git
+from tests.support.small_sources import few_digits
 from vabal.adapters.orchestration import Server
 from vabal.cli import app
 from vabal.labels.oracle import answer
@@ -42,7 +43,7 @@ SETTINGS: dict[str, Any] = {
     "selection.budget": 12,
     "compute.threads": 1,
 }
-DIGITS = ("--source", "digits", "--imbalance", "dominant:0:0.3", "--initial", "40")
+DIGITS = ("--imbalance", "dominant:0:0.3", "--initial", "40")
 
 
 # -- commands -----------------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def until(condition: Callable[[], Any], seconds: float, what: str, every: float 
 def make_workspace(
     stack: RunningStack, root: Path, name: str, *source: str, settings: Mapping[str, Any] | None = None
 ) -> Said:
-    """`vabal init` in the new folder `root`, whose bucket and MLflow names are its own; default source: the digits.
+    """`vabal init` in the new folder `root`, whose bucket and MLflow names are its own; default source: a few digits.
 
     The stack's addresses and keys lie in the workspace's `.vabal/env`, as `vabal up` leaves them.
     """
@@ -165,7 +166,8 @@ def make_workspace(
     chosen = {**SETTINGS, "storage.bucket": f"vabal-{name}", **(settings or {})}
     options = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
     # The environment is read before there is a workspace: this first command needs it told.
-    return done(call(root, "init", *(source or DIGITS), "--name", name, *options, environment=stack.environment))
+    words = source or ("--source", few_digits(), *DIGITS)
+    return done(call(root, "init", *words, "--name", name, *options, environment=stack.environment))
 
 
 def change_settings(root: Path, changes: Mapping[str, Any]) -> None:
@@ -235,7 +237,7 @@ class TwoNights:
         return to
 
 
-def few_digits(path: Path) -> Path:
+def four_digits(path: Path) -> Path:
     """An .npz of 8 x 8 images: 40 each of the digits 0, 1 and 2, four of the digit 3."""
     found = load_digits()
     rows = np.concatenate([np.flatnonzero(found.target == digit)[: 4 if digit == 3 else 40] for digit in range(4)])
@@ -291,7 +293,7 @@ def two_nights(stack: RunningStack, root: Path, name: str = "nights") -> TwoNigh
     nights = TwoNights(root, name)
     said = nights.said
     root.parent.mkdir(parents=True, exist_ok=True)
-    source = few_digits(root.parent / "few.npz")
+    source = four_digits(root.parent / "few.npz")
     settings = {
         "classifier.width": 8,
         "classifier.epochs": 60,

@@ -26,17 +26,15 @@ from typing import Any, NoReturn
 
 import psutil
 
+from benchmarks import warm
 from vabal.adapters import processes
 
 ROOT = Path(__file__).parents[2]
 DVC_SOCKET = "VABAL_TESTS_DVC_SOCKET"
-FLOWS = (*(f"vabal.flows.{name}" for name in ("round", "tasks", "promote", "deploy", "logs")), "mlflow")
 IMPORTS = {
     "dvc": ("dvc.cli", "dvc.cli.parser", "dvc_s3", "s3fs", "aiobotocore.session", "aiohttp"),
-    "vabal": ("vabal.cli.app", "vabal.cli.render", "vabal.rounds.initial", "vabal.audit", *FLOWS),
     "dying-init": ("vabal.adapters.versioning", "vabal.rounds.initial"),
-    "dying-round": ("vabal.rounds.steps", *FLOWS),
-}
+}  # of the kinds "vabal" and "dying-round": all
 # What DVC imports only when it is asked for: these bring it all in, in a repository of one file.
 DVC_WARMS_UP = (("add", "data"), ("data", "status", "--granular", "--json", "--no-remote-refresh"), ("push",))
 
@@ -271,8 +269,10 @@ def _warm_up() -> None:
 
 
 def main(kind: str, address: str) -> None:
-    for name in IMPORTS[kind]:
+    for name in IMPORTS.get(kind, ()):
         importlib.import_module(name)
+    if kind not in IMPORTS:
+        warm.import_all()
     if kind == "dvc":
         _warm_up()
     elif DVC_SOCKET in os.environ:

@@ -1,10 +1,14 @@
 """Stand-ins of public data sets in their own file formats: a few dozen random images each."""
 
+import atexit
+import functools
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn.datasets
 
 from tests.support.small_pools import file_of, picture
 from vabal import sources
@@ -64,6 +68,25 @@ def elpv(root: Path, *, per_class: int = 12) -> Path:
         lines.append(f"{name}  {share:<20}  {kind}\n")
     (data / "labels.csv").write_text("".join(lines), encoding="utf-8")
     return root
+
+
+def digits(*, per_class: int) -> Any:
+    """scikit-learn's digits as it gives them, the first ones of each class."""
+    found = sklearn.datasets.load_digits()
+    rows = np.sort(np.concatenate([np.flatnonzero(found.target == digit)[:per_class] for digit in range(10)]))
+    found.images, found.target = found.images[rows], found.target[rows]
+    return found
+
+
+@functools.cache
+def few_digits() -> str:
+    """The source `npz:PATH` of 40 digits of each class, there as long as this process."""
+    folder = tempfile.TemporaryDirectory(prefix="digits-")
+    atexit.register(folder.cleanup)
+    found = digits(per_class=40)
+    images = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    np.savez(f"{folder.name}/few.npz", images=images, labels=found.target)
+    return f"npz:{folder.name}/few.npz"
 
 
 def _batch(path: Path, seed: int, labels: dict[str, list[int]]) -> None:
