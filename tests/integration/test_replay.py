@@ -1,21 +1,31 @@
 """A past round computed again, in a clone that has only git and the S3 address."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from running import RunningStack
-from workspaces import TwoNights, ask, call, done
+from workspaces import TwoNights, ask, call, digests, done
 
 from tests.support.repositories import git
 from vabal import rounds
 from vabal.rounds import learner
 
 
+@pytest.fixture(scope="module")
+def cloned(nights: TwoNights, running_stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("replay")
+    git(folder, "clone", "--quiet", str(nights.root), "clone")
+    done(call(folder / "clone", "checkout", environment=running_stack.environment))
+    return folder / "clone"
+
+
 @pytest.fixture
-def clone(nights: TwoNights, stack: RunningStack, tmp_path: Path) -> Path:
-    git(tmp_path, "clone", "--quiet", str(nights.root), "clone")
-    done(call(tmp_path / "clone", "checkout"))
-    return tmp_path / "clone"
+def clone(cloned: Path, stack: RunningStack) -> Iterator[Path]:
+    """The same for all tests here: a replay leaves nothing behind."""
+    before = digests(cloned)
+    yield cloned
+    assert digests(cloned) == before
 
 
 def test_both_nights_come_out_the_same_bit_for_bit(clone: Path) -> None:
