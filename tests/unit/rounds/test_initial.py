@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -221,20 +222,24 @@ STEPS = (
 )
 
 
-def calls(*lines: tuple[Path, str, int, str]) -> list[str]:
-    """What a row of calls ends in: each one's words, or `exit -9` for one that was killed."""
-    nursery, said = Nursery("dying-init"), []
-    try:
-        for line in lines:
-            code, out, errors = nursery.run(["dying-init", *map(str, line)], folder=line[0], environment=os.environ)
-            said.append(out.splitlines()[-1] if code == 0 else f"exit {code}{errors}")
-    finally:
-        nursery.close()
-    return said
+Calls = Callable[..., list[str]]
+
+
+@pytest.fixture
+def calls() -> Iterator[Calls]:
+    """What a row of calls (root, source, seed, dies after) ends in: its words, or `exit -9` for one that was killed."""
+    nursery = Nursery("dying-init")
+
+    def call(line: tuple[Path, str, int, str]) -> str:
+        code, out, errors = nursery.run(["dying-init", *map(str, line)], folder=line[0], environment=os.environ)
+        return out.splitlines()[-1] if code == 0 else f"exit {code}{errors}"
+
+    yield lambda *lines: [call(line) for line in lines]
+    nursery.close()
 
 
 def test_a_call_killed_at_any_step_is_finished_by_the_same_call_and_gives_way_to_another(
-    tmp_path: Path, source: str
+    tmp_path: Path, source: str, calls: Calls
 ) -> None:
     whole = tmp_path / "whole"
     other = tmp_path / "other"
