@@ -41,8 +41,9 @@ from vabal.adapters.versioning import Versioning
 from vabal.cli import app
 from vabal.flows import tasks
 from vabal.labels import inbox
+from vabal.learning.pretraining.training import Checkpoint
 from vabal.promotion import record
-from vabal.rounds import publication, steps
+from vabal.rounds import pretraining, publication, steps
 from vabal.sources import ingestion
 
 warm.import_all()
@@ -160,6 +161,7 @@ def _be(
         os.chdir(root)
         os.environ.update(environment)
         _without_prefect()
+        Checkpoint.__init__.__defaults__ = (0.0,)  # a pretraining keeps its state after every step
         if not os.environ.get("AWS_ENDPOINT_URL"):
             storage.preflight = lambda *_: None  # the bucket is a folder
         if not real_dvc:
@@ -272,7 +274,7 @@ def after_step(where: str, deed: Callable[[], None] = die) -> Fault:
             return
         owners: dict[str, Any] = {
             **{"stages": steps, "rounds": rounds, "inbox": inbox, "ingestion": ingestion},
-            **{"tracking": Tracking, "versioning": Versioning, "promotion_record": record},
+            **{"pretraining": pretraining, "tracking": Tracking, "versioning": Versioning, "promotion_record": record},
         }
         owner = owners[kind]
         real = getattr(owner, name)

@@ -27,6 +27,8 @@ def places(step: str, strategy: str) -> list[str]:
         before = ["rounds:open_round", "stages:intake", "tracking:open_round"]
         stages = [f"stages:{name}" for name in learning]
         return [*before, *stages, "tracking:register", "rounds:stage", *(f"reached:{name}" for name in PUBLICATION)]
+    if step == "pretrain":
+        return [f"pretraining:{name}" for name in ("images_of", "_begun", "_taken_up", "save_pretrained")]
     if step == "import":
         return ["inbox:read", "inbox:next_name", "inbox:write_table"]
     if step == "ingest":
@@ -57,14 +59,17 @@ def plan(seed: int, strategy: str, count: int, *, sample: bool = False) -> list[
     A `sample` has none by the clock, and every third place of `init`, which costs as much as all others together.
     """
     source = random.Random(seed)  # noqa: S311 -- repeatable
+    other = random.Random(f"{seed} pretrain")  # noqa: S311
     steps = ["init", "round", "import", "ingest", "second round", "promote", "second promote", "rollback"]
     weights = (20, 30, 5, 10, 15, 6, 6, 8)
     # An init that is begun again after it was staged publishes at once: its places are come to from the beginning.
     planned = [("init", [Kill(place)]) for place in places("init", strategy)[:: 3 if sample else 1]]
     planned += [
         (step, [Kill(place) for place in places(step, strategy)])
-        for step in ("round", "import", "ingest", "promote", "rollback")
+        for step in ("pretrain", "round", "import", "ingest", "promote", "rollback")
     ]
+    for _ in range(0 if sample else max(1, count // 20)):  # it keeps its state after every step here
+        planned.append(("pretrain", [Kill(call=other.random()) for _ in range(2)] + [Kill(time=other.random())]))
     drawn = 0
     while drawn < count:
         step = source.choices(steps, weights)[0]

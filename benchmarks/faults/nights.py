@@ -39,6 +39,10 @@ SETTINGS = {
     "compute.threads": 1,
     "classifier.learner": "scratch",
     "compute.device": "cpu",
+    "pretrain.network": "timm:test_resnet",
+    "pretrain.epochs": 2,
+    "pretrain.batch_size": 16,
+    "pretrain.size": 32,
     "promotion.min_gain": -1,
     "promotion.confidence": 0.5,
     "promotion.max_recall_drop": 1,
@@ -47,6 +51,7 @@ STRATEGIES = ("vabal", "margin", "random")
 # The steps of two nights: a name, and the command.
 STEPS: dict[str, tuple[str, ...]] = {
     "init": ("init", "--source", "npz:../some.npz", "--initial", "9", "--holdout", "0.4", "--seed", "5"),
+    "pretrain": ("pretrain",),
     "round": ("round",),
     "import": ("labels", "import", "../answers/requests.csv"),
     "ingest": ("ingest", "../camera"),
@@ -172,6 +177,7 @@ def facts(folder: Path, registry: Sequence[str] | None = None) -> dict[str, Coun
     bags["changed"] = Counter(_git(root, "status", "--porcelain"))
     bags["inbox"] = Counter(path.parent.name for path in (root / "inbox").glob("*/[0-9]*"))
     bags["quarantine"] = Counter(_rows(root / "quarantine" / "quarantine.csv"))
+    bags["backbones"] = Counter(_backbones(root / ".vabal" / "pretrained"))
     bags["decisions"] = Counter(_decisions(root))
     bags["left"] = Counter(
         path.name.split(".")[0] for pattern in ("publish*", "init.*") for path in (root / ".vabal").glob(pattern)
@@ -185,6 +191,12 @@ def _rows(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8", newline="") as stream:
         return [row[1] for row in list(csv.reader(stream))[1:]]
+
+
+def _backbones(folder: Path) -> list[str]:
+    """What pretraining left, each file with its content: an unfinished state, or half a file, is one too many."""
+    files = [path for path in folder.glob("*") if path.name != ".lock"]
+    return [f"{path.name} {file_sha256(path)}" for path in files]
 
 
 def _decisions(root: Path) -> list[str]:

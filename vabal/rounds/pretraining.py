@@ -4,11 +4,12 @@ What it makes lies in `.vabal/pretrained/`, named for settings and images; besid
 checkpoint. The nights may go on meanwhile: shards never change.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
 _SMALLEST_VIEW = 64  # pixels, unless pretrain.size says less: the networks shrink an image by 32
+_HALF_WRITTEN: Final = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 Tell = Callable[[str], None]
 
 
@@ -99,9 +101,12 @@ def pretrain(workspace: Workspace, pools: Pools, params: Params, tell: Tell) -> 
     name = params.pretrain.network.partition(":")[2]
     weights = folder / f"{name}-{sha256(canonical_json(about))[:12]}.safetensors"
     with locked(folder / ".lock", f"{folder}: another `vabal pretrain` is at work: wait for it to end"):
-        if weights.exists():
-            return _found(weights)
+        _clear(folder)
         checkpoint = Checkpoint(folder / "unfinished.pt", about)
+        if weights.exists():
+            if (kept := checkpoint.read()) is not None and kept[0] == about:  # killed right after its end
+                checkpoint.path.unlink()
+            return _found(weights)
         training = _taken_up(lambda: _begun(params, size, device), checkpoint, tell)
         pictures = PoolImages(_decoded(workspace, params, catalog), catalog)
         start = time.monotonic()
@@ -129,6 +134,13 @@ def images_of(pools: Pools) -> pd.DataFrame:
     rejected = pools.unlabeled.loc[pools.unlabeled["status"] == REJECTED, "sample_id"]
     out = set(pools.holdout["sample_id"]) | set(rejected)
     return pools.catalog[~pools.catalog["sample_id"].isin(out)].reset_index(drop=True)
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a call that was killed had half written: nobody else is at work."""
+    for path in folder.iterdir():
+        if _HALF_WRITTEN.fullmatch(path.name) and not path.is_symlink():
+            path.unlink()
 
 
 def _decoded(workspace: Workspace, params: Params, catalog: pd.DataFrame) -> DecodedShards:

@@ -114,10 +114,16 @@ def test_killed_and_called_again_it_goes_on_and_makes_the_same_file(
     assert (again.before, again.sha256, again.loss, told) == (True, whole.sha256, whole.loss, [])
     whole.weights.unlink()
     killed(place, monkeypatch, 5)
+    unfinished = place.state / "pretrained" / "unfinished.pt"
+    state = unfinished.read_bytes()
     resumed, said = pretrain(place)
     assert said[0] == "an unfinished pretraining goes on in epoch 2 of 2"
     assert (resumed.weights, resumed.sha256, resumed.before) == (whole.weights, whole.sha256, False)
     assert not list(resumed.weights.parent.glob("*.pt"))
+    unfinished.write_bytes(state)  # as a kill between the last two writes leaves it, and one within a write
+    unfinished.with_name(f".{unfinished.name}.{'0' * 32}.tmp").write_bytes(state[:99])
+    assert pretrain(place)[0].before
+    assert sorted(path.name for path in unfinished.parent.iterdir()) == [".lock", whole.weights.name]
 
 
 def test_an_unfinished_one_goes_on_with_the_images_of_now(place: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
