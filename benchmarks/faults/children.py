@@ -26,6 +26,8 @@ import dvc.commands.data
 import dvc.commands.data_sync
 import mlflow.store.model_registry.sqlalchemy_store
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+import pytorch_metric_learning.losses  # noqa: F401
+import timm  # noqa: F401
 from mlflow.utils import requirements_utils
 from PIL import Image
 from prefect import Task
