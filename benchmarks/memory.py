@@ -1,8 +1,9 @@
-"""Resident memory of extract-features and estimate-probabilities, at 100 000 and at 1 000 000 samples.
+"""Resident memory of extract-features, train-vae and estimate-probabilities, at 100 000 and at 1 000 000 samples.
 
 `python -m benchmarks.memory`. Each measurement is a process of its own that runs the library's stages shard by shard
-over shards as the library makes them: features of every image (decoding included), class terms with the prior counted
-in the unlabelled pool, and the likelihood of every image. The networks are small and the draws few, so that it ends.
+over shards as the library makes them: features of every image (decoding included), the VAE's training on all of them,
+class terms with the prior counted in the unlabelled pool, and the likelihood of every image. The networks are small and
+the draws few, so that it ends.
 What counts is the peak of resident memory over the process's life, as the kernel keeps it.
 """
 
@@ -30,7 +31,7 @@ PARAMS: dict[str, Any] = {
     "probabilities": {"draws": 2, "prior_pool": "unlabeled"},
 }
 LABELED = 1_000
-KEY = "be9c4be9c4be9c40"  # of the stages that are given here: intake, train-classifier, train-vae
+KEY = "be9c4be9c4be9c40"  # of the stages that are given here: intake, train-classifier
 
 
 def run(*, small: int = SMALL, large: int = LARGE, repeats: int = 2) -> dict[str, Any]:
@@ -78,9 +79,10 @@ def measure(root: Path, shards: list[Path]) -> dict[str, Any]:
     """Runs the stages over these shards in the workspace `root`; megabytes and CPU seconds of this process."""
     from vabal.rounds import steps  # noqa: PLC0415
 
-    trained, encoded = _prepare(root, shards)
+    trained = _prepare(root, shards)
     start = memory_mb("VmRSS")
     extracted = [steps.extract_features(_context(root), trained, shard.stem) for shard in shards]
+    encoded = steps.train_vae(_context(root), extracted)
     steps.estimate_class_terms(_context(root), trained, extracted, encoded)
     for ref in extracted:
         steps.estimate_likelihood(_context(root), ref, encoded)
@@ -105,10 +107,9 @@ def _context(root: Path) -> Any:
     return RoundContext(place, params.parse(PARAMS), begun, own_store(place), KEY)
 
 
-def _prepare(root: Path, shards: list[Path]) -> tuple[dict[str, str], dict[str, str]]:
-    """Puts into the stage store what stands before these stages: intake's view, a classifier and a VAE, untrained."""
+def _prepare(root: Path, shards: list[Path]) -> dict[str, str]:
+    """Puts into the stage store what stands before these stages: intake's view and a classifier, untrained."""
     from benchmarks.random_pool import CLASSES  # noqa: PLC0415
-    from vabal import vae  # noqa: PLC0415
     from vabal.files import canonical_json, file_sha256, write_bytes  # noqa: PLC0415
     from vabal.learning import classifier  # noqa: PLC0415
 
@@ -126,13 +127,9 @@ def _prepare(root: Path, shards: list[Path]) -> tuple[dict[str, str], dict[str, 
     network = classifier.build(
         settings.classifier, num_classes=len(CLASSES), image_size=8, channels=1, mean=(0.5,), std=(0.3,), seed=0
     )
-    width = settings.classifier.width
-    model = vae.build((width, 2 * width, 4 * width, 8 * width), len(CLASSES), settings.vae, seed=0)
     with context.stages.produce("train-classifier", KEY) as folder:
         classifier.save(network, folder / "weights.safetensors")
-    with context.stages.produce("train-vae", KEY) as folder:
-        vae.save(model, folder / "vae.safetensors")
-    return {"stage": "train-classifier", "key": KEY}, {"stage": "train-vae", "key": KEY}
+    return {"stage": "train-classifier", "key": KEY}
 
 
 def _write_roles(path: Path, shard: Path, labeled: int) -> None:
