@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.threads import one_thread
 from vabal import vae as vaes
 from vabal.probabilities import estimate_likelihood, products_of, shared_noise
 from vabal.vae import FeatureVAE, kl_divergence
@@ -57,24 +58,21 @@ def run(
     repeats: int = 2,
     choices: Sequence[tuple[int, int]] = CHOICES,
 ) -> dict[str, Any]:
-    """Seconds and ratios of each case, with one thread and with all; the ways take turns.
+    """Seconds and ratios of each case; the ways take turns.
 
-    Seconds are the least of the repeats, ratios the median of the repeats' own: of CPU time with one thread, which
-    other processes disturb less, else of the clock. `C=10` holds the least of all cases with ten classes.
+    Seconds are the least of the repeats, ratios the median of the repeats' own: of one thread's CPU time, which other
+    processes disturb less than the clock. `C=10` holds the least of all cases with ten classes.
     """
     results: dict[str, Any] = {"draws": DRAWS}
-    before = torch.get_num_threads()
-    for threads in sorted({1, before}):
-        torch.set_num_threads(threads)
+    with one_thread():
         for name, classes, count in cases:
-            results[f"{name}, C={classes}, threads={threads}"] = _compare(SHAPES[name], classes, count, repeats)
-    torch.set_num_threads(before)
+            results[f"{name}, C={classes}"] = _compare(SHAPES[name], classes, count, repeats)
+        results["auto"] = {f"C={classes}, N={count}": _choice(classes, count) for classes, count in choices}
     for classes in sorted({classes for _, classes, _ in cases}):
-        found = [value for name, value in results.items() if f" C={classes}," in name]
+        found = [results[f"{name}, C={classes}"] for name, known, _ in cases if known == classes]
         results[f"C={classes}"] = {
             key: min(one[key] for one in found if key in one) for key in LEASTS if key in found[0]
         }
-    results["auto"] = {f"C={classes}, N={count}": _choice(classes, count) for classes, count in choices}
     return results
 
 
@@ -219,14 +217,13 @@ def _multiplications_of_the_loop(network: FeatureVAE) -> int:
 
 def _in_turn(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
     """Seconds of each way at each repeat, and its last result."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     results = {}
     for _ in range(repeats):
         for name, way in ways.items():
-            start = clock()
+            start = time.process_time()
             results[name] = way()
-            seconds[name].append(clock() - start)
+            seconds[name].append(time.process_time() - start)
     return {name: np.array(values) for name, values in seconds.items()}, results
 
 
