@@ -55,7 +55,7 @@ LEASTS = (*LOOPS.values(), "share_of_matmul_rate", "ratio_bfloat16")
 
 def run(
     cases: Sequence[tuple[str, int, int]] = CASES,
-    repeats: int = 2,
+    repeats: int = 1,
     choices: Sequence[tuple[int, int]] = CHOICES,
 ) -> dict[str, Any]:
     """Seconds and ratios of each case; the ways take turns.
@@ -77,7 +77,7 @@ def run(
 
 
 def _choice(classes: int, count: int) -> dict[str, float]:
-    """Seconds of ten anchored draws, of a hundred independent ones, and of what `auto` takes; each once warm."""
+    """Seconds of ten anchored draws, of a hundred independent ones, and of what `auto` takes."""
     dims = SHAPES["paper"].dims
     network = _network(dims, classes)
     network.pool_size.fill_(count)
@@ -89,7 +89,7 @@ def _choice(classes: int, count: int) -> dict[str, float]:
         settings = {**SETTINGS, "sampling": sampling, "draws": draws}
         return list(estimate_likelihood(network, [features_N_D], generator=0, settings=settings))
 
-    taken, _ = _in_turn({name: partial(estimate, name, draws) for name, draws in ways.items()}, 3)
+    taken, _ = _in_turn({name: partial(estimate, name, draws) for name, draws in ways.items()}, repeats=1)
     seconds = {name: float(values_R.min()) for name, values_R in taken.items()}
     return seconds | {"ratio": seconds["auto"] / min(seconds["anchored"], seconds["independent"])}
 
