@@ -141,7 +141,7 @@ def _rounded(taken: dict[str, NDArray[np.float64]], results: dict[str, Any]) -> 
 def _stages(shape: Shape, count: int) -> list[Tensor]:
     """Each stage's maps, N x D x side x side, or its features where there are no maps."""
     numbers = torch.Generator().manual_seed(1)
-    sides = [(side, side) for side in shape.sides] or [()] * len(shape.dims)
+    sides: list[tuple[int, ...]] = [(side, side) for side in shape.sides] or [()] * len(shape.dims)
     return [
         torch.randn(count, width, *side, generator=numbers).relu()
         for width, side in zip(shape.dims, sides, strict=True)
