@@ -89,15 +89,16 @@ def learn(context: RoundContext) -> dict[str, Any]:
     trained = steps.train_classifier(context)
     evaluated = steps.evaluate(context, trained)
     extracted = [steps.extract_features(context, trained, shard) for shard in steps.shard_names(context)]
-    estimated = _estimate(context, trained, extracted) if context.needs.vae else None
+    estimated = _estimate(context, trained, extracted) if context.needs.estimated else None
     selected = steps.select_batch(context, extracted, estimated)
     return {"evaluated": evaluated, "estimated": estimated, "selected": selected}
 
 
 def _estimate(context: RoundContext, trained: StageReference, extracted: Sequence[StageReference]) -> dict[str, Any]:
-    encoded = steps.train_vae(context, extracted)
+    encoded = steps.train_vae(context, extracted) if context.needs.vae else None
     terms = steps.estimate_class_terms(context, trained, extracted, encoded)
-    return {"terms": terms, "shards": [steps.estimate_likelihood(context, ref, encoded) for ref in extracted]}
+    shards = [steps.estimate_likelihood(context, ref, encoded) for ref in extracted if encoded]
+    return {"terms": terms, "shards": shards}
 
 
 def stage(place: Workspace, strategy: str | None = None, *, git_remote: str | None = None) -> Plan:

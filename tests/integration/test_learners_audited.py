@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_nights import begin, make, without_servers
+from small_nights import begin, make, night, without_servers
 
 from tests.support.small_backbones import small_backbone
 from vabal import audit, rounds
@@ -17,6 +17,8 @@ from vabal.learning import classifier, finetune, probe
 from vabal.promotion import agreement
 from vabal.rounds import record, steps
 from vabal.rounds.steps.plan import learn
+from vabal.settings.params import dump
+from vabal.strategies.vabal import VabalStrategy
 from vabal.workspace import Workspace
 
 
@@ -68,3 +70,29 @@ def test_a_night_goes_on_after_a_kill_verifies_and_comes_out_the_same_again(
     versions.clone_at(scratch, "round/0001").bring_back()
     again = replay(Workspace(scratch), 1, place.root)
     assert again.identical, again.lines()
+
+
+def test_nights_with_a_vae_without_one_and_with_one_again_verify_and_come_out_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_servers(monkeypatch)
+    chosen = {"method.preset": "without_vae", "selection.strategy": "vabal", "probabilities.members": 1}
+    place = make(tmp_path, settings=chosen)
+    with monkeypatch.context() as earlier:  # a VAE under all settings, as versions before 0.2.0 had it
+        earlier.setattr(VabalStrategy, "needs_under", lambda self, _settings: self.needs)
+        night(place)
+    night(place)
+    asked = place.params({"probabilities.likelihood_weight": 0.5})
+    kept = [rounds.read_manifest(place.data, number) for number in (1, 2)]
+    assert [manifest.class_terms is not None for manifest in kept] == [True, False]
+    shown = audit.picks(place.data, 2)
+    assert len(shown) == 4
+    assert shown[["vae_class", "log_likelihood", "prior", "precision"]].isna().all(axis=None)
+    again = replay(place, 2)
+    assert again.identical, again.lines()
+    (place.root / "params.yaml").write_text(dump(asked), encoding="utf-8")
+    night(place)
+    assert audit.picks(place.data, 3)["vae_class"].notna().all()
+    versions = Versioning(place.root)
+    report = audit.verify(place.data, {name: versions.tag_message(name) for name in versions.tags()})
+    assert report.ok, report.findings

@@ -68,9 +68,10 @@ class Books:
         new: int = 0,
         budget: int = 6,
         said: datetime | None = None,
+        probabilities: Mapping[str, Any] | None = None,
         **selection: Any,
     ) -> "Books":
-        """`selection` are further settings of that section."""
+        """`selection` are further settings of that section, `probabilities` settings of the other."""
         fresh = self._images([f"n{self.number + 1}-{index}" for index in range(new)]) if new else None
         when = self._when(self.number + 1)
         self._publish(
@@ -82,6 +83,7 @@ class Books:
             fresh=fresh,
             said=said,
             chosen=selection,
+            probabilities=probabilities or {},
         )
         return self
 
@@ -117,6 +119,7 @@ class Books:
         first: Sequence[str] = (),
         said: datetime | None = None,
         chosen: Mapping[str, Any] | None = None,
+        probabilities: Mapping[str, Any] | None = None,
     ) -> None:
         self.number += 1
         number = self.number
@@ -131,7 +134,7 @@ class Books:
         folder = self.data / f"rounds/{number:04d}"
         folder.mkdir(parents=True)
         asked = {"strategy": strategy, "budget": budget, **(chosen or {})}
-        settings = params.parse({"seed": SEED, "selection": asked})
+        settings = params.parse({"seed": SEED, "selection": asked, "probabilities": dict(probabilities or {})})
         drawn, measured = None, {}
         if number > 0:
             drawn = self._select(folder, state, settings, rounds.derive_seed(SEED, number, "selection"))
@@ -189,7 +192,7 @@ class Books:
             lambda: [shard],
             settings,
             seed,
-            self._terms(state, settings) if strategies.needs_of(strategy, settings).vae else None,
+            self._terms(state, settings) if strategy.needs.vae else None,  # as every version before 0.2.0
             self._labeled(state),
             written.append,
         )

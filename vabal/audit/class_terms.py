@@ -14,15 +14,21 @@ from vabal.strategies import Strategy, needs_of
 
 def wrong_terms(terms: ClassTerms | None, settings: Params, strategy: Strategy, taken_in: Pools) -> list[str]:
     """What Eqs. 11 and 12 cannot have come to, with so many samples, draws and so much smoothing."""
-    nothing_left = not (taken_in.unlabeled["status"] == AVAILABLE).any()
-    needed = needs_of(strategy, settings).vae and not nothing_left
-    if terms is None or not needed:
-        return [] if (terms is None) != needed else ["class_terms are there where none are needed, or missing"]
+    left, needs = bool((taken_in.unlabeled["status"] == AVAILABLE).any()), needs_of(strategy, settings)
+    # A strategy that can need a VAE had one in earlier versions, whatever the settings took of it.
+    allowed = left and (needs.estimated or strategy.needs.vae)
+    misplaced = not allowed if terms is not None else left and needs.estimated
+    if terms is None or misplaced:
+        return ["class_terms are there where none are needed, or missing"] if misplaced else []
     prior_C, precision_C = terms.prior_C, terms.precision_C
-    wrong = [] if abs(prior_C.sum() - 1) < _SUM else ["class_terms: the priors do not add up to 1"]
+    wrong: list[str] = []
     if not ((precision_C > 0) & (precision_C <= 1 + _SUM)).all():
         wrong.append("class_terms: a precision does not lie between 0 and 1")
     chosen, classes = settings.probabilities, len(prior_C)
+    if not needs.vae and not chosen.use_prior and (prior_C == 1).all():  # off, and not counted
+        return wrong
+    if abs(prior_C.sum() - 1) >= _SUM:
+        wrong.insert(0, "class_terms: the priors do not add up to 1")
     pool = taken_in.unlabeled if chosen.prior_pool == "unlabeled" else taken_in.labeled
     draws = max(chosen.draws, _CLASS_DRAWS) if chosen.sampling in ("anchored", "auto") else chosen.draws
     predicted_C = prior_C * (len(pool) + classes * chosen.smoothing) - chosen.smoothing  # Eq. 12

@@ -78,8 +78,14 @@ def replay(workspace: Workspace, round_number: int, home: Path | None = None) ->
         raise UserError("round 0 computed nothing: `vabal init` with the same arguments makes it again")
     manifest = rounds.read_manifest(workspace.data, round_number)
     context = _context(workspace, manifest, _taken_in(workspace.data, round_number), home)
-    needs_vae = context.needs.vae and context.report["candidates"] > 0
-    refs = learn(steps, context, steps.shard_names(context), needs_vae=needs_vae)
+    needs, left = context.needs, context.report["candidates"] > 0
+    refs = learn(
+        steps,
+        context,
+        steps.shard_names(context),
+        needs_vae=needs.vae and left,
+        needs_class_terms=needs.class_terms and left,
+    )
     recorded = round_folder(workspace.data, round_number)
     made = steps.selection_folder(context, refs["selected"])
     scores = pd.concat([_scores(made).rename("made"), _scores(recorded).rename("recorded")], axis=1)

@@ -176,7 +176,7 @@ class _Rows:
             used = {learner.learner for learner, _ in fitting}
             lacking = [row.label for _, row in rows if row not in self.variants]
             if lacking:
-                why = "a shallow baseline has no networks to ask, and no VAE"
+                why = "a shallow baseline has no networks to ask, no VAE and no class terms"
                 self.left_out = [f"left out: {', '.join(lacking)} ({why})"]
             if not fitting:
                 raise UserError(f"--learners {learners}: none of the strategies can pick for one of them: add random")

@@ -52,8 +52,8 @@ KINDS: Final = {
 
 
 def suits(needs: Needs) -> bool:
-    """Whether a strategy with these needs can pick for one: there are no networks beside it, and no VAE below it."""
-    return not needs.vae and not committee.is_needed(needs)
+    """Whether a strategy with these needs can pick for one: it has no networks beside it, no VAE and no class terms."""
+    return not needs.estimated and not committee.is_needed(needs)
 
 
 def numbers_of(kind: str, images_N_H_W_K: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -303,7 +303,7 @@ class _Selecting:
         terms = None
         if committee.is_needed(needs):
             columns |= self._committee_columns()
-        if needs.vae:
+        if needs.estimated:
             terms, estimated = self._estimate()
             columns |= estimated
         return self.learner.select(
@@ -356,8 +356,14 @@ class _Selecting:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _estimate(self) -> tuple[probabilities.ClassTerms, dict[str, NDArray[Any]]]:
-        """The VAE of this round's unlabelled pool, the class terms, and the candidates' likelihoods."""
+        """The class terms, and, of a VAE of this round's unlabelled pool where one is needed, the likelihoods."""
         trained, learner = self.trained, self.learner
+        labels_L, cross_fitted = self.pool.labels_N[self.labeled_L], None
+        if learner.folds:
+            cross_fitted = labels_L, learner.cross_fit(self._network, self._known()).predicted_N
+            self.networks += learner.folds
+        if not learner.needs.vae:
+            return learner.counted_terms(labels_L, len(self.pool.classes), cross_fitted), {}
         unlabeled_N_D = trained.features_N_D[self.left_P]
         seen_N_D, predicted_N = unlabeled_N_D, trained.logits_N_C[self.left_P].argmax(axis=1)
         if not learner.params.vae.shuffle:
@@ -365,12 +371,8 @@ class _Selecting:
             seen_N_D, predicted_N = trained.features_N_D[read_P], trained.logits_N_C[read_P].argmax(axis=1)
         network, training = learner.vae(seen_N_D, predicted_N, trained.feature_dims, len(self.pool.classes))
         _run(training)
-        self.networks += 1 + learner.folds
-        cross_fitted = None
-        if learner.folds:
-            fitted = learner.cross_fit(self._network, self._known())
-            cross_fitted = self.pool.labels_N[self.labeled_L], fitted.predicted_N
-        labeled = trained.features_N_D[self.labeled_L], self.pool.labels_N[self.labeled_L]
+        self.networks += 1
+        labeled = trained.features_N_D[self.labeled_L], labels_L
         terms = learner.class_terms(network, labeled, [unlabeled_N_D], cross_fitted)
         ((log_likelihood_N_C, vae_class_N),) = learner.likelihood(network, [unlabeled_N_D])
         return terms, {"log_likelihood_N_C": log_likelihood_N_C, "vae_class_N": vae_class_N}

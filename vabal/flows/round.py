@@ -74,6 +74,7 @@ def _work(place: Workspace, params: Params) -> str | None:
         ticket,
         ticket["shards"],
         needs_vae=ticket["needs_vae"],
+        needs_class_terms=ticket["needs_class_terms"],
         needs_embeddings=params.classifier.learner == "probe",
         run_all=tasks.run_all,
     )

@@ -104,6 +104,7 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
         "shards": steps.shard_names(context),
         # What came in last is learned from and published, though there is nothing left to pick.
         "needs_vae": context.needs.vae and context.report["candidates"] > 0,
+        "needs_class_terms": context.needs.class_terms and context.report["candidates"] > 0,
         "nothing_to_label": False,
     }
 
@@ -147,7 +148,7 @@ def train_vae(ticket: Ticket, extracted: list[StageReference]) -> StageReference
 
 @task(name="estimate-class-terms", task_run_name="estimate-class-terms", **LEARNING)
 def estimate_class_terms(
-    ticket: Ticket, trained: StageReference, extracted: list[StageReference], encoded: StageReference
+    ticket: Ticket, trained: StageReference, extracted: list[StageReference], encoded: StageReference | None
 ) -> StageReference:
     return steps.estimate_class_terms(context_of(ticket), trained, extracted, encoded)
 

@@ -15,7 +15,8 @@ class Needs:
     `dropout`, `members` and `auxiliary_loss` ask for networks beside the classifier, which itself stays the same for
     every strategy: one with dropout before each stage, an ensemble of `members`, or one with an auxiliary loss.
     `passes` is how often the network with dropout is asked. With `embeddings` the features are those of the frozen
-    network of the settings' section `backbone` instead of the classifier's.
+    network of the settings' section `backbone` instead of the classifier's. `class_terms` are prior and precision of
+    each class, as they are counted without a VAE; with `vae` they come anyway.
     """
 
     dropout: float = 0.0
@@ -27,11 +28,17 @@ class Needs:
     posteriors: bool = False
     images: bool = False
     vae: bool = False
+    class_terms: bool = False
 
     @property
     def labeled_pool(self) -> bool:
         """Whether the strategy is handed the labelled pool beside the candidates."""
         return self.features or self.posteriors or self.images
+
+    @property
+    def estimated(self) -> bool:
+        """Whether class terms are estimated, by a VAE or without one."""
+        return self.vae or self.class_terms
 
 
 def check_finite(what: str, values: Any, sample_ids: Any) -> None:

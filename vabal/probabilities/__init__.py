@@ -2,7 +2,7 @@
 
 from vabal.probabilities.anchors import anchored
 from vabal.probabilities.checks import encoder_of
-from vabal.probabilities.class_terms import ClassTerms, estimate_class_terms
+from vabal.probabilities.class_terms import ClassTerms, count_class_terms, estimate_class_terms
 from vabal.probabilities.decoder import fold, products_of
 from vabal.probabilities.likelihood import estimate_likelihood
 from vabal.probabilities.noise import LONG_RUN, counting_noise, drawing_of, shared_noise
@@ -12,6 +12,7 @@ __all__ = [
     "LONG_RUN",
     "ClassTerms",
     "anchored",
+    "count_class_terms",
     "counting_noise",
     "drawing_of",
     "encoder_of",

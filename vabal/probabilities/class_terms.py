@@ -134,9 +134,39 @@ def estimate_class_terms(
         if cross_fitted is None:
             raise ValueError("precision_from is cross_fitted: pass labels and out-of-fold predictions as cross_fitted")
         for_precision = _count_predictions(*cross_fitted, vae.num_classes)
-    smoothing, classes = float(chosen.smoothing), vae.num_classes
-    prior_C = (for_prior.predicted_C + smoothing) / (for_prior.samples + classes * smoothing)  # Eq. 12
-    precision_C = (for_precision.correct_C + smoothing) / (for_precision.predicted_C + classes * smoothing)  # Eq. 11
+    return _class_terms(for_prior, for_precision, vae.num_classes, float(chosen.smoothing))
+
+
+def count_class_terms(
+    labels: Any, num_classes: int, *, settings: Any = None, cross_fitted: tuple[Any, Any] | None = None
+) -> ClassTerms:
+    """Prior and precision where no VAE is asked: of the labels themselves, and of `cross_fitted` predictions.
+
+    A term that is off is 1. Raises ValueError for labels that do not fit, and where a term that is on counts the VAE's
+    classes.
+    """
+    chosen = settings_of(settings)
+    if chosen.use_prior and chosen.prior_pool != "labels":
+        raise ValueError(f"prior_pool is {chosen.prior_pool}: it takes a VAE, see estimate_class_terms")
+    if chosen.use_precision and (chosen.precision_from == "vae" or cross_fitted is None):
+        raise ValueError("use_precision is on: without a VAE it takes precision_from: cross_fitted, and cross_fitted")
+    labels_N = checked_classes(labels, num_classes, "labels")
+    for_prior = _count_predictions(labels_N, labels_N, num_classes) if chosen.use_prior else None
+    for_precision = None
+    if chosen.use_precision and cross_fitted is not None:
+        for_precision = _count_predictions(*cross_fitted, num_classes)
+    return _class_terms(for_prior, for_precision, num_classes, float(chosen.smoothing))
+
+
+def _class_terms(
+    for_prior: _Counts | None, for_precision: _Counts | None, classes: int, smoothing: float
+) -> ClassTerms:
+    """Of these counts; 1 where there are none."""
+    prior_C = precision_C = np.ones(classes)
+    if for_prior is not None:  # Eq. 12
+        prior_C = (for_prior.predicted_C + smoothing) / (for_prior.samples + classes * smoothing)
+    if for_precision is not None:  # Eq. 11
+        precision_C = (for_precision.correct_C + smoothing) / (for_precision.predicted_C + classes * smoothing)
     return ClassTerms(torch.from_numpy(np.log(prior_C)), torch.from_numpy(np.log(precision_C)))
 
 

@@ -66,7 +66,7 @@ def _floor(level_N: NDArray[np.float64], guard: float) -> float:
 
 def mistake_score(
     log_likelihood_N_C: Values,
-    class_terms: ClassTerms,
+    class_terms: ClassTerms | None,
     settings: Any = None,
     *,
     vae_class_N: Any = None,
@@ -81,21 +81,20 @@ def mistake_score(
     needs predicted_class_N (the classifier's), `posterior` needs posterior_N_C, `margin_weight` needs margin_N (the
     classifier's best probability less its second). With `posterior` the score is log sum_n p(n|x) / (term of class n),
     Eq. 6's inverse expected under the classifier's posterior: a sample counts that may be of a class which the labelled
-    pool lacks. `guard` puts the samples last whose likelihood, over all classes, is below the pool's `floor`. Each
-    sample's score depends on its own row alone, bit for bit.
+    pool lacks. `guard` puts the samples last whose likelihood, over all classes, is below the pool's `floor`. Where
+    prior, precision, likelihood and guard are off, class_terms may be None. Each sample's score depends on its own row
+    alone, bit for bit.
 
     Raises ValueError for something missing, UserError naming the samples whose numbers are not finite.
     """
     chosen = settings_of(settings)
     values_N_C = float64(log_likelihood_N_C)
     all_finite(values_N_C, "the log likelihood", sample_ids)
-    values_N_C = chosen.likelihood_weight * _scaled(values_N_C, class_terms, chosen.likelihood_reduction)
-    log_terms_C = np.zeros(values_N_C.shape[1])
-    if chosen.use_prior:
-        log_terms_C = log_terms_C + float64(class_terms.log_prior_C)
-    if chosen.use_precision:
-        log_terms_C = log_terms_C + float64(class_terms.log_precision_C)
-    log_terms_C = chosen.exponent * log_terms_C
+    if chosen.likelihood_weight:
+        values_N_C = chosen.likelihood_weight * _scaled(values_N_C, class_terms, chosen.likelihood_reduction)
+    else:
+        values_N_C = np.zeros_like(values_N_C)
+    log_terms_C = _log_terms(class_terms, chosen, values_N_C.shape[1])
     own_N = _own_class(chosen.classes, vae_class_N, predicted_class_N, len(values_N_C))
     if chosen.score == "published_code":  # the loss in the likelihood's place, as the authors' code has it
         score_N = 1 + _sum_over_classes(values_N_C * np.exp(log_terms_C), own_N)
@@ -118,10 +117,25 @@ def mistake_score(
     return score_N
 
 
-def _is_junk(values_N_C: NDArray[np.float64], class_terms: ClassTerms) -> NDArray[np.bool_]:
-    if class_terms.moments is None or class_terms.moments.floor is None:
+def _log_terms(class_terms: ClassTerms | None, chosen: Any, classes: int) -> NDArray[np.float64]:
+    """log_terms_C: prior and precision, as far as they are on, to the power `exponent`."""
+    log_terms_C = np.zeros(classes)
+    if not (chosen.use_prior or chosen.use_precision):
+        return log_terms_C
+    if class_terms is None:
+        raise ValueError("use_prior or use_precision is set: pass class_terms")
+    if chosen.use_prior:
+        log_terms_C = log_terms_C + float64(class_terms.log_prior_C)
+    if chosen.use_precision:
+        log_terms_C = log_terms_C + float64(class_terms.log_precision_C)
+    return np.asarray(chosen.exponent * log_terms_C)
+
+
+def _is_junk(values_N_C: NDArray[np.float64], class_terms: ClassTerms | None) -> NDArray[np.bool_]:
+    moments = None if class_terms is None else class_terms.moments
+    if moments is None or moments.floor is None:
         raise ValueError("guard is set: class_terms.with_moments(pool_moments(..., guard)) comes first")
-    return np.asarray(_level(values_N_C) < class_terms.moments.floor)
+    return np.asarray(_level(values_N_C) < moments.floor)
 
 
 def _level(values_N_C: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -129,10 +143,10 @@ def _level(values_N_C: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(_sum_over_classes(values_N_C, None) / values_N_C.shape[1])
 
 
-def _scaled(values_N_C: NDArray[np.float64], class_terms: ClassTerms, reduction: str) -> NDArray[np.float64]:
+def _scaled(values_N_C: NDArray[np.float64], class_terms: ClassTerms | None, reduction: str) -> NDArray[np.float64]:
     if reduction in ("sum", "mean"):
         return values_N_C
-    moments = class_terms.moments
+    moments = None if class_terms is None else class_terms.moments
     if moments is None:
         raise ValueError(
             f"likelihood_reduction is {reduction}: class_terms.with_moments(pool_moments(...)) comes first"

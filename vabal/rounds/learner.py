@@ -81,8 +81,9 @@ class Learner:
     @property
     def folds(self) -> int:
         """Folds of the labelled pool of which out-of-fold predictions are needed; 0 for none."""
-        wanted = self.needs.vae and self.params.probabilities.precision_from == "cross_fitted"
-        return self.params.probabilities.folds if wanted else 0
+        chosen = self.params.probabilities
+        wanted = self.needs.vae or (self.needs.class_terms and chosen.use_precision)
+        return chosen.folds if wanted and chosen.precision_from == "cross_fitted" else 0
 
     @cached_property
     def backbone(self) -> dict[str, Any] | None:
@@ -204,6 +205,17 @@ class Learner:
             settings=self.params.probabilities,
             unlabeled_features=unlabeled,
             cross_fitted=cross_fitted,
+        )
+
+    def counted_terms(
+        self,
+        labels_L: NDArray[np.integer],
+        num_classes: int,
+        cross_fitted: tuple[NDArray[np.integer], NDArray[np.integer]] | None,
+    ) -> probabilities.ClassTerms:
+        """The same where the strategy needs no VAE for them."""
+        return probabilities.count_class_terms(
+            labels_L, num_classes, settings=self.params.probabilities, cross_fitted=cross_fitted
         )
 
     def likelihood(

@@ -204,7 +204,7 @@ class SelectionSettings(Section):
 
 
 class MethodSettings(Section):
-    preset: Literal["vabal", "paper", "published_code"] = Field(
+    preset: Literal["vabal", "without_vae", "paper", "published_code"] = Field(
         "vabal", description="Where `vae`, `probabilities` and `selection.batch` come from, where they are left out."
     )
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-# The defaults are preset `vabal`. The other two name every setting, so that a better default never changes them.
+# The defaults are preset `vabal`. The last two name every setting, so that a better default never changes them.
 PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     # Class precision and class abundance, expected under the mean posterior of five networks and tempered, times the
     # doubt that its margin tells, in a batch that is spread out (docs/evidence.md: how it was chosen, what it came to).
@@ -16,6 +16,20 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "likelihood_weight": 0.1,
             "margin_weight": 1.0,
             "members": 5,
+        },
+        "selection": {"batch": "spread"},
+    },
+    # The same without what takes a VAE, class terms and more networks: the doubt of one, in a batch that is spread out.
+    "without_vae": {
+        "vae": {},
+        "probabilities": {
+            "use_prior": False,
+            "use_precision": False,
+            "classes": "posterior",
+            "exponent": 0.33,
+            "likelihood_weight": 0.0,
+            "margin_weight": 1.0,
+            "members": 1,
         },
         "selection": {"batch": "spread"},
     },

@@ -31,43 +31,51 @@ class VabalStrategy(ScoringStrategy):
     """The score is Eq. 6's, in log space, as the settings put it together."""
 
     name: ClassVar[str] = "vabal"
-    needs: ClassVar[Needs] = Needs(features=True, posteriors=True, vae=True)
+    needs: ClassVar[Needs] = Needs(features=True, posteriors=True, vae=True, class_terms=True)
     derivable: bool = True
 
     def needs_under(self, settings: Any) -> Needs:
-        """The networks beside the classifier whose mean posterior the settings ask for."""
-        return replace(self.needs, members=max(self.needs.members, settings.probabilities.members))
+        """The VAE and the class terms, where a part of the score takes them, and the networks beside the classifier."""
+        chosen = settings.probabilities
+        return replace(
+            self.needs,
+            members=max(self.needs.members, chosen.members),
+            vae=_asks_the_vae(chosen),
+            class_terms=chosen.use_prior or chosen.use_precision,
+        )
 
     def prepare(self, context: Context) -> Context:
         """Completes the class terms with the candidates' moments, where the likelihood's scale needs them."""
-        terms = _required(context.class_terms, "class terms")
-        chosen = context.settings.probabilities
+        needs, chosen = self.needs_under(context.settings), context.settings.probabilities
+        terms = _given(context.class_terms, needs.estimated, "class terms")
         needed = chosen.likelihood_reduction in _FROM_THE_POOL or chosen.guard > 0
-        if not needed or terms.moments is not None:
+        if not needed or terms is None or terms.moments is not None:
             return context
-        if not any(len(shard.sample_ids) for shard in context.shards()):
+        first = next((shard for shard in context.shards() if len(shard.sample_ids)), None)
+        if first is None or _given(first.log_likelihood_N_C, needs.vae, "log likelihoods") is None:
             return context
         likelihoods = (_required(shard.log_likelihood_N_C, "log likelihoods") for shard in context.shards())
         moments = pool_moments((values_N_C.astype(np.float32) for values_N_C in likelihoods), chosen.guard)
         return replace(context, class_terms=terms.with_moments(moments))
 
     def score(self, shard: Shard, context: Context) -> Candidates:
-        terms = _required(context.class_terms, "class terms")
+        needs = self.needs_under(context.settings)
+        terms = _given(context.class_terms, needs.estimated, "class terms")
         probabilities_N_C = _posteriors(shard, context.settings.probabilities.members)
         if not len(probabilities_N_C):
             return Candidates(shard.sample_ids, np.zeros(0))
-        vae_class_N = np.asarray(_required(shard.vae_class_N, "the VAE's classes"), dtype=np.int32)
+        vae_class_N = _as(np.int32, _given(shard.vae_class_N, needs.vae, "the VAE's classes"))
         predicted_N = probabilities_N_C.argmax(axis=1).astype(np.int32)
         chosen = context.settings.probabilities.classes
-        own_class_N = predicted_N if chosen in ("classifier", "posterior") else vae_class_N
-        prior_N, precision_N = class_columns(own_class_N, terms)
+        own_class_N = predicted_N if vae_class_N is None or chosen in ("classifier", "posterior") else vae_class_N
+        prior_N, precision_N = (None, None) if terms is None else class_columns(own_class_N, terms)
         unscored = Candidates(
             sample_ids=shard.sample_ids,
-            score_N=np.zeros(len(vae_class_N)),
+            score_N=np.zeros(len(predicted_N)),
             predicted_class_N=predicted_N,
             vae_class_N=vae_class_N,
-            own_class_N=own_class_N,
-            log_likelihood_N_C=np.asarray(_required(shard.log_likelihood_N_C, "log likelihoods"), dtype=np.float32),
+            own_class_N=None if terms is None else own_class_N,
+            log_likelihood_N_C=_as(np.float32, _given(shard.log_likelihood_N_C, needs.vae, "log likelihoods")),
             prior_N=prior_N,
             precision_N=precision_N,
             margin_N=margin(probabilities_N_C),
@@ -90,7 +98,7 @@ class VabalStrategy(ScoringStrategy):
     ) -> NDArray[np.float64] | None:
         if not len(candidates):
             return np.zeros(0)
-        return _score(candidates, _required(class_terms, "class terms"), settings)
+        return _score(candidates, _given(class_terms, self.needs_under(settings).estimated, "class terms"), settings)
 
     def scores_follow(self, columns: Collection[str], settings: Any) -> bool:
         """Tables without posteriors are of versions whose spread batches had places for scores."""
@@ -103,6 +111,13 @@ class VabalStrategy(ScoringStrategy):
         return chosen
 
 
+def _asks_the_vae(chosen: Any) -> bool:
+    """Whether a part of the score takes the VAE's likelihoods, or its classes (Eq. 7)."""
+    prior = chosen.use_prior and chosen.prior_pool != "labels"
+    precision = chosen.use_precision and chosen.precision_from == "vae"
+    return bool(chosen.likelihood_weight or chosen.guard or prior or precision or chosen.classes == "predicted")
+
+
 def _posteriors(shard: Shard, members: int) -> NDArray[np.float64]:
     """The classifier's posterior of each candidate, or the mean posterior of an ensemble of so many.
 
@@ -113,9 +128,13 @@ def _posteriors(shard: Shard, members: int) -> NDArray[np.float64]:
     return np.asarray(_required(shard.predictive_N_C, "the ensemble's posteriors"), dtype=np.float32).astype(np.float64)
 
 
-def _score(candidates: Candidates, class_terms: ClassTerms, settings: Any) -> NDArray[np.float64]:
+def _score(candidates: Candidates, class_terms: ClassTerms | None, settings: Any) -> NDArray[np.float64]:
+    likelihoods_N_C = candidates.log_likelihood_N_C
+    if likelihoods_N_C is None and not _asks_the_vae(settings.probabilities):
+        of_each_class = candidates.posterior_N_C if candidates.logits_N_C is None else candidates.logits_N_C
+        likelihoods_N_C = np.zeros_like(_required(of_each_class, "posteriors"))  # of weight 0
     return mistake_score(
-        _required(candidates.log_likelihood_N_C, "log likelihoods"),
+        _required(likelihoods_N_C, "log likelihoods"),
         class_terms,
         settings.probabilities,
         vae_class_N=candidates.vae_class_N,
@@ -124,6 +143,15 @@ def _score(candidates: Candidates, class_terms: ClassTerms, settings: Any) -> ND
         posterior_N_C=candidates.posterior_N_C,
         sample_ids=candidates.sample_ids,
     )
+
+
+def _as(dtype: Any, values: Any) -> NDArray[Any] | None:
+    return None if values is None else np.asarray(values, dtype=dtype)
+
+
+def _given(value: Any, needed: bool, what: str) -> Any:
+    """What is there, needed or not: earlier versions had a VAE under all settings, and recorded what it said."""
+    return _required(value, what) if needed else value
 
 
 def _required(value: Any, what: str) -> Any:

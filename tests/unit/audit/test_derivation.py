@@ -126,6 +126,34 @@ def test_a_prior_of_the_labels_is_held_against_the_labels(tmp_path: Path) -> Non
     assert found([4, 2, 3]) == ["class_terms: the priors are not those of the labels"]
 
 
+def test_terms_that_were_counted_without_a_vae_are_those_of_the_labels_or_off(tmp_path: Path) -> None:
+    books = Books(tmp_path).begin()
+    chosen = {"likelihood_weight": 0.0, "precision_from": "cross_fitted", "use_prior": False}
+
+    def found(prior_C: list[float] | None, **changed: Any) -> list[str]:
+        told = None if prior_C is None else {"log_prior": np.log(prior_C).tolist(), "log_precision": [0.0] * 3}
+        settings = parse({"probabilities": {**chosen, **changed}})
+        terms = None if told is None else ClassTerms.from_json(told)
+        return wrong_terms(terms, settings, strategies.get("vabal"), books.pools)
+
+    assert found([1.0] * 3) == []
+    assert found([0.9] * 3) == ["class_terms: the priors do not add up to 1"]
+    assert found([1 / 3] * 3, use_prior=True, prior_pool="labels") == []
+    assert found([0.5, 0.25, 0.25], use_prior=True, prior_pool="labels") != []
+    assert found(None) == ["class_terms are there where none are needed, or missing"]
+    assert found(None, use_precision=False) == []
+
+
+def test_a_round_from_before_with_a_vae_that_nothing_took_is_intact_and_held_against_it(tmp_path: Path) -> None:
+    off = {"likelihood_weight": 0.0, "use_prior": False, "use_precision": False}
+    books = Books(tmp_path).begin().round("vabal", probabilities=off)
+    assert rounds.read_manifest(books.data, 1).class_terms is not None
+    assert books.verify(images=False).findings == ()
+    assert change(books.data / "rounds/0001/candidates.parquet", "log_likelihoods", 0)
+    forge(books, 1)
+    assert not books.verify(images=False).ok
+
+
 def test_a_spread_batch_within_quotas_is_held_against_both(tmp_path: Path) -> None:
     books = Books(tmp_path).begin().round("vabal", batch="quota_spread")
     assert books.verify(images=False).ok

@@ -30,14 +30,19 @@ class Recorded(ModuleType):
         return step
 
 
-@pytest.mark.parametrize("needs_vae", [True, False])
-def test_the_steps_run_in_their_order_and_without_a_need_no_vae_is_trained(needs_vae: bool) -> None:
+@pytest.mark.parametrize(
+    ("needs_vae", "needs_class_terms", "between"),
+    [(True, False, WITH_A_VAE), (True, True, WITH_A_VAE), (False, True, ["estimate_class_terms"]), (False, False, [])],
+)
+def test_the_steps_run_in_their_order_and_without_a_need_no_vae_is_trained(
+    needs_vae: bool, needs_class_terms: bool, between: list[str]
+) -> None:
     recorded = Recorded()
-    refs = learn(recorded, "round", ["a", "b"], needs_vae=needs_vae)
-    assert [name for name, _ in recorded.called] == [*ALWAYS, *(WITH_A_VAE if needs_vae else []), "select_batch"]
+    refs = learn(recorded, "round", ["a", "b"], needs_vae=needs_vae, needs_class_terms=needs_class_terms)
+    assert [name for name, _ in recorded.called] == [*ALWAYS, *between, "select_batch"]
     assert {arguments[0] for _, arguments in recorded.called} == {"round"}
     assert [arguments[2] for name, arguments in recorded.called if name == "extract_features"] == ["a", "b"]
-    assert (refs["estimated"] is not None) == needs_vae
+    assert (refs["estimated"] is not None) == bool(between)
     assert recorded.called[-1][1][2] == refs["estimated"]
     assert refs["selected"]["stage"] == "select_batch"
 

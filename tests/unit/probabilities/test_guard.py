@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import small_shards
 from vabal import strategies
-from vabal.probabilities import ClassTerms, estimate_class_terms, mistake_score, pool_moments
+from vabal.probabilities import ClassTerms, count_class_terms, estimate_class_terms, mistake_score, pool_moments
 from vabal.probabilities.score import GUARDED
 from vabal.strategies import Candidates
 from vabal.vae import build
@@ -63,3 +63,38 @@ def test_the_prior_of_the_labels_is_their_smoothed_share() -> None:
     )
     assert by_labels.prior_C.tolist() == pytest.approx([5 / 9, 3 / 9, 1 / 9])
     assert by_labels.precision_C.tolist() == by_vae.precision_C.tolist()
+    alone = {"prior_pool": "labels", "use_precision": False}
+    counted = count_class_terms(labels_N, 3, settings=alone)
+    assert counted.log_prior_C.tolist() == by_labels.log_prior_C.tolist()
+    assert counted.precision_C.tolist() == [1.0] * 3  # off
+
+
+def test_precision_alone_is_counted_of_out_of_fold_predictions_and_takes_no_vae() -> None:
+    labels_N, predicted_N = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
+    chosen = {"use_prior": False, "precision_from": "cross_fitted"}
+    counted = count_class_terms(labels_N, 3, settings=chosen, cross_fitted=(labels_N, predicted_N))
+    assert counted.prior_C.tolist() == [1.0] * 3
+    assert counted.precision_C.tolist() == pytest.approx([2 / 4, 3 / 6, 1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({"use_precision": False}, "prior_pool is labeled: it takes a VAE"),
+        ({"prior_pool": "labels"}, "without a VAE it takes precision_from: cross_fitted"),
+        ({"prior_pool": "labels", "precision_from": "cross_fitted"}, "and cross_fitted"),
+    ],
+)
+def test_terms_that_take_a_vae_are_not_counted_without_one(settings: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        count_class_terms([0, 1], 2, settings=settings)
+
+
+def test_without_terms_a_weight_or_a_guard_the_score_is_the_margin_s_doubt_and_takes_no_class_terms() -> None:
+    chosen = {"use_prior": False, "use_precision": False, "likelihood_weight": 0.0, "margin_weight": 1.0}
+    margins_N = np.array([0.25, 0.5])
+    settings = {**chosen, "classes": "classifier", "likelihood_reduction": "standardised"}
+    score_N = mistake_score(np.zeros((2, 3)), None, settings, margin_N=margins_N, predicted_class_N=[0, 1])
+    assert np.asarray(score_N).tolist() == pytest.approx(np.log(1 - margins_N).tolist())
+    with pytest.raises(ValueError, match="pass class_terms"):
+        mistake_score(np.zeros((2, 3)), None, {**settings, "use_prior": True}, margin_N=margins_N)

@@ -11,16 +11,14 @@ import pytest
 import torch
 
 from tests.support.small_backbones import small_backbone
-from tests.support.small_rounds import first_round
+from tests.support.small_rounds import first_round, learned, simulated
 from vabal import strategies
 from vabal.benchmark import simulation
-from vabal.benchmark.simulation import SimulatedPool
 from vabal.learning import backbones
 from vabal.learning.network import FineTuned, LinearProbe
 from vabal.rounds import steps
-from vabal.rounds.context import RoundContext, StageReference, output_of
+from vabal.rounds.context import RoundContext, output_of
 from vabal.rounds.steps import keys
-from vabal.rounds.steps.plan import learn
 from vabal.strategies.typiclust import TypiclustStrategy
 
 SETTINGS = {
@@ -68,33 +66,6 @@ def from_scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoundCont
 
 def by(context: RoundContext, strategy: str) -> RoundContext:
     return replace(context, params=context.workspace.params({"selection.strategy": strategy}))
-
-
-def learned(context: RoundContext) -> dict[str, StageReference]:
-    needs_vae = context.needs.vae
-    return learn(steps, context, steps.shard_names(context), needs_vae=needs_vae, needs_embeddings=True)
-
-
-def simulated(context: RoundContext) -> SimulatedPool:
-    """The workspace's pools as arrays."""
-    catalog = pd.read_parquet(context.view / "catalog.parquet").sort_values("sample_id", ignore_index=True)
-    tables = {name: pd.read_parquet(context.view / f"{name}.parquet") for name in ("labeled", "unlabeled", "holdout")}
-    rows = pd.Index(catalog["sample_id"])
-    number = {"0": 0, "1": 1, "2": 2}
-    told = pd.read_csv(context.workspace.state / "oracle.csv", dtype=str)
-    labels = {**dict(zip(told["sample_id"], told["label"], strict=True))}
-    for name in ("labeled", "holdout"):
-        labels |= dict(zip(tables[name]["sample_id"], tables[name]["label"], strict=True))
-    labeled, unlabeled, holdout = (rows.get_indexer(pd.Index(tables[name]["sample_id"])) for name in tables)
-    return SimulatedPool(
-        context.classes,
-        catalog["sample_id"].to_numpy(dtype=object),
-        context.shards.gather(catalog),
-        np.array([number[labels[sample_id]] for sample_id in catalog["sample_id"]]),
-        np.sort(np.concatenate([labeled, unlabeled])),
-        np.sort(holdout),
-        np.sort(labeled),
-    )
 
 
 @pytest.mark.parametrize("strategy", strategies.names())

@@ -255,6 +255,11 @@ def test_the_committees_columns_and_the_order_of_shards_are_inputs_of_the_select
     assert len({key.digest for key in made}) == 4
 
 
+def test_class_terms_without_a_vae_are_made_of_labels_and_the_classifier_alone(context: RoundContext) -> None:
+    made = keys.class_terms_key(context, REFS["classifier"], [REFS["features"]], None)
+    assert (set(made.settings), set(made.inputs)) == ({"probabilities"}, {"classifier", "labeled"})
+
+
 def test_each_shard_has_an_output_of_its_own(context: RoundContext) -> None:
     shards = steps.shard_names(context)
     assert len({keys.features_key(context, REFS["classifier"], shard).digest for shard in shards}) == len(shards) == 2

@@ -140,6 +140,32 @@ def test_an_ensemble_is_needed_where_the_settings_ask_for_one(name: str) -> None
     assert strategies.needs_of(strategies.get("margin"), context().settings) == strategies.get("margin").needs
 
 
+OFF = {"likelihood_weight": 0.0, "use_prior": False, "use_precision": False, "classes": "posterior"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "vae", "terms"),
+    [
+        ({}, False, False),
+        ({"classes": "classifier"}, False, False),
+        ({"use_prior": True, "prior_pool": "labels"}, False, True),
+        ({"use_precision": True, "precision_from": "cross_fitted"}, False, True),
+        ({"likelihood_weight": 0.1}, True, False),
+        ({"guard": 0.1}, True, False),
+        ({"classes": "predicted"}, True, False),
+        ({"use_prior": True}, True, True),
+        ({"use_prior": True, "prior_pool": "unlabeled"}, True, True),
+        ({"use_precision": True, "prior_pool": "labels"}, True, True),
+    ],
+)
+@pytest.mark.parametrize("name", ["vabal", "stochastic:vabal"])
+def test_a_vae_is_needed_where_a_part_of_the_score_takes_it(
+    name: str, changed: dict[str, Any], vae: bool, terms: bool
+) -> None:
+    needs = strategies.needs_of(strategies.get(name), context(probabilities={**OFF, **changed}).settings)
+    assert (needs.vae, needs.class_terms, needs.estimated) == (vae, terms, vae or terms)
+
+
 def test_an_ensemble_that_was_not_asked_is_missed() -> None:
     with pytest.raises(ValueError, match="the ensemble's posteriors are missing"):
         strategies.get("vabal").select(context(shard(), probabilities={"members": 2}), 1)

@@ -74,9 +74,9 @@ def load_vae(context: RoundContext, encoded: StageReference) -> vae.FeatureVAE:
 
 
 def estimate_class_terms(
-    context: RoundContext, trained: StageReference, extracted: Sequence[StageReference], encoded: StageReference
+    context: RoundContext, trained: StageReference, extracted: Sequence[StageReference], encoded: StageReference | None
 ) -> StageReference:
-    """Prior and precision of every class (Eqs. 12 and 11)."""
+    """Prior and precision of every class (Eqs. 12 and 11); without a VAE, as they are counted without one."""
     produce = partial(_estimate_class_terms, context, trained, extracted, encoded)
     return stage(context.stages, class_terms_key(context, trained, extracted, encoded), produce)
 
@@ -85,15 +85,20 @@ def _estimate_class_terms(
     context: RoundContext,
     trained: StageReference,
     extracted: Sequence[StageReference],
-    encoded: StageReference,
+    encoded: StageReference | None,
     folder: Path,
 ) -> None:
-    terms = context.learner.class_terms(
-        load_vae(context, encoded),
-        labeled_rows(context, extracted, features.FEATURES),
-        _unlabeled_features(context, extracted),
-        _cross_fitted(context, trained),
-    )
+    cross_fitted = _cross_fitted(context, trained)
+    if encoded is None:
+        labels = np.concatenate([_labels(context, ref)[1] for ref in extracted])
+        terms = context.learner.counted_terms(labels, len(context.classes), cross_fitted)
+    else:
+        terms = context.learner.class_terms(
+            load_vae(context, encoded),
+            labeled_rows(context, extracted, features.FEATURES),
+            _unlabeled_features(context, extracted),
+            cross_fitted,
+        )
     write_bytes(folder / "class_terms.json", canonical_json(terms.to_json()))
 
 
@@ -103,11 +108,17 @@ def labeled_rows(
     """What `file` holds of the labelled samples, and their labels, in the shards' order."""
     found, known = [], []
     for ref in extracted:
-        role, label = context.roles(ref["shard"])
-        rows = np.flatnonzero(role == LABELED)
+        rows, labels = _labels(context, ref)
         found.append(features.read_rows(output_of(context, ref) / file, rows))
-        known.append(label[rows])
+        known.append(labels)
     return np.concatenate(found), np.concatenate(known)
+
+
+def _labels(context: RoundContext, extracted: StageReference) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of a shard are labelled, and their labels."""
+    role, label = context.roles(extracted["shard"])
+    rows = np.flatnonzero(role == LABELED)
+    return rows, label[rows]
 
 
 def _unlabeled_features(context: RoundContext, extracted: Sequence[StageReference]) -> Iterator[np.ndarray]:

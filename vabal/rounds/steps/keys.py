@@ -74,16 +74,17 @@ def vae_key(context: RoundContext, extracted: Sequence[StageReference]) -> Stage
 
 
 def class_terms_key(
-    context: RoundContext, trained: StageReference, extracted: Sequence[StageReference], encoded: StageReference
+    context: RoundContext, trained: StageReference, extracted: Sequence[StageReference], encoded: StageReference | None
 ) -> StageKey:
-    inputs = {
-        "vae": encoded["key"],
-        "classifier": trained["key"],
-        "features": _all_keys(extracted),
-        "labeled": context.report["digests"]["labeled"],
-        "unlabeled": context.report["digests"]["unlabeled"],
-        "seed": context.seed("draws"),
-    }
+    """Without a VAE labels and out-of-fold predictions are counted, which lie beside the classifier."""
+    inputs: Inputs = {"classifier": trained["key"], "labeled": context.report["digests"]["labeled"]}
+    if encoded is not None:
+        inputs |= {
+            "vae": encoded["key"],
+            "features": _all_keys(extracted),
+            "unlabeled": context.report["digests"]["unlabeled"],
+            "seed": context.seed("draws"),
+        }
     return StageKey("class-terms", {"probabilities": context.params.probabilities.model_dump()}, inputs)
 
 

@@ -20,13 +20,15 @@ def learn(
     shards: Sequence[str],
     *,
     needs_vae: bool,
+    needs_class_terms: bool = False,
     needs_embeddings: bool = False,
     run_all: RunAll = one_by_one,
 ) -> dict[str, Any]:
     """From the training of the classifier to the selection: what each step put out, by name.
 
     `steps` has the steps by their names, and `begun` is what each of them takes first: `vabal.rounds.steps` itself and
-    a `RoundContext`, or the flow's tasks and their ticket. `run_all` may run the calls of a step side by side.
+    a `RoundContext`, or the flow's tasks and their ticket. With a VAE come class terms and likelihoods, without one the
+    class terms alone where they are needed. `run_all` may run the calls of a step side by side.
     """
 
     def run(step: Callable[..., StageReference], *arguments: Any) -> StageReference:
@@ -38,10 +40,11 @@ def learn(
     evaluated = run(steps.evaluate, trained)
     extracted = run_all(steps.extract_features, [(begun, trained, shard) for shard in shards])
     estimated = None
-    if needs_vae:
-        encoded = run(steps.train_vae, extracted)
+    if needs_vae or needs_class_terms:
+        encoded = run(steps.train_vae, extracted) if needs_vae else None
         terms = run(steps.estimate_class_terms, trained, extracted, encoded)
-        likelihoods = run_all(steps.estimate_likelihood, [(begun, ref, encoded) for ref in extracted])
+        calls = [(begun, ref, encoded) for ref in extracted if encoded]
+        likelihoods = run_all(steps.estimate_likelihood, calls) if calls else []
         estimated = {"terms": terms, "shards": likelihoods}
     selected = steps.select_batch(begun, extracted, estimated)
     return {"trained": trained, "evaluated": evaluated, "estimated": estimated, "selected": selected}

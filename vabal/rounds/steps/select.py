@@ -116,7 +116,8 @@ def _candidates(
     context: RoundContext, extracted: Sequence[StageReference], estimated: Mapping[str, Any] | None
 ) -> Iterator[strategies.Shard]:
     """The candidates, in chunks of the shards' rows."""
-    likelihoods = estimated["shards"] if estimated else [None] * len(extracted)
+    told = estimated["shards"] if estimated else []
+    likelihoods = told or [None] * len(extracted)
     for ref, likelihood in zip(extracted, likelihoods, strict=True):
         role, _ = context.roles(ref["shard"])
         files = _columns(context, ref, likelihood)
