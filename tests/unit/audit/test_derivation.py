@@ -144,7 +144,7 @@ def test_terms_that_were_counted_without_a_vae_are_those_of_the_labels_or_off(tm
     assert found(None, use_precision=False) == []
 
 
-def test_a_round_from_before_with_a_vae_that_nothing_took_is_intact_and_held_against_it(tmp_path: Path) -> None:
+def test_a_round_of_before_whose_vae_nothing_took_is_intact_and_held_against_it(tmp_path: Path) -> None:
     off = {"likelihood_weight": 0.0, "use_prior": False, "use_precision": False}
     books = Books(tmp_path).begin().round("vabal", probabilities=off)
     assert rounds.read_manifest(books.data, 1).class_terms is not None

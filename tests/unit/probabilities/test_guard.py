@@ -90,7 +90,7 @@ def test_terms_that_take_a_vae_are_not_counted_without_one(settings: dict[str, A
         count_class_terms([0, 1], 2, settings=settings)
 
 
-def test_without_terms_a_weight_or_a_guard_the_score_is_the_margin_s_doubt_and_takes_no_class_terms() -> None:
+def test_with_all_terms_off_the_score_is_the_margin_s_doubt() -> None:
     chosen = {"use_prior": False, "use_precision": False, "likelihood_weight": 0.0, "margin_weight": 1.0}
     margins_N = np.array([0.25, 0.5])
     settings = {**chosen, "classes": "classifier", "likelihood_reduction": "standardised"}
