@@ -1,4 +1,4 @@
-"""Training steps of the demo's classifier beside two processes that want the cores: `python -m benchmarks.waiting`.
+"""Training steps of a small classifier beside two processes that want the cores: `python -m benchmarks.waiting`.
 
 Two threads whose waiting spins, as OpenMP has it; two that sleep, as the package has it; and one, which is what so
 small a step gets. Each is a process of its own, for OpenMP asks how to wait as torch loads. What counts is the wall
@@ -22,7 +22,7 @@ from vabal.learning import classifier, device
 from vabal.settings.learners import ClassifierSettings
 
 EPOCHS, SAMPLES, SIDE = 3, 64, 32
-SETTINGS = ClassifierSettings(network="resnet10", width=16, batch_size=16, learning_rate=0.05)  # `make demo`'s
+SETTINGS = ClassifierSettings(network="resnet10", width=16, batch_size=16, learning_rate=0.05)
 COMPETING = 2
 MOST = {"sleeping": 3.0, "one thread": 2.0}  # beside two others on two cores, a half and two thirds of them are left
 LEAST_GAIN = 2.0  # of sleeping, beside the others

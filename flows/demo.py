@@ -1,5 +1,7 @@
 """`make demo`: three nights on the embedded stack, by the commands that people use and nothing else.
 
+The images are photographs of solar cells of two types, functional and defective ones, not equally common.
+
 A workspace of its own lies under `.vabal/demo/`. The only part played here is the annotators': the oracle's labels
 answer each request's CSV, and come in through `vabal labels import`.
 """
@@ -25,18 +27,9 @@ MADE = {
     *(".vabal", ".git", ".dvc", ".dvcignore", ".gitignore", ".gitattributes", "params.yaml", "data", "data.dvc"),
     *("inbox", "quarantine", "requests", "promotions.jsonl", "mlruns"),
 }
-# Narrow and short, so that two cores bear it; everything else is as `vabal init` leaves it.
-SETTINGS = (
-    "classifier.learner=scratch",
-    "classifier.network=resnet10",
-    "classifier.width=16",
-    "classifier.epochs=40",
-    "classifier.batch_size=16",
-    "classifier.learning_rate=0.05",
-    "vae.min_steps=600",
-    "selection.budget=40",
-)
-INIT = ("--source", "digits", "--imbalance", "dominant:0:0.3", "--initial", "60")
+# Everything else is as `vabal init` chooses it; it tries no turned views, which see each image eight times.
+SETTINGS = ("selection.budget=100", "backbone.views=plain")
+INIT = ("--source", "elpv:two-levels", "--initial", "100")
 
 console = Console(width=min(Console().width, 100), highlight=False)
 
@@ -71,7 +64,6 @@ def main() -> int:
     try:
         demo.say("up")
         demo.say("init", *INIT, *(word for setting in SETTINGS for word in ("--set", setting)))
-        demo.say("deploy")
         for number in range(1, ROUNDS + 1):
             _night(demo, number)
         console.rule("the morning after")
@@ -79,7 +71,6 @@ def main() -> int:
         demo.say("audit")
         demo.say("audit", "--verify")
         _show_progress(demo)
-        demo.say("status")
         _say_where_to_look(demo)
     except subprocess.CalledProcessError as error:
         console.print(
@@ -106,7 +97,7 @@ def _start_afresh(demo: Demo) -> None:
 
 def _night(demo: Demo, number: int) -> None:
     console.rule(f"night {number}")
-    demo.say("round", "--worker")
+    demo.say("round")
     requests = f"requests/{number:04d}"
     demo.say("labels", "export", requests)
     filled = demo.root / requests / "requests.csv"
@@ -141,6 +132,7 @@ def _say_where_to_look(demo: Demo) -> None:
     console.print(
         f"\n[bold]Where to look[/] (workspace {here})\n"
         f"  vabal -C {here} up          start the stack again; it says where MLflow and Prefect answer\n"
+        f"  vabal -C {here} deploy      put the nightly round, and the promotion after it, on the schedule\n"
         f"  vabal -C {here} audit 2     what round 2 picked, and why\n"
         f"  git -C {here} tag -n        the rounds, as annotated tags\n"
         f"  {here}/data/rounds/         each round's manifest, candidates and picks\n"

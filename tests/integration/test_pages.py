@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +13,22 @@ import pytest
 from PIL import Image
 from running import RunningStack
 from sklearn.datasets import load_digits
-from workspaces import answer_requests, done, nursery_of, run, until
+from workspaces import answer_requests, done, nursery_of, run
 
 from flows import demo
 from tests.rules.repository import ROOT, files
 from tests.support import typed
 from tests.support.blocks import IN_DEMO, Block, blocks
-from vabal.adapters.orchestration import Server
-from vabal.adapters.tracking import Tracking
 
 OF_THE_STACK = {"env", "stack.json", "stack.lock", "logs", "s3", "mlflow", "prefect", "home"}
 # Of the demo, quicker; what it is like otherwise is `flows.demo`'s.
 QUICKER = (
-    "classifier.width=8",
-    "classifier.epochs=25",
+    "classifier.learner=probe",
+    "backbone.sizes=[32]",
+    "images.size=64",
+    "pool.near_copies=0",
     "vae.min_steps=50",
     "probabilities.members=2",
-    "schedule.cron=0 2 1 1 *",
 )
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 ONE_AFTER_THE_OTHER = re.compile(r"0 0(?:, 0 0)*")  # picks by class: as many as there happen to be
@@ -49,7 +47,6 @@ class Shell:
             self.run_sh(block, block.text)
         else:
             for command, shown in block.transcript():
-                wait_for_the_promotion(self.folder, command)
                 check_is_said(shown, self.run_sh(block, command), f"{block}: $ {command}")
 
     def run_sh(self, block: Block, text: str) -> str:
@@ -90,24 +87,6 @@ def loosened(text: str) -> str:
     return ONE_AFTER_THE_OTHER.sub("0 0", NUMBER.sub("0", " ".join(text.split())))
 
 
-def wait_for_the_promotion(root: Path, command: str) -> None:
-    """The demo is slow enough that the promotion after the round has ended when it is asked for."""
-    if command == "vabal promote":
-        tracking = Tracking("default", RunningStack(root).environment["MLFLOW_TRACKING_URI"])
-        until(lambda: tracking.version_by_alias("champion"), 600, "the promotion after the round", every=0.5)
-        until(lambda: not runs_that_go_on(root), 600, "its end", every=0.5)
-
-
-def runs_that_go_on(root: Path) -> list[str]:
-    """Of those that came since the workspace was made: killed ones of earlier tests stay as they are on the server."""
-    made = datetime.fromtimestamp((root / ".vabal" / "env").stat().st_ctime, UTC)
-    held = {
-        "state": {"type": {"any_": ["PENDING", "RUNNING"]}},
-        "expected_start_time": {"after_": made.isoformat()},
-    }
-    return [run["name"] for run in Server.from_environment().flow_runs(held)]
-
-
 def of_page(page: str) -> list[Block]:
     found = blocks(page, (ROOT / page).read_text(encoding="utf-8"))
     shown = [block for block in found if block.language in ("sh", "python") or block.text.startswith("$ ")]
@@ -138,7 +117,6 @@ def after_two_nights(running_stack: RunningStack, tmp_path_factory: pytest.TempP
     for number in (1, 2):
         done(run(root, "round"))
         answer_requests(root, f"requests/{number:04d}")
-    done(run(root, "deploy"))
     return root
 
 

@@ -26,7 +26,7 @@ def sources(incomplete: str) -> list[str]:
     """A kind of source; the path behind it is the user's."""
     from vabal.sources.registry import KINDS
 
-    return _fitting((f"{kind}{':' * (':' in known.form)}" for kind, known in KINDS.items()), incomplete)
+    return _fitting((f"{kind}{':' * known.needs_place}" for kind, known in KINDS.items()), incomplete)
 
 
 def layouts(incomplete: str) -> list[str]:

@@ -22,7 +22,7 @@ class InitOptions:
     source: Annotated[
         str,
         typer.Option(
-            help="digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT, neu:ROOT, elpv",
+            help="digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT, neu:ROOT, elpv[:two-levels]",
             autocompletion=complete.sources,
         ),
     ]

@@ -65,22 +65,37 @@ class Neu(Files):
 class Elpv(Files):
     """The ELPV data set: 2 624 solar cells, 300 x 300 grey. Classes are cell type and defect probability, 8 in all.
 
-    Needs the package `elpv-dataset`, which carries the images. Raises UserError if it is not installed.
+    `labels` says which: `levels`, the four probabilities of the published labels; `two-levels`, `functional` below a
+    half and `defective` above, as a user sorts cells. Needs the package `elpv-dataset`, which carries the images.
+    Raises UserError if it is not installed, or for other labels.
     """
 
-    name = "elpv"
     size_hint = (64, 1)
+    LABELS: Final = ("levels", "two-levels")
 
-    def __init__(self) -> None:
+    def __init__(self, labels: str = LABELS[0]) -> None:
+        if labels not in self.LABELS:
+            raise UserError(f"--source elpv:{labels}: labels of elpv are {' or '.join(self.LABELS)} (docs/sources.md)")
         try:
             root = Path(str(resources.files("elpv_dataset"))) / "data"
             lines = (root / "labels.csv").read_text(encoding="utf-8").splitlines()
         except (ModuleNotFoundError, FileNotFoundError):
             raise UserError("source elpv needs the package elpv-dataset: install it, or take another source") from None
+        self.name = "elpv" if labels == self.LABELS[0] else f"elpv:{labels}"
+        word = self._level if labels == self.LABELS[0] else self._verdict
         rows = [line.split() for line in lines if line.strip()]
-        labels = {PurePosixPath(path): f"{kind}-{float(share):.2f}" for path, share, kind in rows}
-        super().__init__(root, list(labels), {path: Known(label) for path, label in labels.items()})
-        self.classes = tuple(sorted(set(labels.values())))
+        known = {PurePosixPath(path): f"{kind}-{word(float(share))}" for path, share, kind in rows}
+        super().__init__(root, list(known), {path: Known(label) for path, label in known.items()})
+        self.classes = tuple(sorted(set(known.values())))
+        self.place = ""  # in an installed package: nobody's folder, and no news
+
+    @staticmethod
+    def _level(share: float) -> str:
+        return f"{share:.2f}"
+
+    @staticmethod
+    def _verdict(share: float) -> str:
+        return "functional" if share < 0.5 else "defective"
 
     def items(self, limits: ImageSettings | None = None, /) -> Iterator[Item]:
         for item in super().items(limits):

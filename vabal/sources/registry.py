@@ -27,6 +27,14 @@ class Kind(NamedTuple):
     open: Callable[[Asked], Source]
     takes_classes: bool = False
 
+    @property
+    def needs_place(self) -> bool:
+        return ":" in self.form and not self.takes_place_or_none
+
+    @property
+    def takes_place_or_none(self) -> bool:
+        return "[:" in self.form
+
 
 KINDS = {
     "digits": Kind("digits", lambda _: Digits()),
@@ -35,7 +43,7 @@ KINDS = {
     "cifar10": Kind("cifar10:ROOT", lambda asked: Cifar("cifar10", asked.place)),
     "cifar100": Kind("cifar100:ROOT", lambda asked: Cifar("cifar100", asked.place)),
     "neu": Kind("neu:ROOT", lambda asked: Neu(asked.place)),
-    "elpv": Kind("elpv", lambda _: Elpv()),
+    "elpv": Kind("elpv[:LABELS]", lambda asked: Elpv(str(asked.place) if asked.place.parts else Elpv.LABELS[0])),
 }
 
 
@@ -51,7 +59,7 @@ def open_source(spec: str, classes: Sequence[str] | None = None, layout: str | N
     if known is None:
         forms = ", ".join(each.form for each in KINDS.values())
         raise UserError(f"--source {spec!r}: unknown kind {kind!r}; known are {forms}")
-    if bool(place) != (":" in known.form):
+    if bool(place) != known.needs_place and not known.takes_place_or_none:
         raise UserError(f"--source {spec!r}: expected {known.form}")
     if classes and not known.takes_classes:
         raise UserError(f"--classes: source {kind} has its own class names")

@@ -187,7 +187,7 @@ def grouped(unreadable: Sequence[tuple[str, str]]) -> list[str]:
 def understood(source: Source, found: Survey, classes: tuple[str, ...]) -> list[str]:
     """What a source was understood to be, for people: how it is read, its classes with counts, what is left out."""
     items = found.items
-    place = f" {source.place}" if isinstance(source, Files) else ""
+    place = f" {source.place}" if isinstance(source, Files) and source.place else ""
     head = f"source {source.name}{place}: {len(items)} images, {len(classes)} classes"
     notes = list(source.notes) if isinstance(source, Files) else []
     if isinstance(source, Folder):

@@ -57,6 +57,7 @@ def test_strategies_are_completed_also_behind_a_comma_and_in_a_wrapper() -> None
 def test_sources_layouts_and_protocols_are_completed() -> None:
     assert complete.sources("n") == ["npz:", "neu:"]
     assert complete.sources("dig") == ["digits"]
+    assert complete.sources("e") == ["elpv"]
     assert complete.layouts("s") == ["splits"]
     assert complete.protocols("") == list(PROTOCOLS)
 

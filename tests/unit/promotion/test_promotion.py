@@ -81,7 +81,7 @@ def test_a_gain_must_be_shown_to_be_above_min_gain() -> None:
 
 
 def test_the_models_of_three_good_nights_are_each_promoted_over_the_one_before() -> None:
-    """360 images of ten classes, as in `make demo`: 0.75, 0.90, 0.96; a third of the champion's errors in common."""
+    """360 images of ten classes, as the digits have: 0.75, 0.90, 0.96; a third of the champion's errors in common."""
     digits = [str(digit) for digit in range(10)]
     generator = np.random.default_rng(0)
     labels = np.repeat(digits, 36)

@@ -325,6 +325,22 @@ def test_elpv_is_the_package_with_eight_classes() -> None:
     assert 1 + sum(1 for _ in items) == 2624
 
 
+def test_elpv_labels_may_say_functional_or_defective_by_a_half() -> None:
+    levels, verdicts = open_source("elpv"), open_source("elpv:two-levels")
+    assert verdicts.name == "elpv:two-levels"
+    assert verdicts.classes == ("mono-defective", "mono-functional", "poly-defective", "poly-functional")
+    told = {(one.label, other.label) for one, other in zip(levels.items(), verdicts.items(), strict=True)}
+    verdict = {"0.00": "functional", "0.33": "functional", "0.67": "defective", "1.00": "defective"}
+    assert told == {(f"{kind}-{level}", f"{kind}-{verdict[level]}") for kind in ("mono", "poly") for level in verdict}
+    assert [item.label for item in open_source("elpv:levels").items()] == [item.label for item in levels.items()]
+
+
+@pytest.mark.parametrize("labels", ["halves", "/some/where"])
+def test_elpv_refuses_labels_that_it_has_not(labels: str) -> None:
+    with pytest.raises(UserError, match=rf"--source elpv:{labels}: labels of elpv are levels or two-levels"):
+        open_source(f"elpv:{labels}")
+
+
 # --- thinning and holding out -----------------------------------------------------------------------------------------
 
 

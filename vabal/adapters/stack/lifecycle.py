@@ -8,6 +8,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +60,26 @@ def up(root: Path, progress: Progress | None = None) -> list[str]:
 
 
 def down(root: Path) -> list[str]:
-    """End the worker first, with the flow it runs, then the servers. Returns a line for each that was ended."""
+    """End the worker first, with the flow it runs, then the servers, side by side. Returns a line for each."""
     stack = open_stack(root)
-    lines = []
     with stack.lock():
         state = stack.state()
         running = _running(stack, state)
-        for service in reversed(SERVICES):
-            if service in running:
-                processes.end(running[service], grace=GRACE_S[service])
-                lines.append(f"{service} ended (process {running[service].pid})")
+        if "worker" in running:
+            _end("worker", running["worker"])
+        with ThreadPoolExecutor() as side_by_side:
+            list(side_by_side.map(_end, FIRST_PORTS, map(running.get, FIRST_PORTS)))
+        lines = [f"{name} ended (process {running[name].pid})" for name in reversed(SERVICES) if name in running]
         for orphan in processes.marked(stack.marks()):  # a flow whose worker was killed, helpers of a killed server
             processes.end(orphan, grace=5.0)
             lines.append(f"left behind by a killed process, ended: process {orphan.pid}")
         stack.record({**state, "processes": {}})
     return lines
+
+
+def _end(service: str, process: psutil.Process | None) -> None:
+    if process is not None:
+        processes.end(process, grace=GRACE_S[service])
 
 
 def status(root: Path) -> list[dict[str, Any]]:
