@@ -27,7 +27,8 @@ QUICKER = (
     "backbone.sizes=[32]",
     "images.size=64",
     "pool.near_copies=0",
-    "vae.min_steps=50",
+    "vae.epochs=2",
+    "vae.min_steps=20",
     "probabilities.members=2",
 )
 NUMBER = re.compile(r"\d+(?:\.\d+)?")

@@ -68,7 +68,7 @@ def down(root: Path) -> list[str]:
         if "worker" in running:
             _end("worker", running["worker"])
         with ThreadPoolExecutor() as side_by_side:
-            list(side_by_side.map(_end, FIRST_PORTS, map(running.get, FIRST_PORTS)))
+            list(side_by_side.map(_end, FIRST_PORTS, [running.get(service) for service in FIRST_PORTS]))
         lines = [f"{name} ended (process {running[name].pid})" for name in reversed(SERVICES) if name in running]
         for orphan in processes.marked(stack.marks()):  # a flow whose worker was killed, helpers of a killed server
             processes.end(orphan, grace=5.0)
