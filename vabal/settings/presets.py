@@ -4,18 +4,20 @@ from typing import Any, Final
 
 # The defaults are preset `vabal`. The last two name every setting, so that a better default never changes them.
 PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    # Class precision and class abundance, expected under the mean posterior of five networks and tempered, times the
-    # doubt that its margin tells, in a batch that is spread out (docs/evidence.md: how it was chosen, what it came to).
+    # The doubt that one network's margin tells, in a batch that is spread out, without the samples that the VAE holds
+    # for the least likely: its likelihood as a guard against junk. Class terms could not be told from none, and stay out
+    # of the score (docs/evidence.md: how it was chosen, what it came to).
     "vabal": {
-        "vae": {},
+        "vae": {"max_steps": 200},
         "probabilities": {
-            "draws": 10,
-            "sampling": "auto",
+            "draws": 4,
+            "sampling": "antithetic",
+            "use_prior": False,
+            "use_precision": False,
             "classes": "posterior",
-            "exponent": 0.33,
-            "likelihood_weight": 0.1,
-            "margin_weight": 1.0,
-            "members": 5,
+            "likelihood_weight": 0.0,
+            "guard": 0.05,
+            "margin_weight": 2.0,
         },
         "selection": {"batch": "spread"},
     },
