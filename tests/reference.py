@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+GUARDED = 1e6  # what a score loses where the guard shuts a sample out
 
 
 class ReferenceVAE:
@@ -189,6 +190,9 @@ def scores(
             logs = [row[n] + term for n, term in zip(counted, log_terms, strict=True)]
             result[i] = -(max(logs) + math.log(sum(math.exp(value - max(logs)) for value in logs)))
         result[i] += settings.margin_weight * math.log(max(1 - margin[i], 1e-6)) if settings.margin_weight else 0
+    levels = [sum(row) / len(row) for row in log_likelihood]
+    for i in sorted(range(len(levels)), key=lambda i: levels[i])[: int(settings.guard * len(levels))]:
+        result[i] -= GUARDED
     return result
 
 

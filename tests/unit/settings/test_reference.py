@@ -215,11 +215,11 @@ def test_scores_are_those_of_the_literal_sums(preset: str, reduction: str, class
     own = {"vae_class": numbers.integers(0, 3, 12), "predicted_class": numbers.integers(0, 3, 12)}
     margin = numbers.uniform(size=12)
     posterior = numbers.dirichlet(np.ones(CLASSES), size=12)
-    terms = ClassTerms(torch.tensor(np.log(prior)), torch.tensor(np.log(precision)))
-    terms = terms.with_moments(pool_moments([log_likelihood]))
-    for use_prior, use_precision, weight, margin_weight, exponent in product(
-        [True, False], [True, False], [1.0, 0.3], [0.0, 2.0], [1.0, 0.5]
+    bare = ClassTerms(torch.tensor(np.log(prior)), torch.tensor(np.log(precision)))
+    for use_prior, use_precision, weight, margin_weight, exponent, guard in product(
+        [True, False], [True, False], [1.0, 0.3], [0.0, 2.0], [1.0, 0.5], [0.0, 0.3]
     ):
+        terms = bare.with_moments(pool_moments([log_likelihood], guard))
         settings = ProbabilitySettings(**PRESETS[preset]["probabilities"]).model_copy(
             update={
                 "likelihood_reduction": reduction,
@@ -230,6 +230,7 @@ def test_scores_are_those_of_the_literal_sums(preset: str, reduction: str, class
                 "likelihood_weight": weight,
                 "margin_weight": margin_weight,
                 "exponent": exponent,
+                "guard": guard,
             }
         )
         expected = reference.scores(

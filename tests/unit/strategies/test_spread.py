@@ -106,12 +106,13 @@ def selected(
 def test_of_equally_doubtful_samples_that_of_the_rare_and_hard_class_comes_first() -> None:
     posteriors = np.array([[0.7, 0.3], [0.3, 0.7]])
     features = np.eye(2)
-    assert selected(pool(posteriors, features), settings(), 2)[0] == ["s1", "s0"]
+    with_terms = settings(use_prior=True, use_precision=True)
+    assert selected(pool(posteriors, features), with_terms, 2)[0] == ["s1", "s0"]
     even = ClassTerms(torch.tensor([0.1, 0.9]).double().log(), torch.tensor([0.9, 0.9]).double().log())
-    assert selected(pool(posteriors, features), settings(), 2, even)[0] == ["s0", "s1"]
+    assert selected(pool(posteriors, features), with_terms, 2, even)[0] == ["s0", "s1"]
     # precision alone decides as well
     hard = ClassTerms(torch.tensor([0.5, 0.5]).double().log(), torch.tensor([0.3, 0.9]).double().log())
-    assert selected(pool(posteriors, features), settings(), 2, hard)[0] == ["s0", "s1"]
+    assert selected(pool(posteriors, features), with_terms, 2, hard)[0] == ["s0", "s1"]
 
 
 def test_the_table_s_scores_and_the_shortlist_give_the_same_picks() -> None:
@@ -124,7 +125,7 @@ def test_the_table_s_scores_and_the_shortlist_give_the_same_picks() -> None:
     (table,) = written
     assert table.prior_N is not None
     assert set(np.round(table.prior_N, 6)) == {0.9, 0.1}
-    again = strategies.get("vabal").rescore(table, class_terms=TERMS, settings=settings(), seed=1)
+    again = strategies.get("vabal").rescore(table, class_terms=selection.class_terms, settings=settings(), seed=1)
     assert again is not None
     assert again.tolist() == table.score_N.tolist()
     listed = selection.shortlist
