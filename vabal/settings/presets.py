@@ -21,17 +21,15 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
         },
         "selection": {"batch": "spread"},
     },
-    # The same without what takes a VAE, class terms and more networks: the doubt of one, in a batch that is spread out.
+    # The same without the guard, and so without a VAE.
     "without_vae": {
         "vae": {},
         "probabilities": {
             "use_prior": False,
             "use_precision": False,
             "classes": "posterior",
-            "exponent": 0.33,
             "likelihood_weight": 0.0,
-            "margin_weight": 1.0,
-            "members": 1,
+            "margin_weight": 2.0,
         },
         "selection": {"batch": "spread"},
     },
