@@ -103,9 +103,7 @@ def test_a_setting_that_takes_the_vae_brings_it_back(context: RoundContext) -> N
     assert table[OF_THE_VAE].notna().all(axis=None)
 
 
-def test_the_preset_is_the_default_without_vae_class_terms_and_ensemble() -> None:
+def test_the_preset_is_the_default_without_its_guard() -> None:
     ours, plain = PRESETS["vabal"]["probabilities"], PRESETS["without_vae"]["probabilities"]
-    told = {"use_prior": False, "use_precision": False, "likelihood_weight": 0.0, "members": 1}
-    kept = {name: value for name, value in ours.items() if name not in ("draws", "sampling", *told)}
-    assert plain == {**kept, **told}
+    assert plain == {name: value for name, value in ours.items() if name not in ("draws", "sampling", "guard")}
     assert PRESETS["without_vae"]["selection"] == PRESETS["vabal"]["selection"]
