@@ -5,8 +5,8 @@ from typing import Any, Final
 # The defaults are preset `vabal`. The last two name every setting, so that a better default never changes them.
 PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     # The doubt that one network's margin tells, in a batch that is spread out, without the samples that the VAE holds
-    # for the least likely: its likelihood as a guard against junk. Class terms could not be told from none, and stay out
-    # of the score (docs/evidence.md: how it was chosen, what it came to).
+    # for the least likely: its likelihood as a guard against junk. Class terms could not be told from none, and
+    # stay out of the score (docs/evidence.md: how it was chosen, what it came to).
     "vabal": {
         "vae": {"max_steps": 200},
         "probabilities": {
