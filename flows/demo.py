@@ -61,6 +61,7 @@ def main() -> int:
     except UserError as error:
         console.print(str(error), style="bold red", soft_wrap=True)
         return 1
+    _say_what_comes()
     try:
         demo.say("up")
         demo.say("init", *INIT, *(word for setting in SETTINGS for word in ("--set", setting)))
@@ -93,6 +94,14 @@ def _start_afresh(demo: Demo) -> None:
         subprocess.run([*demo.vabal, "down"], cwd=demo.root, check=True, stdout=subprocess.DEVNULL)
         shutil.rmtree(demo.root)
     demo.root.mkdir(parents=True)
+
+
+def _say_what_comes() -> None:
+    console.print(
+        f"{ROUNDS} nights of active learning on photographs of solar cells. What follows a $ is a command, as one\n"
+        "would type it in a workspace; the oracle, which knows every label, plays the people who answer the requests.",
+        soft_wrap=True,
+    )
 
 
 def _night(demo: Demo, number: int) -> None:

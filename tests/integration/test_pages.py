@@ -29,7 +29,6 @@ QUICKER = (
     "pool.near_copies=0",
     "vae.epochs=2",
     "vae.min_steps=20",
-    "probabilities.members=2",
 )
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 ONE_AFTER_THE_OTHER = re.compile(r"0 0(?:, 0 0)*")  # picks by class: as many as there happen to be
