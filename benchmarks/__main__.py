@@ -25,6 +25,7 @@ from benchmarks import (
     features,
     growth,
     imports,
+    junk,
     memory,
     night,
     vae_step,
@@ -133,6 +134,13 @@ def _night(result: dict[str, Any]) -> list[Check]:
     return [Check("night of a probe: CPU seconds", result["cpu_seconds"], "<=", night.MOST_SECONDS)]
 
 
+def _junk(result: dict[str, Any]) -> list[Check]:
+    return [
+        Check("junk asked about: the default / without its guard", result["junk_ratio"], "<=", junk.MOST_JUNK),
+        Check("junk: balanced accuracy less that without the guard", result["gain"], ">=", junk.LEAST_GAIN),
+    ]
+
+
 def _waiting(result: dict[str, Any]) -> list[Check]:
     return [
         *(
@@ -147,6 +155,7 @@ BENCHMARKS = {
     "estimate": Benchmark(estimate.run, _estimate),
     "draws": Benchmark(draws.run, _draws),
     "night": Benchmark(night.run, _night),
+    "junk": Benchmark(junk.run, _junk),
     "vae_step": Benchmark(vae_step.run, _vae_step),
     "waiting": Benchmark(waiting.run, _waiting),
     "coreset": Benchmark(coreset.run, _coreset),

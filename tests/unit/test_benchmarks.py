@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import draws, estimate, evidence, growth, vae_step
+from benchmarks import draws, estimate, evidence, growth, junk, vae_step
 from benchmarks.__main__ import BENCHMARKS, Benchmark, Check, main
 from benchmarks.bookkeeping import Spent, _summary
 from benchmarks.memory import memory_mb
 from benchmarks.random_pool import _pools, encoded_images
 from tests.support.small_cells import cell
 from vabal import images, pools
-from vabal.benchmark import comparison
+from vabal.benchmark import comparison, simulation
 from vabal.benchmark.summary import Summary
+from vabal.learning.backbones import Layer
+from vabal.learning.probe import Embedded
+from vabal.settings import params
 from vabal.vae import build
 
 
@@ -79,6 +82,7 @@ def test_every_bound_of_the_issue_has_a_benchmark() -> None:
         "imports",
         "night",
         "waiting",
+        "junk",
     }
     assert set(BENCHMARKS) == names
 
@@ -91,6 +95,7 @@ def test_the_bounds_of_the_issue_are_checked() -> None:
         "vae_step": {"ratio": 3.0},
         "coreset": {"ratio": 3.0, "memory_ratio": 1.3, "same_picks": True},
         "bald": {"stem_calls_a_piece": 1.0},
+        "junk": {"junk_ratio": 0.5, "gain": 0.0},
     }
     for name, result in measured.items():
         assert all(check.ok for check in BENCHMARKS[name].checks(result)), name
@@ -99,6 +104,7 @@ def test_the_bounds_of_the_issue_are_checked() -> None:
     measured["vae_step"]["ratio"] = 3.1
     measured["coreset"]["same_picks"] = False
     measured["bald"]["stem_calls_a_piece"] = 2.0
+    measured["junk"]["junk_ratio"] = 0.6
     for name, result in measured.items():
         assert [check.ok for check in BENCHMARKS[name].checks(result)].count(False) == 1, name
 
@@ -265,3 +271,51 @@ def test_the_figure_of_the_evidence_has_a_panel_a_setting_and_no_date(tmp_path: 
     assert "<dc:date>" not in drawn
     evidence.draw(_summary_of_two_seeds(), tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == drawn
+
+
+def test_junk_is_made_of_four_kinds_in_turn_and_of_one_seed_alike() -> None:
+    picture = np.full((20, 30), 77, dtype=np.uint8)
+    made, again = (junk.junk_images(8, 8, [picture], np.random.default_rng(1)) for _ in range(2))
+    assert made.shape == (8, 8, 8, 1)
+    assert (made == again).all()
+    noise, flat, smooth, crop = made[:4, ..., 0].astype(float)
+    assert flat.std() < 10 < noise.std()
+    assert np.abs(np.diff(smooth)).mean() < np.abs(np.diff(noise)).mean()
+    assert (crop == 77).all()
+
+
+def test_the_simplest_guard_shuts_out_what_lies_beyond_the_principal_components() -> None:
+    numbers = np.random.default_rng(0)
+    features_P_D = numbers.normal(size=(40, 2)) @ numbers.normal(size=(2, 10))
+    features_P_D[[3, 17]] += numbers.normal(size=(2, 10))
+    assert np.flatnonzero(junk.far_from_components(features_P_D, 0.05, 2)).tolist() == [3, 17]
+    assert not junk.far_from_components(features_P_D, 0.0, 2).any()
+
+
+def test_junk_asked_about_costs_its_place_and_is_neither_learned_nor_asked_again() -> None:
+    numbers = np.random.default_rng(0)
+    labels_N = np.arange(60) % 2
+    labels_N[40:50] = 2  # junk; the last ten are the holdout
+    values_N = (numbers.normal(size=(60, 8)) + 3 * labels_N[:, None]).astype(np.float32)
+    pool = simulation.SimulatedPool(
+        ("a", "b"),
+        np.array([f"{row:02d}" for row in range(60)], dtype=object),
+        np.zeros((60, 1, 1, 1), dtype=np.uint8),
+        labels_N,
+        pool_P=np.arange(50),
+        holdout_M=np.arange(50, 60),
+        initial_L=np.arange(10),
+    )
+    inputs = simulation.Inputs(values_N, Embedded({"name": "random"}, (Layer(64, 1, 4), Layer(64, 0, 4))))
+    classifier = {"learner": "probe", "layers": "all", "penalty": 1.0}
+    asked = {"classifier": classifier, "selection": {"strategy": "random", "budget": 20}}
+    outcome = junk.play(pool, inputs, params.parse(asked), rounds=2)
+    assert outcome.junk == 10  # all forty were asked about, each once
+    assert outcome.balanced_accuracy > 0.9
+
+
+def test_the_table_of_junk_has_a_line_for_each_row() -> None:
+    rows = {"random": {"junk": 7.5, "balanced_accuracy": 0.9}, "default": {"junk": 0.0, "balanced_accuracy": 0.95}}
+    drawn = junk.table({"source": "digits", "seeds": 2, "asked": 150, "rows": rows}).splitlines()
+    assert "junk of 150" in drawn[0]
+    assert [line.split() for line in drawn[1:]] == [["random", "7.5", "0.900"], ["default", "0.0", "0.950"]]
