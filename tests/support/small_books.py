@@ -238,10 +238,11 @@ class Books:
         return strategies.Labeled(shard.features_N_D, labels_N, ids, shard.logits_N_C, shard.images_N_H_W_K)
 
     def _terms(self, state: pools.Pools, settings: models.Params) -> ClassTerms:
-        """Of counts as Eqs. 11 and 12 make them: hundredths of samples, smoothed."""
+        """Of counts as Eqs. 11 and 12 make them: so many draws of each sample, smoothed."""
         chosen, count = settings.probabilities, len(state.labeled)
-        predicted_C = self.random.multinomial(100 * count, [0.5, 0.3, 0.2]) / 100
-        correct_C = np.floor(80 * predicted_C) / 100
+        draws = max(chosen.draws, 100) if chosen.sampling in ("anchored", "auto") else chosen.draws
+        predicted_C = self.random.multinomial(draws * count, [0.5, 0.3, 0.2]) / draws
+        correct_C = np.floor(0.8 * draws * predicted_C) / draws
         prior_C = (predicted_C + chosen.smoothing) / (count + len(CLASSES) * chosen.smoothing)
         precision_C = (correct_C + chosen.smoothing) / (predicted_C + len(CLASSES) * chosen.smoothing)
         return ClassTerms.from_json(
