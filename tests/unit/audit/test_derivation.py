@@ -128,7 +128,7 @@ def test_a_prior_of_the_labels_is_held_against_the_labels(tmp_path: Path) -> Non
 
 def test_terms_that_were_counted_without_a_vae_are_those_of_the_labels_or_off(tmp_path: Path) -> None:
     books = Books(tmp_path).begin()
-    chosen = {"likelihood_weight": 0.0, "precision_from": "cross_fitted", "use_prior": False}
+    chosen = {"guard": 0.0, "precision_from": "cross_fitted", "use_precision": True, "draws": 100}
 
     def found(prior_C: list[float] | None, **changed: Any) -> list[str]:
         told = None if prior_C is None else {"log_prior": np.log(prior_C).tolist(), "log_precision": [0.0] * 3}
