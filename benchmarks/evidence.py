@@ -1,4 +1,4 @@
-"""A table and a figure as docs/evidence-scratch.md has them, from a benchmark's results: `python -m benchmarks.evidence OUT`.
+"""Tables and figures as in docs/evidence-scratch.md, from a benchmark: `python -m benchmarks.evidence OUT`.
 
 OUT is a folder that `vabal bench` wrote. Prints Markdown; `--figure FILE.svg` draws learning curves, a panel a setting.
 Points are of balanced accuracy averaged over the rounds, less the baseline's with the same seed.
