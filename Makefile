@@ -39,15 +39,15 @@ MEASURED = --cov --cov-report=term:skip-covered --cov-fail-under=85
 test: setup  ## integration tests beside the others, which reach 85 % of lines and branches at least
 	$(MAKE) --no-print-directory --jobs=3 with-servers without-servers others
 
-# Four processes on two cores: those that wait for servers leave them idle much of the time.
+# Five processes on two cores: those that wait for servers leave them idle much of the time, and go first where all want one.
 with-servers: setup
-	$(TESTS) tests/integration -m stack
+	$(TESTS) $(SPREAD) tests/integration -m stack
 
 without-servers: setup
 	$(TESTS) tests/integration -m "not stack"
 
 others: setup
-	$(TESTS) $(SPREAD) --ignore=tests/integration $(MEASURED)
+	nice -n 5 env $(TESTS) $(SPREAD) --ignore=tests/integration $(MEASURED)
 
 coverage: setup  ## what all tests together reach; takes longer
 	$(TESTS) $(SPREAD) $(MEASURED)
