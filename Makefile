@@ -14,7 +14,7 @@ TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/rules
 SPREAD = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test with-servers without-servers others coverage test-lowest check types rules bench faults mutants lock outdated clean
+.PHONY: help setup demo test coverage test-lowest check types rules bench faults mutants lock outdated clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -36,18 +36,9 @@ demo: setup  ## three nights of active learning on the embedded stack, from noth
 
 MEASURED = --cov --cov-report=term:skip-covered --cov-fail-under=85
 
-test: setup  ## integration tests beside the others, which reach 85 % of lines and branches at least
-	$(MAKE) --no-print-directory --jobs=3 with-servers without-servers others
-
-# Five processes on two cores: those that wait for servers leave them idle much of the time, and go first where all want one.
-with-servers: setup
-	$(TESTS) $(SPREAD) tests/integration -m stack
-
-without-servers: setup
-	$(TESTS) tests/integration -m "not stack"
-
-others: setup
-	nice -n 5 env $(TESTS) $(SPREAD) --ignore=tests/integration $(MEASURED)
+test: setup  ## integration tests, then the others, which reach 85 % of lines and branches at least
+	$(TESTS) $(SPREAD) tests/integration
+	$(TESTS) $(SPREAD) --ignore=tests/integration $(MEASURED)
 
 coverage: setup  ## what all tests together reach; takes longer
 	$(TESTS) $(SPREAD) $(MEASURED)
