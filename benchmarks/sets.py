@@ -48,7 +48,7 @@ def icons(folders: list[Path]) -> Iterator[Picture]:
     """Icons of 48 pixels by their freedesktop context; those of one name, in whichever theme, are a group."""
     for folder in folders:
         for path in sorted(folder.rglob("*.png")):
-            contexts = [part.replace("mimes", "mimetypes") if part == "mimes" else part for part in path.parts]
+            contexts = ["mimetypes" if part == "mimes" else part for part in path.relative_to(folder).parts]
             found = [part for part in contexts if part in CONTEXTS]
             if found and not path.is_symlink() and any(re.fullmatch("48(x48)?", part) for part in path.parts):
                 yield Picture(_on_ground(Image.open(path).convert("RGBA").resize((48, 48)), 200), found[0], path.stem)
@@ -87,7 +87,7 @@ def clipart(folders: list[Path]) -> Iterator[Picture]:
         picture.thumbnail((64, 64))
         whole = Image.new("RGBA", (64, 64))
         whole.paste(picture, ((64 - picture.width) // 2, (64 - picture.height) // 2))
-        yield Picture(_on_ground(whole, 255), label, str(path))
+        yield Picture(_on_ground(whole, 255), label, str(path.relative_to(root)))
 
 
 def fashion(folders: list[Path]) -> Iterator[Picture]:

@@ -35,9 +35,7 @@ class IngestReport:
     duplicates: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
-    near_holdout: tuple[
-        tuple[str, str], ...
-    ] = ()  # left out, also for its group: (path, id of the image of the holdout)
+    near_holdout: tuple[tuple[str, str], ...] = ()  # left out, also for a group: (path, id of the holdout's image)
     near_pool: tuple[tuple[str, str], ...] = ()  # taken in: (path, id of another image of the pool)
 
     def lines(self) -> list[str]:
