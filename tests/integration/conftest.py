@@ -14,14 +14,6 @@ from vabal.adapters import stack as local_stack
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs the servers: `make test` runs those in one process, which starts them once."""
-    for item in items:
-        if isinstance(item, pytest.Function) and "running_stack" in item.fixturenames:
-            item.add_marker("stack")
-
-
 @pytest.fixture(scope="session")
 def running_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """S3, MLflow, Prefect and a worker: up once a session, down at its end."""

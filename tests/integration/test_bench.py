@@ -262,21 +262,8 @@ def test_without_a_server_the_runs_go_into_a_database_beside_the_results(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     words = ["bench", "--source", few_digits(), "--strategies", "random", "--seeds", "1", "--rounds", "1"]
-    done(
-        call(
-            tmp_path,
-            *words,
-            "--jobs",
-            "1",
-            "--budget",
-            "5",
-            "--initial",
-            "12",
-            "--out",
-            str(tmp_path / "out"),
-            *OPTIONS,
-        )
-    )
+    words += ["--jobs", "1", "--budget", "5", "--initial", "12", "--out", str(tmp_path / "out"), *OPTIONS]
+    done(call(tmp_path, *words))
     client = MlflowClient(f"sqlite:///{tmp_path}/out/mlflow.db")
     experiment = client.get_experiment_by_name("vabal-bench")
     assert experiment is not None
@@ -285,21 +272,9 @@ def test_without_a_server_the_runs_go_into_a_database_beside_the_results(
 
 
 def test_cells_run_on_ray_as_prefect_tasks(stack: RunningStack, tmp_path: Path) -> None:
-    words = ["bench", "--ray", "--source", few_digits(), "--imbalance", "dominant:0:0.1"]
-    words += [
-        "--strategies",
-        "random,margin",
-        "--seeds",
-        "1",
-        "--rounds",
-        "2",
-        "--budget",
-        "5",
-        "--initial",
-        "12",
-        "--no-mlflow",
-        *OPTIONS,
-    ]
+    words = ["bench", "--ray", "--source", few_digits(), "--imbalance", "dominant:0:0.1", "--no-mlflow"]
+    words += ["--strategies", "random,margin", "--seeds", "1", "--rounds", "2", "--budget", "5", "--initial", "12"]
+    words += OPTIONS
     environment = {**stack.environment, "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(tmp_path)}
     done(run(tmp_path, *words, "--out", str(tmp_path / "out"), environment=environment))
     benchmark_running.run(grid(), tmp_path / "here", benchmark_running.on_processes(1))
