@@ -86,7 +86,7 @@ def run_round(root: Path) -> dict[str, Any]:
 def _departures(place: Workspace, picks: pd.DataFrame) -> list[int]:
     """Where the picks leave the order in which the search among the shortlist takes them."""
     folder = rounds.round_folder(place.data, 1)
-    ids, features_N_D = tables.read_shortlist(folder / "shortlist.parquet")
+    ids, features_N_D, _ = tables.read_shortlist(folder / "shortlist.parquet")
     scores = pd.read_parquet(folder / "candidates.parquet").set_index("sample_id")["score"]
     assert scores[ids].is_monotonic_decreasing
     return departures(scores[ids].to_numpy(), features_N_D, pd.Index(ids).get_indexer(pd.Index(picks["sample_id"])))

@@ -205,7 +205,8 @@ class Books:
         tables.write_selection(table, folder / "selection.parquet")
         if selection.shortlist is not None:
             listed = selection.shortlist
-            tables.write_shortlist(listed.sample_ids, listed.features_N_D, folder / "shortlist.parquet")
+            path = folder / "shortlist.parquet"
+            tables.write_shortlist(listed.sample_ids, listed.features_N_D, path, listed.labeled_distance_N)
         if getattr(strategy, "labeled_inputs", False):
             known = context.labeled
             assert known is not None

@@ -23,7 +23,7 @@ from vabal.rounds import derive_seed, tables
 from vabal.rounds.stage_store import code_version
 from vabal.settings.models import Params
 from vabal.strategies import Candidates, Context, Labeled, Strategy, record_of, rule_named, with_prediction
-from vabal.strategies.base import recording
+from vabal.strategies.base import Listed, recording
 
 
 def check_round(data: Path, record: Record, taken_in: Pools, recorded: Sequence[str] | None) -> Iterator[Finding]:
@@ -93,7 +93,7 @@ def _run_again(
         class_terms=None if terms is None else replace(terms, moments=None),
         labeled=labeled,
         write=compare,
-        features_of=_listed(table.path.parent),
+        listed=_listed(table.path.parent),
     )
     selection = strategy.select(context, settings.selection.budget)
     if table.waiting:
@@ -105,22 +105,28 @@ def _run_again(
     if rule_named(selection.rule).searches:  # `_check_order` looks at the list
         return said
     # How many are listed for each pick was the code's constant of then, and shows in the file.
-    listed = len(tables.read_shortlist(table.path.parent / "shortlist.parquet")[0])
+    listed = len(tables.read_shortlist(table.path.parent / "shortlist.parquet").sample_ids)
     told = (table.record.selection or {})["shortlist"] * settings.selection.budget
     if listed != min(told, selection.candidates):
         raise ValueError(f"the manifest's selection has shortlist {told}, shortlist.parquet has {listed} rows")
     return said
 
 
-def _listed(folder: Path) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """The features of a shortlist as recorded; zeros for samples that are not on it, which lead to other picks."""
+def _listed(folder: Path) -> Callable[[NDArray[Any]], Listed]:
+    """A shortlist as recorded; zeros for samples that are not on it, which lead to other picks."""
     try:
-        ids, features_N_D = tables.read_shortlist(folder / "shortlist.parquet")
+        ids, features_N_D, distance_N = tables.read_shortlist(folder / "shortlist.parquet")
     except UNREADABLE:  # `_check_order` names it
-        ids, features_N_D = [], np.zeros((0, 1), dtype=np.float32)
+        ids, features_N_D, distance_N = [], np.zeros((0, 1), dtype=np.float32), None
     row_of = {sample_id: row for row, sample_id in enumerate(ids)}
     with_none = np.vstack([features_N_D, np.zeros((1, features_N_D.shape[1]), dtype=np.float32)])
-    return lambda sample_ids: with_none[[row_of.get(str(sample_id), -1) for sample_id in sample_ids]]
+    distance_with_none = None if distance_N is None else np.append(distance_N, np.float32(0))
+
+    def seen(sample_ids: NDArray[Any]) -> Listed:
+        rows = [row_of.get(str(sample_id), -1) for sample_id in sample_ids]
+        return Listed(with_none[rows], None if distance_with_none is None else distance_with_none[rows])
+
+    return seen
 
 
 def _labeled(folder: Path, strategy: Strategy, taken_in: Pools) -> Labeled:
@@ -185,13 +191,15 @@ def _follow(folder: Path, record: Record, best: Candidates | None, recorded: Seq
     """
     if best is None or record.selection is None:
         return []
-    said, features_N_D = record.selection, None
+    said, features_N_D, distance_N = record.selection, None, None
     rule = rule_named(said["rule"])
     if rule.searches:
-        ids, features_N_D = tables.read_shortlist(folder / "shortlist.parquet")
+        ids, features_N_D, distance_N = tables.read_shortlist(folder / "shortlist.parquet")
         if ids != [str(sample_id) for sample_id in best.sample_ids]:
             raise ValueError("does not hold the candidates with the highest scores, the highest first")
-    return rule.follow(best, features_N_D, recorded, said["budget"], said["beta"])
+        if rule.looks_at_labels != (distance_N is not None):
+            raise ValueError(f"its columns are not those of the rule {rule.name}")
+    return rule.follow(best, features_N_D, recorded, said["budget"], said["beta"], distance_N)
 
 
 def _other_code(record: Record) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -59,6 +59,7 @@ SHORTLIST = pa.schema(
         pa.field("features", pa.list_(pa.float32()), nullable=False),
     ]
 )
+NEAREST: Final = pa.field("labeled_distance", pa.float32(), nullable=False)  # the squared distance to the labelled pool
 # What the classifier says of the labelled pool, where a strategy looks at it.
 LABELED = pa.schema(
     [
@@ -91,14 +92,35 @@ def read_selection(path: Path) -> pd.DataFrame:
     return pools.read_table(path, SELECTION)
 
 
-def write_shortlist(sample_ids: NDArray[Any], features_N_D: NDArray[np.float32], path: Path) -> None:
-    _write_rows(sample_ids, features_N_D, path, SHORTLIST)
+class ShortlistRows(NamedTuple):
+    """A shortlist as it is recorded; `labeled_distance_N` of a rule that looks at the labelled pool."""
+
+    sample_ids: list[str]
+    features_N_D: NDArray[np.float32]
+    labeled_distance_N: NDArray[np.float32] | None
 
 
-def read_shortlist(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    """What `write_shortlist` wrote. Raises ValueError for another table or features that are no finite numbers, and
-    what pyarrow raises."""
-    return _read_rows(path, SHORTLIST)
+def write_shortlist(
+    sample_ids: NDArray[Any],
+    features_N_D: NDArray[np.float32],
+    path: Path,
+    labeled_distance_N: NDArray[np.float32] | None = None,
+) -> None:
+    _write_rows(sample_ids, features_N_D, path, SHORTLIST, labeled_distance_N)
+
+
+def read_shortlist(path: Path) -> ShortlistRows:
+    """What `write_shortlist` wrote. Raises ValueError for another table, features that are no finite numbers or
+    distances that are none, and what pyarrow raises."""
+    has_distances = NEAREST.name in pq.read_schema(path).names
+    table = _table(path, SHORTLIST.append(NEAREST) if has_distances else SHORTLIST)
+    ids, features_N_D = _rows(table, SHORTLIST.names[1])
+    if not has_distances:
+        return ShortlistRows(ids, features_N_D, None)
+    distance_N = table.column(NEAREST.name).to_numpy()
+    if not (distance_N >= 0).all():
+        raise ValueError(f"{NEAREST.name}: not all of them are distances")
+    return ShortlistRows(ids, features_N_D, distance_N)
 
 
 def write_labeled(sample_ids: NDArray[Any], logits_N_C: NDArray[np.float32], path: Path) -> None:
@@ -107,26 +129,37 @@ def write_labeled(sample_ids: NDArray[Any], logits_N_C: NDArray[np.float32], pat
 
 def read_labeled(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     """What `write_labeled` wrote. Raises what `read_shortlist` raises."""
-    return _read_rows(path, LABELED)
+    return _rows(_table(path, LABELED), LABELED.names[1])
 
 
-def _write_rows(sample_ids: NDArray[Any], rows_N_D: NDArray[np.float32], path: Path, schema: pa.Schema) -> None:
+def _write_rows(
+    sample_ids: NDArray[Any],
+    rows_N_D: NDArray[np.float32],
+    path: Path,
+    schema: pa.Schema,
+    distance_N: NDArray[np.float32] | None = None,
+) -> None:
     """Bit for bit; uncompressed, for there is next to nothing to gain."""
     count, width = rows_N_D.shape
     flat = pa.array(np.ascontiguousarray(rows_N_D).ravel(), pa.float32())
     lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * width, pa.int32()), flat)
     table = pa.table([pa.array([str(sample_id) for sample_id in sample_ids], pa.string()), lists], schema=schema)
+    if distance_N is not None:
+        table = table.append_column(NEAREST, pa.array(distance_N, pa.float32()))
     pq.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
 
 
-def _read_rows(path: Path, schema: pa.Schema) -> tuple[list[str], NDArray[np.float32]]:
-    from vabal.strategies.columns import rows_of_lists  # noqa: PLC0415 -- most who read tables need no strategy
-
+def _table(path: Path, schema: pa.Schema) -> pa.Table:
     table = pq.ParquetFile(path).read()
     if table.schema.names != schema.names:
         raise ValueError(f"expected the columns {', '.join(schema.names)}, found {', '.join(table.schema.names)}")
     table.validate(full=True)
-    name = schema.names[1]
+    return table
+
+
+def _rows(table: pa.Table, name: str) -> tuple[list[str], NDArray[np.float32]]:
+    from vabal.strategies.columns import rows_of_lists  # noqa: PLC0415 -- most who read tables need no strategy
+
     rows_N_D = rows_of_lists(table.column(name).combine_chunks(), name)
     if not np.isfinite(rows_N_D).all():
         raise ValueError(f"{name}: not all of them are finite")

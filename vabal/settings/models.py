@@ -178,15 +178,16 @@ class ProbabilitySettings(Section):
 class SelectionSettings(Section):
     strategy: str = Field("vabal", min_length=1, description="One of docs/strategies.md, or an installed plug-in.")
     budget: PositiveInt = Field(100, description="Samples a round asks labels for.")
-    batch: Literal["topk", "gumbel", "quota", "spread", "quota_spread"] = Field(
+    batch: Literal["topk", "gumbel", "quota", "spread", "quota_spread", "coverage"] = Field(
         "topk",
         description="The best k; Gumbel top-k sampling; quotas per class; spread: high scores far from "
-        "one another in the features; or quota_spread: such a batch within quotas. Left out: the preset's.",
+        "one another in the features; quota_spread: such a batch within quotas; or coverage: samples that look like "
+        "many high scores which no label is near to. Left out: the preset's.",
     )
     beta: PositiveFloat = Field(
         1.0,
         description="Inverse temperature of `gumbel` and of quotas: the smaller, the more even. With `spread`, the "
-        "weight of the score against the distance.",
+        "weight of the score against the distance; with `coverage`, the power of exp(score) by which samples weigh.",
     )
     features: Literal["classifier", "backbone"] = Field(
         "classifier",

@@ -4,8 +4,8 @@ from typing import Any, Final
 
 # The defaults are preset `vabal`. The last two name every setting, so that a better default never changes them.
 PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    # The doubt that one network's margin tells, in a batch that is spread out, without the samples that the VAE holds
-    # for the least likely: its likelihood as a guard against junk. Class terms could not be told from none, and
+    # The doubt that one network's margin tells, in a batch that covers most of it, without the samples that the VAE
+    # holds for the least likely: its likelihood as a guard against junk. Class terms could not be told from none, and
     # stay out of the score (docs/evidence.md: how it was chosen, what it came to).
     "vabal": {
         "vae": {"max_steps": 200},
@@ -18,9 +18,9 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "exponent": 0.33,
             "likelihood_weight": 0.0,
             "guard": 0.05,
-            "margin_weight": 2.0,
+            "margin_weight": 1.0,
         },
-        "selection": {"batch": "spread"},
+        "selection": {"batch": "coverage"},
     },
     # The same without the guard, and so without a VAE.
     "without_vae": {
@@ -31,9 +31,9 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "classes": "posterior",
             "exponent": 0.33,
             "likelihood_weight": 0.0,
-            "margin_weight": 2.0,
+            "margin_weight": 1.0,
         },
-        "selection": {"batch": "spread"},
+        "selection": {"batch": "coverage"},
     },
     # The text; docs/method.md takes it sentence by sentence, and names what it leaves open.
     "paper": {

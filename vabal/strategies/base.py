@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vabal.learning.needs import Needs, check_finite
 from vabal.strategies.batch import Picker
 from vabal.strategies.candidates import Candidates
+from vabal.strategies.coverage import labeled_distances
 from vabal.strategies.rules import BatchRule, Rule, rule_named
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Context:
     write: Callable[[Candidates], None] | None = None
     feature_dims: tuple[int, ...] | None = None
     device: str = "cpu"
-    features_of: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None  # of a shortlist, where shards have none
+    listed: "Callable[[NDArray[Any]], Listed] | None" = None  # what a search sees, where shards have no features
 
     def deep(self, features_N_D: NDArray[np.floating]) -> NDArray[np.floating]:
         """The features of the last stage, which the classifier's linear layer sees; a view."""
@@ -101,9 +102,17 @@ class Selection:
         return [str(sample_id) for sample_id in self.picks.sample_ids]
 
 
+class Listed(NamedTuple):
+    """What a search sees of the candidates on its list: the last stage's features, and, of a rule that looks there, how
+    far each lies from the labelled pool (`coverage.labeled_distances`)."""
+
+    features_N_D: NDArray[np.float32]
+    labeled_distance_N: NDArray[np.float32] | None = None
+
+
 @dataclass(frozen=True)
 class Shortlist:
-    """The candidates among which a batch was searched, the highest score first, and their features_N_D.
+    """The candidates among which a batch was searched, the highest score first, and what the search saw (`Listed`).
 
     `per_pick` times the budget they are, or all where there are fewer.
     """
@@ -111,6 +120,7 @@ class Shortlist:
     sample_ids: NDArray[Any]
     features_N_D: NDArray[np.float32]
     per_pick: int
+    labeled_distance_N: NDArray[np.float32] | None = None
 
 
 def no_picks(strategy: str, budget: int, seed: int) -> Selection:
@@ -257,10 +267,19 @@ def _searched(selection: Selection, rule: BatchRule, context: Context) -> Select
     best, budget = selection.picks, selection.budget
     if not len(best) or rule.per_pick is None:
         return no_picks(selection.strategy, budget, context.seed)
-    known = context.features_of
-    features_N_D = _features_of(best.sample_ids, context) if known is None else known(best.sample_ids)
-    picks = best.take(rule.order(best, features_N_D, budget, selection.beta))
-    return replace(selection, picks=picks, shortlist=Shortlist(best.sample_ids, features_N_D, rule.per_pick))
+    seen = _seen(best.sample_ids, rule, context) if context.listed is None else context.listed(best.sample_ids)
+    features_N_D, distance_N = seen
+    picks = best.take(rule.order(best, features_N_D, budget, selection.beta, distance_N))
+    listed = Shortlist(best.sample_ids, features_N_D, rule.per_pick, distance_N)
+    return replace(selection, picks=picks, shortlist=listed)
+
+
+def _seen(sample_ids: NDArray[Any], rule: BatchRule, context: Context) -> Listed:
+    features_N_D = _features_of(sample_ids, context)
+    if not rule.looks_at_labels:
+        return Listed(features_N_D)
+    labeled_L_D = features_N_D[:0] if context.labeled is None else context.deep(context.labeled.features_N_D)
+    return Listed(features_N_D, labeled_distances(features_N_D, labeled_L_D))
 
 
 def _features_of(sample_ids: NDArray[Any], context: Context) -> NDArray[np.float32]:

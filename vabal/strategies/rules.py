@@ -13,12 +13,11 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vabal.strategies import quotas
-from vabal.strategies import spread as search
+from vabal.strategies import coverage, quotas, spread
 from vabal.strategies.candidates import Candidates
 from vabal.strategies.noise import gumbel_noise
 
-Rule = Literal["topk", "gumbel", "quota", "spread", "quota_spread"]
+Rule = Literal["topk", "gumbel", "quota", "spread", "quota_spread", "coverage"]
 
 
 class TopK:
@@ -27,6 +26,7 @@ class TopK:
     name: ClassVar[Rule] = "topk"
     searches: ClassVar[bool] = False  # over features, among the candidates with the highest scores ...
     listed_by: ClassVar[Rule] = "topk"  # ... or that this rule picks, so many for each pick
+    looks_at_labels: ClassVar[bool] = False  # at how near each of them lies to the labelled pool
 
     def key(self, shard: Candidates, beta: float, seed: int) -> NDArray[np.float64]:  # noqa: ARG002
         """key_N: the candidates with the highest are picked first."""
@@ -57,6 +57,7 @@ class TopK:
         features_N_D: NDArray[np.floating] | None,  # noqa: ARG002
         budget: int,
         beta: float,  # noqa: ARG002
+        distance_N: NDArray[np.floating] | None = None,  # noqa: ARG002 -- `coverage.labeled_distances`
     ) -> NDArray[np.int64]:
         """The rows of the best candidates in the order picked."""
         return np.arange(min(budget, len(best)))
@@ -68,9 +69,10 @@ class TopK:
         recorded: Sequence[str],  # noqa: ARG002 -- of a rule that allows for rounding
         budget: int,
         beta: float,
+        distance_N: NDArray[np.floating] | None = None,
     ) -> list[str]:
         """The picks that follow from the best candidates; the recorded ones, where only rounding leads to others."""
-        order = self.order(best, features_N_D, budget, beta)
+        order = self.order(best, features_N_D, budget, beta, distance_N)
         return [str(sample_id) for sample_id in best.sample_ids[order]]
 
 
@@ -103,16 +105,44 @@ class Spread(TopK):
 
     @property
     def per_pick(self) -> int:
-        return search.SHORTLIST
+        return spread.SHORTLIST
 
     def order(
-        self, best: Candidates, features_N_D: NDArray[np.floating] | None, budget: int, beta: float
+        self,
+        best: Candidates,
+        features_N_D: NDArray[np.floating] | None,
+        budget: int,
+        beta: float,
+        distance_N: NDArray[np.floating] | None = None,
     ) -> NDArray[np.int64]:
         if features_N_D is None:
-            raise ValueError("a spread batch needs the features of its shortlist")
-        return search.spread(best.score_N, features_N_D, min(budget, len(best)), beta, self.rooms(best, budget, beta))
+            raise ValueError(f"the batch rule {self.name} needs the features of its shortlist")
+        return self.searched(best, features_N_D, min(budget, len(best)), beta, distance_N)
 
-    def rooms(self, best: Candidates, budget: int, beta: float) -> search.Rooms | None:  # noqa: ARG002
+    def searched(
+        self,
+        best: Candidates,
+        features_N_D: NDArray[np.floating],
+        budget: int,
+        beta: float,
+        distance_N: NDArray[np.floating] | None,  # noqa: ARG002
+    ) -> NDArray[np.int64]:
+        """The rows in the order picked."""
+        return spread.spread(best.score_N, features_N_D, budget, beta, self.rooms(best, budget, beta))
+
+    def departures(
+        self,
+        best: Candidates,
+        features_N_D: NDArray[np.floating],
+        picked: NDArray[np.int64],
+        beta: float,
+        distance_N: NDArray[np.floating] | None,  # noqa: ARG002
+    ) -> list[int]:
+        """The places at which these picks leave the search by more than rounding."""
+        rooms = self.rooms(best, len(picked), beta)
+        return spread.departures(best.score_N, features_N_D, picked, beta, rooms)
+
+    def rooms(self, best: Candidates, budget: int, beta: float) -> spread.Rooms | None:  # noqa: ARG002
         """How many may be picked of each group; None where all of them may be of one."""
         return None
 
@@ -123,15 +153,14 @@ class Spread(TopK):
         recorded: Sequence[str],
         budget: int,
         beta: float,
+        distance_N: NDArray[np.floating] | None = None,
     ) -> list[str]:
         row_of = {str(sample_id): row for row, sample_id in enumerate(best.sample_ids)}
         rows = np.array([row_of.get(sample_id, -1) for sample_id in recorded], dtype=np.int64)
         are_all = len(rows) == min(budget, len(best)) and bool((rows >= 0).all())
-        if are_all and features_N_D is not None:
-            rooms = self.rooms(best, budget, beta)
-            if not search.departures(best.score_N, features_N_D, rows, beta, rooms):
-                return list(recorded)
-        return super().follow(best, features_N_D, recorded, budget, beta)
+        if are_all and features_N_D is not None and not self.departures(best, features_N_D, rows, beta, distance_N):
+            return list(recorded)
+        return super().follow(best, features_N_D, recorded, budget, beta, distance_N)
 
 
 class QuotaSpread(Spread, Quota):
@@ -140,15 +169,43 @@ class QuotaSpread(Spread, Quota):
     name: ClassVar[Rule] = "quota_spread"
     listed_by: ClassVar[Rule] = "quota"
 
-    def rooms(self, best: Candidates, budget: int, beta: float) -> search.Rooms | None:
+    def rooms(self, best: Candidates, budget: int, beta: float) -> spread.Rooms | None:
         group_N = np.asarray(self.groups(best))
         log_weight_N = self.log_weights(best, beta)
         first = dict(zip(group_N[::-1].tolist(), log_weight_N[::-1].tolist(), strict=True))
-        return search.Rooms(group_N, self.shares(min(budget, len(best)), first, Counter(group_N.tolist())))
+        return spread.Rooms(group_N, self.shares(min(budget, len(best)), first, Counter(group_N.tolist())))
+
+
+class Coverage(Spread):
+    """One after the other the candidate that covers most of the doubt that is left (`coverage.cover`)."""
+
+    name: ClassVar[Rule] = "coverage"
+    looks_at_labels: ClassVar[bool] = True
+
+    def searched(
+        self,
+        best: Candidates,
+        features_N_D: NDArray[np.floating],
+        budget: int,
+        beta: float,
+        distance_N: NDArray[np.floating] | None,
+    ) -> NDArray[np.int64]:
+        return coverage.cover(best.score_N, features_N_D, budget, beta, distance_N)
+
+    def departures(
+        self,
+        best: Candidates,
+        features_N_D: NDArray[np.floating],
+        picked: NDArray[np.int64],
+        beta: float,
+        distance_N: NDArray[np.floating] | None,
+    ) -> list[int]:
+        return coverage.departures(best.score_N, features_N_D, picked, beta, distance_N)
 
 
 BatchRule = TopK
-_RULES: dict[str, BatchRule] = {rule.name: rule for rule in (TopK(), Gumbel(), Quota(), Spread(), QuotaSpread())}
+_ALL = (TopK(), Gumbel(), Quota(), Spread(), QuotaSpread(), Coverage())
+_RULES: dict[str, BatchRule] = {rule.name: rule for rule in _ALL}
 
 
 def rule_named(name: str) -> BatchRule:

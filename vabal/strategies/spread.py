@@ -46,7 +46,7 @@ def spread(
     count = len(score_N)
     if budget > count:
         raise ValueError(f"{budget} asked for of {count} candidates")
-    unit_N_D = _unit(features_N_D)
+    unit_N_D = unit(features_N_D)
     distance_N = np.full(count, FARTHEST)
     weighted_N = beta * np.asarray(score_N, dtype=np.float64)
     left_N = np.ones(count, dtype=bool)
@@ -73,7 +73,7 @@ def departures(
 
     Distances are taken to be right to ROUNDING only, so that another processor's sums give no departure.
     """
-    unit_N_D = _unit(features_N_D).astype(np.float64)
+    unit_N_D = unit(features_N_D).astype(np.float64)
     distance_N = np.full(len(score_N), FARTHEST)
     weighted_N = beta * np.asarray(score_N, dtype=np.float64)
     left_N = np.ones(len(score_N), dtype=bool)
@@ -89,7 +89,7 @@ def departures(
     return found
 
 
-def _unit(features_N_D: NDArray[np.floating]) -> NDArray[np.float32]:
+def unit(features_N_D: NDArray[np.floating]) -> NDArray[np.float32]:
     """Features of length one; of length zero where they are all zero."""
     features = np.asarray(features_N_D, dtype=np.float32)
     lengths_N_1 = np.linalg.norm(features, axis=1, keepdims=True)

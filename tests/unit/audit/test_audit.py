@@ -507,7 +507,7 @@ def test_a_shortlist_is_verified_by_the_length_that_its_round_recorded(
     with monkeypatch.context() as patched:
         patched.setattr(import_module("vabal.strategies.spread"), "SHORTLIST", 2)
         books = Books(tmp_path).begin().round("vabal", budget=3)
-    ids, _ = tables.read_shortlist(books.data / "rounds/0001/shortlist.parquet")
+    ids, *_ = tables.read_shortlist(books.data / "rounds/0001/shortlist.parquet")
     assert len(ids) == 6
     assert books.verify().findings == ()
     selection = rounds.read_manifest(books.data, 1).to_json()["selection"]
@@ -518,7 +518,7 @@ def test_a_shortlist_is_verified_by_the_length_that_its_round_recorded(
 def test_another_shortlist_than_the_best_candidates_is_found(books: Books) -> None:
     """A shorter one, in which exchanged picks would be the best, is none."""
     path = books.data / "rounds/0002/shortlist.parquet"
-    ids, features_N_D = tables.read_shortlist(path)
+    ids, features_N_D, _ = tables.read_shortlist(path)
     assert len(ids) > 6
     tables.write_shortlist(np.array(ids[:6]), features_N_D[:6], path)
     forge(books, 2)
@@ -529,7 +529,7 @@ def test_another_shortlist_than_the_best_candidates_is_found(books: Books) -> No
 
 def test_other_features_than_the_batch_was_searched_by_are_found(books: Books) -> None:
     path = books.data / "rounds/0002/shortlist.parquet"
-    ids, features_N_D = tables.read_shortlist(path)
+    ids, features_N_D, _ = tables.read_shortlist(path)
     others_N_D = np.random.default_rng(1).normal(size=features_N_D.shape).astype(np.float32)
     tables.write_shortlist(np.array(ids), others_N_D, path)
     forge(books, 2)
@@ -555,7 +555,7 @@ def test_a_shortlist_that_cannot_be_searched_is_a_finding_though_its_digest_was_
     if damage == "no table":
         path.write_bytes(b"no table")
     else:
-        ids, features_N_D = tables.read_shortlist(path)
+        ids, features_N_D, _ = tables.read_shortlist(path)
         lists: list[Any] = features_N_D.tolist()
         lists[-1] = {"no number": [np.nan] * 4, "null": [None] * 4, "lengths": [1.0], "no list": [0.0] * 4}[damage]
         column = pa.array(range(len(ids))) if damage == "no list" else pa.array(lists, pa.list_(pa.float32()))

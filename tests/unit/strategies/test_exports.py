@@ -83,7 +83,9 @@ def test_what_the_page_says_of_a_round_s_calls_runs() -> None:
 
 def test_every_rule_has_an_object_of_its_name() -> None:
     assert [rule_named(name).name for name in get_args(Rule)] == list(get_args(Rule))
-    with pytest.raises(ValueError, match="one of the rules topk, gumbel, quota, spread, quota_spread, found 'best'"):
+    with pytest.raises(
+        ValueError, match="one of the rules topk, gumbel, quota, spread, quota_spread, coverage, found 'best'"
+    ):
         rule_named("best")
 
 

@@ -11,6 +11,7 @@ from tests.support.small_shards import Settings, context, in_parts, labeled, row
 from vabal import strategies
 from vabal.settings.models import SelectionSettings
 from vabal.strategies import BaseStrategy, Candidates, Needs, badge, no_picks, record_of
+from vabal.strategies.base import Listed
 
 SPREAD = {"batch": "spread"}
 
@@ -108,14 +109,14 @@ def test_a_round_without_candidates_says_by_whom_and_for_how_many(chosen: dict[s
 def test_a_spread_batch_takes_the_features_of_its_shortlist_from_who_has_them() -> None:
     whole, seen = shard(), []
 
-    def features_of(sample_ids: Any) -> Any:
+    def listed(sample_ids: Any) -> Listed:
         seen.append([str(sample_id) for sample_id in sample_ids])
         assert whole.features_N_D is not None
-        return whole.features_N_D[[list(whole.sample_ids).index(sample_id) for sample_id in sample_ids]]
+        return Listed(whole.features_N_D[[list(whole.sample_ids).index(sample_id) for sample_id in sample_ids]])
 
     gathered = strategies.get("vabal").select(context(whole, selection=SPREAD), 5)
     given = strategies.get("vabal").select(
-        context(replace(whole, features_N_D=None), selection=SPREAD, features_of=features_of), 5
+        context(replace(whole, features_N_D=None), selection=SPREAD, listed=listed), 5
     )
     assert given.sample_ids == gathered.sample_ids
     assert given.shortlist is not None

@@ -65,7 +65,8 @@ def _write_selection(context: RoundContext, selection: strategies.Selection, fol
     (folder / _SCORED).unlink()
     listed, terms = selection.shortlist, selection.class_terms
     if listed is not None:
-        tables.write_shortlist(listed.sample_ids, listed.features_N_D, folder / "shortlist.parquet")
+        path = folder / "shortlist.parquet"
+        tables.write_shortlist(listed.sample_ids, listed.features_N_D, path, listed.labeled_distance_N)
     document = {
         "rule": selection.rule,
         "beta": selection.beta,
