@@ -18,7 +18,7 @@ from vabal.adapters.versioning import Versioning
 from vabal.rounds import record, steps, tables
 from vabal.rounds.context import RoundContext, own_store
 from vabal.rounds.initial import initialise
-from vabal.strategies.spread import departures
+from vabal.strategies.coverage import departures
 from vabal.workspace import Workspace
 
 GOLDEN = Path(__file__).with_name("round.json")
@@ -86,10 +86,11 @@ def run_round(root: Path) -> dict[str, Any]:
 def _departures(place: Workspace, picks: pd.DataFrame) -> list[int]:
     """Where the picks leave the order in which the search among the shortlist takes them."""
     folder = rounds.round_folder(place.data, 1)
-    ids, features_N_D, _ = tables.read_shortlist(folder / "shortlist.parquet")
+    ids, features_N_D, distance_N = tables.read_shortlist(folder / "shortlist.parquet")
     scores = pd.read_parquet(folder / "candidates.parquet").set_index("sample_id")["score"]
     assert scores[ids].is_monotonic_decreasing
-    return departures(scores[ids].to_numpy(), features_N_D, pd.Index(ids).get_indexer(pd.Index(picks["sample_id"])))
+    picked = pd.Index(ids).get_indexer(pd.Index(picks["sample_id"]))
+    return departures(scores[ids].to_numpy(), features_N_D, picked, labeled_distance_N=distance_N)
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ class Settings:
 
 def settings(**probabilities: Any) -> Settings:
     raw = {"probabilities": {"likelihood_reduction": "sum", "likelihood_weight": 0.0, "members": 1, **probabilities}}
-    chosen = params.parse(raw)
+    chosen = params.parse({**raw, "selection": {"batch": "spread"}})
     return Settings(chosen.probabilities, chosen.selection)
 
 
