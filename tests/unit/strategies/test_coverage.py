@@ -1,7 +1,6 @@
 """The batch rule `coverage`, by itself and as the default strategy's batch."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -34,7 +33,7 @@ def test_picks_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reference(
-    score: Sequence[float], features: NDArray[Any], budget: int, labeled: NDArray[Any], width: float
+    score: NDArray[Any], features: NDArray[Any], budget: int, labeled: NDArray[Any], width: float
 ) -> list[int]:
     """Float64; every candidate's gain, at every place, with loops."""
     unit = [row / math.sqrt(sum(value**2 for value in row)) for row in features.astype(np.float64)]
