@@ -120,7 +120,7 @@ def test_the_settings_page_is_what_the_models_say() -> None:
 def test_every_setting_stands_on_the_page_with_its_range_and_default() -> None:
     page = reference.page()
     assert "| `budget` | whole number ≥ 1 | `100` | Samples a round asks labels for. |" in page
-    assert "| `batch` | `topk`, `gumbel`, `quota`, `spread`, `quota_spread` | `spread` |" in page
+    assert "| `batch` | `topk`, `gumbel`, `quota`, `spread`, `quota_spread`, `coverage` | `coverage` |" in page
     assert "| `vae.learning_rate` | `0.01` | `0.01` | `0.0001` | `0.01` |" in page
 
 
