@@ -4,7 +4,7 @@ PACKAGES is a folder into which the packages of `PACKAGES_OF` were unpacked, eac
 
     apt-get download NAME && dpkg -x NAME_*.deb NAME
 
-Writes `fmnist.npz`, `icons.npz`, `emoji.npz` and `clipart.npz` to OUT, for `--source npz:OUT/icons.npz`: uint8 images,
+Writes `fmnist.npz`, `icons.npz` and the others of `MADE` to OUT, for `--source npz:OUT/icons.npz`: uint8 images,
 labels, the names of the classes, and the groups of images that belong on one side of a split.
 """
 
@@ -33,6 +33,10 @@ PACKAGES_OF: Final = {
     ),
     "emoji": ("fonts-noto-color-emoji", "unicode-data"),
     "clipart": ("openclipart-png",),
+    "icons2": ("obsidian-icon-theme", "lxde-icon-theme", "tango-icon-theme", "gnome-icon-theme-yasis"),
+    "units": ("wesnoth-1.16-data",),
+    "terrain": ("wesnoth-1.16-data",),
+    "glyphs": (),  # every package there that has typefaces
 }
 CONTEXTS: Final = ("actions", "apps", "categories", "devices", "emblems", "emotes", "mimetypes", "places", "status")
 _FLAT: Final = 3  # grey levels of deviation, below which a picture shows nothing
@@ -90,6 +94,47 @@ def clipart(folders: list[Path]) -> Iterator[Picture]:
         yield Picture(_on_ground(whole, 255), label, str(path.relative_to(root)))
 
 
+def units(folders: list[Path]) -> Iterator[Picture]:
+    """A game's sprites by people, 72 pixels; the frames of one unit are a group."""
+    root = next(folders[0].rglob("core/images/units"))
+    for path in sorted(root.rglob("*.png")):
+        people, *rest = path.relative_to(root).parts
+        if rest:
+            unit = re.split(r"[-+0-9\[]", path.name.split(".")[0])[0]
+            yield Picture(_squeezed(Image.open(path)), people, f"{people}/{unit}")
+
+
+def terrain(folders: list[Path]) -> Iterator[Picture]:
+    """A game's tiles by kind of ground, 72 pixels; tiles whose names begin alike are a group."""
+    root = next(folders[0].rglob("core/images/terrain"))
+    for path in sorted(root.rglob("*.png")):
+        kind, *rest = path.relative_to(root).parts
+        if rest and kind not in ("masks", "light", "void", "fog", "off-map", "misc"):
+            tile = Image.open(path)
+            begin = re.sub("[0-9]+", "", path.name.split(".")[0])[:8]
+            yield Picture(
+                _squeezed(tile.crop((0, 0, 216, 216)) if max(tile.size) > 300 else tile), kind, f"{kind}/{begin}"
+            )
+
+
+def glyphs(folders: list[Path]) -> Iterator[Picture]:
+    """Ten letters of every typeface, 56 pixels; those of one family are a group."""
+    faces = sorted(path for folder in folders for end in ("ttf", "otf") for path in folder.rglob(f"*.{end}"))
+    for path in faces:
+        family = re.split("[-_0-9]", path.stem)[0][:9]
+        for letter in "abcdeghkst":
+            canvas = Image.new("L", (56, 56), 255)
+            draw = ImageDraw.Draw(canvas)
+            try:
+                font = ImageFont.truetype(str(path), 40)
+                left, top, right, bottom = draw.textbbox((0, 0), letter, font=font)
+                draw.text((28 - (left + right) / 2, 28 - (top + bottom) / 2), letter, font=font, fill=0)
+            except OSError as error:
+                print(f"left out: {path.name}: {letter}: {error}")
+                continue
+            yield Picture(np.repeat(np.asarray(canvas)[:, :, None], 3, axis=2), letter, family)
+
+
 def fashion(folders: list[Path]) -> Iterator[Picture]:
     """10 000 of Fashion-MNIST's training images, drawn at random."""
     images = gzip.decompress(next(folders[0].rglob("train-images-idx3-ubyte.gz")).read_bytes())
@@ -104,6 +149,10 @@ MADE: Final[dict[str, tuple[Callable[[list[Path]], Iterator[Picture]], int]]] = 
     "icons": (icons, 1),
     "emoji": (emoji, 1),
     "clipart": (clipart, 30),
+    "icons2": (icons, 40),
+    "units": (units, 40),
+    "terrain": (terrain, 40),
+    "glyphs": (glyphs, 40),
 }
 
 
@@ -111,6 +160,11 @@ def _on_ground(picture: Image.Image, grey: int) -> NDArray[np.uint8]:
     ground = Image.new("RGBA", picture.size, (grey, grey, grey, 255))
     ground.alpha_composite(picture)
     return np.asarray(ground.convert("RGB"))
+
+
+def _squeezed(picture: Image.Image) -> NDArray[np.uint8]:
+    whole = Image.fromarray(_on_ground(picture.convert("RGBA"), 128))
+    return np.asarray(whole.resize((72, 72), Image.Resampling.BILINEAR))
 
 
 def write(pictures: Iterator[Picture], least: int, path: Path) -> None:
@@ -138,7 +192,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
     for name, (make, least) in MADE.items():
-        folders = [given.packages / package for package in PACKAGES_OF[name]]
+        packages = PACKAGES_OF[name]
+        folders = [given.packages / package for package in packages] if packages else [given.packages]
         missing = [folder.name for folder in folders if not folder.is_dir()]
         if missing:
             raise SystemExit(f"{given.packages}: not unpacked there: {', '.join(missing)}")

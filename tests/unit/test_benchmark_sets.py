@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFont
 
 from benchmarks import sets
 from benchmarks.sets import Picture
@@ -48,3 +48,32 @@ def test_clip_art_is_fitted_into_64_pixels_whatever_its_shape(tmp_path: Path) ->
     assert cat.pixels.shape == (64, 64, 3)
     assert (cat.pixels[32] == 0).all()
     assert (cat.pixels[[0, -1]] == 255).all()  # twice as wide as high, on white
+
+
+def test_a_game_s_pictures_are_grouped_by_what_they_show(tmp_path: Path) -> None:
+    images = tmp_path / "core/images"
+    for place in (
+        "units/elves/archer-attack1.png",
+        "units/elves/archer+female.png",
+        "units/alone.png",
+        "terrain/cave/wall-a1.png",
+        "terrain/cave/wall-a2.png",
+        "terrain/fog/none.png",
+    ):
+        (images / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(len(place), 90)).save(images / place)
+    assert [(unit.label, unit.group) for unit in sets.units([tmp_path])] == [("elves", "elves/archer")] * 2
+    tiles = list(sets.terrain([tmp_path]))
+    assert [(tile.label, tile.group, tile.pixels.shape) for tile in tiles] == [("cave", "cave/wall-a", (72, 72, 3))] * 2
+
+
+def test_letters_are_drawn_of_every_typeface_and_grouped_by_family(tmp_path: Path) -> None:
+    default = ImageFont.load_default(40)  # which comes with Pillow
+    assert isinstance(default, ImageFont.FreeTypeFont)
+    for name in ("Plain-Bold.ttf", "Plain-Italic.ttf"):
+        (tmp_path / name).write_bytes(default.font_bytes)
+    (tmp_path / "broken.ttf").write_bytes(b"no typeface")
+    drawn = list(sets.glyphs([tmp_path]))
+    assert [(letter.label, letter.group) for letter in drawn] == [(letter, "Plain") for letter in "abcdeghkst"] * 2
+    assert drawn[0].pixels.shape == (56, 56, 3)
+    assert not np.array_equal(drawn[0].pixels, drawn[1].pixels)

@@ -26,8 +26,8 @@ _ROWS_AT_ONCE = 2**16
 @dataclass
 class Derived:
     """What the derivation came to: columns with the samples whose value does not follow, statements of the manifest
-    that are not so, and the best candidates by the recorded scores, in order: the picks, or with the rule `spread`
-    those among which the picks were searched."""
+    that are not so, and the best candidates by the recorded scores, in order: the picks, or with a rule that
+    searches those among which the picks were searched."""
 
     odd: dict[str, list[str]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)

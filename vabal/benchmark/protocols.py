@@ -201,7 +201,7 @@ _READINGS = (
     f"all-contrast=vabal[{_ALONE};probabilities.classes=all;probabilities.likelihood_reduction=contrast;selection.batch=topk]",
     f"own-topk=vabal[{_ALONE};probabilities.classes=predicted;selection.batch=topk]",
     f"own-gumbel=vabal[{_ALONE};probabilities.classes=predicted;selection.batch=gumbel]",
-    f"own-spread=vabal[{_ALONE};probabilities.classes=predicted]",
+    f"own-spread=vabal[{_ALONE};probabilities.classes=predicted;selection.batch=spread]",
     "cross-fitted=vabal[probabilities.precision_from=cross_fitted]",
     "no-class-terms=vabal[probabilities.use_prior=false;probabilities.use_precision=false]",
     "no-likelihood=vabal[probabilities.likelihood_weight=0.0]",

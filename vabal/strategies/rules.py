@@ -7,8 +7,8 @@ class here. Axes: N candidates, D features.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,10 @@ class Spread(TopK):
 
     name: ClassVar[Rule] = "spread"
     searches: ClassVar[bool] = True
+    search: ClassVar[Callable[..., NDArray[np.int64]]] = staticmethod(spread.spread)
+    departures: ClassVar[Callable[..., list[int]]] = staticmethod(
+        spread.departures
+    )  # of recorded picks from the search
 
     @property
     def per_pick(self) -> int:
@@ -117,33 +121,18 @@ class Spread(TopK):
     ) -> NDArray[np.int64]:
         if features_N_D is None:
             raise ValueError(f"the batch rule {self.name} needs the features of its shortlist")
-        return self.searched(best, features_N_D, min(budget, len(best)), beta, distance_N)
+        beside = self.beside(best, budget, beta, distance_N)
+        return self.search(best.score_N, features_N_D, min(budget, len(best)), beta, beside)
 
-    def searched(
+    def beside(
         self,
-        best: Candidates,
-        features_N_D: NDArray[np.floating],
-        budget: int,
-        beta: float,
+        best: Candidates,  # noqa: ARG002
+        budget: int,  # noqa: ARG002
+        beta: float,  # noqa: ARG002
         distance_N: NDArray[np.floating] | None,  # noqa: ARG002
-    ) -> NDArray[np.int64]:
-        """The rows in the order picked."""
-        return spread.spread(best.score_N, features_N_D, budget, beta, self.rooms(best, budget, beta))
-
-    def departures(
-        self,
-        best: Candidates,
-        features_N_D: NDArray[np.floating],
-        picked: NDArray[np.int64],
-        beta: float,
-        distance_N: NDArray[np.floating] | None,  # noqa: ARG002
-    ) -> list[int]:
-        """The places at which these picks leave the search by more than rounding."""
-        rooms = self.rooms(best, len(picked), beta)
-        return spread.departures(best.score_N, features_N_D, picked, beta, rooms)
-
-    def rooms(self, best: Candidates, budget: int, beta: float) -> spread.Rooms | None:  # noqa: ARG002
-        """How many may be picked of each group; None where all of them may be of one."""
+    ) -> Any:
+        """What the search takes beside scores and features: how many may be picked of each group, or how far each
+        candidate lies from the labelled pool; None for neither."""
         return None
 
     def follow(
@@ -158,8 +147,10 @@ class Spread(TopK):
         row_of = {str(sample_id): row for row, sample_id in enumerate(best.sample_ids)}
         rows = np.array([row_of.get(sample_id, -1) for sample_id in recorded], dtype=np.int64)
         are_all = len(rows) == min(budget, len(best)) and bool((rows >= 0).all())
-        if are_all and features_N_D is not None and not self.departures(best, features_N_D, rows, beta, distance_N):
-            return list(recorded)
+        if are_all and features_N_D is not None:
+            beside = self.beside(best, budget, beta, distance_N)
+            if not self.departures(best.score_N, features_N_D, rows, beta, beside):
+                return list(recorded)
         return super().follow(best, features_N_D, recorded, budget, beta, distance_N)
 
 
@@ -169,7 +160,13 @@ class QuotaSpread(Spread, Quota):
     name: ClassVar[Rule] = "quota_spread"
     listed_by: ClassVar[Rule] = "quota"
 
-    def rooms(self, best: Candidates, budget: int, beta: float) -> spread.Rooms | None:
+    def beside(
+        self,
+        best: Candidates,
+        budget: int,
+        beta: float,
+        distance_N: NDArray[np.floating] | None,  # noqa: ARG002
+    ) -> spread.Rooms:
         group_N = np.asarray(self.groups(best))
         log_weight_N = self.log_weights(best, beta)
         first = dict(zip(group_N[::-1].tolist(), log_weight_N[::-1].tolist(), strict=True))
@@ -181,26 +178,17 @@ class Coverage(Spread):
 
     name: ClassVar[Rule] = "coverage"
     looks_at_labels: ClassVar[bool] = True
+    search: ClassVar[Callable[..., NDArray[np.int64]]] = staticmethod(coverage.cover)
+    departures: ClassVar[Callable[..., list[int]]] = staticmethod(coverage.departures)
 
-    def searched(
+    def beside(
         self,
-        best: Candidates,
-        features_N_D: NDArray[np.floating],
-        budget: int,
-        beta: float,
+        best: Candidates,  # noqa: ARG002
+        budget: int,  # noqa: ARG002
+        beta: float,  # noqa: ARG002
         distance_N: NDArray[np.floating] | None,
-    ) -> NDArray[np.int64]:
-        return coverage.cover(best.score_N, features_N_D, budget, beta, distance_N)
-
-    def departures(
-        self,
-        best: Candidates,
-        features_N_D: NDArray[np.floating],
-        picked: NDArray[np.int64],
-        beta: float,
-        distance_N: NDArray[np.floating] | None,
-    ) -> list[int]:
-        return coverage.departures(best.score_N, features_N_D, picked, beta, distance_N)
+    ) -> NDArray[np.floating] | None:
+        return distance_N
 
 
 BatchRule = TopK

@@ -106,13 +106,11 @@ def test_departures_from_the_search_are_told_by_their_place() -> None:
 
 
 def test_rounding_alone_is_no_departure() -> None:
-    """Two candidates that differ by less than float32 sums do."""
+    """Two candidates that cover each other, and differ by less than float32 sums do."""
     features = np.array([[1.0, 0.0], [0.0, 1.0], [1e-6, 1.0]], dtype=np.float32)
-    score = np.array([1.0, 0.0, 0.0])
-    for other in (1, 2):
-        picked = np.array([cover(score, features, 1)[0], 0])
-        rest = [row for row in (0, other) if row != picked[0]]
-        assert departures(score, features, np.array([picked[0], rest[0]])) == []
+    for first in (1, 2):
+        assert departures(np.zeros(3), features, np.array([first, 0])) == []
+    assert departures(np.zeros(3), features, np.array([0, 1])) == [0]  # it covers itself alone
 
 
 def test_all_are_picked_if_asked_for_and_no_more() -> None:
