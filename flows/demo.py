@@ -20,6 +20,7 @@ from rich.table import Table
 
 from vabal.errors import UserError
 from vabal.labels.oracle import answer
+from vabal.workspace import Workspace
 
 ROUNDS = 3
 # What lies in the demo's folder when it ends or is stopped: only such a folder is removed for the next one.
@@ -110,7 +111,7 @@ def _night(demo: Demo, number: int) -> None:
     requests = f"requests/{number:04d}"
     demo.say("labels", "export", requests)
     filled = demo.root / requests / "requests.csv"
-    answer(filled, demo.root / ".vabal" / "oracle.csv", annotator="oracle")
+    answer(filled, Workspace(demo.root))
     console.print(f"[dim]the oracle fills in {requests}/requests.csv[/]")
     demo.say("labels", "import", f"{requests}/requests.csv")
 

@@ -26,6 +26,7 @@ from benchmarks.faults.children import Ended
 from vabal import pools, rounds
 from vabal.files import file_sha256
 from vabal.labels.oracle import answer
+from vabal.workspace import Workspace
 
 SETTINGS = {
     "classifier.network": "resnet10",
@@ -112,7 +113,7 @@ class Nights:
         for step in STEPS:
             if step == "import":
                 _done(self.vabal("labels", "export", "../answers"))
-                answer(self.folder / "answers" / "requests.csv", self.root / ".vabal" / "oracle.csv")
+                answer(self.folder / "answers" / "requests.csv", Workspace(self.root))
             self.bases[step] = store / step.replace(" ", "-")
             shutil.copytree(self.folder, self.bases[step], symlinks=True)
             ended = _done(self.run(step))

@@ -149,7 +149,7 @@ def _answer_all(place: Workspace) -> None:
     """The oracle answers what it knows of the open requests."""
     folder = f"requests/{rounds.head(place.data).round:04d}"
     done(call(place.root, "labels", "export", folder))
-    answer(place.root / folder / "requests.csv", place.root / ".vabal" / "oracle.csv", annotator="oracle")
+    answer(place.root / folder / "requests.csv", place)
     done(call(place.root, "labels", "import", f"{folder}/requests.csv"))
 
 

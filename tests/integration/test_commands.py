@@ -29,8 +29,10 @@ from workspaces import (
     write_labels,
 )
 
+from vabal import pools
 from vabal.adapters.orchestration import Server
 from vabal.cli import promotion
+from vabal.labels.names import blind_names
 
 # -- the two nights -----------------------------------------------------------------------------------------------
 
@@ -61,7 +63,8 @@ def test_a_round_without_a_terminal_is_quiet_but_for_warnings(nights: TwoNights)
 def test_requests_go_out_as_images_with_a_csv(nights: TwoNights) -> None:
     folder = nights.root / "requests"
     rows = list(csv.DictReader((folder / "requests.csv").read_text().splitlines()))
-    assert {row["sample_id"] for row in rows} == set(picked_ids(nights.root, 1))
+    blind = blind_names(pools.read(nights.root / "data").catalog)
+    assert {row["sample_id"] for row in rows} == {blind[name] for name in picked_ids(nights.root, 1)}
     for row in rows:
         with Image.open(folder / row["image"]) as image:
             assert image.size == (8, 8)
@@ -355,7 +358,8 @@ def test_people_label_the_first_request_and_the_holdout_of_a_source_without_labe
     assert (exported["requests"], exported["holdout"]) == (22, 10)
     path = root / "requests" / "requests.csv"
     asked = [row["sample_id"] for row in csv.DictReader(path.read_text().splitlines())]
-    lines = [(name, "light" if "light" in name else "dark", "ada") for name in asked]
+    shown = {blind: name for name, blind in blind_names(pools.read(root / "data").catalog).items()}
+    lines = [(name, "light" if "light" in shown[name] else "dark", "ada") for name in asked]
     assert ask(root, "labels", "import", str(write_labels(path, *lines)))["labels"] == 22
     published = done(run(root, "round"))
     assert published.out == "Published: round 1: 5 picked by vabal, 12 labeled, 18 unlabeled\n"

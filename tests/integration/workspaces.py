@@ -30,6 +30,7 @@ from vabal.adapters.orchestration import Server
 from vabal.cli import app
 from vabal.labels.oracle import answer
 from vabal.settings.params import override, read_yaml
+from vabal.workspace import Workspace
 
 # Narrow and short: a round's time is then that of its processes and its bookkeeping.
 SETTINGS: dict[str, Any] = {
@@ -185,7 +186,7 @@ def oracle(root: Path) -> dict[str, str]:
 def answer_requests(root: Path, folder: str) -> int:
     """Export the open requests, let the oracle fill them in, import them; how many it knew."""
     done(call(root, "labels", "export", folder))
-    filled = answer(root / folder / "requests.csv", root / ".vabal" / "oracle.csv")
+    filled = answer(root / folder / "requests.csv", Workspace(root))
     done(call(root, "labels", "import", f"{folder}/requests.csv"))
     return filled
 

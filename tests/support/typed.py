@@ -43,5 +43,6 @@ def main(address: str, settings: Sequence[str], words: Sequence[str]) -> int:
 
 def _fill_in(requests: Path) -> None:
     from vabal.labels.oracle import answer
+    from vabal.workspace import Workspace
 
-    answer(requests, Path(".vabal/oracle.csv"))
+    answer(requests, Workspace(Path()))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from vabal import images, pools
 from vabal.errors import BRING_BACK, UserError
 from vabal.files import sha256
+from vabal.labels.names import ids_of
 from vabal.pools.files import readable
 from vabal.promotion.record import read_record
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables, tag_name
@@ -137,6 +138,7 @@ def history(data: Path, sample_id: str) -> dict[str, Any]:
     as a candidate, requests. Raises UserError if the catalog does not know the sample, or a file is damaged.
     """
     row = _catalog_row(data, sample_id)
+    sample_id = row["sample_id"]
     place = f"shard {row['shard']}, row {row['row']}, {row['width']} x {row['height']} pixels, sha256 {row['sha256']}"
     added = {"round": row["added_round"], "what": "added", "detail": place}
     events = [added, *_label_history(data, sample_id), *_candidacies(data, sample_id)]
@@ -147,7 +149,12 @@ def history(data: Path, sample_id: str) -> dict[str, Any]:
 
 
 def _catalog_row(data: Path, sample_id: str) -> dict[str, Any]:
+    """Of the sample with this id or blind name."""
     found = _rows_of(data / "catalog.parquet", sample_id)
+    if not found:
+        catalog = pools.read_table(data / "catalog.parquet", pools.SCHEMAS["catalog"])
+        [meant] = ids_of(pd.Series([sample_id]), catalog)
+        found = _rows_of(data / "catalog.parquet", meant)
     if not found:
         raise UserError(f"no sample {sample_id!r} in {data / 'catalog.parquet'}: `vabal audit ROUND` lists ids")
     return found[0]
@@ -221,6 +228,7 @@ def show(data: Path, sample_id: str, out: Path | None = None) -> Path:
     the sample, its bytes are not those that were catalogued, or the file exists.
     """
     row = _catalog_row(data, sample_id)
+    sample_id = row["sample_id"]
     content = images.encoded(data, row["shard"], row["row"])
     if sha256(content) != row["sha256"]:
         raise UserError(f"the bytes of {sample_id} in shard {row['shard']} are not those that were catalogued")

@@ -3,9 +3,11 @@
 import base64
 import csv
 import json
+import os
 import shutil
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,17 +16,19 @@ from xml.sax.saxutils import quoteattr
 import pandas as pd
 
 from vabal.errors import UserError
-from vabal.files import sha256, sync_folder
-from vabal.images import encoded_many, safe_name
+from vabal.files import sync_folder
+from vabal.images import encoded_many
+from vabal.images.bare import without_metadata
 from vabal.images.shards import extension, for_browser
 from vabal.labels import arrivals
 from vabal.labels.answers import CHOICE
+from vabal.labels.names import blind_names
 from vabal.pools import Pools, apply_labels, open_requests
 from vabal.progress import track
 
 _README: Final = """\
 requests.csv   one line an image: sample_id,label,annotator,image. Fill in label and annotator.
-images/        the images, as they came.
+images/        the images. Their names are blind: they tell no class, and neither do the files.
 
 label and annotator filled in   the label is taken in.
 label empty, annotator filled   the image is rejected: it cannot be labelled, and is not asked for again.
@@ -67,8 +71,9 @@ class ExportReport:
 def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None = None) -> ExportReport:
     """Write the open requests into the new or empty folder `folder`, whole or not at all.
 
-    `images/` with the original files, `requests.csv` (sample_id, label, annotator, image), `label_studio.json` and
-    `label_config.xml`, and a README. Requests that `inbox`, if given, has an answer for are left out.
+    `images/`, `requests.csv` (sample_id, label, annotator, image), `label_studio.json` and `label_config.xml`, and a
+    README. Images go by their blind names, in the order of these, and their files say nothing else (`bare`).
+    Requests that `inbox`, if given, has an answer for are left out.
     Raises UserError if the folder has something in it. Nothing is written where no request is open.
     """
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
@@ -85,8 +90,8 @@ def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None =
     try:
         (temporary / "images").mkdir(parents=True)
         files = _write_images(pools, data, requests, temporary)
-        _write_csv(requests, files, temporary / "requests.csv")
-        _write_tasks(requests, files, temporary)
+        _write_csv(files, temporary / "requests.csv")
+        _write_tasks(files, temporary)
         _write_text(temporary / "label_config.xml", label_config(pools.classes))
         _write_text(temporary / "README.txt", _README.format(classes=", ".join(pools.classes)))
         temporary.replace(folder.absolute())
@@ -98,34 +103,42 @@ def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None =
 
 
 def _write_images(pools: Pools, data: Path, requests: pd.DataFrame, folder: Path) -> dict[str, str]:
-    """Write the requested images; returns their paths relative to the folder, by sample_id."""
+    """Write the requested images; returns their paths relative to the folder, by blind name, oldest requests first.
+
+    Neither the order in which files come nor their times tell how they lie in the pool, which is often class by class.
+    """
     rows = pools.catalog[pools.catalog["sample_id"].isin(set(requests["sample_id"]))]
+    blind = blind_names(pools.catalog)
+    unsorted = folder / ".unsorted"
+    unsorted.mkdir()
     files: dict[str, str] = {}
-    taken: set[str] = set()
     for sample_id, content in track(encoded_many(data, rows), "export images", len(rows)):
-        name = safe_name(sample_id)
-        if name != sample_id or name.lower() in taken:  # names that some systems hold for the same
-            name = safe_name(sample_id, sha256(sample_id.encode()))
-        taken.add(name.lower())
-        files[sample_id] = f"images/{name}{extension(content)}"
-        (folder / files[sample_id]).write_bytes(content)
-    return files
+        picture = without_metadata(content)
+        files[blind[sample_id]] = f"images/{blind[sample_id]}{extension(picture)}"
+        (unsorted / blind[sample_id]).write_bytes(picture)
+    asked = zip(requests["requested_round"], requests["sample_id"].map(blind), strict=True)
+    ordered = {name: files[name] for _, name in sorted(asked)}
+    now = time.time()
+    for name, file in ordered.items():
+        os.utime((unsorted / name).rename(folder / file), (now, now))
+    unsorted.rmdir()
+    return ordered
 
 
-def _write_csv(requests: pd.DataFrame, files: dict[str, str], path: Path) -> None:
+def _write_csv(files: Mapping[str, str], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["sample_id", "label", "annotator", "image"])
-        writer.writerows([sample_id, "", "", files[sample_id]] for sample_id in requests["sample_id"])
+        writer.writerows([name, "", "", image] for name, image in files.items())
 
 
-def _write_tasks(requests: pd.DataFrame, files: dict[str, str], folder: Path) -> None:
+def _write_tasks(files: Mapping[str, str], folder: Path) -> None:
     """Label Studio's tasks. The images travel inside, so that it needs no access to files."""
     with (folder / "label_studio.json").open("w", encoding="utf-8") as file:
-        for index, sample_id in enumerate(requests["sample_id"]):
-            media, content = for_browser((folder / files[sample_id]).read_bytes())
+        for index, (name, image) in enumerate(files.items()):
+            media, content = for_browser((folder / image).read_bytes())
             picture = f"data:{media};base64,{base64.b64encode(content).decode()}"
-            task = {"data": {"image": picture, "sample_id": sample_id, "file": files[sample_id]}}
+            task = {"data": {"image": picture, "sample_id": name, "file": image}}
             file.write(("[\n" if index == 0 else ",\n") + json.dumps(task, ensure_ascii=False))
         file.write("\n]\n")
 

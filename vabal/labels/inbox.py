@@ -10,6 +10,7 @@ import pandas as pd
 from vabal.errors import UserError
 from vabal.files import make_folder, sha256
 from vabal.labels.arrivals import next_name, one_at_a_time, pending, read, some_of
+from vabal.labels.names import ids_of
 from vabal.pools import EVENTS, FROM_SOURCE, Pools, among, stack, standing, typed, write_table
 
 _LISTED: Final = 10
@@ -78,11 +79,11 @@ def take_labels(
 ) -> ImportReport:
     """Put a file's answers into the inbox: all of them or, if one is wrong, none.
 
-    `answers` has the columns where (as "line 3"), sample_id, label, annotator and problem, null where there is none,
-    and, if wanted, labeled_at: when the opinion was given; where that is not known, `when` stands for it. A line with
-    an annotator and no label rejects the sample; one with neither is not answered yet, and skipped. What is known
-    already is left out: the same opinion of the same time or, without a time, what its annotator said last of the
-    sample.
+    `answers` has the columns where (as "line 3"), sample_id (or the image's blind name), label, annotator and problem,
+    null where there is none, and, if wanted, labeled_at: when the opinion was given; where that is not known, `when`
+    stands for it. A line with an annotator and no label rejects the sample; one with neither is not answered yet, and
+    skipped. What is known already is left out: the same opinion of the same time or, without a time, what its annotator
+    said last of the sample.
     `file` and `content` are the file's name and bytes: the very same bytes are taken in once. The labels are on disk,
     durable, when this returns.
 
@@ -96,8 +97,9 @@ def take_labels(
         sources = pd.concat([events_before["source"], pools.label_events["source"]])
         if sources.str.endswith(f"#{digest[:16]}").any():
             return ImportReport(file, None, imported_before=True)
-        known = pd.concat([pools.catalog["sample_id"], *(arrival.catalog["sample_id"] for arrival in arrivals)])
-        _refuse_wrong_lines(answers, known, pools.classes, file)
+        there = pd.concat([each[["sample_id", "sha256"]] for each in (pools.catalog, *(a.catalog for a in arrivals))])
+        answers = answers.assign(sample_id=ids_of(answers["sample_id"], there))
+        _refuse_wrong_lines(answers, there["sample_id"], pools.classes, file)
         blank = answers["label"].isna() & answers["annotator"].isna()
         said = _events(answers[~blank], when, f"{file}#{digest[:16]}")
         past = stack([pools.label_events, events_before], EVENTS)

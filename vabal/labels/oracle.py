@@ -6,17 +6,23 @@ from pathlib import Path
 
 from vabal.files import write_bytes
 from vabal.labels import delimited
+from vabal.labels.names import blind_names
+from vabal.pools import read
+from vabal.workspace import Workspace
 
 # --- an oracle in the place of people ---------------------------------------------------------------------------------
 
 
-def answer(requests: Path, oracle: Path, annotator: str = "oracle") -> int:
-    """Fill in a `requests.csv` from an oracle's labels (CSV: sample_id, label), as people would; returns how many.
+def answer(requests: Path, place: Workspace, annotator: str = "oracle") -> int:
+    """Fill in a `requests.csv` from the labels of the workspace's oracle, as people would; returns how many.
 
-    Lines that are filled in already, or that the oracle does not know, stay as they are.
+    The oracle (CSV: sample_id, label) lies in `.vabal/`. Lines that are filled in already, or that it does not know,
+    stay as they are.
     """
-    columns, lines = _table(oracle)
+    columns, lines = _table(place.state / "oracle.csv")
     labels = {columns.cell(line, "sample_id"): columns.cell(line, "label") for line in lines}
+    blind = blind_names(read(place.data).catalog)
+    labels |= {blind[sample_id]: label for sample_id, label in labels.items() if sample_id in blind}
     columns, lines = _table(requests)
     rows = [[*line.cells, *[""] * (len(columns.header) - len(line.cells))] for line in lines]
     filled = 0

@@ -19,9 +19,11 @@ from vabal.errors import UserError
 from vabal.labels import answers as labels_answers
 from vabal.labels import arrivals as labels_arrivals
 from vabal.labels import export, inbox, oracle
+from vabal.labels.names import blind_names
 from vabal.pools import Pools
 from vabal.settings.models import ImageSettings, Params, PoolSettings
 from vabal.sources import ingestion
+from vabal.workspace import Workspace
 
 PARAMS = Params()
 
@@ -371,10 +373,11 @@ def test_requests_go_out_as_images_and_a_file_to_fill_in(tmp_path: Path) -> None
     assert (report.requests, report.holdout) == (4, 0)
     with (folder / "requests.csv").open(newline="") as file:
         rows = {row["sample_id"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["C", "b", "c", "c/../x"]
+    blind = blind_names(made.catalog)
+    assert list(rows) == sorted(blind[name] for name in ("C", "b", "c", "c/../x"))
     assert all(row["label"] == row["annotator"] == "" for row in rows.values())
     for number, name in enumerate(["b", "c/../x", "C", "c"], start=1):
-        path = (folder / rows[name]["image"]).resolve()
+        path = (folder / rows[blind[name]]["image"]).resolve()
         assert path.parent == (folder / "images").resolve()
         assert path.read_bytes() == file_of(picture(number, 20, 30))
     assert len({row["image"].lower() for row in rows.values()}) == 4
@@ -386,7 +389,7 @@ def test_label_studios_tasks_carry_their_images_and_the_choices_are_the_classes(
     made = Pools(**{**vars(made), "classes": ("cat", 'a <"odd"> & name')})
     export.export_requests(made, tmp_path / "data", tmp_path / "out")
     [content] = json.loads((tmp_path / "out" / "label_studio.json").read_text())
-    assert content["data"]["sample_id"] == "b"
+    assert content["data"]["sample_id"] == blind_names(made.catalog)["b"]
     head, _, body = content["data"]["image"].partition(",")
     assert head == "data:image/png;base64"
     assert images.probe(base64.b64decode(body), ImageSettings()) == (240, 160)
@@ -397,15 +400,17 @@ def test_label_studios_tasks_carry_their_images_and_the_choices_are_the_classes(
 def test_an_export_that_is_filled_in_comes_back_as_labels(tmp_path: Path) -> None:
     made = requested(tmp_path, "b", "c")
     export.export_requests(made, tmp_path / "data", tmp_path / "out")
-    (tmp_path / "oracle.csv").write_text("sample_id,label\nc,dog\nz,cat\n")
-    assert oracle.answer(tmp_path / "out" / "requests.csv", tmp_path / "oracle.csv") == 1
-    assert oracle.answer(tmp_path / "out" / "requests.csv", tmp_path / "oracle.csv", "again") == 0
+    place = Workspace(tmp_path)
+    pools.save(made, place.data)
+    (place.state / "oracle.csv").write_text("sample_id,label\nc,dog\nz,cat\n")
+    assert oracle.answer(tmp_path / "out" / "requests.csv", place) == 1
+    assert oracle.answer(tmp_path / "out" / "requests.csv", place, "again") == 0
     report = labels_answers.import_labels(tmp_path / "inbox", made, tmp_path / "out" / "requests.csv", WHEN)
     assert (report.labels, report.unanswered) == (1, 1)
     assert taken(tmp_path / "inbox") == [("c", "dog", "oracle")]
     export.export_requests(made, tmp_path / "data", tmp_path / "rest", inbox=tmp_path / "inbox")
     with (tmp_path / "rest" / "requests.csv").open(newline="") as file:
-        assert [row["sample_id"] for row in csv.DictReader(file)] == ["b"]
+        assert [row["sample_id"] for row in csv.DictReader(file)] == [blind_names(made.catalog)["b"]]
 
 
 def test_nothing_is_written_over_and_nothing_where_nothing_is_asked(tmp_path: Path) -> None:
