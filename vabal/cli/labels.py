@@ -8,29 +8,53 @@ import typer
 from vabal.cli import chosen
 from vabal.cli.console import bars, show
 from vabal.cli.options import AsJson
+from vabal.errors import UserError
 
 
 def export(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    labeled: Annotated[
+        bool, typer.Option("--labeled", help="The labelled pool instead: images with metadata.jsonl and labels.csv.")
+    ] = False,
+    of_round: Annotated[
+        int | None, typer.Option("--round", help="A round's picks instead, with the labels that came.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the open requests as images, a CSV to fill in, and Label Studio's JSON.
 
-    Example: `vabal labels export requests/`
+    Or images with labels, as Hugging Face's `datasets` and other tools read them.
+
+    Example: `vabal labels export requests/`, `vabal labels export dataset/ --labeled`
     """
     from vabal import pools, rounds
     from vabal.adapters.versioning import Versioning
-    from vabal.labels.export import export_requests
 
+    if labeled and of_round is not None:
+        raise UserError("--labeled and --round: name one of them")
     place = chosen.with_pools()
     with bars(), chosen.reading(place):
-        rounds.refuse_older_checkout(place, Versioning(place.root))
-        report = export_requests(pools.load(place.data), place.data, folder, place.inbox)
-    show(report, as_json)
+        if labeled or of_round is not None:
+            from vabal.labels.image_folder import export_images
+
+            known = pools.load(place.data)
+            ids = known.labeled["sample_id"] if of_round is None else _picks(place.data, of_round)
+            show(export_images(known, place.data, ids, folder), as_json)
+        else:
+            from vabal.labels.export import export_requests
+
+            rounds.refuse_older_checkout(place, Versioning(place.root))
+            show(export_requests(pools.load(place.data), place.data, folder, place.inbox), as_json)
+
+
+def _picks(data: Path, number: int) -> list[str]:
+    from vabal.audit import queries
+
+    return [str(sample_id) for sample_id in queries.picks(data, number)["sample_id"]]
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help="CSV (sample_id,label,annotator) or Label Studio's export.")],
+    file: Annotated[Path, typer.Argument(help="CSV, metadata.jsonl or a folder with one, or Label Studio's export.")],
     reject: Annotated[bool, typer.Option("--reject", help="Also a file that rejects most of its images.")] = False,
     as_json: AsJson = False,
 ) -> None:

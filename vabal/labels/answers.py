@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from vabal.errors import UserError
-from vabal.labels import delimited
+from vabal.labels import delimited, listings
 from vabal.labels import inbox as inboxes
 from vabal.labels.inbox import ImportReport
 from vabal.pools import Pools
@@ -24,8 +24,11 @@ CHOICE: Final = "label"  # the name of the choices in Label Studio
 def import_labels(inbox: Path, pools: Pools, file: Path, when: datetime, *, reject: bool = False) -> ImportReport:
     """Take a file of answers into the inbox, all of it or nothing; see `inbox.take_labels`.
 
-    Raises UserError if the file is missing, has no known format, or has wrong lines.
+    Of a folder, the table of labels on top of it. Raises UserError if the file is missing, has no known format, or has
+    wrong lines.
     """
+    if file.is_dir():
+        file = _table_in(file)
     try:
         content = bounds.read_file(file, bounds.LABELS_BYTES)
     except OSError as error:
@@ -34,17 +37,27 @@ def import_labels(inbox: Path, pools: Pools, file: Path, when: datetime, *, reje
     return inboxes.take_labels(inbox, pools, answers, file=file.name, content=content, when=when, reject=reject)
 
 
+def _table_in(folder: Path) -> Path:
+    found = [folder / name for name in ("requests.csv", *listings.TABLES) if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"{folder}: no {', '.join(listings.TABLES)} in this folder: {listings.WAY}")
+    return found[0]
+
+
 def read_answers(content: bytes, name: str) -> pd.DataFrame:
     """The answers in a file: columns where, sample_id, label, annotator, problem, labeled_at; null where there is none.
 
-    CSV with the columns sample_id, label and (if wanted) annotator and labeled_at or updated_at, in any order, or the
-    first three without a header, as `delimited` reads it. Or Label Studio's export as JSON, JSON-MIN or CSV, which give
-    the same answers. Of these only the choices named `label` count, never predictions or drafts; an annotation without
-    such a choice is no answer; of a sample that was skipped and labelled the labels count.
+    CSV with the columns sample_id (or file_name), label and (if wanted) annotator and labeled_at or updated_at, in any
+    order, or the first three without a header, as `delimited` reads it; or lines of JSON with these keys, as
+    `metadata.jsonl`. Or Label Studio's export as JSON, JSON-MIN or CSV, which give the same answers. Of these only the
+    choices named `label` count, never predictions or drafts; an annotation without such a choice is no answer; of a
+    sample that was skipped and labelled the labels count.
     Raises UserError if it is none of these.
     """
     text = delimited.text_of(content, name)
-    rows = list(_from_json(text, name) if text.lstrip()[:1] in ("[", "{") else _from_csv(text, name))
+    listings.refuse_other_tools(text, name)
+    read = {"[": _from_json, "{": _from_lines}.get(text.lstrip()[:1], _from_csv)
+    rows = list(read(text, name))
     table = pd.DataFrame(rows, columns=_Answer._fields, dtype=object).drop(columns="number")
     if table.empty:
         raise UserError(f"{name}: no labels in it; expected lines sample_id,label,annotator or Label Studio's JSON")
@@ -66,11 +79,12 @@ _SKIPPED: Final = ("was_cancelled", "skipped")
 
 
 def _from_csv(text: str, name: str) -> Iterator[_Answer]:
-    lines = delimited.lines_of(text, name, _COLUMNS)
+    lines = delimited.lines_of(text, name, (*_COLUMNS, *listings.FILE_COLUMNS))
     if not lines:
         return
     header = delimited.header_of(lines[0])
     if "sample_id" in header or "label" in header:
+        header = _with_ids(header)
         missing = [column for column in ("sample_id", "label") if column not in header]
         if missing:
             raise UserError(f"{name}: no column {missing[0]}; the columns are sample_id,label,annotator")
@@ -94,6 +108,26 @@ def _from_csv(text: str, name: str) -> Iterator[_Answer]:
         time, problem = _time(columns.cell(line, "labeled_at") or columns.cell(line, "updated_at"))
         problem = columns.problem(line) or problem
         yield _Answer(f"line {line.number}", columns.cell(line, "sample_id"), label, annotator, problem, time)
+
+
+def _with_ids(header: list[str]) -> list[str]:
+    """The names of the columns; where there is no sample_id, the file's name is one."""
+    file = next((column for column in listings.FILE_COLUMNS if column in header), None)
+    if "sample_id" in header or "annotation_id" in header:
+        return header
+    return ["sample_id" if column == file else column for column in header]
+
+
+def _from_lines(text: str, name: str) -> Iterator[_Answer]:
+    """An object a line, as in `metadata.jsonl`."""
+    for number, row in listings.lines_of_json(text, name):
+        sample_id, missing = listings.text_in(row, "sample_id", *listings.FILE_COLUMNS)
+        label, wrong = listings.text_in(row, "label")
+        annotator, odd = listings.text_in(row, "annotator")
+        time, late = _time(row.get("labeled_at") or row.get("updated_at"))
+        missing = missing or (None if sample_id else "no file_name")
+        problem = missing or wrong or odd or late
+        yield _Answer(f"line {number}", sample_id, label or None, annotator or None, problem, time)
 
 
 def _wrong(problem: str | None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -76,8 +77,7 @@ def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None =
     Requests that `inbox`, if given, has an answer for are left out.
     Raises UserError if the folder has something in it. Nothing is written where no request is open.
     """
-    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise UserError(f"{folder} is not an empty folder: name another one")
+    refuse_used(folder)
     if inbox is not None:
         events, _ = arrivals.read(inbox, arrivals.pending(inbox))
         pools, _ = apply_labels(pools, events, 0)
@@ -85,25 +85,38 @@ def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None =
     report = ExportReport(str(folder), len(requests), int((requests["purpose"] == "holdout").sum()))
     if requests.empty:
         return report
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex}.tmp")
-    try:
-        (temporary / "images").mkdir(parents=True)
-        files = _write_images(pools, data, requests, temporary)
+    with whole_folder(folder) as temporary:
+        files = write_images(pools, data, requests, temporary)
         _write_csv(files, temporary / "requests.csv")
         _write_tasks(files, temporary)
         _write_text(temporary / "label_config.xml", label_config(pools.classes))
         _write_text(temporary / "README.txt", _README.format(classes=", ".join(pools.classes)))
+    return report
+
+
+def refuse_used(folder: Path) -> None:
+    """Raises UserError unless the folder is new or empty."""
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise UserError(f"{folder} is not an empty folder: name another one")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `folder` at the end; nothing is left where that is not reached."""
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
         temporary.replace(folder.absolute())
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(folder.absolute().parent)
-    return report
 
 
-def _write_images(pools: Pools, data: Path, requests: pd.DataFrame, folder: Path) -> dict[str, str]:
-    """Write the requested images; returns their paths relative to the folder, by blind name, oldest requests first.
+def write_images(pools: Pools, data: Path, requests: pd.DataFrame, folder: Path) -> dict[str, str]:
+    """Write the requested images below `images/`; returns their paths, by blind name, oldest requests first.
 
     Neither the order in which files come nor their times tell how they lie in the pool, which is often class by class.
     """
@@ -111,6 +124,7 @@ def _write_images(pools: Pools, data: Path, requests: pd.DataFrame, folder: Path
     blind = blind_names(pools.catalog)
     unsorted = folder / ".unsorted"
     unsorted.mkdir()
+    (folder / "images").mkdir()
     files: dict[str, str] = {}
     for sample_id, content in track(encoded_many(data, rows), "export images", len(rows)):
         picture = without_metadata(content)

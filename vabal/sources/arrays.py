@@ -10,10 +10,11 @@ import numpy as np
 
 from vabal.errors import UserError
 from vabal.images.shards import png
+from vabal.labels.names import sample_id_of
 from vabal.settings.bounds import check_npz
 from vabal.settings.models import ImageSettings
 from vabal.sources import cifar
-from vabal.sources.base import Item, hint, sample_id_of
+from vabal.sources.base import Item, hint
 from vabal.sources.folder_names import Split
 
 # --- arrays -----------------------------------------------------------------------------------------------------------

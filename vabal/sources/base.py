@@ -1,7 +1,6 @@
 """What every kind of source yields: the same items, in the same order every time."""
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,7 +9,6 @@ from typing import Any, Protocol
 from vabal.errors import shown
 from vabal.settings.models import ImageSettings
 from vabal.sources.folder_names import Split
-from vabal.sources.folders import is_utf8
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,6 @@ def without_images(folders: Sequence[PurePosixPath], images: Sequence[PurePosixP
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
-
-
-def sample_id_of(path: str) -> str:
-    """A sample id from a relative path: without the extension, letters, digits and `._-` only."""
-    pure = PurePosixPath(unicodedata.normalize("NFC", shown(path) if not is_utf8(path) else path))
-    text = re.sub(r"[^\w.]+", "-", str(pure.with_suffix("")))
-    return text.strip("-.") or "image"
 
 
 def natural(names: set[str]) -> list[str]:

@@ -1,17 +1,18 @@
 """Sources that are image files in folders, with or without a table of labels."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Final
 
 from vabal.errors import UserError, shown, some
 from vabal.images import Unreadable, shape
 from vabal.images.shards import too_large
-from vabal.labels import delimited
+from vabal.labels import delimited, listings
+from vabal.labels.names import sample_id_of
 from vabal.settings.models import ImageSettings
 from vabal.sources import layouts
-from vabal.sources.base import Item, hint, natural, sample_id_of, without_images
+from vabal.sources.base import Item, hint, natural, without_images
 from vabal.sources.folders import class_name, looks_like_an_image, once, walk
 from vabal.sources.listing import Known, resolve
 
@@ -87,12 +88,12 @@ def files_below(root: Path) -> Files:
 
 
 class Folder(Files):
-    """A folder of images: labels from a `labels.csv` in it, else from its folders' names, else none.
+    """A folder of images: labels from a table in it, else from its folders' names, else none.
 
-    `labels.csv` has the columns path (or filename), label and, if wanted, group. Images that it leaves out, or whose
-    label is empty there, are unlabelled. How folders are read, `vabal.sources.layouts` decides, or the
-    user (`layout`). With `classes` given, only these names may occur, in this order; else a class without an image is
-    none.
+    The table (`labels.csv`, `metadata.jsonl` or `metadata.csv`) has path (or file_name), label and, if wanted, group.
+    Images that it leaves out, or whose label is empty there, are unlabelled. How folders are read,
+    `vabal.sources.layouts` decides, or the user (`layout`). With `classes` given, only these names may occur, in this
+    order; else a class without an image is none.
     Raises UserError if the folder is missing or empty, if its labels contradict each other or `classes`, or if it is
     ambiguous what its folders mean.
     """
@@ -103,8 +104,9 @@ class Folder(Files):
         found = walk(root)
         self.given = classes is not None
         chosen = tuple(map(class_name, classes)) if classes else None
-        listing = None if _is_by_folders(layout) else _listing_of(shown(root), found.paths, layout)
-        files = [file for file in found.files if file.path != listing]
+        listing = None if _is_by_folders(layout) else _listing_of(root, found.paths, layout)
+        tables = set() if listing is None else {listing, *map(PurePosixPath, listings.TABLES)}
+        files = [file for file in found.files if file.path not in tables]
         images = [file.path for file in files if looks_like_an_image(root / file.path)]
         place, about = shown(root), [] if listing is None else [f"labels come from {listing}"]
         if listing is None:
@@ -148,19 +150,32 @@ class Folder(Files):
         self.unreadable += self._missing
 
 
-def _listing_of(root: str, paths: Sequence[PurePosixPath], layout: str | None) -> PurePosixPath | None:
-    """The table of labels on top. Raises UserError for two of them, or one further down where no layout is chosen."""
-    tables = [path for path in paths if path.name.lower() == "labels.csv"]
-    on_top = [path for path in tables if len(path.parts) == 1]
-    if len(on_top) > 1:
-        raise UserError(f"{root}: {some(list(map(str, on_top)))}: keep one of them")
-    if tables and not on_top and layout is None:
-        place = shown(tables[0].parent)
-        raise UserError(
-            f"{root}: {shown(tables[0])} is read only on top: name {root}/{place} as the source, or say by --layout "
-            f"{layouts.CLASS_FOLDERS} that folders are classes"
-        )
-    return on_top[0] if on_top else None
+def _listing_of(root: Path, paths: Sequence[PurePosixPath], layout: str | None) -> PurePosixPath | None:
+    """The table of labels on top. Raises UserError for two of them, or one further down where no layout is chosen.
+
+    Tables of Hugging Face's that hold no label (captions, boxes) are none.
+    """
+    for table in listings.TABLES:
+        tables = [path for path in paths if path.name.lower() == table]
+        if table != listings.TABLES[0]:
+            tables = [path for path in tables if _holds_labels(root / path)]
+        on_top = [path for path in tables if len(path.parts) == 1]
+        if len(on_top) > 1:
+            raise UserError(f"{shown(root)}: {some(list(map(str, on_top)))}: keep one of them")
+        if tables and not on_top and layout is None:
+            place = shown(tables[0].parent)
+            raise UserError(
+                f"{shown(root)}: {shown(tables[0])} is read only on top: name {shown(root)}/{place} as the source, or "
+                f"say by --layout {layouts.CLASS_FOLDERS} that folders are classes"
+            )
+        if on_top:
+            return on_top[0]
+    return None
+
+
+def _holds_labels(table: Path) -> bool:
+    with table.open("rb") as file:
+        return re.search(rb'(^|[,;\t"])label($|[,;\t"\r\n])', file.readline(1 << 16)) is not None
 
 
 def _as_listed(listed: Known, by_folders: Known) -> Known:
@@ -183,32 +198,44 @@ def _classes(root: str, labels: Sequence[str | None], given: tuple[str, ...] | N
 
 
 def _read_listing(path: Path) -> dict[PurePosixPath, Known]:
-    """Label and group of every path that a labels.csv names."""
-    name = str(path)
-    lines = delimited.lines_of(delimited.text_of(_content(path), name), name, (*_PATH_COLUMNS, "label", "group"))
-    header = delimited.header_of(lines[0]) if lines else []
-    where = next((column for column in _PATH_COLUMNS if column in header), None)
-    if where is None or "label" not in header:
-        found = ", ".join(header) or "nothing"
-        raise UserError(f"{path}: the first line must name the columns path and label, found {found}")
-    columns = delimited.Columns.of(header, (where, "label", "group"), (where, "label", "group"), name)
+    """Label and group of every path that a table of labels names."""
     listed: dict[PurePosixPath, Known] = {}
-    for line in lines[1:]:
-        at = f"{path}: line {line.number}"
-        problem = columns.problem(line)
+    rows = _rows_of_json if path.suffix.lower() == ".jsonl" else _rows_of_csv
+    for number, said, values, problem in rows(path):
+        at = f"{path}: line {number}"
         if problem is not None:
             raise UserError(f"{at}: {problem}")
-        said = columns.cell(line, where)
         place = PurePosixPath(said.replace("\\", "/"))
         if not said:
             raise UserError(f"{at}: {said!r} is no path below this folder")
-        values = Known(columns.cell(line, "label") or None, columns.cell(line, "group") or None)
         if listed.setdefault(place, values) != values:
             raise UserError(f"{at}: {place} stands there twice, with different values")
     return listed
 
 
-_PATH_COLUMNS: Final = ("path", "filename", "file", "image")
+_Row = tuple[int, str, Known, str | None]  # the line, the path, what is known of it, what is wrong
+
+
+def _rows_of_csv(path: Path) -> Iterator[_Row]:
+    name, wanted = str(path), (*listings.FILE_COLUMNS, "label", "group")
+    lines = delimited.lines_of(delimited.text_of(_content(path), name), name, wanted)
+    header = delimited.header_of(lines[0]) if lines else []
+    where = next((column for column in listings.FILE_COLUMNS if column in header), None)
+    if where is None or "label" not in header:
+        found = ", ".join(header) or "nothing"
+        raise UserError(f"{path}: the first line must name the columns path and label, found {found}")
+    columns = delimited.Columns.of(header, (where, "label", "group"), (where, "label", "group"), name)
+    for line in lines[1:]:
+        values = Known(columns.cell(line, "label") or None, columns.cell(line, "group") or None)
+        yield line.number, columns.cell(line, where), values, columns.problem(line)
+
+
+def _rows_of_json(path: Path) -> Iterator[_Row]:
+    for number, row in listings.lines_of_json(delimited.text_of(_content(path), str(path)), str(path)):
+        said, missing = listings.text_in(row, *listings.FILE_COLUMNS)
+        label, wrong = listings.text_in(row, "label")
+        group, odd = listings.text_in(row, "group")
+        yield number, said, Known(label or None, group or None), missing or wrong or odd
 
 
 def _content(path: Path) -> bytes:

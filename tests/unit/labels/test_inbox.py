@@ -109,7 +109,7 @@ def test_every_wrong_line_is_told_and_beyond_ten_they_are_counted(tmp_path: Path
         (b"id,label\nb,cat\n", "no column sample_id"),
         (b"just some text\n", "must name the columns"),
         (b"\xff\xd8\xff\xe0 a photograph", "not a text file in UTF-8"),
-        (b'{"tasks": []}', "a list of tasks"),
+        (b'{"tasks": []}', "line 1: no file_name"),
         (b"[{]", "not valid JSON"),
         (b"[]", "no labels in it"),
     ],

@@ -19,9 +19,9 @@ from tests.support.small_sources import build
 from vabal import pools, sources
 from vabal.benchmark import cells
 from vabal.errors import UserError, shown
+from vabal.labels.names import sample_id_of
 from vabal.settings.models import ImageSettings, Params
 from vabal.sources import ingestion, open_source
-from vabal.sources.base import sample_id_of
 from vabal.sources.files import Folder
 from vabal.sources.folders import class_name, walk
 from vabal.sources.layouts import LAYOUTS

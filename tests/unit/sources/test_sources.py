@@ -15,9 +15,10 @@ from tests.support.small_pools import file_of, picture
 from tests.support.small_sources import build
 from vabal import images, pools, sources
 from vabal.errors import UserError
+from vabal.labels.names import sample_id_of
 from vabal.settings.models import ImageSettings, Params
 from vabal.sources import Imbalance, cifar, open_source
-from vabal.sources.base import Item, Source, natural, sample_id_of
+from vabal.sources.base import Item, Source, natural
 
 
 def class_folders(root: Path, **counts: int) -> Path:
