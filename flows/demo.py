@@ -26,7 +26,7 @@ ROUNDS = 3
 # What lies in the demo's folder when it ends or is stopped: only such a folder is removed for the next one.
 MADE = {
     *(".vabal", ".git", ".dvc", ".dvcignore", ".gitignore", ".gitattributes", "params.yaml", "data", "data.dvc"),
-    *("inbox", "quarantine", "requests", "promotions.jsonl", "mlruns"),
+    *("inbox", "quarantine", "requests", "reports", "promotions.jsonl", "mlruns"),
 }
 # Everything else is as `vabal init` chooses it; it tries no turned views, which see each image eight times.
 SETTINGS = ("selection.budget=100", "backbone.views=plain")
@@ -72,6 +72,7 @@ def main() -> int:
         demo.say("promote", may_refuse=True)  # the gate may hold the newest version back: an answer, not an error
         demo.say("audit")
         demo.say("audit", "--verify")
+        demo.say("report")
         _show_progress(demo)
         _say_where_to_look(demo)
     except subprocess.CalledProcessError as error:
@@ -81,7 +82,8 @@ def main() -> int:
         return 1
     finally:
         demo.say("down")
-    console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
+    page = os.path.relpath(Workspace(demo.root).report(ROUNDS))
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s. For a browser: {page}", soft_wrap=True)
     return 0
 
 

@@ -103,6 +103,10 @@ class Workspace:
     def fingerprints(self) -> Path:
         return self.state / "fingerprints"
 
+    def report(self, number: int) -> Path:
+        """The page of a round; git ignores its folder, for it can be made again."""
+        return self.root / "reports" / f"{number:04d}.html"
+
     def params(self, overrides: dict[str, Any] | None = None) -> "Params":
         from vabal.settings.params import load as load_params  # noqa: PLC0415 -- most of what a command would import
 

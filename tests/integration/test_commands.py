@@ -29,6 +29,7 @@ from workspaces import (
     write_labels,
 )
 
+from tests.support.repositories import git
 from vabal import pools
 from vabal.adapters.orchestration import Server
 from vabal.cli import promotion
@@ -140,6 +141,20 @@ def test_show_writes_the_images_own_bytes(nights: TwoNights, tmp_path: Path) -> 
     assert target.read_bytes() == picture(2)
 
 
+def test_a_round_has_its_page_which_is_made_again_and_shown(nights: TwoNights, stack: RunningStack) -> None:
+    pages = [nights.root / "reports" / f"{number:04d}.html" for number in (1, 2)]
+    assert all("train-classifier" in page.read_text() for page in pages)
+    assert git(nights.root, "status", "--porcelain", "--", "reports") == ""
+    assert done(call(nights.root, "open", "1")).out == f"{pages[0]}\n"
+    pages[1].unlink()
+    assert ask(nights.root, "status")["page"] is None
+    for command in ("report", "open"):
+        assert done(call(nights.root, command)).out == f"{pages[1]}\n"
+    assert ask(nights.root, "status")["page"] == str(pages[1])
+    assert "train-classifier" in pages[1].read_text()  # whose seconds Prefect knows
+    assert "no round 9" in call(nights.root, "report", "9").err
+
+
 def test_status_tells_the_services_of_a_workspace(nights: TwoNights, stack: RunningStack) -> None:
     assert {row["state"] for row in ask(stack.root, "status")["services"]} == {"running"}
     assert {row["state"] for row in ask(nights.root, "status")["services"]} == {"stopped"}
@@ -171,6 +186,9 @@ def test_mlflow_has_one_finished_run_a_round_with_all_that_belongs_to_it(
         assert [item.path for item in client.list_artifacts(night.info.run_id, "selection")] == [
             "selection/selection.parquet"
         ]
+        assert [item.path for item in client.list_artifacts(night.info.run_id, "report")] == [
+            f"report/{int(number):04d}.html"
+        ]
     challenger = client.get_model_version_by_alias(f"{nights.name}-vabal-classifier", "challenger")
     assert challenger.version == "2"
 
@@ -182,6 +200,7 @@ def test_prefect_has_an_artifact_a_round_with_its_picks_and_links(nights: TwoNig
     [artifact] = [item for item in artifacts if item["key"] == "round-0001"]
     assert all(sample_id in artifact["data"] for sample_id in picked_ids(nights.root, 1))
     assert "[MLflow run](" in artifact["data"]
+    assert "/artifacts/report/0001.html)" in artifact["data"]
     state = server.call("GET", f"/flow_runs/{run_id}")["state"]
     assert (state["name"], state["type"]) == ("Published", "COMPLETED")
 

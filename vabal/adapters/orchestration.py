@@ -31,6 +31,22 @@ class Absent(Unavailable):
     """Nobody listens at the server's address."""
 
 
+def step_seconds(flow_run_id: str | None) -> dict[str, float] | None:
+    """What each step of a round took in that flow run, by the name of its task; None where no server knows, soon."""
+    if flow_run_id is None:
+        return None
+    try:
+        runs = Server.from_environment().task_runs(flow_run_id, within=limits.glance())
+    except (Unavailable, LookupError):
+        return None
+    seconds: dict[str, float] = {}
+    for run in runs:
+        if run.get("end_time"):
+            step = str(run["name"]).partition(" ")[0]
+            seconds[step] = seconds.get(step, 0.0) + float(run["total_run_time"])
+    return seconds or None
+
+
 @dataclass(frozen=True)
 class Settled:
     """What `settle` did: flow runs marked as crashed, and missed nights that a newer one stands in for."""
@@ -178,6 +194,16 @@ class Server:
             found += page
             if len(page) < PAGE:
                 return found
+
+    def task_runs(self, flow_run_id: str, *, within: float | None = None) -> list[dict[str, Any]]:
+        """The runs of a flow run's tasks, in the order in which they were expected to start; 200 at most."""
+        body = {
+            "flow_runs": {"id": {"any_": [flow_run_id]}},
+            "sort": "EXPECTED_START_TIME_ASC",
+            "limit": PAGE,
+        }
+        found: list[dict[str, Any]] = self.call("POST", "/task_runs/filter", body, within=within)
+        return found
 
     def force_state(self, flow_run_id: str, kind: str, name: str, message: str) -> None:
         """Set a flow run's state whatever it was before; the deployment's concurrency slot is given back."""

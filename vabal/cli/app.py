@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vabal.cli import audit, benchmark, chosen, labels, learning, promotion, rounds, settings, stack, workspace
+from vabal.cli import audit, benchmark, chosen, labels, learning, pages, promotion, rounds, settings, stack, workspace
 from vabal.errors import UserError, missing_extra, os_error_line
 
 # Objects between two looks for cycles. What imports make stays, and looking every 700 objects, as Python does, costs a
@@ -43,6 +43,7 @@ app = typer.Typer(
 for command in (
     *(workspace.init, workspace.ingest, stack.up, stack.down, stack.status),
     *(rounds.round_, rounds.abandon, rounds.deploy),
+    *(pages.report, pages.open_),
     *(audit.audit, rounds.checkout, audit.replay, stack.env, audit.show),
     *(promotion.promote, promotion.rollback, benchmark.bench, learning.pretrain),
 ):

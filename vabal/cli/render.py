@@ -322,7 +322,7 @@ def show_status(services: Sequence[Mapping[str, Any]], folder: Path, *, as_json:
     for row in services:
         if row["state"] != "running" and row["pid"] is not None:
             console.print(Text(f"{row['service']} is {row['state']}: see {row['log']}"))
-    for name in ("workspace", "round", "inbox"):
+    for name in ("workspace", "round", "page", "inbox"):
         if books[name] is not None:
             console.print(Text(f"{name}: {_in_words(books[name])}"))
 
@@ -333,7 +333,7 @@ def _books(folder: Path) -> dict[str, Any]:
     from vabal.labels import arrivals
     from vabal.workspace import Workspace
 
-    books: dict[str, Any] = {"workspace": None, "round": None, "inbox": None}
+    books: dict[str, Any] = {"workspace": None, "round": None, "page": None, "inbox": None}
     try:
         place = Workspace.find(folder)
         books["workspace"] = str(place.root)
@@ -342,6 +342,8 @@ def _books(folder: Path) -> dict[str, Any]:
     except UserError:
         return books  # no workspace here, or no round yet
     books["round"] = {"round": newest.round, "strategy": newest.strategy, **newest.counts}
+    page = place.report(newest.round)
+    books["page"] = str(page) if page.is_file() else None
     return books
 
 

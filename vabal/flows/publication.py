@@ -1,5 +1,6 @@
 """The end of a round: published and told to MLflow and Prefect, or withdrawn."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect.artifacts import create_markdown_artifact
@@ -11,6 +12,7 @@ from vabal.adapters import storage
 from vabal.adapters.versioning import Versioning
 from vabal.errors import UserError
 from vabal.flows.context import tracking_of
+from vabal.flows.report import keep_report
 from vabal.promotion import registry
 from vabal.promotion.registered import OtherBytes, require_recorded_bytes
 from vabal.rounds import Plan, tag_name, withdrawal, words
@@ -47,9 +49,10 @@ def carry_out(workspace: Workspace, params: Params) -> Plan:
             storage.Anchor(params.audit.anchor, params.audit.anchor_years).write(tag_name(plan.round), head)
         if plan.after.get("version"):
             _make_challenger(workspace, tracking, plan.after["version"])
+        page = keep_report(workspace, plan, tracking, flow_run.id)
         if plan.after.get("run"):
             tracking.close(plan.after["run"])
-        _show_picks(workspace, plan, tracking)
+        _show_picks(workspace, plan, tracking, page)
 
     plan = rounds.carry_out(workspace, Versioning(workspace.root, sign=params.audit.sign), finish)
     if plan is None:
@@ -67,14 +70,16 @@ def _make_challenger(workspace: Workspace, tracking: "Tracking", version: str) -
     tracking.set_alias(registry.CHALLENGER, version)
 
 
-def _show_picks(workspace: Workspace, plan: Plan, tracking: "Tracking") -> None:
-    """A Prefect artifact a round: the picks, and links to MLflow."""
+def _show_picks(workspace: Workspace, plan: Plan, tracking: "Tracking", page: str | None) -> None:
+    """A Prefect artifact a round: the picks, and links to MLflow and the round's page."""
     if flow_run.id is None:
         return
     links = {}
     if plan.after.get("run"):
+        run = tracking.run_url(plan.after["run"])
         links = {
-            "MLflow run": tracking.run_url(plan.after["run"]),
+            **({"the round's page": f"{run}/artifacts/report/{Path(page).name}"} if page else {}),
+            "MLflow run": run,
             "model version": tracking.version_url(plan.after["version"]),
         }
     create_markdown_artifact(

@@ -6,7 +6,7 @@ from vabal._lazy import members
 
 if TYPE_CHECKING:
     from vabal.images.decoded import DecodedShards
-    from vabal.images.decoding import Unreadable, decode, probe, read, shape
+    from vabal.images.decoding import Unreadable, decode, probe, read, shape, thumbnail
     from vabal.images.shards import encoded, encoded_many, write_shards
     from vabal.images.unreadable import note_left_out, quarantine, safe_name
 
@@ -22,6 +22,7 @@ __all__ = [
     "read",
     "safe_name",
     "shape",
+    "thumbnail",
     "write_shards",
 ]
 
@@ -35,6 +36,7 @@ __getattr__ = members(
             "probe",
             "read",
             "shape",
+            "thumbnail",
         ),
         "shards": (
             "encoded",

@@ -173,6 +173,19 @@ def for_browser(data: bytes, bit_depth: BitDepth = "auto") -> tuple[str, bytes]:
         return "image/png", png(np.asarray(upright, dtype=np.uint8))
 
 
+def thumbnail(data: bytes, side: int, bit_depth: BitDepth = "auto") -> Image.Image:
+    """The upright image, in mode L or RGB, shrunk to at most `side` pixels a side; a smaller one as it is.
+
+    Raises Unreadable. A JPEG is read at no more than the size that this takes, and not to its end.
+    """
+    with _opened(data) as image:
+        image.draft(None, (2 * side, 2 * side))
+        upright, _ = _grey_or_colour(image, data, bit_depth, check=False)
+        small = upright.copy() if upright is image else upright
+        small.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        return small
+
+
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """The opened image. Everything that goes wrong with it inside the block becomes Unreadable."""

@@ -164,6 +164,10 @@ class EmbeddedShards:
 
         return self.embedder.kept(self._shards.content(shard), self.rows(shard), images)
 
+    def has(self, shard: str) -> bool:
+        """Whether the shard's embeddings are there: nothing need be computed for them."""
+        return (self.embedder.cache / f"{self._shards.content(shard)}-{self.embedder.key}.npy").exists()
+
     def batches(self, shard: str, batch_size: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (first row, embeddings_N_E) over the whole shard in row order."""
         yield from row_batches(self.embed(shard), batch_size)

@@ -114,7 +114,7 @@ def curves(
                 va="center_baseline", bbox={"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
             )  # fmt: skip
         axes.margins(x=0.02, y=0.04)
-        axes.set_xlabel("labels")
+        axes.set_xlabel("labelled images")
         axes.set_ylabel(ylabel)
         ticks = drawn[0].labeled
         axes.set_xticks(ticks if len(ticks) <= 8 else ticks[:: -(-len(ticks) // 8)])
@@ -259,7 +259,7 @@ def class_scatter(
         axes.set_ylim(max(-2.0, limits[2] - 5), min(limits[3] + 6, 105))
         if len(classes) <= MOST_NAMED_CLASSES:
             _name_points(axes, known)
-        axes.set_xlabel("labels of the class")
+        axes.set_xlabel("labelled images of the class")
         axes.set_ylabel("recall, %")
         plain(axes, grid="both")
         return done()

@@ -41,6 +41,8 @@ def _against_baseline(name: str, baseline: str, found: StrategyOverall) -> str:
     if gap.low is None:
         return f"{first}; one pair gives no interval."
     first += f" (95 % interval {interval(gap.low, gap.high)})"
+    if gap.high is not None and gap.low <= 0 <= gap.high:
+        first += ", not distinguishable from it"
     if many == 1:
         return f"{first}."
     above, below = found.settings_above, found.settings_below
@@ -53,7 +55,11 @@ def _told_apart(summary: Summary) -> str:
     if not rivals:
         return ""
     said = []
-    for verdict, words in (("ahead", "ahead of"), ("behind", "behind"), ("not distinguishable", "not told apart from")):
+    for verdict, words in (
+        ("ahead", "ahead of"),
+        ("behind", "behind"),
+        ("not distinguishable", "not distinguishable from"),
+    ):
         found = [item.strategy for item in rivals if item.verdict == verdict]
         if found:
             named = f" ({', '.join(found)})" if len(found) <= _MOST_NAMED else ""

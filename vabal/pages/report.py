@@ -4,18 +4,13 @@ Everything shown derives from the cells and their summary (`vabal.benchmark.summ
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from vabal.benchmark.summary import Summary
 from vabal.files import write_bytes
 from vabal.pages.headline import headline, unfinished
-
-_TEMPLATES = Path(__file__).parent / "templates"
+from vabal.pages.rendering import render
 
 
 def write(
@@ -39,33 +34,13 @@ def page(cells: Sequence[Mapping[str, Any]], summary: Summary, *, title: str, ab
     from vabal.pages.sections import Sections  # noqa: PLC0415 -- matplotlib is no part of the core
 
     made = Sections(cells, summary)
-    figures, tables = count(1), count(1)
-    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            title=title,
-            style=Markup(style),  # noqa: S704 -- a file of this package
-            headline=headline(summary),
-            unfinished=unfinished(summary),
-            caveats={setting.source: setting.caveat for setting in summary.settings if setting.caveat},
-            about=about,
-            setup=made.setup(),
-            sections=made.all(),
-            next_figure=lambda: next(figures),
-            next_table=lambda: next(tables),
-        )
-    )
-
-
-def _environment() -> Environment:
-    """Everything is escaped but what is `Markup`: drawings and the style."""
-    return Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    return render(
+        "report.html.j2",
+        title=title,
+        headline=headline(summary),
+        unfinished=unfinished(summary),
+        caveats={setting.source: setting.caveat for setting in summary.settings if setting.caveat},
+        about=about,
+        setup=made.setup(),
+        sections=made.all(),
     )

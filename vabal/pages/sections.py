@@ -1,7 +1,6 @@
 """The sections of a benchmark's report, each as blocks (headings, figures, tables) that the template writes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from markupsafe import Markup
 from vabal.benchmark.curves import baseline_of
 from vabal.benchmark.summary import Gap, Setting, StrategyInSetting, Summary
 from vabal.pages import figures, tables
+from vabal.pages.blocks import Block, Figure, Heading, Method, Panel, Picks, Section, Strip, Tables
 from vabal.pages.headline import counted, family
 from vabal.pages.tables import Roles
 from vabal.statistics import MAIN
@@ -32,71 +32,6 @@ RULES = {
     "rank": "Mean rank",
     "pooled": "Over all settings",
 }
-
-
-@dataclass(frozen=True)
-class Heading:
-    kind = "heading"
-    text: str
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A drawing below its heading."""
-
-    heading: str
-    drawing: Markup
-    note: str = ""  # beside the heading
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Drawings side by side where there is room; small ones with `minis`."""
-
-    kind = "figure"
-    panels: Sequence[Panel]
-    caption: str
-    layout: str = "panels"
-
-
-@dataclass(frozen=True)
-class Strip:
-    """A strategy's first picks: each with label, predicted_class, png and frame."""
-
-    strategy: str
-    picks: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Picks:
-    kind = "picks"
-    strips: Sequence[Strip]
-    caption: str
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Tables side by side."""
-
-    kind = "tables"
-    tables: Sequence[tables.Table]
-
-
-@dataclass(frozen=True)
-class Method:
-    kind = "method"
-    rules: Sequence[tuple[str, str]]
-    cells: int
-
-
-Block = Heading | Figure | Picks | tables.Table | Tables | Method
-
-
-@dataclass(frozen=True)
-class Section:
-    anchor: str
-    heading: str
-    blocks: Sequence[Block]
 
 
 class Sections:
@@ -223,7 +158,7 @@ class Sections:
         return figures.curves(
             [figures.curve(name, per_round) for name, per_round in gaps],
             self.looks,
-            ylabel="percentage points",
+            ylabel=f"difference to {figures.short(self.baseline)}, percentage points",
             label=f"Matched differences round by round, {setting.name}. In the last round: {last}",
             prefix=self._prefix(),
             levels={"": 0.0},

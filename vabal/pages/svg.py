@@ -1,6 +1,6 @@
 """An inline SVG that follows the page's light or dark theme.
 
-matplotlib draws with stand-in colours, one a role; they become CSS variables of the page (`report.css` holds them).
+matplotlib draws with stand-in colours, one a role; they become CSS variables of the page (`page.css` holds them).
 Letters stay letters, so that the page's fonts apply and a name can be searched. The same numbers give the same bytes.
 """
 

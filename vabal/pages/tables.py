@@ -27,11 +27,12 @@ Item = TypeVar("Item", StrategyInSetting, StrategyOverall, Rival)
 
 @dataclass(frozen=True)
 class Cell:
-    """Its text, and what stands beside that in small letters."""
+    """Its text, what stands beside that in small letters, and a share that is drawn as a bar."""
 
     text: str
     beside: str = ""
     best: bool = False
+    share: float | None = None
 
 
 @dataclass(frozen=True)

@@ -803,7 +803,7 @@ def test_status_outside_a_workspace_tells_of_the_services_alone(
 ) -> None:
     render.show_status(SERVICES, tmp_path, as_json=True)
     told = json.loads(capsys.readouterr().out)
-    assert told == {"services": SERVICES, "workspace": None, "round": None, "inbox": None}
+    assert told == {"services": SERVICES, "workspace": None, "round": None, "page": None, "inbox": None}
 
 
 def test_a_report_says_in_words_whether_the_record_is_intact(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:

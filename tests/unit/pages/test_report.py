@@ -3,7 +3,6 @@ import io
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.support.documents import Document
 from tests.support.small_cells import cell, grid
 from vabal.benchmark.comparison import summarise
 from vabal.errors import missing_extra
@@ -19,37 +19,6 @@ from vabal.pages.headline import headline
 
 NAMES = ("vabal", "vabal-paper", "random", "margin", "balanced:entropy")
 ABOUT = {"command": "vabal bench --source digits", "settings": {"rounds": 3, "list": [1, 2]}, "code": ["abc"]}
-VOID = {"meta", "img", "br"}
-
-
-class Document(HTMLParser):
-    """Text and elements of a page; fails where a tag is closed that is not the innermost open one."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def page_of(cells: list[dict[str, Any]], title: str = "A comparison", about: dict[str, Any] | None = None) -> str:
@@ -228,6 +197,23 @@ def test_a_gain_is_said_with_its_interval_and_the_closest_rival() -> None:
         "No rival's mean is higher; the closest, margin, is 1.00 points lower. "
         "Of 1 rival it is, after Holm's correction, ahead of 1 (random)."  # margin's seeds are all alike: no test
     )
+
+
+def test_a_gain_that_may_be_chance_is_said_to_be_not_distinguishable() -> None:
+    values = [(0.6, 0.5), (0.5, 0.6), (0.62, 0.6)]
+    cells = [
+        cell([0.5, value], strategy=name, seed=seed)
+        for seed, pair in enumerate(values)
+        for name, value in zip(("vabal", "random"), pair, strict=True)
+    ]
+    said = headline(summarise(cells))
+    assert "], not distinguishable from it." in said.replace(")", "")
+    assert "not distinguishable from 1 (random)" in said
+
+
+def test_axes_say_what_they_count(page: str) -> None:
+    for words in ("labelled images", "balanced accuracy, %", "difference to random, percentage points"):
+        assert words in page
 
 
 def test_a_loss_is_said_as_plainly() -> None:
