@@ -46,10 +46,12 @@ def blocks(night: Night, known: Known) -> list[Block]:
 
 def _said(night: Night, known: Known) -> str:
     grouped = "Grouped by what the classifier predicts, each group by rank." if night.predicted else "By rank."
-    return (
-        f"{grouped} A distance is {known.looks.measure}: 0 is the same, 1 as good as unrelated. The small picture is "
-        "the labelled image that is nearest."
-    )
+    if not known.looks.picks and not known.looks.labeled:
+        return grouped
+    scale = f"; {100 * reasons.FAR:.0f} % of all pairs of picks lie closer than {known.looks.far:.2f}"
+    beside = " The small picture is the labelled image that is nearest." if known.looks.labeled else ""
+    told = f"A distance is {known.looks.measure}: 0 is the same{scale if known.looks.picks else ''}."
+    return f"{grouped} {told}{beside}"
 
 
 def _heading(name: str, count: int) -> str:

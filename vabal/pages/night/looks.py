@@ -28,7 +28,7 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Nearest:
-    """Of one pick: which is the nearest, and how far; `far` by `reasons.far`."""
+    """Of one pick: which is the nearest, how far, and whether that is far."""
 
     sample: str
     distance: float
@@ -37,11 +37,16 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Looks:
-    """The nearest of each pick, by sample id; empty where there is none. `measure` says what a distance is."""
+    """The nearest of each pick, by sample id; empty where there is none. `measure` says what a distance is, `far` from
+    where on it is far (`reasons.far`)."""
 
     measure: str
     picks: dict[str, Nearest]
     labeled: dict[str, Nearest]
+    far: float
+
+
+NONE: Final = Looks(PIXELS, {}, {}, float("inf"))  # of pictures that were not compared
 
 
 def looks(place: Workspace, params: Params, picks: pd.DataFrame, labeled: pd.DataFrame) -> Looks:
@@ -49,7 +54,7 @@ def looks(place: Workspace, params: Params, picks: pd.DataFrame, labeled: pd.Dat
     labeled = labeled.iloc[:MOST_LABELED]
     rows = pd.concat([picks, labeled], ignore_index=True)
     if not len(picks):
-        return Looks(PIXELS, {}, {})
+        return NONE
     shards = images.DecodedShards(
         place.data,
         place.decoded,
@@ -71,7 +76,8 @@ def _nearest(picks: Sequence[str], labeled: Sequence[str], unit_M_D: Vectors, me
     limit = reasons.far(pairs)
     np.fill_diagonal(apart_N_N, np.inf)
     others = _of(picks, picks, apart_N_N, limit) if len(picks) > 1 else {}
-    return Looks(measure, others, _of(picks, labeled, _apart(unit_N_D, unit_L_D), limit) if labeled else {})
+    near = _of(picks, labeled, _apart(unit_N_D, unit_L_D), limit) if labeled else {}
+    return Looks(measure, others, near, limit)
 
 
 def _of(

@@ -12,7 +12,7 @@ from vabal.files import write_bytes
 from vabal.pages.blocks import Block, Commands, Section, Text
 from vabal.pages.headline import counted
 from vabal.pages.night import changes, gallery, judged, reasons
-from vabal.pages.night.looks import PIXELS, Looks, looks
+from vabal.pages.night.looks import NONE, Looks, looks
 from vabal.pages.night.record import Night, read
 from vabal.pages.pictures import Picture, pictures
 from vabal.pages.rendering import render
@@ -85,7 +85,7 @@ class _Page:
             return looks(self.place, self.params, self._rows(shown), self._rows(self.label_of))
         except UserError as error:
             self.notes.append(f"Pictures were not compared: {error}.")
-            return Looks(PIXELS, {}, {})
+            return NONE
 
     def _pictures(self) -> dict[str, Picture]:
         uses: dict[str, int] = {}
