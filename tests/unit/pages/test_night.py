@@ -19,7 +19,7 @@ from vabal.errors import UserError
 from vabal.flows import report as report_flow
 from vabal.images import write_shards
 from vabal.pages import night
-from vabal.pages.blocks import Card, Commands, Fact, Gallery, Group, Pictured, Pictures, Section, Text
+from vabal.pages.blocks import Block, Card, Commands, Fact, Gallery, Group, Pictured, Pictures, Section, Text
 from vabal.pages.night import changes, judged, looks, reasons
 from vabal.pages.night.record import read
 from vabal.pages.pictures import Picture, pictures
@@ -123,7 +123,7 @@ HOSTILE = "<script>alert('1')</script>\"><u onload=x>"
 def test_hostile_names_are_shown_and_do_nothing() -> None:
     image = Picture("", "data:image/png;base64,AAAA", 1, 1).saying(HOSTILE)
     card = Card(HOSTILE, HOSTILE, image, HOSTILE, [Fact(HOSTILE, HOSTILE)], {"rank": 1}, image, HOSTILE)
-    kinds = [
+    kinds: list[Block] = [
         Gallery([Group(HOSTILE, [card])], {"rank": HOSTILE}),
         Pictures([Pictured(Picture(HOSTILE), [HOSTILE])], HOSTILE),
         Text([HOSTILE]),
