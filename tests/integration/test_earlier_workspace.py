@@ -76,6 +76,15 @@ def test_an_earlier_workspace_shows_its_images(root: Path, tmp_path: Path) -> No
     assert hashlib.sha256((tmp_path / "late.png").read_bytes()).hexdigest() == late["sha256"]
 
 
+@pytest.mark.parametrize("number", ["1", "2", "3"])
+def test_an_earlier_workspaces_rounds_have_pages(root: Path, number: str) -> None:
+    page = Path(done(call(root, "report", number)).out.strip()).read_text()
+    assert page.count('<div class="images">') == len(
+        pd.read_parquet(root / f"data/rounds/000{number}/selection.parquet")
+    )
+    assert "Learning curve of the real rounds" in page
+
+
 @pytest.mark.parametrize("name", ["labeled.parquet", "rounds/0002/candidates.parquet", "images/pool-0000.parquet"])
 def test_one_changed_byte_in_an_earlier_workspace_is_found_and_its_file_named(tmp_path: Path, name: str) -> None:
     root = unpack(tmp_path)

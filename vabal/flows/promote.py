@@ -1,8 +1,9 @@
 """Promotion and rollback: wires workspace, registry and git to `vabal.promotion`, for people and for Prefect."""
 
 import getpass
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from prefect.states import Completed
 
 from vabal.adapters import storage
 from vabal.adapters.versioning import Versioning
+from vabal.errors import UserError
+from vabal.flows.context import tracking_of
 from vabal.flows.logs import one_line_for_user_errors
+from vabal.flows.report import keep_report
 from vabal.promotion import champion
+from vabal.promotion.record import Entry, read_record
 from vabal.promotion.registry import NotPromoted, Outcome, PromotionContext
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
@@ -26,12 +31,25 @@ A_ROUND_MAY_STILL_RUN_S = 6 * 3600.0
 def promote(workspace: Workspace, version: str | None = None, *, wait: float = 0.0) -> Outcome:
     """Make `version` (default: the challenger) champion if the gate holds. Raises NotPromoted with the failed numbers.
 
+    The page of the round that made it tells of the decision.
+
     Raises Unavailable if MLflow is away, UserError if the workspace is still in use after `wait` seconds.
     """
     params = workspace.params()
     with _office(workspace, params, "vabal promote", wait) as office:
-        now = datetime.now(UTC)
-        return champion.promote(office, workspace.data, params.promotion, now=now, version=version)
+        before = _decided(workspace)
+        try:
+            return champion.promote(office, workspace.data, params.promotion, now=datetime.now(UTC), version=version)
+        finally:
+            for entry in _decided(workspace)[len(before) :]:
+                keep_report(workspace, entry.round, tracking_of(params), logging.getLogger(__name__).warning)
+
+
+def _decided(workspace: Workspace) -> tuple[Entry, ...]:
+    """Every decision; none where the record cannot be read, which `champion.promote` tells of."""
+    with suppress(UserError):
+        return read_record(workspace.root)
+    return ()
 
 
 def rollback(workspace: Workspace, *, wait: float = 0.0) -> Outcome:

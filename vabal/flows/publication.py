@@ -49,7 +49,7 @@ def carry_out(workspace: Workspace, params: Params) -> Plan:
             storage.Anchor(params.audit.anchor, params.audit.anchor_years).write(tag_name(plan.round), head)
         if plan.after.get("version"):
             _make_challenger(workspace, tracking, plan.after["version"])
-        page = keep_report(workspace, plan, tracking, flow_run.id)
+        page = keep_report(workspace, plan.round, tracking, get_run_logger().warning)
         if plan.after.get("run"):
             tracking.close(plan.after["run"])
         _show_picks(workspace, plan, tracking, page)
@@ -70,7 +70,7 @@ def _make_challenger(workspace: Workspace, tracking: "Tracking", version: str) -
     tracking.set_alias(registry.CHALLENGER, version)
 
 
-def _show_picks(workspace: Workspace, plan: Plan, tracking: "Tracking", page: str | None) -> None:
+def _show_picks(workspace: Workspace, plan: Plan, tracking: "Tracking", page: Path | None) -> None:
     """A Prefect artifact a round: the picks, and links to MLflow and the round's page."""
     if flow_run.id is None:
         return
@@ -78,7 +78,7 @@ def _show_picks(workspace: Workspace, plan: Plan, tracking: "Tracking", page: st
     if plan.after.get("run"):
         run = tracking.run_url(plan.after["run"])
         links = {
-            **({"the round's page": f"{run}/artifacts/report/{Path(page).name}"} if page else {}),
+            **({"the round's page": f"{run}/artifacts/report/{page.name}"} if page else {}),
             "MLflow run": run,
             "model version": tracking.version_url(plan.after["version"]),
         }

@@ -1,29 +1,34 @@
-"""The page of a round, written when it is published: a page that fails is told of, and undoes nothing."""
+"""The page of a round, written when it is published and when its version is judged.
 
+A page that fails is told of in one line and undoes nothing: what it tells of stands in the record.
+"""
+
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from prefect.logging import get_run_logger
-
+from vabal import rounds
 from vabal.adapters.orchestration import step_seconds
-from vabal.rounds import Plan
 from vabal.workspace import Workspace
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vabal.adapters.tracking import Tracking
 
 
-def keep_report(workspace: Workspace, plan: Plan, tracking: "Tracking", flow_run_id: str | None) -> str | None:
-    """Write the round's page and put it beside its run in MLflow; the path that people are told, None if it failed."""
+def keep_report(
+    workspace: Workspace, number: int, tracking: "Tracking", tell: Callable[[str], object]
+) -> "Path | None":
+    """Write the page of a published round and put it beside its run in MLflow; None where `tell` heard why not."""
     try:
         from vabal.pages import night  # noqa: PLC0415 -- matplotlib takes a second to import
 
-        path = night.write(workspace, plan.round, step_seconds(flow_run_id))
-        if plan.after.get("run"):
-            tracking.log_artifacts(plan.after["run"], [path], "report")
-    except Exception as error:  # noqa: BLE001 -- the round is published, whatever is wrong with its page
+        manifest = rounds.read_manifest(workspace.data, number)
+        path = night.write(workspace, number, step_seconds(manifest.prefect_flow_run))
+        if manifest.mlflow_run:
+            tracking.log_artifacts(manifest.mlflow_run, [path], "report")
+    except Exception as error:  # noqa: BLE001 -- whatever is wrong with the page, the record stands
         why = " ".join(str(error).split()) or type(error).__name__
-        get_run_logger().warning(
-            f"round {plan.round} is published, but its page was not made: {why} (`vabal report` tries again)"
-        )
+        tell(f"the page of round {number} was not written: {why} (`vabal report {number}` tries again)")
         return None
-    return str(path)
+    return path

@@ -1,1 +1,1 @@
-"""Pages for people: a benchmark's report as one HTML file."""
+"""Pages for people, each one HTML file: a benchmark's report, the page of a round."""

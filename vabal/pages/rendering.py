@@ -6,6 +6,7 @@ head has the browser refuse what would load, and every script but the page's own
 
 import base64
 import hashlib
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def render(template: str, *, script: str | None = None, **values: Any) -> str:
     )
 
 
+@cache
 def _environment() -> Environment:
     return Environment(
         loader=FileSystemLoader(_TEMPLATES),

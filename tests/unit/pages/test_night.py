@@ -1,7 +1,6 @@
 import base64
 import hashlib
 import io
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from tests.support import small_books
 from tests.support.documents import Document
 from tests.support.small_books import Books
 from vabal.errors import UserError
-from vabal.flows import report as report_flow
+from vabal.flows.report import keep_report
 from vabal.images import write_shards
 from vabal.pages import night
 from vabal.pages.blocks import Block, Card, Commands, Fact, Gallery, Group, Pictured, Pictures, Section, Text
@@ -25,7 +24,6 @@ from vabal.pages.night.record import read
 from vabal.pages.pictures import Picture, pictures
 from vabal.pages.rendering import render
 from vabal.promotion.record import Entry, append
-from vabal.rounds import Plan
 from vabal.settings.models import PoolSettings
 from vabal.settings.params import parse
 from vabal.workspace import Workspace
@@ -328,17 +326,24 @@ def test_the_more_pictures_a_page_has_the_smaller_they_are(tmp_path: Path) -> No
 # -- when it fails ------------------------------------------------------------------------------------------------
 
 
-def test_a_page_that_fails_is_told_in_one_line_and_raises_nothing(
-    copied: Workspace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(report_flow, "get_run_logger", lambda: logging.getLogger("night"))
-    plan = Plan(round=2, message="", files={}, inbox=[], git_remote=None, after={})
-    nobody: Any = None
-    assert report_flow.keep_report(copied, plan, nobody, None) == str(copied.report(2))
+def test_a_page_that_fails_is_told_in_one_line_and_raises_nothing(copied: Workspace) -> None:
+    class Mlflow:
+        kept: list[Path] = []  # noqa: RUF012
+
+        def log_artifacts(self, run: str, files: list[Path], folder: str) -> None:
+            assert (run, folder) == (f"{2:032x}", "report")
+            self.kept += files
+
+    server: Any = Mlflow()
+    told: list[str] = []
+
+    assert keep_report(copied, 2, server, told.append) == copied.report(2)
+    assert server.kept == [copied.report(2)]
     copied.report(2).unlink()
     (copied.data / "rounds/0002/selection.parquet").write_bytes(b"nothing")
-    assert report_flow.keep_report(copied, plan, nobody, None) is None
-    [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith("round 2 is published, but its page was not made: ")
+    assert keep_report(copied, 2, server, told.append) is None
+    [line] = told
+    assert line.startswith("the page of round 2 was not written: ")
+    assert line.endswith("(`vabal report 2` tries again)")
     assert "\n" not in line
     assert not copied.report(2).exists()

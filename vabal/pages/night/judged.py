@@ -23,8 +23,8 @@ MOST_SHOWN: Final = 24  # images of a kind
 _ERROR: Final = 0.025  # on each side: intervals of 95 %
 HOW: Final = (
     "Intervals have 95 % and come from the holdout: score intervals, Wilson's for one share and Tango's for a matched "
-    "difference, averaged over the classes where every class counts the same. Holdout images of one group are taken "
-    "as independent."
+    "difference, over classes of equal weight where every class counts the same. Holdout images are taken as "
+    "independent of each other."
 )
 
 
@@ -110,7 +110,7 @@ def curve_blocks(points: Sequence[Point]) -> list[Block]:
         for point in points
     ]
     heads = ["round", "labels", "holdout\nimages", "balanced accuracy, %", "accuracy, %"]
-    table = Table(f"The rounds so far, each under the holdout's labels of its night. {HOW}", heads, rows)
+    table = Table("The rounds so far, each under the holdout's labels of its night, with 95 % intervals.", heads, rows)
     if len(points) == 1:
         return [table]
     caption = "Share of the holdout that is answered right; bands: 95 % intervals."
@@ -244,9 +244,7 @@ def duel_blocks(night: Night, found: Duel | str, pictures: Mapping[str, Picture]
 
 def _decided(entry: Entry | None) -> str:
     if entry is None:
-        return (
-            "Nothing is decided about this round's version yet: `vabal promote` does, and `vabal report` tells of it."
-        )
+        return "Nothing is decided about this round's version yet: `vabal promote` does."
     verb = "was made champion" if entry.action == "promote" else "was refused"
     return f"Version {entry.version} {verb} on {entry.when[:16].replace('T', ' ')} UTC by {entry.who}: {entry.why}"
 
@@ -295,7 +293,7 @@ def _recalls(night: Night, found: Duel) -> Table:
         f"challenger\n(round {night.number}), %",
         "difference,\npoints",
     ]
-    return Table(f"Recall of each class. {HOW}", heads, rows)
+    return Table("Recall of each class on the holdout, with 95 % intervals.", heads, rows)
 
 
 def _answered(row: Mapping[str, object], pictures: Mapping[str, Picture]) -> Pictured:

@@ -22,6 +22,10 @@ from vabal.settings.params import recorded
 from vabal.workspace import Workspace
 
 Seconds = Mapping[str, float]
+_MADE = (
+    "Made from the record, but for the seconds of steps, which are Prefect's. The first of these commands makes it again, "
+    "the second checks the record, the third brings the round's pools back."
+)
 
 
 def write(place: Workspace, number: int, seconds: Seconds | None = None) -> Path:
@@ -132,7 +136,7 @@ class _Page:
     # -- the sections ---------------------------------------------------------------------------------------------
 
     def sections(self) -> list[Section]:
-        """One without blocks is left out."""
+        """One without blocks is left out: a section whose figures a round lacks has no heading either."""
         makers: list[tuple[str, str, Callable[[], list[Block]]]] = [
             ("picks", "What is asked about, and why", self._gallery),
             ("changes", "What changed", self._changes),
@@ -179,12 +183,7 @@ class _Page:
     def _method(self) -> list[Block]:
         number = self.night.number
         return [
-            Text(
-                [
-                    "Made from the record alone, and made again by the first of these commands; the second checks that "
-                    "record, the third brings the round's pools back."
-                ]
-            ),
+            Text([_MADE]),
             Commands([f"vabal report {number}", "vabal audit --verify", f"vabal checkout {number}"]),
-            Text(reasons.rules(), listed=True),
+            Text([*reasons.rules(), judged.HOW], listed=True),
         ]
