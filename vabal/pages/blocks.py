@@ -97,7 +97,6 @@ class Card:
     `order` has what cards are sorted by, by the name of the order; equal ones keep their places.
     """
 
-    sample: str
     heading: str
     picture: Picture
     reason: str

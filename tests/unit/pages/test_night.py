@@ -120,7 +120,7 @@ HOSTILE = "<script>alert('1')</script>\"><u onload=x>"
 
 def test_hostile_names_are_shown_and_do_nothing() -> None:
     image = Picture("", "data:image/png;base64,AAAA", 1, 1).saying(HOSTILE)
-    card = Card(HOSTILE, HOSTILE, image, HOSTILE, [Fact(HOSTILE, HOSTILE)], {"rank": 1}, image, HOSTILE)
+    card = Card(HOSTILE, image, HOSTILE, [Fact(HOSTILE, HOSTILE)], {"rank": 1}, image, HOSTILE)
     kinds: list[Block] = [
         Gallery([Group(HOSTILE, [card])], {"rank": HOSTILE}),
         Pictures([Pictured(Picture(HOSTILE), [HOSTILE])], HOSTILE),

@@ -77,7 +77,6 @@ def _card(night: Night, pick: Mapping[str, Any], posterior: Mapping[str, float],
     predicted = pick.get("predicted_class") or "nothing"
     words = f"{sample}, rank {pick['rank']}, predicted {predicted}"
     return Card(
-        sample,
         f"{pick['rank']}. {sample}",
         known.pictures.get(sample, Picture("no picture")).saying(words),
         why.words[0].upper() + why.words[1:] + "." if why.words else "",

@@ -23,8 +23,8 @@ from vabal.workspace import Workspace
 
 Seconds = Mapping[str, float]
 _MADE = (
-    "Made from the record, but for the seconds of steps, which are Prefect's. The first of these commands makes it again, "
-    "the second checks the record, the third brings the round's pools back."
+    "Made from the record, but for the seconds of steps, which are Prefect's. The first of these commands makes it "
+    "again, the second checks the record, the third brings the round's pools back."
 )
 
 
