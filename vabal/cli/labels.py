@@ -1,4 +1,5 @@
-"""Labels out (requests) and in (answers): `labels export`, `labels import`."""
+"""Labels out (requests) and in (answers), and what is to be said of them: `labels export`, `import`, `agreement`,
+`suspects`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -71,3 +72,42 @@ def import_(
     with chosen.reading(place):
         known = pools.load(place.data)
     show(import_labels(place.inbox, known, file, datetime.now(UTC), reject=reject), as_json)
+
+
+def agreement(as_json: AsJson = False) -> None:
+    """How far people agree: kappa, labels and accuracy by person, and the disputed images; the inbox included.
+
+    Example: `vabal labels agreement`
+    """
+    from vabal import pools
+    from vabal.labels import arrivals
+    from vabal.labels.agreement import agreement as measure
+
+    place = chosen.with_pools()
+    with chosen.reading(place):
+        before = pools.read(place.data).label_events
+    waiting, _ = arrivals.read(place.inbox, arrivals.pending(place.inbox))
+    show(measure(pools.stack([before, waiting], pools.EVENTS)), as_json)
+
+
+def suspects(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write them into this folder too, to be labelled again blindly.")
+    ] = None,
+    most: Annotated[int | None, typer.Option("--most", min=1, help="So many; default: those that seem wrong.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Labels that are probably wrong, by what a classifier says that has not learned from them.
+
+    Example: `vabal labels suspects --most 50 --out again/`
+    """
+    from vabal import pools
+    from vabal.labels.export import export_again
+    from vabal.rounds.suspects import find
+
+    place = chosen.with_pools()
+    with bars(), chosen.reading(place):
+        found = find(place, place.params(), most)
+        if out is not None:
+            export_again(pools.read(place.data), place.data, [one.sample_id for one in found.suspects], out)
+    show(found, as_json)

@@ -13,11 +13,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from vabal import rounds, strategies
+from vabal import pools, rounds, strategies
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable
 from vabal.flows.context import Ticket, context_of, tracking_of
 from vabal.flows.publication import carry_out, refuse_taken_anchor
+from vabal.labels.agreement import agreement as opinions_on
 from vabal.promotion import agreement
 from vabal.rounds import record, requests, steps, words
 from vabal.rounds.context import RoundContext, StageReference, metrics_of
@@ -99,6 +100,8 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
         begun.round, begun.parent, settings, {"vabal.strategy": params.selection.strategy}, inputs=begun.inbox
     )
     tracking.log_datasets(run_id, context.report["digests"], {"workspace": params.workspace.name})
+    events = pools.read_table(context.view / "label_events.parquet", pools.SCHEMAS["label_events"])
+    tracking.log_metrics(run_id, [(*metric, begun.round) for metric in opinions_on(events).metrics()])
     return ticket | {
         "mlflow_run": run_id,
         "shards": steps.shard_names(context),

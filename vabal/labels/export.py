@@ -85,13 +85,28 @@ def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None =
     report = ExportReport(str(folder), len(requests), int((requests["purpose"] == "holdout").sum()))
     if requests.empty:
         return report
+    _write_requests(pools, data, requests, folder)
+    return report
+
+
+def export_again(pools: Pools, data: Path, sample_ids: Sequence[str], folder: Path) -> None:
+    """Write images that have a label already, as requests are: nothing tells which label that is.
+
+    Raises UserError if the folder has something in it. Nothing is written where there is no image.
+    """
+    refuse_used(folder)
+    if sample_ids:
+        again = pd.DataFrame({"sample_id": list(sample_ids), "requested_round": 0})
+        _write_requests(pools, data, again, folder)
+
+
+def _write_requests(pools: Pools, data: Path, requests: pd.DataFrame, folder: Path) -> None:
     with whole_folder(folder) as temporary:
         files = write_images(pools, data, requests, temporary)
         _write_csv(files, temporary / "requests.csv")
         _write_tasks(files, temporary)
         _write_text(temporary / "label_config.xml", label_config(pools.classes))
         _write_text(temporary / "README.txt", _README.format(classes=", ".join(pools.classes)))
-    return report
 
 
 def refuse_used(folder: Path) -> None:
