@@ -29,7 +29,7 @@ from vabal.settings import params
 from vabal.settings.models import Params
 
 SEEDS, ROUNDS, BUDGET, INITIAL, HOLDOUT = 3, 3, 50, 50, 0.25
-SHARE = 0.05  # of the pool that is junk, and of the candidates that a guard shuts out
+SHARE = 0.05  # of the pool that is junk, and of the candidates that principal components shut out
 COMPONENTS = 50
 SIZES = {"digits": (8, 48), "elpv": (64, 64)}  # of the images, and of what the backbone sees
 MOST_JUNK, LEAST_GAIN = 0.5, -0.01  # of what comes without the guard; of balanced accuracy
@@ -42,7 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     WITHOUT: {"method.preset": "without_vae"},
     BY_COMPONENTS: {"method.preset": "without_vae"},
     DEFAULT: {},
-    "default with guard 0.1": {"probabilities.guard": 0.1},
+    "default with guard 0.05": {"probabilities.guard": 0.05},
 }
 
 Picture = NDArray[np.uint8]  # H x W

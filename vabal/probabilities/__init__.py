@@ -6,7 +6,7 @@ from vabal.probabilities.class_terms import ClassTerms, count_class_terms, estim
 from vabal.probabilities.decoder import fold, products_of
 from vabal.probabilities.likelihood import estimate_likelihood
 from vabal.probabilities.noise import LONG_RUN, counting_noise, drawing_of, shared_noise
-from vabal.probabilities.score import mistake_score, pool_moments
+from vabal.probabilities.score import labeled_floor, mistake_score, pool_moments
 
 __all__ = [
     "LONG_RUN",
@@ -19,6 +19,7 @@ __all__ = [
     "estimate_class_terms",
     "estimate_likelihood",
     "fold",
+    "labeled_floor",
     "mistake_score",
     "pool_moments",
     "products_of",

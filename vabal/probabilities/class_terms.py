@@ -45,12 +45,14 @@ class LikelihoodMoments:
 class ClassTerms:
     """Eqs. 12 and 11 by class (float64, on the CPU), with the pool's moments where the likelihood's scale needs them.
 
-    Together with the candidates' log likelihoods they give the scores again.
+    `labeled_floor` is the level (`score.labeled_floor`) from which on a sample is as likely as labelled ones are, where
+    the setting `guard` asks for it. Together with the candidates' log likelihoods they give the scores again.
     """
 
     log_prior_C: Tensor
     log_precision_C: Tensor
     moments: LikelihoodMoments | None = None
+    labeled_floor: float | None = None
 
     @property
     def prior_C(self) -> NDArray[np.float64]:
@@ -67,11 +69,12 @@ class ClassTerms:
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest; `from_json` gives the same bits back."""
-        return {
+        document = {
             "log_prior": float64(self.log_prior_C).tolist(),
             "log_precision": float64(self.log_precision_C).tolist(),
             "moments": None if self.moments is None else self.moments.to_json(),
         }
+        return document if self.labeled_floor is None else document | {"labeled_floor": self.labeled_floor}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "ClassTerms":
@@ -80,6 +83,7 @@ class ClassTerms:
             torch.tensor(document["log_prior"], dtype=torch.float64),
             torch.tensor(document["log_precision"], dtype=torch.float64),
             None if moments is None else LikelihoodMoments.from_json(moments),
+            document.get("labeled_floor"),
         )
 
 

@@ -18,9 +18,20 @@ from vabal.probabilities.class_terms import SMALLEST_DOUBT, ClassTerms, Likeliho
 GUARDED = 1e6  # taken from a score, more than any two differ: asked about last
 
 
-def pool_moments(log_likelihood_shards: Iterable[Any], guard: float = 0.0) -> LikelihoodMoments:
+LIKELY = 0.02  # of the labelled samples may lie below the level from which on a sample is as likely as they are
+
+
+def labeled_floor(log_likelihood_L_C: Any) -> float | None:
+    """The level (mean over the classes) below which lie LIKELY of the labelled samples; None where there are none."""
+    values_L_C = float64(log_likelihood_L_C)
+    return _floor(_level(values_L_C), LIKELY) if len(values_L_C) else None
+
+
+def pool_moments(
+    log_likelihood_shards: Iterable[Any], guard: float = 0.0, labeled_floor: float | None = None
+) -> LikelihoodMoments:
     """Moments of the candidates' log likelihoods, in one pass over the shards, and the level below which the share
-    `guard` of them lies.
+    `guard` of them lies, or fewer: those alone that lie below the `labeled_floor`.
 
     Rounded to nine digits, so that the order of the summation cannot show. A deviation of zero becomes 1: there is
     nothing to scale. Raises ValueError if there are no candidates.
@@ -54,7 +65,9 @@ def pool_moments(log_likelihood_shards: Iterable[Any], guard: float = 0.0) -> Li
         means[-1],
         deviation[-1],
         rounded((contrast / count) ** 0.5) or 1.0,
-        _floor(np.concatenate(levels), guard) if guard else None,
+        min(_floor(np.concatenate(levels), guard), np.inf if labeled_floor is None else labeled_floor)
+        if guard
+        else None,
     )
 
 

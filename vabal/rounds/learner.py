@@ -7,7 +7,7 @@ classes, D features.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,8 +197,10 @@ class Learner:
         unlabeled: Iterable[NDArray[np.floating]],
         cross_fitted: tuple[NDArray[np.integer], NDArray[np.integer]] | None,
     ) -> probabilities.ClassTerms:
-        """Prior and precision of every class (Eqs. 12 and 11); `labeled` are features and labels."""
-        return probabilities.estimate_class_terms(
+        """Prior and precision of every class (Eqs. 12 and 11); `labeled` are features and labels.
+
+        With a guard also how likely labelled samples are."""
+        terms = probabilities.estimate_class_terms(
             network,
             *labeled,
             generator=self.seed("draws"),
@@ -206,6 +208,10 @@ class Learner:
             unlabeled_features=unlabeled,
             cross_fitted=cross_fitted,
         )
+        if not self.params.probabilities.guard:
+            return terms
+        ((log_likelihood_L_C, _),) = self.likelihood(network, [labeled[0]])
+        return replace(terms, labeled_floor=probabilities.labeled_floor(log_likelihood_L_C))
 
     def counted_terms(
         self,

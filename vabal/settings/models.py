@@ -164,7 +164,8 @@ class ProbabilitySettings(Section):
     exponent: NonNegativeFloat = Field(1.0, description="Prior and precision to this power: below 1, less extreme.")
     guard: Share = Field(
         0.0,
-        description="Against junk: this share of the candidates, of the least likelihood over all classes, comes last.",
+        description="Against junk: the candidates of the least likelihood over all classes come last, at most this "
+        "share of them, and those alone that are less likely than 98 % of the labelled samples.",
     )
     score: Literal["eq6", "published_code"] = Field("eq6", description="Eq. 6, or the published code's 1 - sum(loss).")
     margin_weight: NonNegativeFloat = Field(0.0, description="Adds this times log(1 - margin of the posterior).")

@@ -5,8 +5,8 @@ from typing import Any, Final
 # The defaults are preset `vabal`. The last two name every setting, so that a better default never changes them.
 PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     # The doubt that one network's margin tells, in a batch that covers most of it, without the samples that the VAE
-    # holds for the least likely: its likelihood as a guard against junk. Class terms could not be told from none, and
-    # stay out of the score (docs/evidence.md: how it was chosen, what it came to).
+    # holds for less likely than labelled ones: its likelihood as a guard against junk. Class terms could not be told
+    # from none, and stay out of the score (docs/evidence.md: how it was chosen, what it came to).
     "vabal": {
         "vae": {"max_steps": 200},
         "probabilities": {
@@ -17,7 +17,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "classes": "posterior",
             "exponent": 0.33,
             "likelihood_weight": 0.0,
-            "guard": 0.05,
+            "guard": 0.1,
             "margin_weight": 1.0,
         },
         "selection": {"batch": "coverage"},

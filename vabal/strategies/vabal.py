@@ -55,7 +55,8 @@ class VabalStrategy(ScoringStrategy):
         if first is None or _given(first.log_likelihood_N_C, needs.vae, "log likelihoods") is None:
             return context
         likelihoods = (_required(shard.log_likelihood_N_C, "log likelihoods") for shard in context.shards())
-        moments = pool_moments((values_N_C.astype(np.float32) for values_N_C in likelihoods), chosen.guard)
+        shards = (values_N_C.astype(np.float32) for values_N_C in likelihoods)
+        moments = pool_moments(shards, chosen.guard, terms.labeled_floor)
         return replace(context, class_terms=terms.with_moments(moments))
 
     def score(self, shard: Shard, context: Context) -> Candidates:

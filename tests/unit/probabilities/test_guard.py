@@ -1,5 +1,6 @@
 """The likelihood as a guard against junk, and a prior of the labels themselves."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,17 @@ import pytest
 
 from tests.support import small_shards
 from vabal import strategies
-from vabal.probabilities import ClassTerms, count_class_terms, estimate_class_terms, mistake_score, pool_moments
+from vabal.probabilities import (
+    ClassTerms,
+    count_class_terms,
+    estimate_class_terms,
+    labeled_floor,
+    mistake_score,
+    pool_moments,
+)
 from vabal.probabilities.score import GUARDED
+from vabal.rounds.learner import Learner
+from vabal.settings.params import parse
 from vabal.strategies import Candidates
 from vabal.vae import build
 
@@ -27,11 +37,39 @@ def test_the_share_of_the_least_level_comes_last_and_keeps_its_order(guard: floa
     assert taken_N.tolist() == pytest.approx([GUARDED * (row in last) for row in range(4)])
 
 
+@pytest.mark.parametrize(
+    ("labeled", "floor", "last"),
+    [
+        ([-4.0] * 10, -4.0, [1]),  # what is as likely as the labelled samples are is asked about ...
+        ([-6.0] + [-2.5] * 60, -2.5, [1, 2, 3]),  # ... one of them in fifty may be odd ...
+        ([-6.0] + [-2.5] * 48, -6.0, []),
+        ([10.0] * 3, -2.0, [1, 2, 3]),  # ... and it is never more than the guard's share
+        ([], -2.0, [1, 2, 3]),
+    ],
+)
+def test_what_is_as_likely_as_labelled_samples_is_no_junk(labeled: list[float], floor: float, last: list[int]) -> None:
+    level = labeled_floor(np.column_stack([np.array(labeled) - 1, np.array(labeled) + 1]))
+    moments = pool_moments([LIKELIHOODS], 0.75, level)
+    assert moments.floor == floor
+    assert [row for row in range(4) if LIKELIHOODS[row].mean() < floor] == last
+
+
 def test_a_guard_without_the_pool_s_floor_is_refused() -> None:
     terms = small_shards.TERMS
     terms = ClassTerms(terms.log_prior_C[:2], terms.log_precision_C[:2], pool_moments([LIKELIHOODS]))
     with pytest.raises(ValueError, match="guard"):
         mistake_score(LIKELIHOODS, terms, {"likelihood_reduction": "sum", "guard": 0.1})
+
+
+@pytest.mark.parametrize("guard", [0.0, 0.1])
+def test_class_terms_tell_how_likely_labelled_samples_are_where_the_guard_asks(guard: float) -> None:
+    learner = Learner(parse({"probabilities": {"guard": guard}}), 1, strategies.get("vabal"))
+    vae = build((3, 4), 3, {"head_width": 5, "hidden_width": 6, "latent_per_class": 2, "hidden_layers": 2}, seed=1)
+    features_L_D = np.random.default_rng(0).normal(size=(6, 7)).astype(np.float32)
+    terms = learner.class_terms(vae, (features_L_D, np.array([0, 0, 1, 1, 2, 2])), [features_L_D], None)
+    [(log_likelihood_L_C, _)] = learner.likelihood(vae, [features_L_D])
+    assert terms.labeled_floor == (float(log_likelihood_L_C.astype(float).mean(axis=1).min()) if guard else None)
+    assert ClassTerms.from_json(json.loads(json.dumps(terms.to_json()))).labeled_floor == terms.labeled_floor
 
 
 @pytest.mark.parametrize("batch", ["topk", "gumbel", "spread"])

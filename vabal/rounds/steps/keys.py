@@ -78,14 +78,16 @@ def class_terms_key(
 ) -> StageKey:
     """Without a VAE labels and out-of-fold predictions are counted, which lie beside the classifier."""
     inputs: Inputs = {"classifier": trained["key"], "labeled": context.report["digests"]["labeled"]}
+    settings = {"probabilities": context.params.probabilities.model_dump()}
     if encoded is not None:
+        settings["products"] = str(probabilities.products_of(context.params.probabilities.products, context.device))
         inputs |= {
             "vae": encoded["key"],
             "features": _all_keys(extracted),
             "unlabeled": context.report["digests"]["unlabeled"],
             "seed": context.seed("draws"),
         }
-    return StageKey("class-terms", {"probabilities": context.params.probabilities.model_dump()}, inputs)
+    return StageKey("class-terms", settings, inputs)
 
 
 def likelihood_key(context: RoundContext, extracted: StageReference, encoded: StageReference) -> StageKey:
