@@ -41,7 +41,7 @@ MADE_OF = {
     "extract-features": ({"images", "batch_size"}, {"classifier", "shard"}),
     "extract-committee": ({"images", "batch_size"}, {"committee", "shard"}),
     "train-vae": ({"vae", *ARITHMETIC}, {"features", "roles", "seed"}),
-    "class-terms": ({"probabilities"}, {"vae", "classifier", "features", "labeled", "unlabeled", "seed"}),
+    "class-terms": ({"probabilities", "products"}, {"vae", "classifier", "features", "labeled", "unlabeled", "seed"}),
     "estimate-probabilities": ({"probabilities", "products"}, {"vae", "features", "seed"}),
     "select-batch": (
         {"selection", "probabilities", "classes", "needs", "frozen", *ARITHMETIC},
