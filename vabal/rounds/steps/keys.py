@@ -78,7 +78,7 @@ def class_terms_key(
 ) -> StageKey:
     """Without a VAE labels and out-of-fold predictions are counted, which lie beside the classifier."""
     inputs: Inputs = {"classifier": trained["key"], "labeled": context.report["digests"]["labeled"]}
-    settings = {"probabilities": context.params.probabilities.model_dump()}
+    settings: dict[str, Any] = {"probabilities": context.params.probabilities.model_dump()}
     if encoded is not None:
         settings["products"] = str(probabilities.products_of(context.params.probabilities.products, context.device))
         inputs |= {
