@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from vabal import audit, files, images, pools, rounds, strategies
 from vabal.images import shards
+from vabal.labels.consensus import Rule, settle
 from vabal.learning import metrics
 from vabal.probabilities import ClassTerms
 from vabal.rounds import record, tables
@@ -69,9 +70,12 @@ class Books:
         budget: int = 6,
         said: datetime | None = None,
         probabilities: Mapping[str, Any] | None = None,
+        opinions: Sequence[tuple[str, str | None, str]] = (),
+        consensus: Rule = "latest",
         **selection: Any,
     ) -> "Books":
-        """`selection` are further settings of that section, `probabilities` settings of the other."""
+        """`selection` are further settings of that section, `probabilities` settings of the other. `opinions` (sample,
+        label, annotator) come in the place of one person's `labels`."""
         fresh = self._images([f"n{self.number + 1}-{index}" for index in range(new)]) if new else None
         when = self._when(self.number + 1)
         self._publish(
@@ -84,6 +88,8 @@ class Books:
             said=said,
             chosen=selection,
             probabilities=probabilities or {},
+            opinions=opinions,
+            consensus=consensus,
         )
         return self
 
@@ -120,6 +126,8 @@ class Books:
         said: datetime | None = None,
         chosen: Mapping[str, Any] | None = None,
         probabilities: Mapping[str, Any] | None = None,
+        opinions: Sequence[tuple[str, str | None, str]] = (),
+        consensus: Rule = "latest",
     ) -> None:
         self.number += 1
         number = self.number
@@ -128,13 +136,24 @@ class Books:
             state, _ = pools.apply_images(state, fresh, number)
         frame = pd.DataFrame({"sample_id": list(events), "label": list(events.values())})
         frame = frame.assign(annotator=annotator, labeled_at=when, source="f.csv")
+        if opinions:
+            frame = pd.DataFrame(list(opinions), columns=["sample_id", "label", "annotator"], dtype=object)
+            frame = pools.typed(frame.assign(labeled_at=when, source="f.csv"), pools.EVENTS)
+            frame = pools.stack([frame, settle(state.label_events, frame, consensus)], pools.EVENTS)
         if said is not None:
             frame = frame.assign(labeled_at=said, imported_at=when)
         state, came = pools.apply_labels(state, frame, number)
         folder = self.data / f"rounds/{number:04d}"
         folder.mkdir(parents=True)
         asked = {"strategy": strategy, "budget": budget, **(chosen or {})}
-        settings = params.parse({"seed": SEED, "selection": asked, "probabilities": dict(probabilities or {})})
+        settings = params.parse(
+            {
+                "seed": SEED,
+                "selection": asked,
+                "probabilities": dict(probabilities or {}),
+                "labelling": {"consensus": consensus},
+            }
+        )
         drawn, measured = None, {}
         if number > 0:
             drawn = self._select(folder, state, settings, rounds.derive_seed(SEED, number, "selection"))

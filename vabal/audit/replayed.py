@@ -13,6 +13,7 @@ from vabal.audit.findings import UNREADABLE, Finding, Record, few, one_line, spa
 from vabal.audit.manifests import check_intake, check_predictions
 from vabal.audit.selections import check_candidates
 from vabal.errors import UserError
+from vabal.labels.consensus import CONSENSUS, settle
 from vabal.pools import IntakeReport, Pools
 from vabal.progress import track
 
@@ -135,6 +136,7 @@ def check_pools(
         yield from (Finding(record.round, file, problem) for problem in step.problems)
         yield from check_candidates(data, record, step.taken_in, selections.get(record.round))
         yield from check_intake(record, step.images, step.events, step.came)
+        yield from _check_consensus(record, current.label_events)
         yield from check_predictions(data, record, step.taken_in)
         if record.round > 0:  # the first round's labels came with the source, or were asked for before any model was
             picks = selections.get(record.round)
@@ -154,6 +156,20 @@ def check_pools(
             yield Finding(head, pools.TABLE_FILES[name], what)
         elif digest != records[-1].pools_after.get(name):
             yield Finding(head, pools.TABLE_FILES[name], f"its digest is not the one that round {head} recorded")
+
+
+def _check_consensus(record: Record, events: pd.DataFrame) -> Iterator[Finding]:
+    """What was settled in the round follows from people's opinions by then, by the rule of its settings."""
+    by_people = events["annotator"] != CONSENSUS
+    here = events["round"] == record.round
+    labelling = record.settings.get("labelling")
+    rule = labelling.get("consensus", "latest") if isinstance(labelling, dict) else "latest"
+    expected = settle(events[events["round"] < record.round], events[here & by_people], rule)
+    both = pd.concat([expected, events.loc[here & ~by_people, pools.EVENTS.names]])
+    odd = both.loc[~both.duplicated(keep=False), "sample_id"]
+    if len(odd):
+        what = f"what was settled by {rule} does not follow from people's opinions: {few(odd)}"
+        yield Finding(record.round, "label_events.parquet", what)
 
 
 def _digests_now(current: Pools) -> dict[str, str]:

@@ -73,7 +73,7 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     refuse_taken_anchor(place, params)
     steps.refuse_unserved(strategies.get(params.selection.strategy), params)
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
-    key = steps.intake(place, begun)
+    key = steps.intake(place, begun, params.labelling.consensus)
     ticket: Ticket = {
         "workspace": workspace,
         "params": settings,

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vabal.labels.arrivals import some_of
+from vabal.labels.consensus import CONSENSUS
 from vabal.pools import FROM_SOURCE, standing
 
 _LISTED: Final = 12  # pairs and people that are told in lines; the JSON has all
@@ -89,7 +90,7 @@ class Agreement:
 
 def agreement(events: pd.DataFrame) -> Agreement:
     """What people said, from the label events in the order of their arrival."""
-    people = standing(events[events["annotator"] != FROM_SOURCE], by=["sample_id", "annotator"])
+    people = standing(events[~events["annotator"].isin([FROM_SOURCE, CONSENSUS])], by=["sample_id", "annotator"])
     names, classes = sorted(people["annotator"].unique()), sorted(people["label"].dropna().unique())
     samples = pd.Index(people["sample_id"].unique())
     said_N_A = np.full((len(samples), len(names)), -1, dtype=np.int64)

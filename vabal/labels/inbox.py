@@ -10,6 +10,7 @@ import pandas as pd
 from vabal.errors import UserError
 from vabal.files import make_folder, sha256
 from vabal.labels.arrivals import next_name, one_at_a_time, pending, read, some_of
+from vabal.labels.consensus import CONSENSUS
 from vabal.labels.names import ids_of
 from vabal.pools import EVENTS, FROM_SOURCE, Pools, among, stack, standing, typed, write_table
 
@@ -142,7 +143,8 @@ def _events(taken: pd.DataFrame, when: datetime, source: str) -> pd.DataFrame:
 
 
 def _repeated(events: pd.DataFrame, past: pd.DataFrame) -> "pd.Series[bool]":
-    """Which events are no new opinions: the same of the same time, or, of no time, what the annotator said last."""
+    """Which events are no new opinions: the same of the same time; of no time, what the annotator said last; and what
+    a consensus said, which is made anew of people's opinions."""
     opinion = ["sample_id", "label", "annotator", "labeled_at"]
     timed = events["imported_at"].notna()
     both = pd.concat([past[past["imported_at"].notna()], events[timed]])
@@ -151,7 +153,7 @@ def _repeated(events: pd.DataFrame, past: pd.DataFrame) -> "pd.Series[bool]":
     same = events[opinion[:3]].merge(last, how="left", indicator=True)["_merge"] == "both"
     repeated: pd.Series[bool] = same & ~timed & (events["annotator"] != UNNAMED)
     repeated[again.index[again]] = True
-    return repeated
+    return repeated | (events["annotator"] == CONSENSUS)
 
 
 def _consequences(past: pd.DataFrame, events: pd.DataFrame) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def _consequences(past: pd.DataFrame, events: pd.DataFrame) -> dict[str, Any]:
     outdated = stands.loc[fresh & (stands.index < len(past)), "sample_id"]
     pairs = standing(past).merge(stands, on="sample_id", suffixes=("", "_now"))[["sample_id", "label", "label_now"]]
     pairs = pairs.astype(object).where(pairs.notna(), None)
-    people = standing(both[both["annotator"] != FROM_SOURCE], by=["sample_id", "annotator"])
+    people = standing(both[~both["annotator"].isin([FROM_SOURCE, CONSENSUS])], by=["sample_id", "annotator"])
     opinions = people.groupby("sample_id", sort=False)["label"].nunique(dropna=False)
     at_once = events.groupby(["sample_id", "annotator", "labeled_at"], sort=False)["label"].nunique(dropna=False)
     torn = set(at_once.index[at_once > 1].get_level_values("sample_id"))

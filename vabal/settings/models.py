@@ -86,6 +86,11 @@ class LabellingSettings(Section):
         "continue",
         description="What a round does while labels of the last request are out: go on with what came, wait, or skip.",
     )
+    consensus: Literal["latest", "majority"] = Field(
+        "latest",
+        description="Which label stands where several people have an opinion on an image: the newest, or what most say "
+        "(of a tie, the newest).",
+    )
     share: Share = Field(1.0, description="`wait` and `skip`: the share of the last request that is enough to go on.")
     wait_hours: NonNegativeFloat = Field(8.0, description="`wait`: go on with what came after this long.")
     poll_seconds: PositiveFloat = Field(30.0, description="`wait`: how often the inbox is looked at.")

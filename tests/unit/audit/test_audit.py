@@ -112,6 +112,22 @@ def test_an_opinion_that_came_late_is_told_as_outdated_and_the_record_verifies(t
     assert not books.verify().ok
 
 
+def test_what_most_say_stands_and_is_derived_from_their_opinions(tmp_path: Path) -> None:
+    books = Books(tmp_path / "data").begin()
+    sample = books.round(budget=2).picked(1)[0]
+    opinions = [(sample, "cat", "ann"), (sample, "cat", "bob"), (sample, "emu", "eve")]
+    books.round(opinions=opinions, consensus="majority")
+    assert books.verify().findings == ()
+    told = audit.history(books.data, sample)
+    assert (told["state"], told["label"]) == ("labeled", "cat")
+    assert [event["annotator"] for event in told["events"] if "label" in event] == ["ann", "bob", "eve", "consensus"]
+    manifest = json.loads((books.data / "rounds/0002/manifest.json").read_text())
+    manifest["settings"]["labelling"]["consensus"] = "latest"
+    books.write_manifest(manifest)
+    [finding] = books.verify().findings
+    assert finding.what == f"what was settled by latest does not follow from people's opinions: sample {sample}"
+
+
 def test_a_samples_history_holds_everything_that_happened_to_it_in_order(kept: Books) -> None:
     sample = kept.picked(1)[4]
     told = audit.history(kept.data, sample)

@@ -31,7 +31,7 @@ SETTINGS = {
 ARITHMETIC = {"device", "threads"}
 # What each stage's key holds: settings and inputs.
 MADE_OF = {
-    "intake": (set(), {"parent", "round", "inbox"}),
+    "intake": ({"consensus"}, {"parent", "round", "inbox"}),
     "train-classifier": (
         {"classifier", "backbone", "finetune", "images", "classes", "cross_fit", *ARITHMETIC},
         {"labeled", "seed"},
@@ -273,14 +273,15 @@ def test_scoring_networks_are_those_that_the_strategy_needs(context: RoundContex
     assert changed(context, other) == {"train-committee", "select-batch"}
 
 
-def test_intake_depends_on_the_parent_the_round_and_the_entries_of_the_inbox() -> None:
+def test_intake_depends_on_the_parent_the_round_the_entries_of_the_inbox_and_the_consensus() -> None:
     begun = OpenRound(3, "parent", ("one", "two"), "2026-01-01T00:00:00+00:00")
     made = [
         keys.intake_key(begun, begun.inbox),
         keys.intake_key(begun, ("one",)),
         keys.intake_key(replace(begun, round=4), begun.inbox),
         keys.intake_key(replace(begun, parent="other"), begun.inbox),
+        keys.intake_key(begun, begun.inbox, "majority"),
     ]
-    assert len({key.digest for key in made}) == 4
+    assert len({key.digest for key in made}) == 5
     later = replace(begun, started="2026-01-02T00:00:00+00:00")
     assert keys.intake_key(later, later.inbox).digest == made[0].digest

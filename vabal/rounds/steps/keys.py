@@ -19,10 +19,10 @@ from vabal.rounds.stage_store import StageKey
 Inputs = dict[str, str | int]
 
 
-def intake_key(begun: OpenRound, inbox: Sequence[str]) -> StageKey:
+def intake_key(begun: OpenRound, inbox: Sequence[str], consensus: str = "latest") -> StageKey:
     """`inbox` names what was taken in; names of entries tell their content."""
     inputs: Inputs = {"parent": begun.parent, "round": begun.round, "inbox": "\n".join(inbox)}
-    return StageKey("intake", {}, inputs)
+    return StageKey("intake", {"consensus": consensus}, inputs)
 
 
 def classifier_key(context: RoundContext, labeled: pd.DataFrame) -> StageKey:

@@ -13,6 +13,7 @@ from vabal import images, pools, strategies
 from vabal.errors import UserError
 from vabal.files import canonical_json, file_sha256, sha256, write_bytes
 from vabal.labels import arrivals as labels_arrivals
+from vabal.labels.consensus import Rule, settle
 from vabal.learning import committee
 from vabal.rounds.context import ASKED, CANDIDATE, HOLDOUT, LABELED, NONE, REJECTED, own_store, stage
 from vabal.rounds.manifests import head
@@ -24,13 +25,13 @@ from vabal.workspace import Workspace
 # -- intake -------------------------------------------------------------------------------------------------------
 
 
-def intake(workspace: Workspace, begun: OpenRound) -> str:
+def intake(workspace: Workspace, begun: OpenRound, consensus: Rule = "latest") -> str:
     """Pools after the inbox's labels and images came in, as a view laid out like `data/`; the key of that view."""
-    key = intake_key(begun, begun.inbox)
-    return stage(own_store(workspace), key, lambda folder: _take_in(workspace, begun, folder))["key"]
+    key = intake_key(begun, begun.inbox, consensus)
+    return stage(own_store(workspace), key, lambda folder: _take_in(workspace, begun, consensus, folder))["key"]
 
 
-def _take_in(workspace: Workspace, begun: OpenRound, folder: Path) -> None:
+def _take_in(workspace: Workspace, begun: OpenRound, consensus: Rule, folder: Path) -> None:
     before = pools.load(workspace.data)
     events, arrivals = labels_arrivals.read(workspace.inbox, list(begun.inbox))
     after, counts, said = before, Counter[str](), []
@@ -41,7 +42,10 @@ def _take_in(workspace: Workspace, begun: OpenRound, folder: Path) -> None:
         said += [f"{name}: left out, the pool has it already" for name in came.duplicates]
     taken = pools.among(events["source"], before.label_events["source"])  # the very same file, by another machine
     said += [f"{name}: taken in by an earlier round already" for name in events.loc[taken, "source"].unique()]
-    after, came = pools.apply_labels(after, events[~taken].reset_index(drop=True), begun.round)
+    events = events[~taken].reset_index(drop=True)
+    known = events[pools.among(events["sample_id"], after.catalog["sample_id"])]
+    settled = settle(after.label_events, known, consensus)
+    after, came = pools.apply_labels(after, pools.stack([events, settled], pools.EVENTS), begun.round)
     counts.update(_counts(came))
     said += [f"{name}: a label for an image that no round took in" for name in came.unknown]
     written = pools.save(after, folder, before)
