@@ -31,8 +31,8 @@ def lines_of_json(text: str, name: str) -> list[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = bounds.parse_json(line)
-        except ValueError:
-            row = None
+        except ValueError as error:
+            raise UserError(f"{name}: line {number}: not valid JSON: {error}; {WAY}") from None
         if not isinstance(row, dict):
             raise UserError(f'{name}: line {number}: not {{"file_name": ..., "label": ...}} as JSON: {WAY}')
         found.append((number, row))

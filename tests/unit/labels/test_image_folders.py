@@ -177,7 +177,8 @@ def test_metadata_without_labels_leaves_the_folders_their_say(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"file_name": "cat/1.png", "label": "b"}\n{"file_name":\n', r"line 2: not \{\"file_name\""),
+        ('{"file_name": "cat/1.png", "label": "b"}\n{"file_name":\n', "line 2: not valid JSON: .*; hand in a CSV"),
+        ('{"file_name": "cat/1.png", "label": "b"}\n[1]\n', r"line 2: not \{\"file_name\""),
         ('{"file_name": "cat/1.png", "label": ["b", "c"]}\n', r"line 1: label \"\['b', 'c'\]\" is no text"),
         ('{"name": "cat/1.png", "label": "b"}\n', "line 1: '' is no path below this folder"),
     ],
