@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from vabal import audit, files, images, pools, rounds, strategies
 from vabal.images import shards
-from vabal.labels.consensus import Rule, settle
+from vabal.labels.consensus import settle
 from vabal.learning import metrics
 from vabal.probabilities import ClassTerms
 from vabal.rounds import record, tables
@@ -71,7 +71,7 @@ class Books:
         said: datetime | None = None,
         probabilities: Mapping[str, Any] | None = None,
         opinions: Sequence[tuple[str, str | None, str]] = (),
-        consensus: Rule = "latest",
+        consensus: str = "latest",
         **selection: Any,
     ) -> "Books":
         """`selection` are further settings of that section, `probabilities` settings of the other. `opinions` (sample,
@@ -127,7 +127,7 @@ class Books:
         chosen: Mapping[str, Any] | None = None,
         probabilities: Mapping[str, Any] | None = None,
         opinions: Sequence[tuple[str, str | None, str]] = (),
-        consensus: Rule = "latest",
+        consensus: str = "latest",
     ) -> None:
         self.number += 1
         number = self.number

@@ -4,24 +4,23 @@ A consensus is an opinion too: it enters the history as a label event of its own
 so that which event stands is decided as ever (`pools.standing`).
 """
 
-from typing import Final, Literal
+from typing import Final
 
 import pandas as pd
 
 from vabal.pools import EVENTS, FROM_SOURCE, among, stack, standing, typed
 
 CONSENSUS: Final = "consensus"  # the annotator of labels that were settled
-Rule = Literal["latest", "majority"]
 
 
-def settle(history: pd.DataFrame, incoming: pd.DataFrame, rule: Rule) -> pd.DataFrame:
+def settle(history: pd.DataFrame, incoming: pd.DataFrame, rule: str) -> pd.DataFrame:
     """The events (columns of `EVENTS`) that settle the images of the events `incoming`, which follow on `history`.
 
     `latest`: none. `majority`: where two people or more have an opinion, the last of each counts once; what more of
     them say than anything else is set, if another label stands. A rejection is an opinion; labels of the source are
     nobody's. Of a tie the newest opinion stands.
     """
-    if rule == "latest" or incoming.empty:
+    if rule != "majority" or incoming.empty:
         return stack([], EVENTS)
     past = history[among(history["sample_id"], incoming["sample_id"])]
     both = stack([past, incoming], EVENTS)

@@ -21,7 +21,7 @@ def test_a_night_settles_what_people_said_by_the_rule_of_its_settings(tmp_path: 
         file.write_text(f"{sample},1,ann\n{sample},1,bob\n{sample},2,eve\n")
         answers.import_labels(place.inbox, made, file, WHEN)
         night = replace(begun.round, inbox=tuple(arrivals.pending(place.inbox)))
-        key = steps.intake(place, night, rule)  # type: ignore[arg-type]
+        key = steps.intake(place, night, rule)
         view = own_store(place).get("intake", key)
         assert view is not None
         after = pools.load(view)

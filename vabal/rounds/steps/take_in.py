@@ -13,7 +13,7 @@ from vabal import images, pools, strategies
 from vabal.errors import UserError
 from vabal.files import canonical_json, file_sha256, sha256, write_bytes
 from vabal.labels import arrivals as labels_arrivals
-from vabal.labels.consensus import Rule, settle
+from vabal.labels.consensus import settle
 from vabal.learning import committee
 from vabal.rounds.context import ASKED, CANDIDATE, HOLDOUT, LABELED, NONE, REJECTED, own_store, stage
 from vabal.rounds.manifests import head
@@ -25,13 +25,13 @@ from vabal.workspace import Workspace
 # -- intake -------------------------------------------------------------------------------------------------------
 
 
-def intake(workspace: Workspace, begun: OpenRound, consensus: Rule = "latest") -> str:
+def intake(workspace: Workspace, begun: OpenRound, consensus: str = "latest") -> str:
     """Pools after the inbox's labels and images came in, as a view laid out like `data/`; the key of that view."""
     key = intake_key(begun, begun.inbox, consensus)
     return stage(own_store(workspace), key, lambda folder: _take_in(workspace, begun, consensus, folder))["key"]
 
 
-def _take_in(workspace: Workspace, begun: OpenRound, consensus: Rule, folder: Path) -> None:
+def _take_in(workspace: Workspace, begun: OpenRound, consensus: str, folder: Path) -> None:
     before = pools.load(workspace.data)
     events, arrivals = labels_arrivals.read(workspace.inbox, list(begun.inbox))
     after, counts, said = before, Counter[str](), []
