@@ -80,25 +80,13 @@ def test_each_file_of_labels_is_taken_in_once_and_says_what_it_held(nights: TwoN
     assert "imported before" in nights.said["first again"].out
 
 
-def test_who_labelled_what_is_told_and_logged_and_labels_are_doubted(
-    nights: TwoNights, stack: RunningStack, tmp_path: Path
-) -> None:
-    told = ask(nights.root, "labels", "agreement")
-    people = {person["name"]: (person["labels"], person["rejections"]) for person in told["people"]}
-    assert people == {"ada": (2, 1), "bob": (1, 0)}
-    assert told["disputed"] == [nights.names["corrected"]]
+def test_how_far_people_agree_is_logged_with_the_round(nights: TwoNights, stack: RunningStack) -> None:
     run_of_night = ask(nights.root, "audit")[2]["mlflow_run"]
-    assert MlflowClient().get_run(run_of_night).data.metrics["labels/disputed"] == 1
-    doubted = ask(nights.root, "labels", "suspects", "--most", "3", "--out", str(tmp_path / "again"))
-    assert len(doubted["suspects"]) == 3
-    assert len((tmp_path / "again" / "requests.csv").read_text().splitlines()) == 4
-
-
-def test_the_labelled_pool_and_a_rounds_picks_go_out_as_image_folders(nights: TwoNights, tmp_path: Path) -> None:
-    assert ask(nights.root, "labels", "export", str(tmp_path / "pool"), "--labeled")["labeled"] == 22
-    assert ask(nights.root, "labels", "export", str(tmp_path / "picks"), "--round", "1")["images"] == 8
-    both = call(nights.root, "labels", "export", str(tmp_path / "x"), "--labeled", "--round", "1")
-    assert both.err == "vabal: --labeled and --round: name one of them\n"
+    logged = MlflowClient().get_run(run_of_night).data.metrics
+    assert {name: logged[name] for name in ("labels/disputed", "annotator_labels/ada")} == {
+        "labels/disputed": 1,
+        "annotator_labels/ada": 2,
+    }
 
 
 def test_what_is_no_image_is_told_listed_and_carried_past(nights: TwoNights) -> None:

@@ -74,26 +74,34 @@ def import_(
     show(import_labels(place.inbox, known, file, datetime.now(UTC), reject=reject), as_json)
 
 
-def agreement(as_json: AsJson = False) -> None:
+_AGAIN = typer.Option("--out", help="Write them into this folder too, to be labelled again blindly.")
+
+
+def agreement(
+    out: Annotated[Path | None, _AGAIN] = None,
+    as_json: AsJson = False,
+) -> None:
     """How far people agree: kappa, labels and accuracy by person, and the disputed images; the inbox included.
 
-    Example: `vabal labels agreement`
+    Example: `vabal labels agreement --out again/`
     """
     from vabal import pools
     from vabal.labels import arrivals
     from vabal.labels.agreement import agreement as measure
+    from vabal.labels.export import export_again
 
     place = chosen.with_pools()
-    with chosen.reading(place):
-        before = pools.read(place.data).label_events
-    waiting, _ = arrivals.read(place.inbox, arrivals.pending(place.inbox))
-    show(measure(pools.stack([before, waiting], pools.EVENTS)), as_json)
+    with bars(), chosen.reading(place):
+        known = pools.read(place.data)
+        waiting, _ = arrivals.read(place.inbox, arrivals.pending(place.inbox))
+        found = measure(pools.stack([known.label_events, waiting], pools.EVENTS))
+        if out is not None:
+            export_again(known, place.data, found.disputed, out)
+    show(found, as_json)
 
 
 def suspects(
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write them into this folder too, to be labelled again blindly.")
-    ] = None,
+    out: Annotated[Path | None, _AGAIN] = None,
     most: Annotated[int | None, typer.Option("--most", min=1, help="So many; default: those that seem wrong.")] = None,
     as_json: AsJson = False,
 ) -> None:
