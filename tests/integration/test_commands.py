@@ -145,6 +145,14 @@ def test_a_corrected_samples_history_keeps_the_label_that_was_wrong(nights: TwoN
     assert sample in done(call(nights.root, "audit", "--sample", sample)).out
 
 
+def test_the_curve_has_a_point_for_each_night(nights: TwoNights) -> None:
+    rows = ask(nights.root, "curve")
+    assert [(row["round"], row["labels"], row["holdout"]) for row in rows] == [(1, 20, 25), (2, 22, 25)]
+    metrics = ask(nights.root, "audit")[2]["metrics"]
+    assert rows[1]["balanced_accuracy"]["value"] == metrics["holdout/balanced_accuracy"]
+    assert rows[1]["seconds"] > 0
+
+
 def test_show_writes_the_images_own_bytes(nights: TwoNights, tmp_path: Path) -> None:
     target = tmp_path / "seen.png"
     assert done(call(nights.root, "show", "b", "--out", str(target))).out == f"{target}\n"
@@ -269,7 +277,10 @@ def test_a_challenger_must_pass_the_gate_and_a_champion_can_be_rolled_back(later
     easy = {"promotion.min_gain": -1.0, "promotion.tolerance": 1.0, "promotion.max_recall_drop": 1.0}
     change_settings(later, easy)
     assert "version 2 (round 2) is champion, version 1 (round 1) was before" in done(call(later, "promote")).out
-    assert json.loads(done(call(later, "rollback", "--json")).out)["action"] == "rolled back"
+    assert json.loads(done(call(later, "rollback", "--reason", "too easy", "--json")).out)["action"] == "rolled back"
+    [served] = ask(later, "champion")["champions"]
+    assert (served["version"], served["began"]["why"], served["promoted"]["sequence"]) == ("1", "too easy", 1)
+    assert len(ask(later, "champion", "--on", served["since"][:10])["champions"]) == 3  # one night's work
     again = call(later, "rollback")
     assert (again.code, again.err.count("\n")) == (1, 1)
     actions = [entry["action"] for record in ask(later, "audit") for entry in record["promotions"]]

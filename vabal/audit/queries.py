@@ -4,6 +4,7 @@ Whether that record is intact is `vabal.audit.verification`'s question.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from vabal import images, pools
 from vabal.errors import BRING_BACK, UserError
 from vabal.files import sha256
+from vabal.labels import arrivals
 from vabal.labels.names import ids_of
 from vabal.pools.files import readable
 from vabal.promotion.record import read_record
@@ -36,7 +38,7 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
     """
     events = _label_events(data)
     latest = _latest_labels(events)
-    classes = _classes(data)
+    classes = classes_of(data)
     promotions = read_record(data.parent)
     records = []
     for number in manifest_numbers(data):
@@ -96,7 +98,8 @@ def _latest_labels(events: pd.DataFrame) -> "pd.Series[str]":
     return pools.standing(events).set_index("sample_id")["label"]
 
 
-def _classes(data: Path) -> list[str]:
+def classes_of(data: Path) -> list[str]:
+    """The class names. Raises UserError if their file is missing or damaged."""
     path = data / pools.CLASSES_FILE
     try:
         return list(json.loads(path.read_text(encoding="utf-8")))
@@ -110,34 +113,77 @@ def _classes(data: Path) -> list[str]:
 def picks(data: Path, round_number: int) -> pd.DataFrame:
     """The picks of a round in rank order: what the selection says, and the label known by now.
 
-    Columns: those of `rounds.tables.SELECTION`, `label` (null: none) and `rejected`. Raises UserError if there is no
-    such round, or nothing was picked in it.
+    Columns: those of `rounds.tables.SELECTION`, `margin` and `posterior` (of the predicted class), as far as the round
+    recorded what they take, `label` (null: none), its `annotator`, and `rejected`. Raises UserError if there is no such
+    round, or nothing was picked in it.
     """
-    numbers = manifest_numbers(data)
-    if round_number not in numbers:
-        known = f"there are rounds {numbers[0]} to {numbers[-1]}" if numbers else "there is none yet"
-        raise UserError(f"no round {round_number}: {known} (`vabal audit` lists them)")
+    require_round(data, round_number)
     path = round_folder(data, round_number) / tables.SELECTION_FILE
     if round_number == 0 and not path.exists():
         raise UserError("round 0 picked nothing: its labels came with the source (`vabal audit` lists the rounds)")
     table = tables.read_selection(path).sort_values("rank").reset_index(drop=True)
-    latest = _latest_labels(_label_events(data))
+    candidates = path.with_name(tables.CANDIDATES_FILE)
+    recorded = {row["sample_id"]: row for row in _picked_rows(candidates)} if candidates.exists() else {}
+    rows = [recorded.get(sample_id, {}) for sample_id in table["sample_id"]]
+    latest = pools.standing(_label_events(data)).set_index("sample_id")
     answered = table["sample_id"].isin(latest.index)
-    label = latest.reindex(table["sample_id"]).reset_index(drop=True)
-    return table.assign(label=label, rejected=answered & label.isna())
+    known = latest.reindex(table["sample_id"]).reset_index(drop=True)
+    return table.assign(
+        margin=pd.Series([row.get("margin") for row in rows], dtype=float),
+        posterior=pd.Series([max(posterior_of(row), default=None) for row in rows], dtype=float),
+        label=known["label"],
+        annotator=known["annotator"],
+        rejected=answered & known["label"].isna(),
+    )
+
+
+def require_round(data: Path, round_number: int) -> None:
+    """Raises UserError, naming those that there are, if there is no such round."""
+    numbers = manifest_numbers(data)
+    if round_number not in numbers:
+        known = f"there are rounds {numbers[0]} to {numbers[-1]}" if numbers else "there is none yet"
+        raise UserError(f"no round {round_number}: {known} (`vabal audit` lists them)")
+
+
+def posterior_of(candidate: Mapping[str, Any]) -> list[float]:
+    """The classifier's (or the ensemble's) probability of each class; empty where the round recorded none."""
+    if candidate.get("posteriors") is not None:
+        return list(candidate["posteriors"])
+    if candidate.get("logits") is not None:
+        largest = max(candidate["logits"])
+        weights = [math.exp(value - largest) for value in candidate["logits"]]
+        return [weight / sum(weights) for weight in weights]
+    return list(candidate.get("mean_posteriors") or [])
+
+
+def _picked_rows(path: Path) -> list[dict[str, Any]]:
+    """What a round recorded of its picks beside their scores, a row group in memory at a time."""
+    rows: list[dict[str, Any]] = []
+    with readable(path, BRING_BACK):
+        file = pq.ParquetFile(path)
+        columns = [name for name in _BESIDE if name in file.schema_arrow.names]
+        for group in range(file.num_row_groups):
+            picked = pa.compute.is_valid(file.read_row_group(group, columns=["rank"]).column("rank"))
+            if pa.compute.any(picked).as_py():
+                rows += file.read_row_group(group, columns=columns).filter(picked).to_pylist()
+    return rows
+
+
+_BESIDE = ("sample_id", "margin", "posteriors", "logits", "mean_posteriors")
 
 
 # -- one sample ---------------------------------------------------------------------------------------------------
 
 
-def history(data: Path, sample_id: str) -> dict[str, Any]:
-    """Everything that is recorded of one sample.
+def history(data: Path, sample_id: str, inbox: Path | None = None) -> dict[str, Any]:
+    """Everything that is recorded of one sample, and with `inbox` the labels of it that no round has taken in yet.
 
     `sample_id`, its catalog row (`shard`, `row`, `sha256`, `width`, `height`, `added_round`), where it is now (`state`:
-    labeled, holdout, available, requested or rejected; `label`), and `events` in order of rounds: added, labels, scores
-    as a candidate, requests. Raises UserError if the catalog does not know the sample, or a file is damaged.
+    labeled, holdout, available, requested or rejected; `label`), `events` in order of rounds: added, labels, scores
+    as a candidate, requests; and `waiting`, the labels in the inbox. Raises UserError if the catalog does not know the
+    sample, or a file is damaged.
     """
-    row = _catalog_row(data, sample_id)
+    row = catalog_row(data, sample_id, inbox)
     sample_id = row["sample_id"]
     place = f"shard {row['shard']}, row {row['row']}, {row['width']} x {row['height']} pixels, sha256 {row['sha256']}"
     added = {"round": row["added_round"], "what": "added", "detail": place}
@@ -145,19 +191,32 @@ def history(data: Path, sample_id: str) -> dict[str, Any]:
     order = {"added": 0, "labelled": 1, "repeated": 1, "corrected": 1, "rejected": 1, "outdated": 1}
     order |= {"candidate": 2, "requested": 3}
     events.sort(key=lambda event: (event["round"], order[event["what"]]))  # stable: label events keep their order
-    return {**row, **_state(data, sample_id), "events": events}
+    return {**row, **_state(data, sample_id), "events": events, "waiting": _waiting(inbox, sample_id)}
 
 
-def _catalog_row(data: Path, sample_id: str) -> dict[str, Any]:
-    """Of the sample with this id or blind name."""
+def _waiting(inbox: Path | None, sample_id: str) -> list[dict[str, Any]]:
+    """The sample's labels in the inbox, in the order in which they came."""
+    if inbox is None:
+        return []
+    events, _ = arrivals.read(inbox, [name for name in arrivals.pending(inbox) if name.startswith("labels/")])
+    rows = events[events["sample_id"] == sample_id]
+    return [_told(row) for row in rows.astype(object).where(rows.notna(), None).to_dict("records")]
+
+
+def catalog_row(data: Path, sample_id: str, inbox: Path | None = None) -> dict[str, Any]:
+    """Of the sample with this id or blind name. Raises UserError if the catalog does not know it, or `inbox` has it
+    yet."""
     found = _rows_of(data / "catalog.parquet", sample_id)
     if not found:
         catalog = pools.read_table(data / "catalog.parquet", pools.SCHEMAS["catalog"])
         [meant] = ids_of(pd.Series([sample_id]), catalog)
         found = _rows_of(data / "catalog.parquet", meant)
-    if not found:
-        raise UserError(f"no sample {sample_id!r} in {data / 'catalog.parquet'}: `vabal audit ROUND` lists ids")
-    return found[0]
+    if found:
+        return found[0]
+    images_there = [] if inbox is None else arrivals.read(inbox, arrivals.pending(inbox))[1]
+    if any((arrival.catalog["sample_id"] == sample_id).any() for arrival in images_there):
+        raise UserError(f"the image {sample_id!r} waits in the inbox: the next round takes it in (`vabal round`)")
+    raise UserError(f"no sample {sample_id!r} in {data / 'catalog.parquet'}: `vabal audit ROUND` lists ids")
 
 
 def _state(data: Path, sample_id: str) -> dict[str, Any]:
@@ -182,11 +241,15 @@ def _label_history(data: Path, sample_id: str) -> list[dict[str, Any]]:
             what = "outdated"  # older than what stands
         else:
             before = label
-        when, imported = (row[name].isoformat() if row[name] else None for name in ("labeled_at", "imported_at"))
-        detail = {key: row[key] for key in ("label", "annotator", "source")}
-        known = {"imported": imported} if imported else {}
-        events.append({"round": row["round"], "what": what, "when": when, **known, **detail})
+        events.append({"round": row["round"], "what": what, **_told(row)})
     return events
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a label event says: when, of whom, by which file."""
+    when, imported = (row[name].isoformat() if row[name] else None for name in ("labeled_at", "imported_at"))
+    known = {"imported": imported} if imported else {}
+    return {"when": when, **known, **{key: row[key] for key in ("label", "annotator", "source")}}
 
 
 def _candidacies(data: Path, sample_id: str) -> list[dict[str, Any]]:
@@ -227,7 +290,7 @@ def show(data: Path, sample_id: str, out: Path | None = None) -> Path:
     `out` is the file, or a folder for it; default: the current folder. Raises UserError if the catalog does not know
     the sample, its bytes are not those that were catalogued, or the file exists.
     """
-    row = _catalog_row(data, sample_id)
+    row = catalog_row(data, sample_id)
     sample_id = row["sample_id"]
     content = images.encoded(data, row["shard"], row["row"])
     if sha256(content) != row["sha256"]:

@@ -44,8 +44,8 @@ for command in (
     *(workspace.init, workspace.ingest, stack.up, stack.down, stack.status),
     *(rounds.round_, rounds.abandon, rounds.deploy),
     *(pages.report, pages.open_),
-    *(audit.audit, rounds.checkout, audit.replay, stack.env, audit.show),
-    *(promotion.promote, promotion.rollback, benchmark.bench, learning.pretrain),
+    *(audit.audit, audit.curve, rounds.checkout, audit.replay, stack.env, audit.show),
+    *(promotion.promote, promotion.rollback, promotion.champion, benchmark.bench, learning.pretrain),
 ):
     app.command(command.__name__.rstrip("_"))(command)
 

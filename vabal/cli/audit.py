@@ -1,4 +1,4 @@
-"""What was picked, when, why and by what: `audit`, `replay`, `show`."""
+"""What was picked, when, why and by what, and what it came to: `audit`, `curve`, `replay`, `show`."""
 
 import shutil
 import uuid
@@ -23,6 +23,10 @@ class AuditOptions:
 
     round: Annotated[int | None, typer.Argument(metavar="[ROUND]", help="A round's picks.")] = None
     sample: Annotated[str | None, typer.Option("--sample", help="One image's history.")] = None
+    why: Annotated[str | None, typer.Option("--why", metavar="ID", help="With ROUND: why was it picked, or not?")] = (
+        None
+    )
+    other: Annotated[str | None, typer.Option("--not", metavar="ID", help="With --why: and not this one?")] = None
     verify: Annotated[bool, typer.Option("--verify", help="Recompute every digest, chain, sum and pick.")] = False
     remote: Annotated[
         bool, typer.Option("--remote", help="With --verify: ask S3, the git remote and the registry too.")
@@ -34,8 +38,9 @@ class AuditOptions:
 def audit(options: AuditOptions) -> None:
     """What was picked, when, why, and by what; from the pools' files alone.
 
-    Example: `vabal audit 2`, `vabal audit --sample digits-0693`, `vabal audit --verify`
+    Example: `vabal audit 2`, `vabal audit 2 --why digits-0693`, `vabal audit --verify`
     """
+    _require_that_they_fit(options)
     from vabal.adapters.versioning import Versioning
 
     place = chosen.with_pools()
@@ -46,37 +51,52 @@ def audit(options: AuditOptions) -> None:
         _tell(place, versions, options)
 
 
+def _require_that_they_fit(options: AuditOptions) -> None:
+    if options.other is not None and options.why is None:
+        raise UserError("--not asks about a second sample: name the first one with --why")
+    if options.why is not None and options.round is None:
+        raise UserError(f"--why asks about a round: name it, as in `vabal audit 2 --why {options.why}`")
+    if sum([options.verify, options.sample is not None, options.why is not None]) > 1:
+        raise UserError("--verify, --sample and --why are questions of their own: ask one")
+
+
 def _tell(place: "Workspace", versions: "Versioning", options: AuditOptions) -> None:
     from vabal.audit import queries
-    from vabal.cli import render
+    from vabal.cli import audited
 
     # What is read is shown behind the lock: a pager may keep the output open for hours.
     if options.sample is not None:
         with chosen.reading(place):
-            history = queries.history(place.data, options.sample)
-        render.show_history(history, as_json=options.as_json)
+            history = queries.history(place.data, options.sample, place.inbox)
+        audited.show_history(history, as_json=options.as_json)
+    elif options.round is not None and options.why is not None:
+        from vabal.audit.why import why
+
+        with chosen.reading(place):
+            answer = why(place.data, options.round, options.why, options.other)
+        audited.show_why(answer, as_json=options.as_json)
     elif options.round is not None:
         with chosen.reading(place):
             picks = queries.picks(place.data, options.round)
-        render.show_picks(picks, as_json=options.as_json)
+        audited.show_picks(picks, as_json=options.as_json)
     else:
         tags = versions.tag_messages()
         with chosen.reading(place):
             records = queries.rounds(place.data, tags)
-        render.show_rounds(records, as_json=options.as_json)
+        audited.show_rounds(records, as_json=options.as_json)
 
 
 def _verify(place: "Workspace", versions: "Versioning", *, remote: bool, as_json: bool) -> None:
     """Raises typer.Exit with 1 where something was found."""
     from vabal.audit.verification import verify
-    from vabal.cli import render
+    from vabal.cli import audited
     from vabal.promotion.agreement import witness_here
 
     tags = versions.tag_messages()
     with console.bars(), chosen.reading(place):
         outside = _outside(place, versions, remote=remote)
         report = verify(place.data, tags, outside=outside, promotions=witness_here(place.data, versions))
-    render.show_report(report, as_json=as_json)
+    audited.show_report(report, as_json=as_json)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -102,6 +122,20 @@ def _outside(place: "Workspace", versions: "Versioning", *, remote: bool) -> Any
 
             outside.registry = Tracking(params.workspace.name)
     return outside
+
+
+def curve(as_json: AsJson = False) -> None:
+    """The learning curve of the real rounds: how well each one's model did on the holdout, and how sure that is.
+
+    Example: `vabal curve`
+    """
+    from vabal.audit.curve import curve as measured
+    from vabal.cli import audited
+
+    place = chosen.with_pools()
+    with chosen.reading(place):
+        rows = measured(place.data)
+    audited.show_curve(rows, as_json=as_json)
 
 
 def replay(

@@ -52,10 +52,10 @@ def _decided(workspace: Workspace) -> tuple[Entry, ...]:
     return ()
 
 
-def rollback(workspace: Workspace, *, wait: float = 0.0) -> Outcome:
-    """Put the previous champion back. Raises UserError if there is none."""
+def rollback(workspace: Workspace, *, reason: str | None = None, wait: float = 0.0) -> Outcome:
+    """Put the previous champion back, for a `reason` that is recorded. Raises UserError if there is none."""
     with _office(workspace, workspace.params(), "vabal rollback", wait) as office:
-        return champion.rollback(office, now=datetime.now(UTC))
+        return champion.rollback(office, now=datetime.now(UTC), reason=reason)
 
 
 def _run_name() -> str:

@@ -115,11 +115,13 @@ def _promote(
     return Outcome("promoted", f"{_headline(entry)}: {entry.why}", entry, mended)
 
 
-def rollback(office: PromotionContext, *, now: datetime) -> Outcome:
-    """Put the champion before the present one back. Twice goes back twice (see `champions`).
+def rollback(office: PromotionContext, *, now: datetime, reason: str | None = None) -> Outcome:
+    """Put the champion before the present one back, and record why. Twice goes back twice (see `champions`).
 
-    A rollback that was cut short is finished, and no second one begun. Raises UserError if there is none to go back to.
+    A rollback that was cut short is finished, with the reason that it began with, and no second one begun. Raises
+    UserError if there is none to go back to, or for a reason that is empty or too long.
     """
+    why = record.asked_for(office.who) if reason is None else _reason(reason)
     begun = record.deciding(state(office))
     entries, mended = settle(office, alias=False)
     if entries and entries[-1].action == "rollback" and entries[-1].digest() == begun:
@@ -138,12 +140,25 @@ def rollback(office: PromotionContext, *, now: datetime) -> Outcome:
         round=restored.round,
         previous_version=withdrawn.version,
         previous_round=withdrawn.round,
-        why=f"asked for by {office.who}",
+        why=why,
         decision=None,
         parent=entries[-1].digest(),
     )
     mended = (*mended, *_carry_out(office, entry))
     return Outcome("rolled back", _headline(entry), entry, mended)
+
+
+def _reason(text: str) -> str:
+    """The reason as the one line that is recorded."""
+    line = " ".join(text.split())
+    if not line:
+        raise UserError("--reason is empty: say why, or leave it out")
+    if len(line) > _LONGEST_REASON:
+        raise UserError(f"--reason has {len(line)} characters: say it in {_LONGEST_REASON}, and link to the rest")
+    return line
+
+
+_LONGEST_REASON = 500  # MLflow's tags have it as well, beside the figures
 
 
 def settle(office: PromotionContext, *, alias: bool = True) -> tuple[tuple[Entry, ...], tuple[str, ...]]:

@@ -47,6 +47,11 @@ class Entry:
         return sha256(self.line())
 
 
+def asked_for(who: str) -> str:
+    """Why, of a rollback for which nobody gave a reason."""
+    return f"asked for by {who}"
+
+
 @dataclass(frozen=True)
 class ChampionPeriod:
     """A champion: the version, and the round that made it."""

@@ -175,6 +175,17 @@ class BaseStrategy:
         """Whether the scores of a table with these columns are this version's: earlier versions recorded fewer."""
         return True
 
+    def terms(
+        self,
+        candidates: Candidates,  # noqa: ARG002
+        *,
+        class_terms: "ClassTerms | None",  # noqa: ARG002
+        settings: Any,  # noqa: ARG002
+    ) -> dict[str, NDArray[np.float64]]:
+        """The parts of the score by name, of candidates that hold what it takes: they add up to it. Empty where the
+        score is one number."""
+        return {}
+
     def rescore(
         self,
         candidates: Candidates,  # noqa: ARG002 -- the base's, which who can follow them overrides
@@ -194,7 +205,7 @@ def record_of(strategy: Strategy) -> BaseStrategy:
 class _OfAPlugIn(BaseStrategy):
     def __init__(self, strategy: Strategy) -> None:
         self._strategy: Any = strategy
-        for name in ("inputs", "labeled_inputs", "derivable", "scores_are", "scores_follow", "rescore"):
+        for name in ("inputs", "labeled_inputs", "derivable", "scores_are", "scores_follow", "terms", "rescore"):
             if hasattr(strategy, name):
                 setattr(self, name, getattr(strategy, name))
 

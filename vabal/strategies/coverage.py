@@ -17,6 +17,7 @@ highest are looked at again (lazy greedy, Minoux 1978). Axes: N candidates, D fe
 covered.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -100,6 +101,20 @@ def departures(
         left_N[row] = False
         gains.cover(int(row))
     return found
+
+
+def walk(
+    score_N: NDArray[np.float64],
+    features_N_D: NDArray[np.floating],
+    picked: NDArray[np.integer],
+    beta: float = 1.0,
+    labeled_distance_N: NDArray[np.floating] | None = None,
+) -> Iterator[Callable[[NDArray[np.integer]], NDArray[np.float64]]]:
+    """At the place of each of these picks, what the search went by then: the gain of given rows."""
+    gains = _Gains(score_N, features_N_D, beta, labeled_distance_N)
+    for row in picked:
+        yield gains.of
+        gains.cover(int(row))
 
 
 class _Gains:

@@ -7,7 +7,7 @@ class here. Axes: N candidates, D features.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from vabal.strategies.candidates import Candidates
 from vabal.strategies.noise import gumbel_noise
 
 Rule = Literal["topk", "gumbel", "quota", "spread", "quota_spread", "coverage"]
+Walked = Callable[[NDArray[np.integer]], NDArray[np.float64]]  # what given rows were worth at one place of a search
 
 
 class TopK:
@@ -106,6 +107,7 @@ class Spread(TopK):
     departures: ClassVar[Callable[..., list[int]]] = staticmethod(
         spread.departures
     )  # of recorded picks from the search
+    walk: ClassVar[Callable[..., Iterator[Walked]]] = staticmethod(spread.walk)  # through it, along recorded picks
 
     @property
     def per_pick(self) -> int:
@@ -180,6 +182,7 @@ class Coverage(Spread):
     looks_at_labels: ClassVar[bool] = True
     search: ClassVar[Callable[..., NDArray[np.int64]]] = staticmethod(coverage.cover)
     departures: ClassVar[Callable[..., list[int]]] = staticmethod(coverage.departures)
+    walk: ClassVar[Callable[..., Iterator[Walked]]] = staticmethod(coverage.walk)
 
     def beside(
         self,

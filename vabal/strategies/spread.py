@@ -6,7 +6,7 @@ sampling made diverse as BADGE (Ash et al. 2020) and k-centre greedy are, withou
 the score knows of through its class terms. Axes: N candidates, D features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +87,24 @@ def departures(
         left_N[row] = False
         np.minimum(distance_N, 2 - 2 * (unit_N_D @ unit_N_D[row]), out=distance_N)
     return found
+
+
+def walk(
+    score_N: NDArray[np.float64],
+    features_N_D: NDArray[np.floating],
+    picked: NDArray[np.integer],
+    beta: float = 1.0,
+    rooms: Rooms | None = None,
+) -> Iterator[Callable[[NDArray[np.integer]], NDArray[np.float64]]]:
+    """At the place of each of these picks, what the search went by then: the value of given rows."""
+    unit_N_D = unit(features_N_D)
+    distance_N = np.full(len(score_N), FARTHEST)
+    for place, row in enumerate(picked):
+        value_N = beta * np.asarray(score_N, dtype=np.float64) + np.log(np.maximum(distance_N, NEAREST))
+        if rooms is not None:
+            value_N[rooms.full(picked[:place])] = -np.inf
+        yield value_N.__getitem__
+        np.minimum(distance_N, 2 - 2 * (unit_N_D @ unit_N_D[row]).astype(np.float64), out=distance_N)
 
 
 def unit(features_N_D: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -89,6 +89,22 @@ class VabalStrategy(ScoringStrategy):
         """Whether posteriors are recorded; else logits are, which say the same and more."""
         return bool(settings.probabilities.members > 1 or settings.probabilities.classes == "posterior")
 
+    def terms(
+        self, candidates: Candidates, *, class_terms: ClassTerms | None, settings: Any
+    ) -> dict[str, NDArray[np.float64]]:
+        """What each part adds to those before it, in the order of `_PARTS`; with a class of its own these are Eq. 6's
+        logarithms. What is there without any part (the number of classes, where all are summed) is the `constant`."""
+        chosen = settings.probabilities
+        parts = {name: change for name, change in _PARTS.items() if any(getattr(chosen, key) for key in change)}
+        values = {key: value for change in parts.values() for key, value in change.items()}
+        before_N = _with(candidates, class_terms, settings, values)
+        terms = {"constant": before_N} if np.abs(before_N).max(initial=0) > _NOTHING else {}
+        for name, change in parts.items():
+            values = {key: value for key, value in values.items() if key not in change}
+            after_N = _with(candidates, class_terms, settings, values)
+            terms[name], before_N = after_N - before_N, after_N
+        return terms
+
     def rescore(
         self,
         candidates: Candidates,
@@ -110,6 +126,24 @@ class VabalStrategy(ScoringStrategy):
         """The setting `selection.batch`."""
         chosen: Rule = settings.selection.batch
         return chosen
+
+
+_PARTS: dict[str, dict[str, Any]] = {  # of the score, and the settings without them
+    "likelihood": {"likelihood_weight": 0.0},
+    "prior": {"use_prior": False},
+    "precision": {"use_precision": False},
+    "margin": {"margin_weight": 0.0},
+    "guard": {"guard": 0.0},
+}
+_NOTHING = 1e-6  # what rounding leaves of a sum of probabilities
+
+
+def _with(
+    candidates: Candidates, class_terms: ClassTerms | None, settings: Any, values: dict[str, Any]
+) -> NDArray[np.float64]:
+    """The score under other settings."""
+    chosen = settings.probabilities.model_copy(update=values)
+    return _score(candidates, class_terms, settings.model_copy(update={"probabilities": chosen}))
 
 
 def _asks_the_vae(chosen: Any) -> bool:

@@ -19,10 +19,12 @@ import pytest
 
 from tests.support.small_books import Books, build, forge
 from vabal import audit, files, images, pools, progress, rounds
+from vabal.audit.curve import curve
 from vabal.audit.findings import Finding
-from vabal.cli import render
+from vabal.cli import audited, render
 from vabal.errors import UserError
 from vabal.images import shards
+from vabal.labels.inbox import take_labels
 from vabal.promotion import champion
 from vabal.rounds import tables
 
@@ -80,6 +82,41 @@ def test_picks_are_told_in_rank_order_with_the_label_known_by_now(kept: Books) -
     assert second[["log_likelihood", "prior", "precision", "vae_class"]].notna().all(axis=None)
     assert second["score"].iloc[0] < second["score"].max()  # what covers most doubt is not what is doubted most
     assert (audit.picks(kept.data, 3)["score"].diff().dropna() <= 0).all()
+
+
+def test_picks_are_told_with_margin_posterior_and_the_annotator_of_what_stands(kept: Books) -> None:
+    first, third = audit.picks(kept.data, 1), audit.picks(kept.data, 3)
+    assert first["annotator"].fillna("-").tolist() == ["ann"] * 5 + ["-"]
+    assert first["margin"].isna().all()  # random looks at nothing
+    candidates = pd.read_parquet(kept.data / "rounds/0003/candidates.parquet").set_index("sample_id")
+    logits_N_C = np.stack(candidates["logits"].reindex(third["sample_id"]).to_list())
+    posterior_N_C = np.exp(logits_N_C) / np.exp(logits_N_C).sum(axis=1, keepdims=True)
+    assert np.allclose(third["posterior"], posterior_N_C.max(axis=1))
+    assert np.allclose(third["margin"], np.diff(np.sort(posterior_N_C, axis=1)[:, -2:])[:, 0])
+
+
+def test_a_label_that_waits_in_the_inbox_is_told_with_the_sample(kept: Books, tmp_path: Path) -> None:
+    sample, when = kept.picked(3)[0], datetime(2026, 3, 9, 8, tzinfo=UTC)
+    answers = pd.DataFrame([("line 2", sample, "dog", "ann", None)], columns=ANSWER)
+    take_labels(tmp_path, kept.pools, answers, file="late.csv", content=b"late", when=when)
+    assert audit.history(kept.data, sample)["waiting"] == []
+    told = audit.history(kept.data, sample, tmp_path)
+    [waiting] = told["waiting"]
+    assert (told["state"], waiting["label"], waiting["annotator"]) == ("requested", "dog", "ann")
+    assert (waiting["when"], waiting["source"][:9]) == ("2026-03-09T08:00:00+00:00", "late.csv#")
+    assert audit.history(kept.data, "s006", tmp_path)["waiting"] == []
+
+
+ANSWER = ["where", "sample_id", "label", "annotator", "problem"]
+
+
+def test_an_image_that_waits_in_the_inbox_is_no_unknown_one(kept: Books, tmp_path: Path) -> None:
+    folder = tmp_path / "images" / "000001-00000000"
+    folder.mkdir(parents=True)
+    catalog = pd.read_parquet(kept.data / "catalog.parquet").head(1).assign(sample_id="fresh")
+    pools.write_table(catalog.reindex(columns=pools.INCOMING.names), folder / "catalog.parquet", pools.INCOMING)
+    with pytest.raises(UserError, match="'fresh' waits in the inbox: the next round takes it in"):
+        audit.history(kept.data, "fresh", tmp_path)
 
 
 @pytest.mark.parametrize(("number", "words"), [(0, "labels came with the source"), (7, "there are rounds 0 to 3")])
@@ -760,14 +797,14 @@ def test_json_holds_plain_values_only() -> None:
 
 
 def test_every_reading_command_prints_json_that_parses(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:
-    render.show_rounds(audit.rounds(kept.data, kept.tags), as_json=True)
+    audited.show_rounds(audit.rounds(kept.data, kept.tags), as_json=True)
     assert json.loads(capsys.readouterr().out)[2]["picks_by_class"] == {"cat": 1, "dog": 0, "emu": 0}
-    render.show_picks(audit.picks(kept.data, 1), as_json=True)
+    audited.show_picks(audit.picks(kept.data, 1), as_json=True)
     first = json.loads(capsys.readouterr().out)[0]
     assert (first["rank"], first["prior"], first["label"], first["rejected"]) == (1, None, "dog", False)
-    render.show_history(audit.history(kept.data, "s006"), as_json=True)
+    audited.show_history(audit.history(kept.data, "s006"), as_json=True)
     assert json.loads(capsys.readouterr().out)["events"][2]["when"] == "2026-03-03T06:30:00+00:00"
-    render.show_report(kept.verify(), as_json=True)
+    audited.show_report(kept.verify(), as_json=True)
     assert json.loads(capsys.readouterr().out) == {
         "ok": True,
         "findings": [],
@@ -778,21 +815,28 @@ def test_every_reading_command_prints_json_that_parses(kept: Books, capsys: pyte
     }
 
 
-def test_tables_fit_80_columns_and_fold_what_is_long(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_fit_80_columns_whatever_they_hold(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:
     long = "line-3/camera-02/2026-03-04T05-06-07/frame-000123456789-[left].png"
     picks = audit.picks(kept.data, 2).assign(
         sample_id=long, score=-1.2345e-05, log_likelihood=-1.2345e-105, predicted_class="rolled-in_scale"
     )
-    render.show_picks(picks.head(1))
-    printed = capsys.readouterr().out.splitlines()
-    first = next(line for line in printed if "-1.234e-05" in line)
-    column = slice(first.index("line"), first.index("-1.234e-05"))
-    assert "".join(line[column].strip() for line in printed[printed.index(first) :]) == long
+    audited.show_picks(picks.head(1))
     records = audit.rounds(kept.data, kept.tags)
-    render.show_rounds([{**record, "picks_by_class": {"rolled-in_scale": 9, long: 3}} for record in records])
-    render.show_history({**audit.history(kept.data, "s006"), "sample_id": long})
-    render.show_report(audit.AuditReport((Finding(1, f"rounds/{long}", long),), 1, 1, 1))
-    assert max(len(line) for line in [*printed, *capsys.readouterr().out.splitlines()]) <= 80
+    audited.show_rounds([{**record, "picks_by_class": {"rolled-in_scale": 9, long: 3}} for record in records])
+    audited.show_history({**audit.history(kept.data, "s006"), "sample_id": long})
+    audited.show_report(audit.AuditReport((Finding(1, f"rounds/{long}", long),), 1, 1, 1))
+    audited.show_curve(curve(kept.data))
+    assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 80
+
+
+def test_the_table_of_picks_has_margin_posterior_and_annotator_and_no_empty_column(
+    kept: Books, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audited.show_picks(audit.picks(kept.data, 2))
+    names = capsys.readouterr().out.splitlines()[0].split()
+    assert {"margin", "post.", "by", "prior"} <= set(names)
+    audited.show_picks(audit.picks(kept.data, 3))  # by entropy, and none of its labels is in
+    assert capsys.readouterr().out.splitlines()[0].split() == ["rank", "sample", "score", "margin", "post.", "pred."]
 
 
 SERVICES = [
@@ -823,9 +867,9 @@ def test_status_outside_a_workspace_tells_of_the_services_alone(
 
 
 def test_a_report_says_in_words_whether_the_record_is_intact(kept: Books, capsys: pytest.CaptureFixture[str]) -> None:
-    render.show_report(kept.verify())
+    audited.show_report(kept.verify())
     assert capsys.readouterr().out.startswith("intact: 4 rounds, 19 files, 45 images")
-    render.show_report(audit.AuditReport((Finding(1, "rounds/0001/selection.parquet", "missing"),), 4, 18, 45))
+    audited.show_report(audit.AuditReport((Finding(1, "rounds/0001/selection.parquet", "missing"),), 4, 18, 45))
     printed = capsys.readouterr().out
     assert "rounds/0001/selection.parquet" in printed
     assert "NOT intact: 1 finding in 4 rounds" in printed

@@ -1,0 +1,235 @@
+"""What `vabal audit` and its like print: tables for people, or the same as JSON."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from vabal.cli import tables
+from vabal.cli.render import plain, print_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vabal.audit import AuditReport
+    from vabal.audit.why import Standing, Why
+
+
+def show_rounds(records: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
+    """What `audit.rounds` tells: a row a round, and the promotions below."""
+    if as_json:
+        print_json(records)
+        return
+    rows = [
+        (
+            record["round"],
+            record["strategy"],
+            record["labeled"],
+            record["unlabeled"],
+            _picks_by_class(record),
+            record["model_version"],
+            "\n".join(filter(None, [(record["mlflow_run"] or "")[:12], record["tag"]])),
+        )
+        for record in records
+    ]
+    columns: list[tables.Column] = [
+        ("round", "right"),
+        ("strategy", "left"),
+        ("labelled", "right"),
+        ("unlabelled", "right"),
+        ("picks by class", "left"),
+        ("model", "right"),
+        ("run, tag", "whole"),
+    ]
+    console = tables.console()
+    tables.show_table(console, columns, rows)
+    promotions = [(entry["when"], record, entry) for record in records for entry in record["promotions"]]
+    if promotions:
+        console.print("\npromotions")
+        for when, record, entry in sorted(promotions, key=lambda item: item[0]):
+            told = f"{when[:16].replace('T', ' ')} UTC, {entry['action']} of version {record['model_version']}"
+            tables.say(console, f"{told}, by {entry['who']}", indent=2)
+            tables.say(console, entry["why"], indent=6)
+
+
+def _picks_by_class(record: Mapping[str, Any]) -> str:
+    parts = [f"{name}: {count}" for name, count in record["picks_by_class"].items() if count]
+    parts += [f"{record['picks_open']} open"] if record["picks_open"] else []
+    parts += [f"{record['picks_rejected']} rejected"] if record["picks_rejected"] else []
+    return f"{record['picks']} ({', '.join(parts)})" if parts else str(record["picks"])
+
+
+def show_picks(picks: "pd.DataFrame", *, as_json: bool = False) -> None:
+    """What `audit.picks` tells: a row a pick; columns that say nothing of any of them are left out."""
+    if as_json:
+        print_json(picks)
+        return
+    told = plain(picks.assign(label=picks["label"].mask(picks["rejected"], "rejected")))
+    columns = [column for column in _OF_PICKS if not told or any(pick[column[0]] is not None for pick in told)]
+    rows = [
+        [tables.number(pick[name]) if name == "score" else _cell(pick[name], kind) for name, _, kind in columns]
+        for pick in told
+    ]
+    tables.show_table(tables.console(), [(title, kind) for _, title, kind in columns], rows)
+
+
+_OF_PICKS: list[tuple[str, str, tables.Kind]] = [
+    ("rank", "rank", "right"),
+    ("sample_id", "sample", "whole"),
+    ("score", "score", "right"),
+    ("margin", "margin", "right"),
+    ("posterior", "post.", "right"),
+    ("log_likelihood", "log lik.", "right"),
+    ("prior", "prior", "right"),
+    ("precision", "prec.", "right"),
+    ("predicted_class", "pred.", "left"),
+    ("vae_class", "VAE", "left"),
+    ("label", "label", "left"),
+    ("annotator", "by", "left"),
+]
+
+
+def _cell(value: Any, kind: tables.Kind) -> Any:
+    return tables.number(value, 3) if kind == "right" and isinstance(value, float) else value
+
+
+def show_why(answer: "Why", *, as_json: bool = False) -> None:
+    """What `audit.why` tells: how the samples stood, the parts of their scores side by side, what decided."""
+    if as_json:
+        print_json(asdict(answer))
+        return
+    console = tables.console()
+    of = f"{answer.picks} of {answer.candidates} candidates picked by {answer.strategy}, batch {answer.rule}"
+    tables.say(console, f"round {answer.round}: {of}")
+    stands = [answer.sample] if answer.other is None else [answer.sample, answer.other]
+    for stand in stands:
+        tables.say_title(console, f"{stand.sample_id}:", stand.said)
+    scored = [stand for stand in stands if stand.score is not None]
+    if scored:
+        columns: list[tables.Column] = [("", "left"), *((stand.sample_id, "right") for stand in scored)]
+        rows = list(_why_rows(scored))
+        if len(scored) == 2:
+            columns.append(("difference", "right"))
+        tables.show_table(console, columns, rows)
+    for line in answer.answer:
+        tables.say(console, line)
+    for note in answer.notes:
+        tables.say(console, f"note: {note}")
+
+
+def _why_rows(stands: "Sequence[Standing]") -> Iterator[tuple[Any, ...]]:
+    """A row a number, the score's parts first, then the score, then what was recorded beside it."""
+    parts = [stand.terms | {"score": stand.score} for stand in stands]
+    for name in dict.fromkeys(name for part in parts for name in part):
+        yield (name, *_beside([part.get(name) for part in parts]))
+    for name in dict.fromkeys(name for stand in stands for name in stand.facts):
+        title = "margin of the posterior" if name == "margin" else name.replace("_", " ")
+        yield (title, *_beside([stand.facts.get(name) for stand in stands]))
+    likely = {
+        name for stand in stands for name in sorted(stand.posterior, key=stand.posterior.__getitem__)[-_LIKELIEST:]
+    }
+    for name in [name for name in stands[0].posterior or stands[-1].posterior if name in likely]:
+        yield (f"posterior of {name}", *_beside([stand.posterior.get(name) for stand in stands]))
+
+
+def _beside(values: "Sequence[Any]") -> Iterator[str]:
+    """The values, and the difference where there are two numbers."""
+    numbers = [value for value in values if isinstance(value, float)]
+    for value in values:
+        yield tables.number(value) if isinstance(value, float) else "" if value is None else _in_words(value)
+    if len(values) == 2:
+        yield f"{numbers[0] - numbers[1]:+.4g}" if len(numbers) == 2 else ""
+
+
+def _in_words(value: Any) -> str:
+    return ", ".join(f"{name} {count}" for name, count in value.items()) if isinstance(value, dict) else str(value)
+
+
+_LIKELIEST = 2  # classes of each sample whose posterior is shown
+
+
+def show_history(history: Mapping[str, Any], *, as_json: bool = False) -> None:
+    """What `audit.history` tells: where the sample is now, then an event a row, what waits in the inbox last."""
+    if as_json:
+        print_json(history)
+        return
+    console = tables.console()
+    stands = f"{history['state']} {history['label'] or ''}".rstrip()
+    tables.say_title(console, f"{history['sample_id']}:", stands)
+    tables.say_title(console, "sha256", history["sha256"])
+    rows = [(event["round"], event["what"], _details(event)) for event in history["events"]]
+    rows += [("", "in the inbox", _label_details(waiting)) for waiting in history["waiting"]]
+    tables.show_table(console, [("round", "right"), ("what", "left"), ("details", "left")], rows)
+
+
+def _details(event: Mapping[str, Any]) -> str:
+    if event["what"] == "added":
+        return str(event["detail"]).partition(", sha256")[0]
+    if event["what"] == "requested":
+        return f"rank {event['rank']}"
+    if event["what"] == "candidate":
+        numbers = {"score": event["score"], "log likelihood": event["log_likelihood"]}
+        numbers |= {"prior": event["prior"], "precision": event["precision"]}
+        parts = [f"{name} {tables.number(value)}" for name, value in numbers.items() if value is not None]
+        named = {"predicted": event["predicted_class"], "VAE's class": event["vae_class"]}
+        parts += [f"{name} {value}" for name, value in named.items() if value is not None]
+        return f"{event['strategy']}: {', '.join(parts)}" + ("" if event["rank"] else "; not picked")
+    return _label_details(event)
+
+
+def _label_details(event: Mapping[str, Any]) -> str:
+    label = event["label"] or (None if event.get("what") == "rejected" else "rejected")
+    parts = [label, f"by {event['annotator']}", event["when"], f"from {event['source']}"]
+    parts += [f"imported {event['imported']}"] if "imported" in event else []
+    return ", ".join(part for part in parts if part)
+
+
+def show_curve(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
+    """What `audit.curve` tells: a row a round, shares in per cent with their 95 % intervals."""
+    if as_json:
+        print_json(rows)
+        return
+    console = tables.console()
+    if not rows:
+        tables.say(console, "no round has trained yet (`vabal round`)")
+        return
+    measures = ("accuracy", "balanced_accuracy", "macro_f1")
+    columns: list[tables.Column] = [
+        *((name, "right") for name in ("round", "labels", "holdout")),
+        *((name, "right") for name in ("accuracy", "bal. accuracy", "macro-F1")),
+        ("seconds", "right"),
+    ]
+    told = [
+        (
+            *(row["round"], row["labels"], row["holdout"]),
+            *(_per_cent(row[name]) for name in measures),
+            "" if row["seconds"] is None else f"{row['seconds']:.0f}",
+        )
+        for row in rows
+    ]
+    tables.show_table(console, columns, told)
+    tables.say(console, "per cent of the holdout's labelled images, with 95 % intervals of what so few leave open")
+
+
+def _per_cent(measure: Mapping[str, Any]) -> str:
+    if measure["value"] is None:
+        return ""
+    span = "" if measure["low"] is None else f" [{100 * measure['low']:.0f}, {100 * measure['high']:.0f}]"
+    return f"{100 * measure['value']:.1f}{span}"
+
+
+def show_report(report: "AuditReport", *, as_json: bool = False) -> None:
+    """What `audit.verify` found; one line if it is nothing."""
+    if as_json:
+        print_json(report.to_json())
+        return
+    console = tables.console()
+    checked = f"{report.rounds} rounds, {report.files} files, {report.images} images"
+    for note in report.notes:
+        tables.say(console, f"note: {note}")
+    if report.ok:
+        tables.say(console, f"intact: {checked}; every digest, the chain, the pools' arithmetic and every pick")
+        return
+    rows = [(finding.round, finding.file, finding.what) for finding in report.findings]
+    tables.show_table(console, [("round", "right"), ("file", "whole"), ("what", "left")], rows)
+    number = len(report.findings)
+    tables.say(console, f"NOT intact: {number} finding{'s' if number > 1 else ''} in {checked}")

@@ -1,0 +1,129 @@
+"""Tables for people, in whatever width there is: a number, an id or a word is never broken over two lines, nor cut."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+#: What stands in a column: numbers (`right`), ids, paths and the like (`whole`), or text (`left`), which folds
+#: between words.
+Kind = Literal["left", "right", "whole"]
+Column = tuple[str, Kind]
+
+_GAPS = (2, 1)  # between columns: the second where the first has no room
+
+
+def console() -> Console:
+    """Standard output; as wide as the terminal, or 80 columns where there is none."""
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def say(out: Console, text: str, *, indent: int = 0) -> None:
+    """A text, folded between words."""
+    for line in text.splitlines():
+        _say_folded(out, line.split(" "), indent)
+
+
+def _say_folded(out: Console, parts: Sequence[str], indent: int) -> None:
+    for line in _folded(parts, out.width - indent):
+        say_whole(out, " " * indent + line)
+
+
+def _folded(parts: Iterable[str], width: int) -> list[str]:
+    """The parts one behind the other, in lines of at most so many columns where no part is longer."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and cell_len(f"{lines[-1]} {part}") <= width:
+            lines[-1] += f" {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def say_whole(out: Console, text: str) -> None:
+    """A line that is not folded, however long it is."""
+    out.print(Text(text), soft_wrap=True)
+
+
+def say_title(out: Console, *parts: str) -> None:
+    """An id or the like, and what is said of it: in one line where that fits, else in one each."""
+    line = " ".join(parts)
+    for part in [line] if cell_len(line) <= out.width else parts:
+        say_whole(out, part)
+
+
+def show_table(out: Console, columns: Sequence[Column], rows: Iterable[Sequence[Any]]) -> None:
+    """A table with a line for the columns' names; where it does not fit the width, a block of lines for each row."""
+    cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    extents = [_extent(column, [row[place] for row in cells]) for place, column in enumerate(columns)]
+    least, most = (list(widths) for widths in zip(*extents, strict=True))
+    for gap in _GAPS:
+        room = out.width - gap * (len(columns) - 1)
+        if sum(least) <= room:
+            out.print(_table(columns, cells, _shared(least, most, room), gap))
+            return
+    for row in cells:
+        _show_block(out, columns, row)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+def _extent(column: Column, cells: Sequence[str]) -> tuple[int, int]:
+    """The least width in which no word is broken, and the one in which no line is."""
+    name, kind = column
+    longest = max(cell_len(line) for text in (name, *cells) for line in text.splitlines() or [""])
+    words = max((cell_len(word) for text in (name, *cells) for word in text.split()), default=0)
+    return (words if kind == "left" else longest), longest
+
+
+def _shared(widths: list[int], most: Sequence[int], room: int) -> list[int]:
+    """The widths, with what they leave of the room given to the narrowest that want more."""
+    for _ in range(room - sum(widths)):
+        wanting = [place for place, width in enumerate(widths) if width < most[place]]
+        if not wanting:
+            break
+        widths[min(wanting, key=widths.__getitem__)] += 1
+    return widths
+
+
+def _table(columns: Sequence[Column], cells: Iterable[Sequence[str]], widths: Sequence[int], gap: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), show_edge=False, pad_edge=False)
+    for (name, kind), width in zip(columns, widths, strict=True):
+        table.add_column(name, justify="right" if kind == "right" else "left", width=width, no_wrap=True)
+    for row in cells:
+        table.add_row(*(_cell(cell, width) for cell, width in zip(row, widths, strict=True)))
+    return table
+
+
+def _cell(text: str, width: int) -> Text:
+    lines = (line for part in text.splitlines() for line in _folded(part.split(" "), width))
+    return Text("\n".join(lines))
+
+
+def _show_block(out: Console, columns: Sequence[Column], row: Sequence[str]) -> None:
+    """What the row is of (its number, its id) as a title, all else below it by name."""
+    named = [(name, kind, ", ".join(cell.splitlines())) for (name, kind), cell in zip(columns, row, strict=True)]
+    title = list(_title(named))
+    say_title(out, *title)
+    rest = [part for part in named[len(title) :] if part[2]]
+    parts: list[str] = []
+    for place, (name, kind, cell) in enumerate(rest):
+        told = f"{name} {cell}" + ("," if place + 1 < len(rest) else "")
+        parts += told.split(" ") if kind == "left" else [told]
+    _say_folded(out, parts, indent=3)
+
+
+def _title(named: Sequence[tuple[str, Kind, str]]) -> Iterator[str]:
+    for place, (name, kind, cell) in enumerate(named):
+        if place and kind == "left":
+            return
+        yield f"{name} {cell}" if kind == "right" else cell
+        if kind != "right":
+            return
