@@ -70,6 +70,16 @@ def test_an_earlier_workspace_answers_as_it_did(root: Path, command: str) -> Non
     assert holds(RECORDED[command], answered), answered
 
 
+def test_an_earlier_workspace_says_why_it_picked_and_how_well_it_learned(root: Path) -> None:
+    for pick in ask(root, "audit", "2"):
+        answer = ask(root, "audit", "2", "--why", pick["sample_id"])
+        assert (answer["sample"]["rank"], answer["notes"]) == (pick["rank"], [])
+        assert sum(answer["sample"]["terms"].values()) == pytest.approx(pick["score"])
+        assert answer["answer"]
+    assert [row["round"] for row in ask(root, "curve")] == [1, 2, 3]
+    assert all(row["balanced_accuracy"]["low"] is not None for row in ask(root, "curve"))
+
+
 def test_an_earlier_workspace_shows_its_images(root: Path, tmp_path: Path) -> None:
     late = pd.read_parquet(root / "data" / "catalog.parquet").query("added_round > 0").iloc[0]
     done(call(root, "show", late["sample_id"], "--out", str(tmp_path / "late.png")))

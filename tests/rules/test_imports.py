@@ -217,7 +217,7 @@ FOR_LEARNING = LEARNING | {"mlflow", "matplotlib", "scipy", "ray"}
 SPARED = {
     ("vabal.workspace",): FOR_LEARNING | {"pandas", "numpy", "pyarrow", "pydantic", "PIL", "boto3"},
     ("vabal.adapters.stack", "vabal.cli.render"): FOR_LEARNING | {"pandas", "numpy", "pyarrow", "PIL", "boto3"},
-    ("vabal.audit.queries", "vabal.adapters.versioning", "vabal.cli.render"): FOR_LEARNING
+    ("vabal.audit.queries", "vabal.adapters.versioning", "vabal.cli.audited"): FOR_LEARNING
     | {"PIL", "boto3", "vabal.strategies", "vabal.settings.models"},
     ("vabal.labels.export", "vabal.labels.answers", "vabal.rounds"): FOR_LEARNING | {"boto3"},
     ("vabal.rounds.stage_store", "vabal.rounds.context", "vabal.strategies"): FOR_LEARNING,

@@ -71,11 +71,12 @@ def intervals(counts_C_C: NDArray[np.integer]) -> dict[str, tuple[float, float]]
     low, high = _wilson(right_C.sum(), images_C.sum())
     recall_C = right_C[occurring_C] / images_C[occurring_C]
     exact = _exact(right_C[occurring_C], images_C[occurring_C])
-    of_f1 = [_f1(ends_C) for ends_C in (right_C / either_C, *_wilson(right_C, either_C))]
+    low_C, high_C = _wilson(right_C, either_C)
+    of_f1 = _of_the_mean(_f1(right_C / either_C), _f1(low_C), _f1(high_C), widened=2**0.5)
     return {
         "accuracy": (float(low), float(high)),
         "balanced_accuracy": _of_the_mean(recall_C, *exact),
-        "macro_f1": _of_the_mean(*of_f1, widened=2**0.5),
+        "macro_f1": of_f1,
     }
 
 

@@ -5,7 +5,7 @@ Whether that record is intact is `vabal.audit.verification`'s question.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +245,7 @@ def _label_history(data: Path, sample_id: str) -> list[dict[str, Any]]:
     return events
 
 
-def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+def _told(row: Mapping[Hashable, Any]) -> dict[str, Any]:
     """What a label event says: when, of whom, by which file."""
     when, imported = (row[name].isoformat() if row[name] else None for name in ("labeled_at", "imported_at"))
     known = {"imported": imported} if imported else {}

@@ -118,7 +118,7 @@ def show_why(answer: "Why", *, as_json: bool = False) -> None:
 
 def _why_rows(stands: "Sequence[Standing]") -> Iterator[tuple[Any, ...]]:
     """A row a number, the score's parts first, then the score, then what was recorded beside it."""
-    parts = [stand.terms | {"score": stand.score} for stand in stands]
+    parts = [{**stand.terms, "score": stand.score} for stand in stands]
     for name in dict.fromkeys(name for part in parts for name in part):
         yield (name, *_beside([part.get(name) for part in parts]))
     for name in dict.fromkeys(name for stand in stands for name in stand.facts):

@@ -85,13 +85,11 @@ def test_of_a_score_that_is_a_place_in_a_search_that_is_said(strategy: str, tmp_
 
 
 def test_with_the_highest_scores_the_gap_to_the_last_pick_decides_and_what_is_said_of_it_is_so(kept: Books) -> None:
-    table, other = candidates(kept, 3), left(kept, 3)[2]
+    score, other = candidates(kept, 3)["score"].to_dict(), left(kept, 3)[2]
     answer = why(kept.data, 3, kept.picked(3)[0], other)
-    last = table.loc[kept.picked(3)[-1], "score"]
+    gap = float(score[kept.picked(3)[-1]] - score[other])
     assert answer.rule == "topk"
-    assert (
-        f"{other} would have been picked with a score {last - table.loc[other, 'score']:.4g} higher" in answer.answer[1]
-    )
+    assert f"{other} would have been picked with a score {gap:.4g} higher" in answer.answer[1]
     assert answer.answer[1].endswith(f"above {kept.picked(3)[-1]}")
     assert answer.answer[0].endswith(f"below {left(kept, 3)[0]}")
 
@@ -109,7 +107,7 @@ def test_a_quota_is_told_by_its_class(tmp_path: Path) -> None:
     books = one(tmp_path, batch="quota")
     table = candidates(books, 1)
     other = left(books, 1)[0]
-    own = table.loc[other, "own_class"]
+    own = str(table["own_class"].to_dict()[other])
     last = table[table["rank"].notna() & (table["own_class"] == own)]["score"].idxmin()
     [line] = why(books.data, 1, other).answer
     assert f"picked for the class {own} with a score" in line
