@@ -146,14 +146,11 @@ def test_the_score_that_a_spread_batch_asks_for_is_the_one_that_turns_it(tmp_pat
 
 def test_another_candidate_is_told_where_it_came_nearest_too(tmp_path: Path) -> None:
     books = one(tmp_path, batch="spread")
-    nearest = [why(books.data, 1, other).answer[0].partition(", where")[0] for other in left(books, 1)]
-    other, place = next(
-        (name, said) for name, said in zip(left(books, 1), nearest, strict=True) if "place 6" not in said
-    )
-    assert any(
-        line.startswith(f"{other} came nearest {place}")
-        for line in why(books.data, 1, books.picked(1)[5], other).answer
-    )
+    other = left(books, 1)[0]
+    place = why(books.data, 1, other).answer[0].partition(", where")[0]
+    elsewhere = books.picked(1)[0 if place != "at place 1" else 1]
+    lines = why(books.data, 1, elsewhere, other).answer
+    assert any(line.startswith(f"{other} came nearest {place}") for line in lines)
 
 
 def test_a_pick_of_a_search_is_held_against_the_next_best_and_another_candidate_where_it_came_nearest(
