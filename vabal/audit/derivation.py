@@ -48,7 +48,7 @@ def check_round(data: Path, record: Record, taken_in: Pools, recorded: Sequence[
     if derived.wrong:
         yield Finding(record.round, manifest, "; ".join(derived.wrong))
     if recorded is not None:
-        yield from _check_order(data, record, derived.best, recorded)
+        yield from _check_order(data, record, derived.best, recorded, any_labeled=len(taken_in.labeled) > 0)
 
 
 # -- rounds that record what their scores take ----------------------------------------------------------------------
@@ -168,12 +168,14 @@ def _predicted(part: Candidates, inputs: tuple[str, ...]) -> Candidates:
 # -- the order of the picks -----------------------------------------------------------------------------------------
 
 
-def _check_order(data: Path, record: Record, best: Candidates | None, recorded: Sequence[str]) -> Iterator[Finding]:
+def _check_order(
+    data: Path, record: Record, best: Candidates | None, recorded: Sequence[str], *, any_labeled: bool
+) -> Iterator[Finding]:
     """The recorded picks are those that follow from the best candidates, in their order."""
     if "shortlist.parquet" in record.files and not (data / record.folder / "shortlist.parquet").is_file():
         return  # `check_files` names it
     try:
-        picks = _follow(data / record.folder, record, best, recorded)
+        picks = _follow(data / record.folder, record, best, recorded, any_labeled=any_labeled)
     except UNREADABLE as error:
         yield Finding(record.round, f"{record.folder}/shortlist.parquet", one_line(error))
         return
@@ -184,10 +186,13 @@ def _check_order(data: Path, record: Record, best: Candidates | None, recorded: 
         yield Finding(record.round, f"{record.folder}/selection.parquet", what)
 
 
-def _follow(folder: Path, record: Record, best: Candidates | None, recorded: Sequence[str]) -> list[str]:
+def _follow(
+    folder: Path, record: Record, best: Candidates | None, recorded: Sequence[str], *, any_labeled: bool
+) -> list[str]:
     """The picks that follow from the best candidates; the recorded ones, where only rounding could lead to others.
 
-    Raises ValueError if the shortlist of a spread batch does not hold the best candidates.
+    Raises ValueError if the shortlist of a batch that was searched does not hold the best candidates, or what its rule
+    looks at.
     """
     if best is None or record.selection is None:
         return []
@@ -199,6 +204,8 @@ def _follow(folder: Path, record: Record, best: Candidates | None, recorded: Seq
             raise ValueError("does not hold the candidates with the highest scores, the highest first")
         if rule.looks_at_labels != (distance_N is not None):
             raise ValueError(f"its columns are not those of the rule {rule.name}")
+        if distance_N is not None and np.isfinite(distance_N).any() != any_labeled:
+            raise ValueError(f"labeled_distance: {'infinite' if any_labeled else 'finite'}, against the labelled pool")
     return rule.follow(best, features_N_D, recorded, said["budget"], said["beta"], distance_N)
 
 

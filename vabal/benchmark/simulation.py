@@ -76,7 +76,9 @@ class SimulatedPool:
 
     def _embedded(self, embedder: Embedder, learner: Learner) -> "Inputs":
         images = array_batches(self.images_N_H_W_K)
-        path = embedder.kept("pool", len(self.labels_N), lambda: images(learner.params.features.batch_size))
+        path = embedder.kept(
+            "pool", len(self.labels_N), lambda: images(learner.params.features.batch_size), self.sample_ids
+        )
         return Inputs(np.load(path, mmap_mode="r"), embedder.embedded)
 
     def training_set(self, inputs: "Inputs", labeled_L: NDArray[np.int64]) -> TrainingSet:
@@ -271,7 +273,7 @@ def _describe(
     logits_N_C = np.zeros((len(pool.labels_N), len(pool.classes)), dtype=np.float32)
     wanted = np.union1d(pool.pool_P, pool.holdout_M)
     batches = inputs.batches(wanted, learner.params.features.batch_size)
-    for start, features_P_D, logits_P_C in features.describe(network, batches, learner.device):
+    for start, features_P_D, logits_P_C in features.describe(network, batches, learner.device, pool.sample_ids[wanted]):
         rows = wanted[start : start + len(features_P_D)]
         features_N_D[rows], logits_N_C[rows] = features_P_D, logits_P_C
     return features_N_D, logits_N_C

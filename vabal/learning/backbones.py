@@ -370,6 +370,9 @@ def _fill(network: nn.Module, state: dict[str, Tensor], source: str, name: str) 
             f"backbone.weights: {source} does not fit {name}: {len(lacking)} of {len(wanted)} tensors are missing or "
             f"of another shape, as {lacking[0]}"
         )
+    wrong = [key for key, values in fitting.items() if not bool(torch.isfinite(values).all())]
+    if wrong:
+        raise UserError(f"backbone.weights: {source}: not all numbers of {wrong[0]} are finite: take other weights")
     network.load_state_dict(fitting, strict=False)
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,7 @@ from vabal.images import DecodedShards
 from vabal.learning import backbones, network
 from vabal.learning.backbones import Backbone, Layer
 from vabal.learning.features import RowWriter, row_batches
+from vabal.learning.needs import check_finite
 from vabal.learning.probe import Embedded
 from vabal.settings.learners import BackboneSettings
 
@@ -94,8 +95,10 @@ class Embedder:
         os.utime(place)
         return [place / f"trunk-{size}.pt2" for size in self.embedded.backbone["sizes"]]
 
-    def embed(self, images_N_H_W_K: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """embeddings_N_E. Raises ValueError if a number is not finite."""
+    def embed(
+        self, images_N_H_W_K: NDArray[np.uint8], sample_ids: Sequence[str] | NDArray[Any] | None = None
+    ) -> NDArray[np.float32]:
+        """embeddings_N_E. Raises UserError naming the images of which a number is not finite."""
         views = {self.settings.views} if isinstance(self.settings.views, str) else set(self.settings.views)
         most = max({"plain": 1, "mirrored": 2, "turned": 8}[seen_as] for seen_as in views)
         pixels = most * max(layer.size for layer in self.embedded.layers) ** 2
@@ -106,11 +109,12 @@ class Embedder:
                 images = torch.from_numpy(np.array(images_N_H_W_K[start : start + step])).permute(0, 3, 1, 2)
                 parts.append(self.backbone(images.to(self.device)).float().cpu().numpy())
         embeddings_N_E = np.concatenate(parts)
-        if not np.isfinite(embeddings_N_E).all():
-            raise ValueError("the backbone's output is not finite: look at its weights")
+        check_finite("what the backbone says", embeddings_N_E, sample_ids, "backbone.weights")
         return embeddings_N_E
 
-    def kept(self, name: str, rows: int, batches: Callable[[], Batches]) -> Path:
+    def kept(
+        self, name: str, rows: int, batches: Callable[[], Batches], sample_ids: NDArray[Any] | None = None
+    ) -> Path:
         """The file of the embeddings that are called `name`; made from `batches` of images if it is not there."""
         path = self.cache / f"{name}-{self.key}.npy"
         if path.exists():
@@ -122,8 +126,9 @@ class Embedder:
                 temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                 try:
                     with RowWriter(temporary, rows, self.embedded.width) as writer:
-                        for _, images in batches():
-                            writer.append(self.embed(images))
+                        for start, images in batches():
+                            names = None if sample_ids is None else sample_ids[start : start + len(images)]
+                            writer.append(self.embed(images, names))
                     sync_file(temporary)
                     temporary.replace(path)
                 finally:
@@ -162,7 +167,8 @@ class EmbeddedShards:
             batches = self._shards.batches(shard, self._batch_size)
             return reported(batches) if reported else batches
 
-        return self.embedder.kept(self._shards.content(shard), self.rows(shard), images)
+        content, sample_ids = self._shards.content(shard), self._shards.sample_ids(shard)
+        return self.embedder.kept(content, len(sample_ids), images, sample_ids)
 
     def has(self, shard: str) -> bool:
         """Whether the shard's embeddings are there: nothing need be computed for them."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vabal.errors import UserError
 from vabal.files import canonical_json, write_bytes
+from vabal.learning.needs import check_finite
 from vabal.learning.network import Network
 from vabal.learning.recipe import Inputs, pieces, place
 
@@ -30,19 +31,20 @@ def extract(
     rows: int,
     folder: Path,
     device: torch.device | str = "cpu",
+    sample_ids: NDArray[Any] | None = None,
 ) -> None:
     """Writes features.npy (rows x D) and logits.npy (rows x C), float32, in the order of the rows; feature_dims.json.
 
     `batches` yields (start, inputs_N), images_N_H_W_K uint8 or a probe's embeddings_N_E, that together cover `rows`
     rows in order. The next batch is read while the network works on the last. Raises ValueError if rows are missing or
-    out of order, or a number is not finite; the files are then incomplete, and `row_batches` refuses them.
+    out of order, UserError if a number is not finite; the files are then incomplete, and `row_batches` refuses them.
     """
     write_bytes(folder / DIMS, canonical_json(list(network.feature_dims)))
     with (
         RowWriter(folder / FEATURES, rows, sum(network.feature_dims)) as features,
         RowWriter(folder / LOGITS, rows, network.config["num_classes"]) as logits,
     ):
-        for described in describe(network, _read_ahead(batches), device):
+        for described in describe(network, _read_ahead(batches), device, sample_ids):
             if described.start != features.written:
                 raise ValueError(f"expected a batch that starts at row {features.written}, found {described.start}")
             features.append(described.features_N_D)
@@ -58,11 +60,14 @@ class FeatureBatch(NamedTuple):
 
 
 def describe(
-    network: Network, batches: Iterable[tuple[int, Inputs]], device: torch.device | str = "cpu"
+    network: Network,
+    batches: Iterable[tuple[int, Inputs]],
+    device: torch.device | str = "cpu",
+    sample_ids: NDArray[Any] | None = None,
 ) -> Iterator[FeatureBatch]:
     """Features and logits of the inputs, float32, piece by piece of each batch (start, inputs_N).
 
-    Raises ValueError if a number is not finite.
+    Raises UserError naming the samples (`sample_ids`, row by row) of which a number is not finite.
     """
     device = torch.device(device)
     place(network, device).eval()
@@ -71,10 +76,12 @@ def describe(
         for inputs_P in pieces(inputs_N, network, device):
             with torch.inference_mode():
                 features_P_D, logits_P_C = network.stages(inputs_P)
-            for name, values in ((FEATURES, features_P_D), (LOGITS, logits_P_C)):
-                if not bool(torch.isfinite(values).all()):
-                    raise ValueError(f"{name}: a number of rows {start} and on is not finite")
-            yield FeatureBatch(row, features_P_D.float().cpu().numpy(), logits_P_C.float().cpu().numpy())
+            described = FeatureBatch(row, features_P_D.float().cpu().numpy(), logits_P_C.float().cpu().numpy())
+            names = np.array([f"row {row + place}" for place in range(len(inputs_P))])
+            names = names if sample_ids is None else sample_ids[row : row + len(inputs_P)]
+            check_finite("a feature", described.features_N_D, names)
+            check_finite("a logit", described.logits_N_C, names)
+            yield described
             row += len(inputs_P)
 
 

@@ -41,17 +41,18 @@ class Needs:
         return self.vae or self.class_terms
 
 
-def check_finite(what: str, values: Any, sample_ids: Any) -> None:
-    """Raises UserError naming the samples of which a number is not finite. In blocks: no copy of the whole."""
+def check_finite(what: str, values: Any, sample_ids: Any, cause: str = "the training") -> None:
+    """Raises UserError naming the samples of which a number is not finite (their rows, where `sample_ids` is None), and
+    what to look at beside them. In blocks: no copy of the whole."""
     if values is None or np.asarray(values).dtype.kind != "f":
         return
     for start in range(0, len(values), _BLOCK_ROWS):
         block = np.asarray(values[start : start + _BLOCK_ROWS])
         wrong = np.flatnonzero(~np.isfinite(block.reshape(len(block), -1)).all(axis=1)) + start
         if len(wrong):
-            named = ", ".join(str(sample_ids[row]) for row in wrong[:5])
+            named = ", ".join(f"row {row}" if sample_ids is None else str(sample_ids[row]) for row in wrong[:5])
             more = f" and {len(wrong) - 5} more of these rows" if len(wrong) > 5 else ""
-            raise UserError(f"{what} is not finite for {named}{more}: look at these images, and at the training")
+            raise UserError(f"{what} is not finite for {named}{more}: look at these images, and at {cause}")
 
 
 _BLOCK_ROWS = 2**16

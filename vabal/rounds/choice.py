@@ -139,12 +139,20 @@ class _Pool:
     @cached_property
     def sample(self) -> Any:
         """Labelled images to try learners on: their rows of the catalog, with labels, as even over the classes as the
-        labels allow, in the order of their ids."""
+        labels allow, in the order of their ids.
+
+        Where two of each class are too many, there are fewer classes: of a class with one label nothing can be judged.
+        """
         labeled = self.made.pools.labeled[["sample_id", "label"]].merge(self.made.pools.catalog, on="sample_id")
         hashed = labeled.assign(hash=[hash_of(self.params.seed, name) for name in labeled["sample_id"]])
         hashed = hashed.sort_values("hash")
-        turns = hashed.assign(turn=hashed.groupby("label").cumcount()).sort_values(["turn", "hash"])
-        return turns[:_MOST_IMAGES].sort_values("sample_id", ignore_index=True)
+        of_class, turn = hashed.groupby("label")["hash"], hashed.groupby("label").cumcount()
+        alone, first = of_class.transform("size") == 1, of_class.transform("first")
+        places = hashed.assign(
+            pair=turn.clip(lower=1), alone=alone, first=first.where(turn < 2, hashed["hash"]), turn=turn
+        )
+        ordered = places.sort_values(["pair", "alone", "first", "turn"])[:_MOST_IMAGES]
+        return ordered.sort_values("sample_id", ignore_index=True)
 
     def known(self) -> Known:
         return Known(
@@ -222,9 +230,12 @@ class _Pool:
             settings = self.params.backbone.model_copy(update={"sizes": [size], "views": views})
             embedder = Embedder(settings, device_of(self.params), self.place.embeddings)
             layers = embedder.embedded.layers
-            embedder.embed(self._images.images_L_H_W_K[:1])  # what a first pass sets up counts once, not for each image
+            names = list(self.sample["sample_id"])
+            embedder.embed(
+                self._images.images_L_H_W_K[:1], names
+            )  # what a first pass sets up counts once, not for each image
             since = time.perf_counter()
-            embeddings_L_E = embedder.embed(self._images.images_L_H_W_K)
+            embeddings_L_E = embedder.embed(self._images.images_L_H_W_K, names)
             self._embedded[part] = _PartOfEmbedding(embeddings_L_E, layers, time.perf_counter() - since)
         return self._embedded[part]
 

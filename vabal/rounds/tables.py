@@ -60,6 +60,7 @@ SHORTLIST = pa.schema(
     ]
 )
 NEAREST: Final = pa.field("labeled_distance", pa.float32(), nullable=False)  # the squared distance to the labelled pool
+_FARTHEST: Final = 4.0001  # at unit length, rounding included; infinite, all of them, where nothing is labelled
 # What the classifier says of the labelled pool, where a strategy looks at it.
 LABELED = pa.schema(
     [
@@ -118,7 +119,7 @@ def read_shortlist(path: Path) -> ShortlistRows:
     if not has_distances:
         return ShortlistRows(ids, features_N_D, None)
     distance_N = table.column(NEAREST.name).to_numpy()
-    if not (distance_N >= 0).all():
+    if not (np.isinf(distance_N).all() or (distance_N <= _FARTHEST).all()) or not (distance_N >= 0).all():
         raise ValueError(f"{NEAREST.name}: not all of them are distances")
     return ShortlistRows(ids, features_N_D, distance_N)
 

@@ -66,7 +66,7 @@ def cover(
     picked = np.empty(budget, dtype=np.int64)
     for place in range(budget):
         while looked_at_N[row := int(bound_N.argmax())] < place:
-            again = _highest(bound_N, looked_at_N < place)
+            again = _highest(bound_N, looked_at_N < place, row)
             bound_N[again] = gains.of(again)
             looked_at_N[again] = place
         picked[place] = row
@@ -91,12 +91,12 @@ def departures(
     left_N = np.ones(len(score_N), dtype=bool)
     found = []
     for place, row in enumerate(picked):
-        enough = gains.of(np.array([row]))[0] + gains.rounding
-        higher_N = left_N & (bound_N > enough)
-        if higher_N.any():
-            again = np.flatnonzero(higher_N)
-            bound_N[again] = gains.of(again)
-        if not left_N[row] or (bound_N[higher_N] > enough).any():
+        itself = np.array([row])
+        most = gains.of(itself) + gains.rounding(itself)
+        again = np.flatnonzero(left_N & (bound_N > most))
+        bound_N[again] = gains.of(again)
+        higher = again[bound_N[again] > most]
+        if not left_N[row] or (bound_N[higher] - gains.rounding(higher) > most).any():
             found.append(place)
         left_N[row] = False
         gains.cover(int(row))
@@ -130,24 +130,38 @@ class _Gains:
         unit_N_D, count = unit(features_N_D), len(score_N)
         rows_G = _evenly(count, max(_LEAST_COVERED, min(_COVERED, _KERNEL // max(count, 1))))
         width = _width(unit_N_D[_evenly(count, _MEASURED)])
-        weighted_N = beta * np.asarray(score_N, dtype=np.float64)
-        self._weight_G = np.exp(weighted_N[rows_G] - weighted_N[rows_G].max(initial=-np.inf)).astype(np.float32)
+        score_G = np.asarray(score_N, dtype=np.float64)[rows_G]
+        with np.errstate(over="ignore"):  # of scores that lie further apart than numbers go: such a weight is zero
+            self._weight_G = np.exp(beta * (score_G - score_G.max(initial=-np.inf))).astype(np.float32)
         self._kernel_N_G = np.empty((count, len(rows_G)), dtype=np.float32)
         for start in range(0, count, _COVERED):
             rows = slice(start, start + _COVERED)
             self._kernel_N_G[rows] = _kernel(np.maximum(2 - 2 * (unit_N_D[rows] @ unit_N_D[rows_G].T), 0), width)
         distance_N = np.full(count, np.inf) if labeled_distance_N is None else np.asarray(labeled_distance_N)
         self._covered_G = _kernel(distance_N[rows_G], width)
-        self.rounding = float(self._weight_G.sum()) * ROUNDING / width
+        self._off = ROUNDING / width  # what of a kernel's value rounding may change
 
     def of(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
         """gain_R of these rows."""
-        gain_R = np.empty(len(rows))
+        return self._weighed(rows, lambda kernel_B_G: np.maximum(kernel_B_G - self._covered_G, 0))
+
+    def rounding(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
+        """By how much gain_R may be off: what both kernels are off by, wherever the row covers more, or could."""
+
+        def off(kernel_B_G: NDArray[np.float32]) -> NDArray[np.float32]:
+            both_B_G = kernel_B_G + self._covered_G
+            could_B_G = kernel_B_G > self._covered_G - self._off * both_B_G
+            return np.asarray(both_B_G * could_B_G, dtype=np.float32)
+
+        return np.asarray(self._off * self._weighed(rows, off))
+
+    def _weighed(
+        self, rows: NDArray[np.integer], of: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    ) -> NDArray[np.float64]:
+        sum_R = np.empty(len(rows))
         for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            added_B_G = np.maximum(self._kernel_N_G[block] - self._covered_G, 0)
-            gain_R[start : start + _BLOCK] = added_B_G @ self._weight_G
-        return gain_R
+            sum_R[start : start + _BLOCK] = of(self._kernel_N_G[rows[start : start + _BLOCK]]) @ self._weight_G
+        return sum_R
 
     def cover(self, row: int) -> None:
         """The row is picked."""
@@ -170,10 +184,12 @@ def _kernel(squared: NDArray[np.floating], width: float) -> NDArray[np.float32]:
     return np.asarray(np.exp(-squared / np.float32(width)), dtype=np.float32)
 
 
-def _highest(bound_N: NDArray[np.float64], stale_N: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The rows of the highest bounds, of those that are out of date; a block at most."""
+def _highest(bound_N: NDArray[np.float64], stale_N: NDArray[np.bool_], row: int) -> NDArray[np.int64]:
+    """The rows of the highest bounds, of those that are out of date; a block at most. `row`, one of them, is among
+    them, for where nothing is left to cover all bounds are equal."""
     value_N = np.where(stale_N, bound_N, -np.inf)
+    value_N[row] = np.inf
     if len(value_N) <= _BLOCK:
         return np.flatnonzero(stale_N & np.isfinite(bound_N))
     top = np.argpartition(-value_N, _BLOCK - 1)[:_BLOCK]
-    return np.asarray(top[np.isfinite(value_N[top])])
+    return np.asarray(top[value_N[top] > -np.inf])

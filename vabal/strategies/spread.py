@@ -110,5 +110,8 @@ def walk(
 def unit(features_N_D: NDArray[np.floating]) -> NDArray[np.float32]:
     """Features of length one; of length zero where they are all zero."""
     features = np.asarray(features_N_D, dtype=np.float32)
+    largest_N = np.maximum(features.max(axis=1, initial=0), -features.min(axis=1, initial=0))
+    # A power of two changes no digit, and squares stay within range.
+    features = np.ldexp(features, -np.frexp(largest_N)[1][:, None])
     lengths_N_1 = np.linalg.norm(features, axis=1, keepdims=True)
     return np.asarray(features / np.maximum(lengths_N_1, np.finfo(np.float32).tiny), dtype=np.float32)

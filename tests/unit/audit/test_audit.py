@@ -591,6 +591,47 @@ def test_other_features_than_the_batch_was_searched_by_are_found(books: Books) -
     assert "not those that follow from the candidates" in whats[0]
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ("near", "not those that follow from the candidates"),
+        ("gone", "its columns are not those of the rule coverage"),
+        ("infinite", "labeled_distance: infinite, against the labelled pool"),
+        ("one infinite", "labeled_distance: not all of them are distances"),
+    ],
+)
+def test_other_distances_to_the_labelled_pool_than_the_batch_was_searched_by_are_found(
+    books: Books, changed: str, told: str
+) -> None:
+    path = books.data / "rounds/0002/shortlist.parquet"
+    ids, features_N_D, distance_N = tables.read_shortlist(path)
+    assert distance_N is not None
+    first = np.array(ids) == books.picked(2)[0]
+    others = {
+        "near": np.where(first, np.float32(0), np.float32(4)),
+        "gone": None,
+        "infinite": np.full(len(ids), np.inf, dtype=np.float32),
+        "one infinite": np.where(first, np.float32(np.inf), distance_N),
+    }
+    tables.write_shortlist(np.array(ids), features_N_D, path, others[changed])
+    forge(books, 2)
+    (finding,) = books.verify().findings
+    assert told in finding.what
+
+
+def test_rounds_by_an_earlier_batch_rule_verify_beside_those_that_cover_doubt(tmp_path: Path) -> None:
+    books = Books(tmp_path).begin(total=60)
+    for batch in ("spread", "coverage", "quota_spread", "coverage"):
+        books.round("vabal", batch=batch)
+    assert books.verify().findings == ()
+    path = books.data / "rounds/0001/shortlist.parquet"
+    ids, features_N_D, distance_N = tables.read_shortlist(path)
+    assert distance_N is None
+    tables.write_shortlist(np.array(ids), features_N_D, path, np.zeros(len(ids), dtype=np.float32))
+    forge(books, 1)
+    assert "its columns are not those of the rule spread" in {finding.what for finding in books.verify().findings}
+
+
 def test_a_shortlist_that_is_gone_is_named_once(books: Books) -> None:
     (books.data / "rounds/0002/shortlist.parquet").unlink()
     (finding,) = books.verify().findings

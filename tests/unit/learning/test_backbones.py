@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from tests.support.small_backbones import small_backbone
 from vabal.errors import UserError
 from vabal.learning import backbones, embeddings
 from vabal.learning.backbones import Layer
@@ -193,6 +194,31 @@ def test_a_file_that_holds_other_things_is_refused_in_one_line(name: str, wrong_
 def test_what_is_not_there_is_told_in_one_line(chosen: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         backbones.load(settings(**chosen))
+
+
+def test_weights_that_are_not_finite_are_refused_by_the_name_of_a_tensor(tmp_path: Path) -> None:
+    own = small_backbone(tmp_path)
+    state = backbones.read_state(path := tmp_path / "small-0.safetensors")
+    state["conv_stem.weight"][0, 0, 0, 0] = float("nan")
+    save_file(state, path)
+    with pytest.raises(UserError, match=r"not all numbers of conv_stem\.weight are finite: take other weights"):
+        backbones.load(settings(**own))
+
+
+def test_images_of_which_a_backbone_says_what_is_not_finite_are_named(tmp_path: Path) -> None:
+    """Of weights that are too large for any image's sums; and, the last of a pool, of one that comes alone."""
+    own = small_backbone(tmp_path)
+    state = backbones.read_state(path := tmp_path / "small-0.safetensors")
+    state["conv_stem.weight"] = torch.full_like(state["conv_stem.weight"], 3e38)
+    save_file(state, path)
+    embedder, names = Embedder(settings(**own), "cpu", tmp_path / "kept"), np.array(["a", "b", "c"])
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    told = "what the backbone says is not finite for"
+    with pytest.raises(UserError, match=f"^{told} a, b: look at these images, and at backbone.weights"):
+        embedder.kept("pool", 3, lambda: [(0, images[:2]), (2, images[2:])], names)
+    with pytest.raises(UserError, match=f"^{told} c: "):
+        embedder.kept("pool", 3, lambda: [(2, images[2:])], names)
+    assert not list((tmp_path / "kept").glob("pool*"))
 
 
 def test_an_image_is_embedded_once_and_another_backbone_has_files_of_its_own(tmp_path: Path) -> None:

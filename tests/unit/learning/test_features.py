@@ -77,8 +77,11 @@ def test_a_feature_that_is_not_finite_is_refused(images: np.ndarray, tmp_path: P
     network = ResNetClassifier(num_classes=3, image_size=8, channels=1, width=4)
     with torch.no_grad():
         network.classifier.bias[0] = float("inf")
-    with pytest.raises(ValueError, match=r"logits\.npy: a number of rows 0 and on is not finite"):
+    with pytest.raises(UserError, match=r"^a logit is not finite for row 0, row 1, .*: look at these images, and"):
         extract(network, batches(images, 10), 23, tmp_path)
+    names = np.array([f"s{row}" for row in range(23)])
+    with pytest.raises(UserError, match=r"^a logit is not finite for s0, s1, "):
+        extract(network, batches(images, 10), 23, tmp_path, sample_ids=names)
 
 
 def test_an_error_while_reading_a_batch_comes_through_and_no_thread_is_left(

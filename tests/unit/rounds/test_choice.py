@@ -117,6 +117,19 @@ def test_at_most_so_many_images_are_tried_on_rare_classes_first(
     assert found.labels == 12
 
 
+def test_of_more_classes_than_two_labels_each_fit_some_are_tried_with_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class with one label is in no fold that it could be learned from, and its loss tells nothing."""
+    monkeypatch.setattr(choice, "_MOST_IMAGES", 5)
+    made = pool(tmp_path, initial=60)
+    sampled = choice._Pool(Workspace(tmp_path), tmp_path / "data", made, Params(), {}).sample
+    assert sorted(sampled["label"].value_counts()) == [1, 2, 2]
+    monkeypatch.setattr(choice, "_MOST_IMAGES", 4)
+    sampled = choice._Pool(Workspace(tmp_path), tmp_path / "data", made, Params(), {}).sample
+    assert sorted(sampled["label"].value_counts()) == [2, 2]
+
+
 @pytest.mark.parametrize("strategy", strategies.names())
 @pytest.mark.parametrize("learner", ["probe", "scratch"])
 def test_a_night_is_measured_whatever_picks(strategy: str, learner: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests.support import small_shards
 from vabal import strategies
 from vabal.rounds import tables
-from vabal.strategies import Candidates, Labeled, Picker, rule_named
+from vabal.strategies import Candidates, Labeled, Picker, Shard, rule_named
 from vabal.strategies.coverage import cover, departures, labeled_distances
 
 coverage = import_module("vabal.strategies.coverage")
@@ -113,6 +113,47 @@ def test_rounding_alone_is_no_departure() -> None:
     assert departures(np.zeros(3), features, np.array([0, 1])) == [0]  # it covers itself alone
 
 
+def test_a_pick_exchanged_for_any_other_is_told_where_all_samples_lie_close_together() -> None:
+    """As a network's features do that are never negative: a narrow kernel, and gains that are small shares of all."""
+    numbers = np.random.default_rng(0)
+    score, features = np.sort(numbers.normal(size=400))[::-1], 1 + 0.05 * numbers.normal(size=(400, 16))
+    near = labeled_distances(features, features[:20] + 0.01)
+    picked = cover(score, features, 30, labeled_distance_N=near)
+    assert departures(score, features[:, ::-1], picked, labeled_distance_N=near) == []  # other sums
+    for place in range(0, 30, 3):
+        other = numbers.choice(np.setdiff1d(np.arange(400), picked))
+        exchanged = np.where(np.arange(30) == place, other, picked)
+        assert place in departures(score, features, exchanged, labeled_distance_N=near)
+
+
+@pytest.mark.parametrize("case", ["all alike", "all labelled", "few weigh anything"])
+def test_where_nothing_is_left_to_cover_few_candidates_are_looked_at_again(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, features, _ = drawn(0, 1000)
+    near = np.zeros(1000) if case == "all labelled" else None
+    features = np.ones((1000, 4)) if case == "all alike" else features
+    score = np.where(np.arange(1000) < 3, score, -1e6) if case == "few weigh anything" else score
+    looked_at: list[int] = []
+    gains_of = coverage._Gains.of
+
+    def counted(self: Any, rows: NDArray[Any]) -> Any:
+        looked_at.append(len(rows))
+        return gains_of(self, rows)
+
+    monkeypatch.setattr(coverage._Gains, "of", counted)
+    picked = cover(score, features, 100, labeled_distance_N=near)
+    assert len(set(picked.tolist())) == 100
+    assert sum(looked_at) < 10 * 1000  # 100 x 1000, were all of them looked at for each pick
+
+
+@pytest.mark.parametrize("beta", [1e-300, 1.0, 1e308])
+def test_scores_as_far_apart_as_numbers_go_give_a_batch(beta: float) -> None:
+    score = np.array([1.7e308, 1.0, 0.0, -1.7e308])
+    assert cover(score, np.eye(4), 4, beta).tolist() == [0, 1, 2, 3]
+    assert departures(score, np.eye(4), np.arange(4), beta) == []
+
+
 def test_all_are_picked_if_asked_for_and_no_more() -> None:
     assert sorted(cover(np.zeros(3), np.zeros((3, 4)), 3).tolist()) == [0, 1, 2]
     assert cover(np.zeros(1), np.ones((1, 2)), 1).tolist() == [0]
@@ -177,9 +218,24 @@ def test_the_default_s_batch_follows_from_its_record(tmp_path: Path) -> None:
     assert rule.follow(best, features, selection.sample_ids, 14, 1.0) != selection.sample_ids
 
 
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_picks_do_not_depend_on_the_order_of_shards_or_their_size(rows: int) -> None:
+    whole, others = small_shards.shard(200), small_shards.shard(20, seed=1)
+    assert others.features_N_D is not None
+    known = Labeled(others.features_N_D, np.zeros(20, dtype=np.int64))
+
+    def picks(*shards: Shard) -> list[str]:
+        found = replace(small_shards.context(*shards, selection={"batch": "coverage"}), labeled=known)
+        return strategies.get("vabal").select(found, 14).sample_ids
+
+    order = np.random.default_rng(2).permutation(200)
+    parts = [small_shards.rows_of(whole, order[start : start + rows]) for start in range(0, 200, rows)]
+    assert picks(*parts) == picks(whole)
+
+
 def test_distances_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "shortlist.parquet"
-    for wrong in (-1.0, np.nan):
-        tables.write_shortlist(np.array(["a"]), np.ones((1, 2), np.float32), path, np.array([wrong], np.float32))
+    for wrong in ([-1.0, 1.0], [np.nan, 1.0], [4.1, 1.0], [np.inf, 1.0], [-np.inf, np.inf]):
+        tables.write_shortlist(np.array(["a", "b"]), np.ones((2, 2), np.float32), path, np.array(wrong, np.float32))
         with pytest.raises(ValueError, match="labeled_distance: not all of them are distances"):
             tables.read_shortlist(path)

@@ -16,7 +16,7 @@ from vabal.errors import UserError
 from vabal.probabilities import ClassTerms
 from vabal.settings import params
 from vabal.strategies import Candidates, Context, Labeled, Picker, Shard, pick, rule_named
-from vabal.strategies.spread import Rooms, departures, spread
+from vabal.strategies.spread import Rooms, departures, spread, unit
 
 spreads = import_module("vabal.strategies.spread")
 
@@ -101,6 +101,16 @@ def selected(
     written: list[Candidates] = []
     context = Context(lambda: [shard], chosen, seed=1, class_terms=terms, write=written.append)
     return strategies.get("vabal").select(context, budget).sample_ids, written
+
+
+def test_lengths_are_one_however_large_or_small_the_numbers_are_and_ordinary_ones_keep_every_digit() -> None:
+    ordinary = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    expected = ordinary / np.linalg.norm(ordinary, axis=1, keepdims=True)
+    assert np.array_equal(unit(ordinary), expected)
+    for factor in (2.0**-100, 2.0**100):
+        assert np.array_equal(unit(ordinary * np.float32(factor)), expected)
+    assert np.array_equal(unit(np.zeros((2, 3))), np.zeros((2, 3)))
+    assert unit(np.zeros((2, 0))).shape == (2, 0)
 
 
 def test_of_equally_doubtful_samples_that_of_the_rare_and_hard_class_comes_first() -> None:

@@ -40,9 +40,9 @@ def extract_features(context: RoundContext, trained: StageReference, shard: str)
 
 
 def _extract_features(context: RoundContext, trained: StageReference, shard: str, folder: Path) -> None:
-    rows = context.shards.rows(shard)
-    batches = context.inputs.batches(shard, context.params.features.batch_size)
-    features.extract(load_classifier(context, trained), reported(batches, rows), rows, folder, context.device)
+    ids = context.shards.sample_ids(shard)
+    batches = reported(context.inputs.batches(shard, context.params.features.batch_size), len(ids))
+    features.extract(load_classifier(context, trained), batches, len(ids), folder, context.device, ids)
 
 
 def _committee_columns(context: RoundContext, trained: StageReference, shard: str, folder: Path) -> None:
