@@ -33,7 +33,7 @@ def show_rounds(records: Sequence[Mapping[str, Any]], *, as_json: bool = False) 
     ]
     columns: list[tables.Column] = [
         ("round", "right"),
-        ("strategy", "left"),
+        ("strategy", "name"),
         ("labelled", "right"),
         ("unlabelled", "right"),
         ("picks by class", "left"),
@@ -64,14 +64,21 @@ def show_picks(picks: "pd.DataFrame", *, as_json: bool = False) -> None:
         print_json(picks)
         return
     told = plain(picks.assign(label=picks["label"].mask(picks["rejected"], "rejected")))
+    console = tables.console()
     columns = [column for column in _OF_PICKS if not told or any(pick[column[0]] is not None for pick in told)]
-    rows = [
-        [tables.number(pick[name]) if name == "score" else _cell(pick[name], kind) for name, _, kind in columns]
-        for pick in told
-    ]
-    tables.show_table(tables.console(), [(title, kind) for _, title, kind in columns], rows)
+    if not tables.fits(console, *_columns_and_rows(columns, told)):
+        columns = [column for column in columns if column[0] not in _LEFT_OUT]
+    tables.show_table(console, *_columns_and_rows(columns, told))
 
 
+def _columns_and_rows(
+    columns: "Sequence[tuple[str, str, tables.Kind]]", picks: Sequence[Mapping[str, Any]]
+) -> tuple[list[tables.Column], list[list[Any]]]:
+    rows = [[_cell(pick[name], name) for name, _, _ in columns] for pick in picks]
+    return [(title, kind) for _, title, kind in columns], rows
+
+
+_LEFT_OUT = ("log_likelihood", "vae_class")  # where there is no room: --why tells them, and --json
 _OF_PICKS: list[tuple[str, str, tables.Kind]] = [
     ("rank", "rank", "right"),
     ("sample_id", "sample", "whole"),
@@ -81,15 +88,21 @@ _OF_PICKS: list[tuple[str, str, tables.Kind]] = [
     ("log_likelihood", "log lik.", "right"),
     ("prior", "prior", "right"),
     ("precision", "prec.", "right"),
-    ("predicted_class", "pred.", "left"),
-    ("vae_class", "VAE", "left"),
-    ("label", "label", "left"),
-    ("annotator", "by", "left"),
+    ("predicted_class", "pred.", "name"),
+    ("vae_class", "VAE", "name"),
+    ("label", "label", "name"),
+    ("annotator", "by", "name"),
 ]
 
 
-def _cell(value: Any, kind: tables.Kind) -> Any:
-    return tables.number(value, 3) if kind == "right" and isinstance(value, float) else value
+def _cell(value: Any, name: str) -> Any:
+    if not isinstance(value, float):
+        return value
+    return (
+        f"{value:.3f}"
+        if name in ("margin", "posterior", "prior", "precision")
+        else tables.number(value, 4 if name == "score" else 3)
+    )
 
 
 def show_why(answer: "Why", *, as_json: bool = False) -> None:

@@ -74,7 +74,7 @@ def show_comparison(summary: "Summary", report: Path, *, as_json: bool = False) 
         return
     console, baseline = tables.console(), summary.baseline
     columns: list[tables.Column] = [
-        ("strategy", "left"),
+        ("strategy", "name"),
         ("average", "right"),
         ("final", "right"),
         (f"less {baseline}, points", "right"),
@@ -98,7 +98,7 @@ def _show_rivals(console: Console, summary: "Summary") -> None:
         return
     tables.say(console, f"\n{summary.reference} less each other row, average over rounds, over all settings")
     columns: list[tables.Column] = [
-        ("row", "left"),
+        ("row", "name"),
         ("points [95 %]", "right"),
         ("p, Holm", "right"),
         ("it is", "left"),

@@ -1,5 +1,6 @@
-"""Tables for people, in whatever width there is: a number, an id or a word is never broken over two lines, nor cut."""
+"""Tables for people, in whatever width there is: an id, a number or a word is never broken over two lines, nor cut."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -10,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-#: What stands in a column: numbers (`right`), ids, paths and the like (`whole`), or text (`left`), which folds
-#: between words.
-Kind = Literal["left", "right", "whole"]
+#: What stands in a column: numbers (`right`), ids, paths and the like (`whole`), text (`left`), which folds between
+#: words, or names of classes and people (`name`), which fold behind a hyphen, a dot or the like as well.
+Kind = Literal["left", "right", "whole", "name"]
 Column = tuple[str, Kind]
 
+_JOINTS = re.compile(r"(?<=[-_/.@ ])")
 _GAPS = (2, 1)  # between columns: the second where the first has no room
 
 
@@ -26,23 +28,30 @@ def console() -> Console:
 def say(out: Console, text: str, *, indent: int = 0) -> None:
     """A text, folded between words."""
     for line in text.splitlines():
-        _say_folded(out, line.split(" "), indent)
+        _say_folded(out, _pieces(line, "left"), indent)
 
 
-def _say_folded(out: Console, parts: Sequence[str], indent: int) -> None:
-    for line in _folded(parts, out.width - indent):
+def _say_folded(out: Console, pieces: Sequence[str], indent: int) -> None:
+    for line in _folded(pieces, out.width - indent):
         say_whole(out, " " * indent + line)
 
 
-def _folded(parts: Iterable[str], width: int) -> list[str]:
-    """The parts one behind the other, in lines of at most so many columns where no part is longer."""
+def _pieces(line: str, kind: Kind) -> list[str]:
+    """What a line may be folded between."""
+    if kind == "name":
+        return _JOINTS.split(line)
+    return re.split(r"(?<= )", line) if kind == "left" else [line]
+
+
+def _folded(pieces: Iterable[str], width: int) -> list[str]:
+    """The pieces one behind the other, in lines of at most so many columns where no piece is longer."""
     lines: list[str] = []
-    for part in parts:
-        if lines and cell_len(f"{lines[-1]} {part}") <= width:
-            lines[-1] += f" {part}"
+    for piece in pieces:
+        if lines and cell_len((lines[-1] + piece).rstrip()) <= width:
+            lines[-1] += piece
         else:
-            lines.append(part)
-    return lines
+            lines.append(piece)
+    return [line.rstrip() for line in lines]
 
 
 def say_whole(out: Console, text: str) -> None:
@@ -71,6 +80,15 @@ def show_table(out: Console, columns: Sequence[Column], rows: Iterable[Sequence[
         _show_block(out, columns, row)
 
 
+def fits(out: Console, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> bool:
+    """Whether it is shown as a table, and not as blocks."""
+    least = [
+        _extent(column, ["" if row[place] is None else str(row[place]) for row in rows])[0]
+        for place, column in enumerate(columns)
+    ]
+    return sum(least) + _GAPS[-1] * (len(columns) - 1) <= out.width
+
+
 def number(value: float | None, digits: int = 4) -> str:
     return "" if value is None else f"{value:.{digits}g}"
 
@@ -79,8 +97,9 @@ def _extent(column: Column, cells: Sequence[str]) -> tuple[int, int]:
     """The least width in which no word is broken, and the one in which no line is."""
     name, kind = column
     longest = max(cell_len(line) for text in (name, *cells) for line in text.splitlines() or [""])
-    words = max((cell_len(word) for text in (name, *cells) for word in text.split()), default=0)
-    return (words if kind == "left" else longest), longest
+    lines = (line for text in (name, *cells) for line in text.splitlines())
+    pieces = max((cell_len(piece.rstrip()) for line in lines for piece in _pieces(line, kind)), default=0)
+    return pieces, longest
 
 
 def _shared(widths: list[int], most: Sequence[int], room: int) -> list[int]:
@@ -98,13 +117,13 @@ def _table(columns: Sequence[Column], cells: Iterable[Sequence[str]], widths: Se
     for (name, kind), width in zip(columns, widths, strict=True):
         table.add_column(name, justify="right" if kind == "right" else "left", width=width, no_wrap=True)
     for row in cells:
-        table.add_row(*(_cell(cell, width) for cell, width in zip(row, widths, strict=True)))
+        folded = (_cell(cell, kind, width) for cell, (_, kind), width in zip(row, columns, widths, strict=True))
+        table.add_row(*folded)
     return table
 
 
-def _cell(text: str, width: int) -> Text:
-    lines = (line for part in text.splitlines() for line in _folded(part.split(" "), width))
-    return Text("\n".join(lines))
+def _cell(text: str, kind: Kind, width: int) -> Text:
+    return Text("\n".join(line for part in text.splitlines() for line in _folded(_pieces(part, kind), width)))
 
 
 def _show_block(out: Console, columns: Sequence[Column], row: Sequence[str]) -> None:
@@ -113,16 +132,16 @@ def _show_block(out: Console, columns: Sequence[Column], row: Sequence[str]) -> 
     title = list(_title(named))
     say_title(out, *title)
     rest = [part for part in named[len(title) :] if part[2]]
-    parts: list[str] = []
+    pieces: list[str] = []
     for place, (name, kind, cell) in enumerate(rest):
-        told = f"{name} {cell}" + ("," if place + 1 < len(rest) else "")
-        parts += told.split(" ") if kind == "left" else [told]
-    _say_folded(out, parts, indent=3)
+        told = f"{name} {cell}" + (", " if place + 1 < len(rest) else "")
+        pieces += _pieces(told, "left") if kind in ("left", "name") else [told]
+    _say_folded(out, pieces, indent=3)
 
 
 def _title(named: Sequence[tuple[str, Kind, str]]) -> Iterator[str]:
     for place, (name, kind, cell) in enumerate(named):
-        if place and kind == "left":
+        if place and kind in ("left", "name"):
             return
         yield f"{name} {cell}" if kind == "right" else cell
         if kind != "right":

@@ -92,6 +92,31 @@ def test_the_commands_have_no_other_tables() -> None:
     assert named == {"tables.py"}
 
 
+def test_a_name_folds_behind_a_hyphen_before_a_row_becomes_a_block() -> None:
+    columns: list[tables.Column] = [("sample", "whole"), ("label", "name")]
+    lines = printed(20, lambda out: tables.show_table(out, columns, [("cell0334", "mono-functional")]))
+    assert [line.split() for line in lines[2:]] == [["cell0334", "mono-"], ["functional"]]
+    lines = printed(15, lambda out: tables.show_table(out, columns, [("cell0334", "mono-functional")]))
+    assert lines == ["cell0334", "   label", "   mono-functional"]
+
+
+def test_picks_leave_out_what_the_vae_said_where_there_is_no_room(
+    kept: Books, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picks = audit.picks(kept.data, 2).assign(
+        predicted_class="poly-defective", vae_class="mono-functional", label="mono-functional", annotator="oracle"
+    )
+    heads = []
+    for width in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        audited.show_picks(picks)
+        heads.append(capsys.readouterr().out.splitlines()[0])
+    assert [("log lik." in head, "VAE" in head, "margin" in head, "by" in head) for head in heads] == [
+        (False, False, True, True),
+        (True, True, True, True),
+    ]
+
+
 def test_a_text_folds_between_words_alone() -> None:
     lines = printed(20, lambda out: tables.say(out, f"see {IDS[1]} and what stands beside it", indent=2))
     assert lines == ["  see", f"  {IDS[1]}", "  and what stands", "  beside it"]
