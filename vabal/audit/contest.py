@@ -54,7 +54,7 @@ class Contest:
 
     def noise(self, row: int) -> float | None:
         """What was drawn for it and added to beta x score, where the rule draws."""
-        return float(self.key_N[row] - self.beta * self.score_N[row]) if self.rule.name == "gumbel" else None
+        return float(self.key_N[row] - self.beta * self.score_N[row]) if self.rule.draws else None
 
     def answer(self, rows: Sequence[int]) -> Iterator[str]:
         """What decided: of each row how far it is from being picked, or left out, and which of two stands before."""
@@ -85,7 +85,7 @@ class Contest:
 
     @property
     def _what(self) -> str:
-        return "key (beta x score + noise)" if self.rule.name == "gumbel" else "score"
+        return "key (beta x score + noise)" if self.rule.draws else "score"
 
     def _best_left(self, chosen: Sequence[int], group: int) -> int | None:
         key_N = np.array(self.key_N, dtype=np.float64)

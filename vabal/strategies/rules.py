@@ -27,6 +27,7 @@ class TopK:
     name: ClassVar[Rule] = "topk"
     searches: ClassVar[bool] = False  # over features, among the candidates with the highest scores ...
     listed_by: ClassVar[Rule] = "topk"  # ... or that this rule picks, so many for each pick
+    draws: ClassVar[bool] = False  # noise, which is added to beta times the score
     looks_at_labels: ClassVar[bool] = False  # at how near each of them lies to the labelled pool
 
     def key(self, shard: Candidates, beta: float, seed: int) -> NDArray[np.float64]:  # noqa: ARG002
@@ -81,6 +82,7 @@ class Gumbel(TopK):
     """Sampling without replacement, with probabilities proportional to exp(beta * score) (arXiv:2106.12059)."""
 
     name: ClassVar[Rule] = "gumbel"
+    draws: ClassVar[bool] = True
 
     def key(self, shard: Candidates, beta: float, seed: int) -> NDArray[np.float64]:
         return beta * shard.score_N + gumbel_noise(shard.sample_ids, seed)
