@@ -22,6 +22,8 @@ def wrong_terms(terms: ClassTerms | None, settings: Params, strategy: Strategy, 
         return ["class_terms are there where none are needed, or missing"] if misplaced else []
     prior_C, precision_C = terms.prior_C, terms.precision_C
     wrong: list[str] = []
+    if terms.labeled_floor is not None and not (settings.probabilities.guard and np.isfinite(terms.labeled_floor)):
+        wrong.append("class_terms: labeled_floor is there where no guard asks, or is no finite number")
     if not ((precision_C > 0) & (precision_C <= 1 + _SUM)).all():
         wrong.append("class_terms: a precision does not lie between 0 and 1")
     chosen, classes = settings.probabilities, len(prior_C)

@@ -109,6 +109,10 @@ class Searched:
             return float(won - lost)
         return math.log(max(won, _TINY)) - math.log(max(lost, _TINY))
 
+    def _covers_nothing(self, moment: _Moment) -> bool:
+        """Whether the loser gained nothing there, so that no score would have done."""
+        return self._rule.looks_at_labels and moment.lost <= 0
+
     # -- in words ------------------------------------------------------------------------------------------------
 
     def _told(self, moment: _Moment) -> Iterator[str]:
@@ -126,14 +130,19 @@ class Searched:
             enough = f"with a score {higher:.4g} higher"
             if moment.place:
                 enough += f", or {math.exp(higher * self.contest.beta / 2):.4g} times as far from the picks before"
-        yield f"{loser} would have been picked there, all else equal, {enough}"
+        if self._covers_nothing(moment):
+            yield f"{loser} covered nothing that was left: no score would have done"
+        else:
+            yield f"{loser} would have been picked there, all else equal, {enough}"
         for row in (moment.winner, moment.loser):
             yield self._surroundings(row, moment.place)
 
     def _nearest(self, moment: _Moment) -> Iterator[str]:
         """Where the loser came nearest, if that was elsewhere."""
         nearest = self._moment(moment.loser)
-        if nearest is not None and nearest.place != moment.place and np.isfinite(nearest.lost):
+        if nearest is None or self._covers_nothing(nearest):
+            return
+        if nearest.place != moment.place and np.isfinite(nearest.lost):
             higher = self._gap(nearest.won, nearest.lost) / self.contest.beta
             place = f"at place {nearest.place + 1}, where {self._ids[nearest.winner]} was picked"
             yield f"{self._ids[moment.loser]} came nearest {place}: {higher:.4g} would have been enough there"

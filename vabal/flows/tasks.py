@@ -95,21 +95,25 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
         if not begun.inbox:
             rounds.give_up(place)
             return ticket | {"nothing_to_label": True}
-    tracking = tracking_of(params, place.identity)
-    run_id = tracking.open_round(
-        begun.round, begun.parent, settings, {"vabal.strategy": params.selection.strategy}, inputs=begun.inbox
-    )
-    tracking.log_datasets(run_id, context.report["digests"], {"workspace": params.workspace.name})
-    events = pools.read_table(context.view / "label_events.parquet", pools.SCHEMAS["label_events"])
-    tracking.log_metrics(run_id, [(*metric, begun.round) for metric in opinions_on(events).metrics()])
     return ticket | {
-        "mlflow_run": run_id,
+        "mlflow_run": _opened(context, settings),
         "shards": steps.shard_names(context),
         # What came in last is learned from and published, though there is nothing left to pick.
         "needs_vae": context.needs.vae and context.report["candidates"] > 0,
         "needs_class_terms": context.needs.class_terms and context.report["candidates"] > 0,
         "nothing_to_label": False,
     }
+
+
+def _opened(context: RoundContext, settings: dict[str, Any]) -> str:
+    """The round's run in MLflow, which tells what came in and how far people agree."""
+    tracking, begun = tracking_of(context.params, context.workspace.identity), context.round
+    strategy = {"vabal.strategy": context.params.selection.strategy}
+    run_id = tracking.open_round(begun.round, begun.parent, settings, strategy, inputs=begun.inbox)
+    tracking.log_datasets(run_id, context.report["digests"], {"workspace": context.params.workspace.name})
+    events = pools.read_table(context.view / "label_events.parquet", pools.SCHEMAS["label_events"])
+    tracking.log_metrics(run_id, [(*metric, begun.round) for metric in opinions_on(events).metrics()])
+    return run_id
 
 
 @task(name="embed-images", task_run_name="embed-images {shard}", **LEARNING)

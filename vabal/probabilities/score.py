@@ -16,8 +16,6 @@ from vabal.probabilities.class_terms import SMALLEST_DOUBT, ClassTerms, Likeliho
 
 
 GUARDED = 1e6  # taken from a score, more than any two differ: asked about last
-
-
 LIKELY = 0.02  # of the labelled samples may lie below the level from which on a sample is as likely as they are
 
 
@@ -31,7 +29,7 @@ def pool_moments(
     log_likelihood_shards: Iterable[Any], guard: float = 0.0, labeled_floor: float | None = None
 ) -> LikelihoodMoments:
     """Moments of the candidates' log likelihoods, in one pass over the shards, and the level below which the share
-    `guard` of them lies, or fewer: those alone that lie below the `labeled_floor`.
+    `guard` of them lies, or fewer: those alone that lie below `labeled_floor` (the function's).
 
     Rounded to nine digits, so that the order of the summation cannot show. A deviation of zero becomes 1: there is
     nothing to scale. Raises ValueError if there are no candidates.
@@ -65,10 +63,12 @@ def pool_moments(
         means[-1],
         deviation[-1],
         rounded((contrast / count) ** 0.5) or 1.0,
-        min(_floor(np.concatenate(levels), guard), np.inf if labeled_floor is None else labeled_floor)
-        if guard
-        else None,
+        _lower(_floor(np.concatenate(levels), guard), labeled_floor) if guard else None,
     )
+
+
+def _lower(floor: float, other: float | None) -> float:
+    return floor if other is None else min(floor, other)
 
 
 def _floor(level_N: NDArray[np.float64], guard: float) -> float:

@@ -231,9 +231,7 @@ class _Pool:
             embedder = Embedder(settings, device_of(self.params), self.place.embeddings)
             layers = embedder.embedded.layers
             names = list(self.sample["sample_id"])
-            embedder.embed(
-                self._images.images_L_H_W_K[:1], names
-            )  # what a first pass sets up counts once, not for each image
+            embedder.embed(self._images.images_L_H_W_K[:1], names)  # what a first pass sets up is not timed
             since = time.perf_counter()
             embeddings_L_E = embedder.embed(self._images.images_L_H_W_K, names)
             self._embedded[part] = _PartOfEmbedding(embeddings_L_E, layers, time.perf_counter() - since)

@@ -106,10 +106,9 @@ class Spread(TopK):
     name: ClassVar[Rule] = "spread"
     searches: ClassVar[bool] = True
     search: ClassVar[Callable[..., NDArray[np.int64]]] = staticmethod(spread.spread)
-    departures: ClassVar[Callable[..., list[int]]] = staticmethod(
-        spread.departures
-    )  # of recorded picks from the search
-    walk: ClassVar[Callable[..., Iterator[Walked]]] = staticmethod(spread.walk)  # through it, along recorded picks
+    # Of recorded picks from the search, and through it along recorded picks.
+    departures: ClassVar[Callable[..., list[int]]] = staticmethod(spread.departures)
+    walk: ClassVar[Callable[..., Iterator[Walked]]] = staticmethod(spread.walk)
 
     @property
     def per_pick(self) -> int:

@@ -1,5 +1,6 @@
 """What a round recorded is derived again, for every strategy: a changed value contradicts another one."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,20 @@ def test_terms_that_were_counted_without_a_vae_are_those_of_the_labels_or_off(tm
     assert found([0.5, 0.25, 0.25], use_prior=True, prior_pool="labels") != []
     assert found(None) == ["class_terms are there where none are needed, or missing"]
     assert found(None, use_precision=False) == []
+
+
+@pytest.mark.parametrize(
+    ("guard", "floor", "right"), [(0.1, -3.5, True), (0.1, None, True), (0.0, -3.5, False), (0.1, math.inf, False)]
+)
+def test_how_likely_labels_are_stands_only_where_a_guard_asks(
+    tmp_path: Path, guard: float, floor: float | None, right: bool
+) -> None:
+    books = Books(tmp_path).begin()
+    settings = parse({"probabilities": {"guard": guard, "prior_pool": "labels", "smoothing": 1.0}})
+    even = {"log_prior": np.log([1 / 3] * 3).tolist(), "log_precision": np.log([0.5] * 3).tolist()}
+    terms = ClassTerms.from_json(even | {"labeled_floor": floor})
+    found = wrong_terms(terms, settings, strategies.get("vabal"), books.pools)
+    assert any("labeled_floor" in what for what in found) != right
 
 
 def test_a_round_of_before_whose_vae_nothing_took_is_intact_and_held_against_it(tmp_path: Path) -> None:

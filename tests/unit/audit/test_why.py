@@ -144,6 +144,20 @@ def test_the_score_that_a_spread_batch_asks_for_is_the_one_that_turns_it(tmp_pat
         assert (other in [ids[row] for row in spread(changed_N, features_N_D, 6)]) is turned
 
 
+def test_what_labels_cover_already_is_told_that_no_score_would_have_done(tmp_path: Path) -> None:
+    books = one(tmp_path, batch="coverage")
+    path = books.data / "rounds/0001" / tables.SHORTLIST_FILE
+    ids, features_N_D, _ = tables.read_shortlist(path)
+    tables.write_shortlist(np.array(ids), features_N_D, path, np.zeros(len(ids), np.float32))
+    forge(books, 1)
+    picked, other = books.picked(1)[0], left(books, 1)[0]
+    assert (
+        why(books.data, 1, picked, other).answer[1]
+        == f"{other} covered nothing that was left: no score would have done"
+    )
+    assert not any("came nearest" in line for line in why(books.data, 1, picked, other).answer)
+
+
 def test_another_candidate_is_told_where_it_came_nearest_too(tmp_path: Path) -> None:
     books = one(tmp_path, batch="spread")
     other = left(books, 1)[0]
