@@ -16,7 +16,7 @@ from vabal.adapters import processes
 from vabal.adapters import stack as local_stack
 from vabal.adapters.orchestration import Server
 from vabal.errors import Unavailable, UserError
-from vabal.flows import deploy
+from vabal.flows import deploy, schedule
 from vabal.settings.models import Params
 from vabal.settings.params import parse
 
@@ -45,15 +45,15 @@ def after(workspace: str):
 
 
 @pytest.fixture
-def probe(stack: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Server]:
+def probe(stack: RunningStack, tmp_path: Path) -> Callable[..., Server]:
     """Registers infra/prefect.yaml with the small flows in the place of round and promotion."""
     (tmp_path / "probe_flows.py").write_text(FLOW)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     document = yaml.safe_load((deploy.infra_folder() / "prefect.yaml").read_text())
-    document["deployments"][0]["entrypoint"] = "probe_flows.probe"
-    document["deployments"][1]["entrypoint"] = "probe_flows.after"
+    for deployment, name in zip(document["deployments"], ("probe", "after"), strict=True):
+        deployment.update(flow_name=name, entrypoint=f"probe_flows.{name}", parameter_openapi_schema={})
+        # The worker's working folder is the workspace, where the flows lie; `python -m` looks there.
 
-    def register(prefix: str, cron: str = "0 2 1 1 *", **parameters: Any) -> Server:
+    def register(prefix: str, cron: str = "0 2 1 1 *", timezone: str = "UTC", **parameters: Any) -> Server:
         document["deployments"][0]["parameters"].update(parameters)
         file = tmp_path / "prefect.yaml"
         file.write_text(yaml.safe_dump(document))
@@ -62,7 +62,7 @@ def probe(stack: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             "VABAL_WORKSPACE": str(tmp_path),
             "VABAL_PREFIX": prefix,
             "VABAL_CRON": cron,
-            "VABAL_TIMEZONE": "UTC",
+            "VABAL_TIMEZONE": timezone,
         }
         deploy.register(server, file, values)
         return server
@@ -94,6 +94,28 @@ def test_deploying_again_replaces_the_schedule(probe: Callable[..., Server]) -> 
     names = [item["name"] for item in automations]
     assert names.count("again-promote after a published round") == 1
     assert names.count(deploy.ZOMBIES) == 1
+
+
+def test_a_paused_schedule_has_no_next_nights_and_stays_paused_when_deployed_again(
+    stack: RunningStack, tmp_path: Path
+) -> None:
+    params = parse({"workspace": {"name": "paused"}, "schedule": {"timezone": "Europe/Zurich"}})
+    server = Server.from_environment()
+    with pytest.raises(UserError, match=r"^no schedule `active-learning-round/paused-nightly-round` .*`vabal deploy`$"):
+        schedule.look(server, params)
+    said = deploy.deploy(tmp_path, params)
+    assert any(line.startswith("next nights: ") and line.endswith(" 02:00 (Europe/Zurich)") for line in said)
+    assert [when.hour for when in schedule.look(server, params).next] == [2, 2, 2]
+
+    schedule.pause(server, params, paused=True)
+    said = deploy.deploy(tmp_path, params)
+    assert "paused: no night runs until `vabal schedule --resume`" in said
+    assert schedule.look(server, params).next == ()
+    schedule.pause(server, params, paused=False)
+    assert len(schedule.look(server, params).next) == 3
+
+    other = params.model_copy(update={"schedule": params.schedule.model_copy(update={"cron": "5 3 * * *"})})
+    assert "params.yaml says `5 3 * * *` (Europe/Zurich)" in "".join(schedule.look(server, other).warnings())
 
 
 def test_after_a_power_cut_the_next_scheduled_run_needs_nobody(
@@ -181,17 +203,14 @@ def test_a_schedule_that_is_none_is_refused_before_anything_is_registered(stack:
 
 
 def test_the_deployments_are_named_after_the_workspace() -> None:
-    assert deploy.deployment_names(Params())[0] == "active-learning-round/nightly-round"
+    assert schedule.deployment_names(Params())[0] == "active-learning-round/nightly-round"
     named = parse({"workspace": {"name": "wafers"}})
-    assert deploy.deployment_names(named)[0] == "active-learning-round/wafers-nightly-round"
+    assert schedule.deployment_names(named)[0] == "active-learning-round/wafers-nightly-round"
 
 
-def test_a_file_that_prefect_refuses_is_told_in_its_own_words(stack: RunningStack, tmp_path: Path) -> None:
-    file = tmp_path / "prefect.yaml"
-    file.write_text("deployments:\n- name: broken\n  entrypoint: no_such_module.flow\n  work_pool: {name: gpu}\n")
-    with pytest.raises(UserError, match="no_such_module"):
-        deploy.register(Server.from_environment(), file, {})
-    assert "no_such_module" not in os.environ
+def test_what_prefect_refuses_is_told_in_its_own_words(probe: Callable[..., Server]) -> None:
+    with pytest.raises(Unavailable, match=r"answered 4\d\d to POST /deployments/: .*timezone"):
+        probe("refused-", timezone="Moon/Crater")
 
 
 def test_the_round_and_the_promotion_are_registered_as_infra_says(stack: RunningStack, tmp_path: Path) -> None:
@@ -199,7 +218,7 @@ def test_the_round_and_the_promotion_are_registered_as_infra_says(stack: Running
     lines = deploy.deploy(tmp_path, params)
     assert any("15 1 * * *" in line and "Europe/Zurich" in line for line in lines)
     server = Server.from_environment()
-    night, promotion = deploy.deployment_names(params)
+    night, promotion = schedule.deployment_names(params)
     found = server.call("GET", f"/deployments/name/{night}")
     assert found["entrypoint"] == "vabal.flows.round.active_learning_round"
     assert found["parameters"] == {"workspace": str(tmp_path)}

@@ -14,7 +14,7 @@ from running import RunningStack
 from workspaces import TwoNights, ask, change_settings, runs_of, until
 
 from vabal.adapters.orchestration import Server
-from vabal.flows import deploy
+from vabal.flows import deploy, schedule
 from vabal.workspace import Workspace
 
 
@@ -55,7 +55,7 @@ def test_the_worker_runs_scheduled_rounds_one_at_a_time_and_the_promotion_after_
     cheap = {"workspace.name": "by-night", "classifier.epochs": 1, "selection.strategy": "random"}
     change_settings(root, cheap | {"selection.budget": 1})
     params, server = Workspace(root).params(), Server.from_environment()
-    night, promotion = deploy.deployment_names(params)
+    night, promotion = schedule.deployment_names(params)
     values = {
         "VABAL_WORKSPACE": str(root),
         "VABAL_PREFIX": "by-night-",
@@ -69,8 +69,8 @@ def test_the_worker_runs_scheduled_rounds_one_at_a_time_and_the_promotion_after_
         until(lambda: _held_back(server, night), 300, "a round to wait for the one before", every=0.2)
     finally:
         found = server.call("GET", f"/deployments/name/{night}")
-        for schedule in found["schedules"]:
-            server.call("DELETE", f"/deployments/{found['id']}/schedules/{schedule['id']}")
+        for entry in found["schedules"]:
+            server.call("DELETE", f"/deployments/{found['id']}/schedules/{entry['id']}")
     # What was due is still run, however long that takes where others keep the cores busy.
     until(lambda: len(runs_of(server, night)) == len(ended(server, night)), 600, "the last round to end", every=0.5)
     rounds = ended(server, night)

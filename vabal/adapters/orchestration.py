@@ -167,11 +167,26 @@ class Server:
         times = {item["name"]: item["last_heartbeat_time"] for item in found}
         return {name: datetime.fromisoformat(moment) for name, moment in times.items() if moment}
 
+    # -- deployments --------------------------------------------------------------------------------------------
+
+    def deployment(self, name: str, *, within: float | None = None) -> dict[str, Any]:
+        """Of `flow/deployment`. Raises LookupError if there is none."""
+        found: dict[str, Any] = self.call("GET", f"/deployments/name/{urllib.parse.quote(name)}", within=within)
+        return found
+
+    def pause(self, deployment_id: str, *, paused: bool) -> None:
+        """Take the scheduled runs back and make no more, or make them again; what runs goes on."""
+        if paused:
+            self.call("POST", f"/deployments/{deployment_id}/pause_deployment", {})
+        else:
+            self.call("POST", f"/deployments/{deployment_id}/resume_deployment", {})
+            self.call("POST", f"/deployments/{deployment_id}/schedule", {})  # at once
+
     # -- flow runs ----------------------------------------------------------------------------------------------
 
     def run_deployment(self, deployment: str, parameters: dict[str, Any] | None = None) -> str:
         """Schedule a run of `flow/deployment` for now; its id. Raises LookupError if there is no such deployment."""
-        found = self.call("GET", f"/deployments/name/{urllib.parse.quote(deployment)}")
+        found = self.deployment(deployment)
         # The key lets a request whose answer was lost be sent again: it makes no second run.
         body = {"parameters": parameters or {}, "idempotency_key": str(uuid.uuid4())}
         return str(self.call("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
@@ -194,6 +209,14 @@ class Server:
             found += page
             if len(page) < PAGE:
                 return found
+
+    def some_flow_runs(
+        self, flow_runs: dict[str, Any], sort: str, limit: int, *, within: float | None = None
+    ) -> list[dict[str, Any]]:
+        """The first `limit` flow runs that match, in Prefect's order `sort`."""
+        body = {"flow_runs": flow_runs, "sort": sort, "limit": limit}
+        found: list[dict[str, Any]] = self.call("POST", "/flow_runs/filter", body, within=within)
+        return found
 
     def task_runs(self, flow_run_id: str, *, within: float | None = None) -> list[dict[str, Any]]:
         """The runs of a flow run's tasks, in the order in which they were expected to start; 200 at most."""

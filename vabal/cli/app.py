@@ -42,7 +42,7 @@ app = typer.Typer(
 )
 for command in (
     *(workspace.init, workspace.ingest, stack.up, stack.down, stack.status),
-    *(rounds.round_, rounds.abandon, rounds.deploy),
+    *(rounds.round_, rounds.abandon, rounds.deploy, rounds.schedule),
     *(pages.report, pages.open_),
     *(audit.audit, audit.curve, rounds.checkout, audit.replay, stack.env, audit.show),
     *(promotion.promote, promotion.rollback, promotion.champion, benchmark.bench, learning.pretrain),

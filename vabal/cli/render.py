@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from vabal.cli import tables
+from vabal.cli import overview, tables
 
 if TYPE_CHECKING:
     from vabal.benchmark.summary import Mean, StrategyInSetting, Summary
@@ -181,10 +181,10 @@ def print_json(document: Any) -> None:
 
 
 def show_status(services: Sequence[Mapping[str, Any]], folder: Path, *, as_json: bool = False) -> None:
-    """The local stack's services, and the newest round and the inbox of the workspace that `folder` lies in, if any."""
-    books = _books(folder)
+    """The local stack's services, and what is to be told of the workspace that `folder` lies in, if any."""
+    told = dict(overview.parts(folder))
     if as_json:
-        print_json({"services": services, **books})
+        print_json({"services": services, **{name: part.document for name, part in told.items()}})
         return
     console = tables.console()
     rows = [(row["service"], row["state"], row["pid"], row["address"], row["since"]) for row in services]
@@ -193,34 +193,6 @@ def show_status(services: Sequence[Mapping[str, Any]], folder: Path, *, as_json:
     for row in services:
         if row["state"] != "running" and row["pid"] is not None:
             tables.say_whole(console, f"{row['service']} is {row['state']}: see {row['log']}")
-    for name in ("workspace", "round", "page", "inbox"):
-        if books[name] is not None:
-            tables.say(console, f"{name}: {_in_words(books[name])}")
-
-
-def _books(folder: Path) -> dict[str, Any]:
-    from vabal import rounds
-    from vabal.errors import UserError
-    from vabal.labels import arrivals
-    from vabal.workspace import Workspace
-
-    books: dict[str, Any] = {"workspace": None, "round": None, "page": None, "inbox": None}
-    try:
-        place = Workspace.find(folder)
-        books["workspace"] = str(place.root)
-        books["inbox"] = arrivals.pending(place.inbox)
-        newest = rounds.head(place.data)
-    except UserError:
-        return books  # no workspace here, or no round yet
-    books["round"] = {"round": newest.round, "strategy": newest.strategy, **newest.counts}
-    page = place.report(newest.round)
-    books["page"] = str(page) if page.is_file() else None
-    return books
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {item}" if name != "round" else str(item) for name, item in value.items())
-    if isinstance(value, list):
-        return f"{len(value)} waiting for the next round" if value else "empty"
-    return str(value)
+    for name, part in told.items():
+        for number, line in enumerate(part.lines):
+            tables.say(console, f"{name}: {line}" if number == 0 else line, indent=0 if number == 0 else 2)

@@ -1,11 +1,12 @@
-"""Rounds: `round`, `abandon`, `deploy`, `checkout`."""
+"""Rounds: `round`, `abandon`, `deploy`, `schedule`, `checkout`."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vabal.cli import chosen, complete
-from vabal.cli.console import bars, say, say_end
+from vabal.cli.console import bars, say, say_end, show
+from vabal.cli.options import AsJson
 from vabal.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def round_(
 
 
 def _through_a_worker(params: "Params", strategy: str | None) -> None:
-    from vabal.flows.deploy import deployment_names, run_now
+    from vabal.flows.deploy import run_now
+    from vabal.flows.schedule import deployment_names
 
     ended = run_now(deployment_names(params)[0], typer.echo, {"strategy": strategy} if strategy else None)
     if not ended.completed:
@@ -85,6 +87,28 @@ def deploy() -> None:
     from vabal.flows.deploy import deploy as deploy_flows
 
     say(deploy_flows(place.root, place.params()))
+
+
+def schedule(
+    hold: Annotated[bool, typer.Option("--pause", help="No night runs until --resume; one that runs goes on.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="The nights come again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the nightly schedule: the next nights, the last one and how it ended; pause and resume it.
+
+    Example: `vabal schedule --pause`
+    """
+    if hold and resume:
+        raise UserError("--pause and --resume contradict each other: name one of them")
+    place = chosen.workspace()
+    from vabal.adapters import orchestration
+    from vabal.flows import schedule as nights
+
+    orchestration.preflight()
+    server, params = orchestration.Server.from_environment(), place.params()
+    if hold or resume:
+        nights.pause(server, params, paused=hold)
+    show(nights.look(server, params), as_json)
 
 
 def checkout(

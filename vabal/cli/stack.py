@@ -36,7 +36,7 @@ def down() -> None:
 
 
 def status(as_json: AsJson = False) -> None:
-    """Show the local stack, the newest round, and what waits in the inbox.
+    """Show the local stack, the newest round, last and next night, champion, open labels, inbox, disk.
 
     Example: `vabal status --json`
     """

@@ -1,31 +1,33 @@
 """Put the nightly round and the promotion on the Prefect server, and run a deployment now, through its worker."""
 
-import os
-import sys
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import yaml
 
 import vabal
-from vabal.adapters import limits, processes
+from vabal.adapters import limits
 from vabal.adapters.orchestration import POOL, Server
-from vabal.errors import Unavailable, UserError
+from vabal.errors import Unavailable, UserError, missing_extra
+from vabal.flows import schedule
 from vabal.settings import cron
 from vabal.settings.models import Params
 
-ROUND_FLOW, PROMOTION_FLOW = "active-learning-round", "promote-challenger"
 # Three heartbeats of the workers' 30 seconds.
 SILENCE = timedelta(seconds=90)
 ZOMBIES = "vabal: a run that falls silent has crashed"
 POLL_S = 0.5
-DEPLOY_SILENCES = 5
 FINAL = ("COMPLETED", "CANCELLED", "FAILED", "CRASHED")
 LOG_PAGE = 200
 LOG_OVERLAP = timedelta(seconds=5)
 LOG_QUIET_S = 1.5
+_VARIABLE: Final = re.compile(r"\{\{ \$(\w+) \}\}")
 
 Listener = Callable[[str], None]
 
@@ -56,48 +58,40 @@ def infra_folder() -> Path:
     raise UserError(f"infra/prefect.yaml is missing beside {package}: install the package again")
 
 
-def deployment_names(params: Params) -> tuple[str, str]:
-    """The round's and the promotion's deployment, each as `flow/deployment`."""
-    prefix = _prefix(params)
-    return f"{ROUND_FLOW}/{prefix}nightly-round", f"{PROMOTION_FLOW}/{prefix}promote"
-
-
-def _prefix(params: Params) -> str:
-    return "" if params.workspace.name == "default" else f"{params.workspace.name}-"
-
-
 def deploy(root: Path, params: Params) -> list[str]:
     """Register both deployments of infra/prefect.yaml for the workspace at `root`; again, it replaces what was there.
 
-    Returns lines that say what is scheduled. Raises Unavailable if there is no Prefect server, UserError for a cron
-    expression that is none.
+    A schedule that was paused stays so. Returns lines that say what is scheduled, and when the next nights are.
+    Raises Unavailable if there is no Prefect server, UserError for a cron expression that is none.
     """
     server = Server.from_environment()
     server.check()
-    schedule = params.schedule
-    if wrong := cron.problem(schedule.cron):
-        raise UserError(f"params.yaml: schedule: cron `{schedule.cron}` {wrong}")
-    module = "on_ray" if params.compute.task_runner == "ray" else "round"
+    if wrong := cron.problem(params.schedule.cron):
+        raise UserError(f"params.yaml: schedule: cron `{params.schedule.cron}` {wrong}")
+    on_ray = params.compute.task_runner == "ray"
+    if on_ray and find_spec("prefect_ray") is None:
+        raise UserError(str(missing_extra(ModuleNotFoundError(name="prefect_ray"))))
     values = {
         "VABAL_WORKSPACE": str(root.absolute()),
-        "VABAL_PREFIX": _prefix(params),
-        "VABAL_ROUND": f"vabal.flows.{module}.active_learning_round",
-        "VABAL_CRON": schedule.cron,
-        "VABAL_TIMEZONE": schedule.timezone,
+        "VABAL_PREFIX": schedule.prefix(params),
+        "VABAL_ROUND": f"vabal.flows.{'on_ray' if on_ray else 'round'}.active_learning_round",
+        "VABAL_CRON": params.schedule.cron,
+        "VABAL_TIMEZONE": params.schedule.timezone,
     }
     register(server, infra_folder() / "prefect.yaml", values)
-    round_name, promotion_name = deployment_names(params)
+    found = schedule.look(server, params)
     return [
-        f"{round_name}: `{schedule.cron}` ({schedule.timezone}) on work pool {POOL}, one at a time",
-        f"{promotion_name}: after each published round",
+        *found.lines(),
+        f"{found.promotion}: after each published round",
         f"see {server.url.removesuffix('/api')}/deployments",
     ]
 
 
-def register(server: Server, prefect_file: Path, values: dict[str, str]) -> None:
-    """`prefect deploy --all` of a prefect.yaml whose `{{ $NAME }}` are `values`, and the watch for silent runs.
+def register(server: Server, prefect_file: Path, values: Mapping[str, str]) -> None:
+    """The deployments of a prefect.yaml whose `{{ $NAME }}` are `values`, and the watch for silent runs.
 
-    Raises Unavailable if the server has no work pool, UserError with Prefect's own words if it refuses the file.
+    It does what `prefect deploy --all` does, by the same requests and without importing Prefect or the flows. Raises
+    Unavailable if the server has no work pool, or with its own words if it refuses a deployment.
     """
     if not server.has_pool(POOL):
         raise Unavailable(
@@ -105,17 +99,52 @@ def register(server: Server, prefect_file: Path, values: dict[str, str]) -> None
             f"`prefect worker start --pool {POOL} --type process`"
         )
     server.add_automation(_watch_for_silent_runs())
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(prefect_file), "--all"]
-    environment = {**os.environ, **values, "PREFECT_API_URL": server.url, "NO_COLOR": "1", "COLUMNS": "200"}
-    limit = DEPLOY_SILENCES * limits.silence()
-    try:
-        done = processes.run(command, folder=Path.cwd(), environment=environment, limit=limit)
-    except TimeoutError:
-        raise Unavailable(f"the Prefect server at {server.url} did not take the deployments in {limit:g} s") from None
-    if done.returncode:
-        text = (done.stdout + done.stderr).decode("utf-8", errors="replace")
-        said = [line.strip() for line in text.splitlines() if line.strip()]
-        raise UserError(f"{prefect_file}: Prefect refused it: {' '.join(said[-3:])}")
+    document = _filled_in(yaml.safe_load(prefect_file.read_text(encoding="utf-8")), values)
+    for deployment in document["deployments"]:
+        _register(server, deployment)
+
+
+def _filled_in(part: Any, values: Mapping[str, str]) -> Any:
+    """The same with each `{{ $NAME }}` in its texts as `values` has it."""
+    if isinstance(part, dict):
+        return {key: _filled_in(value, values) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_filled_in(item, values) for item in part]
+    if isinstance(part, str):
+        return _VARIABLE.sub(lambda found: values.get(found[1], found[0]), part)
+    return part
+
+
+def _register(server: Server, deployment: Mapping[str, Any]) -> None:
+    limit = deployment["concurrency_limit"]
+    timetable = [
+        {"schedule": {"cron": entry["cron"], "timezone": entry["timezone"]}, "slug": entry["slug"], "active": True}
+        for entry in deployment.get("schedules", [])
+    ]
+    body = {
+        **{name: deployment[name] for name in ("name", "description", "entrypoint", "parameters", "tags")},
+        "flow_id": server.call("POST", "/flows/", {"name": deployment["flow_name"]})["id"],
+        "parameter_openapi_schema": deployment["parameter_openapi_schema"],
+        "enforce_parameter_schema": True,
+        "work_pool_name": deployment["work_pool"]["name"],
+        "job_variables": deployment["work_pool"]["job_variables"],
+        "concurrency_limit": limit["limit"],
+        "concurrency_options": {name: limit[name] for name in ("collision_strategy", "grace_period_seconds")},
+        "schedules": timetable,
+        "pull_steps": [],
+    }
+    # One of the same name is replaced, all but its being paused.
+    made = server.call("POST", "/deployments/", body)
+    deployment_id = made["id"]
+    owner = f"prefect.deployment.{deployment_id}"
+    server.call("DELETE", f"/automations/owned-by/{owner}")
+    for trigger in deployment.get("triggers", []):
+        start = {"type": "run-deployment", "source": "selected", "deployment_id": deployment_id}
+        about = {name: trigger[name] for name in ("name", "enabled")}
+        event = {"posture": "Reactive", **{name: trigger[name] for name in trigger.keys() - about.keys()}}
+        server.call("POST", "/automations/", {**about, "trigger": event, "actions": [start], "owner_resource": owner})
+    if timetable and not made["paused"]:  # at once, where the server would come to it in its own time
+        server.call("POST", f"/deployments/{deployment_id}/schedule", {})
 
 
 def _watch_for_silent_runs() -> dict[str, Any]:
