@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vabal.errors import Unavailable, UserError
-from vabal.workspace import Workspace
+
+if TYPE_CHECKING:
+    from vabal.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Part:
 
 def parts(folder: Path) -> Iterator[tuple[str, Part]]:
     """Of the workspace that `folder` lies in, by name; what cannot be told says why, in a line."""
+    from vabal.workspace import Workspace
+
     try:
         place: Workspace | None = Workspace.find(folder)
     except UserError:
@@ -33,11 +37,11 @@ def parts(folder: Path) -> Iterator[tuple[str, Part]]:
             yield name, Part((str(error),))
 
 
-def _workspace(place: Workspace) -> Part:
+def _workspace(place: "Workspace") -> Part:
     return Part((str(place.root),), str(place.root))
 
 
-def _round(place: Workspace) -> Part:
+def _round(place: "Workspace") -> Part:
     from vabal import rounds
 
     if not (place.data / "catalog.parquet").is_file():
@@ -48,7 +52,7 @@ def _round(place: Workspace) -> Part:
     return Part((f"{newest.round}, strategy {newest.strategy}, {counts}",), document)
 
 
-def _page(place: Workspace) -> Part:
+def _page(place: "Workspace") -> Part:
     from vabal import rounds
 
     if not (place.data / "catalog.parquet").is_file():
@@ -57,7 +61,7 @@ def _page(place: Workspace) -> Part:
     return Part((str(page),), str(page)) if page.is_file() else Part()
 
 
-def _nights(place: Workspace) -> Part:
+def _nights(place: "Workspace") -> Part:
     from vabal.adapters import limits
     from vabal.adapters.orchestration import Server
     from vabal.flows import schedule
@@ -72,7 +76,7 @@ def _nights(place: Workspace) -> Part:
     return Part((last, *running, *found.warnings(), found.coming()), found.to_json())
 
 
-def _champion(place: Workspace) -> Part:
+def _champion(place: "Workspace") -> Part:
     from vabal.promotion.record import read_record
     from vabal.promotion.served import champions_on
 
@@ -80,7 +84,7 @@ def _champion(place: Workspace) -> Part:
     return Part((found.lines()[0],), found.times[0].to_json() if found.times else None)
 
 
-def _labels(place: Workspace) -> Part:
+def _labels(place: "Workspace") -> Part:
     from vabal.rounds import requests
 
     if not (place.data / "catalog.parquet").is_file():
@@ -93,14 +97,14 @@ def _labels(place: Workspace) -> Part:
     return Part((said + way,) if said else ("none are asked for yet",), document)
 
 
-def _inbox(place: Workspace) -> Part:
+def _inbox(place: "Workspace") -> Part:
     from vabal.labels import arrivals
 
     waiting = arrivals.pending(place.inbox)
     return Part((f"{len(waiting)} waiting for the next round" if waiting else "empty",), waiting)
 
 
-def _disk(place: Workspace) -> Part:
+def _disk(place: "Workspace") -> Part:
     free = shutil.disk_usage(place.root).free
     taken = {name: _bytes_below(place.root / name) for name in (".vabal", ".dvc", "data")}
     said = ", ".join(f"{name} {_size(count)}" for name, count in taken.items())
@@ -124,7 +128,7 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
-_PARTS: Mapping[str, Callable[[Workspace], Part]] = {
+_PARTS: Mapping[str, Callable[["Workspace"], Part]] = {
     "workspace": _workspace,
     "round": _round,
     "page": _page,
