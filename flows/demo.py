@@ -6,17 +6,14 @@ A workspace of its own lies under `.vabal/demo/`. The only part played here is t
 answer each request's CSV, and come in through `vabal labels import`.
 """
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from vabal.errors import UserError
 from vabal.labels.oracle import answer
@@ -46,12 +43,6 @@ class Demo:
         console.print(f"\n[bold]$ vabal {' '.join(arguments)}[/]", soft_wrap=True)
         subprocess.run([*self.vabal, *arguments], cwd=self.root, check=not may_refuse)
 
-    def ask(self, *arguments: str) -> Any:
-        done = subprocess.run(
-            [*self.vabal, *arguments, "--json"], cwd=self.root, check=True, stdout=subprocess.PIPE, text=True
-        )
-        return json.loads(done.stdout)
-
 
 def main() -> int:
     """Run the demo; returns the exit code."""
@@ -72,8 +63,7 @@ def main() -> int:
         demo.say("promote", may_refuse=True)  # the gate may hold the newest version back: an answer, not an error
         demo.say("audit")
         demo.say("audit", "--verify")
-        demo.say("report")
-        _show_progress(demo)
+        demo.say("curve")  # what the labels bought
         _say_where_to_look(demo)
     except subprocess.CalledProcessError as error:
         console.print(
@@ -116,27 +106,6 @@ def _night(demo: Demo, number: int) -> None:
     answer(filled, Workspace(demo.root))
     console.print(f"[dim]the oracle fills in {requests}/requests.csv[/]")
     demo.say("labels", "import", f"{requests}/requests.csv")
-
-
-def _show_progress(demo: Demo) -> None:
-    """How accuracy and class balance moved, from the audit's JSON."""
-    table = Table(title="What the labels bought", title_justify="left")
-    for heading in ("round", "labelled", "rarest class", "commonest class", "accuracy", "balanced accuracy"):
-        table.add_column(heading, justify="right")
-    for record in demo.ask("audit"):
-        metrics = record["metrics"]
-        if not metrics:
-            continue
-        classes = record["labeled_by_class"].values()
-        table.add_row(
-            str(record["round"]),
-            str(record["labeled"]),
-            f"{min(classes)}",
-            f"{max(classes)}",
-            f"{metrics['holdout/accuracy']:.3f}",
-            f"{metrics['holdout/balanced_accuracy']:.3f}",
-        )
-    console.print(table)
 
 
 def _say_where_to_look(demo: Demo) -> None:

@@ -18,6 +18,7 @@ from vabal.promotion import agreement
 from vabal.rounds import record, steps
 from vabal.rounds.steps.plan import learn
 from vabal.settings.params import dump
+from vabal.settings.presets import PRESETS
 from vabal.strategies.vabal import VabalStrategy
 from vabal.workspace import Workspace
 
@@ -70,6 +71,27 @@ def test_a_night_goes_on_after_a_kill_verifies_and_comes_out_the_same_again(
     versions.clone_at(scratch, "round/0001").bring_back()
     again = replay(Workspace(scratch), 1, place.root)
     assert again.identical, again.lines()
+
+
+@pytest.mark.parametrize("learner", ["scratch", "probe", "finetune"])
+def test_nights_of_every_preset_verify_and_come_out_the_same_again_with_every_learner(
+    learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_servers(monkeypatch)
+    own = tmp_path / "work" / "own"
+    own.mkdir(parents=True)
+    backbone = {f"backbone.{name}": value for name, value in small_backbone(own).items()}
+    chosen = {"classifier.learner": learner, "finetune.epochs": 1, "finetune.min_steps": 2}
+    place = make(tmp_path, settings={**backbone, **chosen, "selection.strategy": "vabal", "probabilities.members": 1})
+    for number, preset in enumerate(PRESETS, start=1):
+        (place.root / "params.yaml").write_text(dump(place.params({"method.preset": preset})), encoding="utf-8")
+        night(place)
+        assert rounds.read_manifest(place.data, number).settings["method"]["preset"] == preset
+        again = replay(place, number)
+        assert (again.same_predictions, again.same_scores, again.same_picks) == (True, True, True), preset
+    versions = Versioning(place.root)
+    report = audit.verify(place.data, {name: versions.tag_message(name) for name in versions.tags()})
+    assert report.ok, report.findings
 
 
 def test_nights_with_and_without_a_vae_follow_each_other_and_verify(

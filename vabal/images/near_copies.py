@@ -59,6 +59,8 @@ def fingerprint(image: Image.Image) -> bytes:
 
 def _tint(image: Image.Image) -> tuple[int, int]:
     """Mean red and mean blue, each less the mean green, halved to fit a byte: 128 is grey."""
+    if image.mode == "L":
+        return 128, 128
     red, green, blue = ImageStat.Stat(image.convert("RGB")).mean
     return min(255, round(128 + (red - green) / 2)), min(255, round(128 + (blue - green) / 2))
 

@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import BasicBlock
 
 from vabal.errors import UserError
 from vabal.learning import classifier, loss_prediction
@@ -321,6 +320,8 @@ def no_answers(needs: Needs, num_classes: int) -> dict[str, NDArray[Any]]:
 
 def _folded(stage: nn.Module) -> nn.Module:
     """A copy of a residual stage for evaluation, with its batch norms folded into the convolutions before them."""
+    from torchvision.models.resnet import BasicBlock  # noqa: PLC0415 -- a second and a half
+
     stage = copy.deepcopy(stage).eval()
     for block in stage.children():
         if not isinstance(block, BasicBlock):

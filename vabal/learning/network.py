@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock
 
 BLOCKS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 SMALL_IMAGE = 64  # pixels; larger images take the ImageNet stem, which shrinks them by four first
@@ -356,6 +355,8 @@ def _stem(kind: str, channels: int, width: int) -> nn.Sequential:
 
 
 def _stages(blocks: tuple[int, ...], widths: tuple[int, ...]) -> list[nn.Sequential]:
+    from torchvision.models.resnet import BasicBlock  # noqa: PLC0415 -- a second and a half, and a probe needs none
+
     stages = []
     before = widths[0]
     for index, (count, width) in enumerate(zip(blocks, widths, strict=True)):

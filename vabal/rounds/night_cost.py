@@ -23,7 +23,7 @@ from vabal.vae.training import epochs_of
 _ROWS: Final = 1024  # of a pool that is like the labelled samples; what a larger one costs follows from it
 _STEPS: Final = 10  # of the VAE that are timed
 _IMAGES: Final = 8  # that a network from random weights is timed on ...
-_PIXELS: Final = 2**15  # ... or fewer, if they have more pixels in all
+_PIXELS: Final = 2**13  # ... or fewer, if they have more pixels in all
 
 
 class Night(NamedTuple):
