@@ -52,6 +52,7 @@ for command in (
 labels_app = typer.Typer(no_args_is_help=True, help="Labels out (requests) and in (answers).")
 labels_app.command("export")(labels.export)
 labels_app.command("import")(labels.import_)
+labels_app.command("sync")(labels.sync)
 labels_app.command("agreement")(labels.agreement)
 labels_app.command("suspects")(labels.suspects)
 app.add_typer(labels_app, name="labels")

@@ -1,5 +1,5 @@
-"""Labels out (requests) and in (answers), and what is to be said of them: `labels export`, `import`, `agreement`,
-`suspects`."""
+"""Labels out (requests) and in (answers), and what is to be said of them: `labels export`, `import`, `sync`,
+`agreement`, `suspects`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -72,6 +72,26 @@ def import_(
     with chosen.reading(place):
         known = pools.load(place.data)
     show(import_labels(place.inbox, known, file, datetime.now(UTC), reject=reject), as_json)
+
+
+def sync(
+    everything: Annotated[
+        bool, typer.Option("--all", help="Look at every task, not only at those changed since the last sync.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take in what people said in Label Studio, and make a task there of each open request; a night does so too.
+
+    Example: `vabal labels sync`
+    """
+    from datetime import UTC, datetime
+
+    from vabal.adapters import label_studio
+
+    place = chosen.with_pools()
+    with bars():
+        report = label_studio.sync(place, place.params(), datetime.now(UTC), everything=everything)
+    show(report, as_json)
 
 
 _AGAIN = typer.Option("--out", help="Write them into this folder too, to be labelled again blindly.")

@@ -41,10 +41,11 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
         claim_stores(place, params)
         check_backbone(place, params)
         unfinished = publication.finish_publication(place, params)
+        _sync(place, params)
         if unfinished is not None and not waiting.anything_new(place):
             return Completed(name="Published", message=f"{unfinished} (a killed run had left it half published)")
         tasks.check_newest(str(place.root), params.storage.git_remote)
-        verdict = waiting.labels_are_in(place, params)
+        verdict = waiting.labels_are_in(place, params, lambda: _sync(place, params))
         log.info(verdict.message)
         if not verdict.go_on:
             return Completed(name=verdict.state, message=verdict.message)
@@ -57,11 +58,25 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
         except Exception:
             rounds.reopen(place)  # the same again would fail again: what comes meanwhile may help
             raise
+        if message is not None:
+            _sync(place, params)
     if message is None:
         return Completed(name="NothingToLabel", message=tasks.NOTHING_TO_LABEL)
     if verdict.incomplete:
         message = f"{message}; {verdict.message}"
     return Completed(name="Published", message=message)
+
+
+def _sync(place: Workspace, params: Params) -> None:
+    """Label Studio's answers in, the open requests out. Where that fails, one line says so and the night goes on."""
+    if params.labelling.studio is None:
+        return
+    try:
+        for line in tasks.sync_labels(str(place.root), params.model_dump(mode="json")):
+            get_run_logger().info(line)
+    except Exception as error:  # noqa: BLE001 -- whatever is wrong there, what is here is worth a night
+        why = " ".join(str(error).split()) or type(error).__name__
+        get_run_logger().warning(f"labels were not synced, the night goes on with those that are here: {why}")
 
 
 def _work(place: Workspace, params: Params) -> str | None:

@@ -64,6 +64,14 @@ def check_newest(workspace: str, git_remote: str | None) -> None:
     rounds.require_newest(place, Versioning(place.root), git_remote)
 
 
+@task(name="sync-labels", task_run_name="sync-labels")
+def sync_labels(workspace: str, settings: dict[str, Any]) -> list[str]:
+    """What `vabal labels sync` does; what it came to, in lines. It tries again by itself what is worth it."""
+    from vabal.adapters import label_studio  # noqa: PLC0415 -- most workspaces have none
+
+    return label_studio.sync(Workspace(Path(workspace)), Params.model_validate(settings), datetime.now(UTC)).lines()
+
+
 @task(name="intake", task_run_name="intake", **NETWORK)
 def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
     """Take in labels and images that came; open the round in MLflow."""

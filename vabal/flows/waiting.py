@@ -1,5 +1,6 @@
 """Before a round: whether the labels are in, and what waits in the inbox."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, sleep
 
@@ -25,8 +26,11 @@ class Verdict:
     incomplete: bool = False  # the round goes on without labels that it asked for
 
 
-def labels_are_in(workspace: Workspace, params: Params) -> Verdict:
-    """What the setting `labelling.when_incomplete` makes of the labels that are still out."""
+def labels_are_in(workspace: Workspace, params: Params, look: Callable[[], object] = lambda: None) -> Verdict:
+    """What the setting `labelling.when_incomplete` makes of the labels that are still out.
+
+    While it waits, `look` brings in what people said meanwhile.
+    """
     settings = params.labelling
     deadline = monotonic() + settings.wait_hours * 3600
     while True:
@@ -46,6 +50,7 @@ def labels_are_in(workspace: Workspace, params: Params) -> Verdict:
         get_run_logger().info("%s, fewer than the share of %g: waiting", said, settings.share)
         _name_state("WaitingForLabels", said)
         sleep(min(settings.poll_seconds, max(0.0, deadline - monotonic())))
+        look()
 
 
 def _name_state(name: str, message: str) -> None:

@@ -150,11 +150,11 @@ def png(array_H_W_K: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def for_browser(data: bytes, bit_depth: BitDepth = "auto") -> tuple[str, bytes]:
+def for_browser(data: bytes, bit_depth: BitDepth = "auto", most: int | None = 1024) -> tuple[str, bytes]:
     """Media type and bytes of the image as a browser can show it to people.
 
-    The file itself, if its format and size suit; else a PNG of the upright image: what is wider or higher than 1 024
-    pixels is shrunk, what is below 128 is enlarged by whole pixels.
+    The file itself, if its format and size suit; else a PNG of the upright image: what is wider or higher than `most`
+    pixels (None: nothing) is shrunk, what is below 128 is enlarged by whole pixels.
     """
     with _opened(data) as image:
         media = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}.get(
@@ -162,14 +162,15 @@ def for_browser(data: bytes, bit_depth: BitDepth = "auto") -> tuple[str, bytes]:
         )
         longest = max(image.size)
         plain = image.mode in ("L", "RGB", "P", "RGBA", "LA", "1", "CMYK")
-        if media and plain and 128 <= longest <= 1024:
+        if media and plain and 128 <= longest <= (most or longest):
             return media, data
         upright, _ = _grey_or_colour(image, data, bit_depth)
         if longest < 128:
             factor = 256 // longest
             size = (upright.width * factor, upright.height * factor)
             upright = upright.resize(size, Image.Resampling.NEAREST)
-        upright.thumbnail((1024, 1024), Image.Resampling.BILINEAR)
+        if most is not None:
+            upright.thumbnail((most, most), Image.Resampling.BILINEAR)
         return "image/png", png(np.asarray(upright, dtype=np.uint8))
 
 

@@ -1,7 +1,7 @@
 """Answers in: a CSV, or Label Studio's export."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -57,11 +57,29 @@ def read_answers(content: bytes, name: str) -> pd.DataFrame:
     text = delimited.text_of(content, name)
     listings.refuse_other_tools(text, name)
     read = {"[": _from_json, "{": _from_lines}.get(text.lstrip()[:1], _from_csv)
-    rows = list(read(text, name))
-    table = pd.DataFrame(rows, columns=_Answer._fields, dtype=object).drop(columns="number")
+    table = _table(read(text, name))
     if table.empty:
         raise UserError(f"{name}: no labels in it; expected lines sample_id,label,annotator or Label Studio's JSON")
     return table
+
+
+def answers_of(tasks: Iterable[Any]) -> pd.DataFrame:
+    """The answers in tasks as Label Studio's JSON export has them, with the columns of `read_answers`."""
+    return _table(_settled(_each_of((f"task {_number(task)}", task) for task in tasks)))
+
+
+def opinions_in(tasks: Iterable[Any]) -> pd.DataFrame:
+    """Who says something of which sample: sample_id and annotator, null in a row for a task that nobody answered."""
+    table = _table(_each_of((f"task {_number(task)}", task) for task in tasks))
+    return table[["sample_id", "annotator"]].astype(object).where(table[["sample_id", "annotator"]].notna(), None)
+
+
+def _number(task: Any) -> Any:
+    return task.get("id") if isinstance(task, dict) else None
+
+
+def _table(rows: "Iterable[_Answer]") -> pd.DataFrame:
+    return pd.DataFrame(list(rows), columns=_Answer._fields, dtype=object).drop(columns="number")
 
 
 class _Answer(NamedTuple):
@@ -141,15 +159,7 @@ def _from_json(text: str, name: str) -> Iterator[_Answer]:
         raise UserError(f"{name}: not valid JSON: {error}") from None
     if not isinstance(tasks, list):
         raise UserError(f"{name}: expected Label Studio's export, a list of tasks")
-    answers: list[_Answer] = []
-    for number, task in enumerate(tasks, start=1):
-        where = f"task {number}"
-        if not isinstance(task, dict):
-            answers.append(_Answer(where, "", problem="not a task of Label Studio"))
-        elif "annotations" in task or "data" in task:
-            answers += _from_task(where, task)
-        else:
-            answers.append(_from_short_task(where, task))
+    answers = _each_of((f"task {number}", task) for number, task in enumerate(tasks, start=1))
     if not any(answer.label or answer.annotator or answer.problem for answer in answers):
         others = sorted({other for task in tasks for other in _other_controls(task)})
         if others:
@@ -158,6 +168,18 @@ def _from_json(text: str, name: str) -> Iterator[_Answer]:
                 "of label_config.xml, which `vabal labels export` writes"
             )
     yield from _settled(answers)
+
+
+def _each_of(tasks: Iterable[tuple[str, Any]]) -> list[_Answer]:
+    answers: list[_Answer] = []
+    for where, task in tasks:
+        if not isinstance(task, dict):
+            answers.append(_Answer(where, "", problem="not a task of Label Studio"))
+        elif "annotations" in task or "data" in task:
+            answers += _from_task(where, task)
+        else:
+            answers.append(_from_short_task(where, task))
+    return answers
 
 
 def _settled(answers: list[_Answer]) -> list[_Answer]:

@@ -28,6 +28,7 @@ class ImportReport:
     `repeated` opinions were known and are left out. `disagreeing` are the images on which people's last opinions
     differ, or of which one person says two things at one time; `changed` those of which another label stands now
     (sample, label before, label now; None: rejected), `outdated` those of which a newer opinion stands than the file's.
+    `wrong` are answers that were left out (where, why): of a server's alone, for a file with wrong lines is refused.
     """
 
     file: str
@@ -41,6 +42,7 @@ class ImportReport:
     outdated: tuple[str, ...] = ()
     disagreeing: tuple[str, ...] = ()
     changed: tuple[tuple[str, str | None, str | None], ...] = ()
+    wrong: tuple[tuple[str, str], ...] = ()
 
     def lines(self) -> list[str]:
         """For people."""
@@ -62,6 +64,8 @@ class ImportReport:
             said.append(f"{self.repeated} repeat what was taken in before: left out")
         if self.unanswered:
             said.append(f"{self.unanswered} without a label or an annotator: not answered yet")
+        if self.wrong:
+            said.append(f"{len(self.wrong)} are wrong and left out: {some_of([': '.join(one) for one in self.wrong])}")
         return said
 
     def to_json(self) -> dict[str, Any]:
@@ -74,11 +78,13 @@ def take_labels(
     answers: pd.DataFrame,
     *,
     file: str,
-    content: bytes,
+    content: bytes | None,
     when: datetime,
     reject: bool = True,
 ) -> ImportReport:
     """Put a file's answers into the inbox: all of them or, if one is wrong, none.
+
+    A server's answers (`content` is None) come bit by bit: there, wrong ones are left out and told in the report.
 
     `answers` has the columns where (as "line 3"), sample_id (or the image's blind name), label, annotator and problem,
     null where there is none, and, if wanted, labeled_at: when the opinion was given; where that is not known, `when`
@@ -92,29 +98,41 @@ def take_labels(
     the classes, and what the reader found wrong; and, without `reject`, for a file that rejects most of the images that
     it names.
     """
-    digest = sha256(content)
     with one_at_a_time(inbox):
         events_before, arrivals = read(inbox, pending(inbox))
         sources = pd.concat([events_before["source"], pools.label_events["source"]])
-        if sources.str.endswith(f"#{digest[:16]}").any():
+        if content is not None and sources.str.endswith(f"#{sha256(content)[:16]}").any():
             return ImportReport(file, None, imported_before=True)
         there = pd.concat([each[["sample_id", "sha256"]] for each in (pools.catalog, *(a.catalog for a in arrivals))])
         answers = answers.assign(sample_id=ids_of(answers["sample_id"], there))
-        _refuse_wrong_lines(answers, there["sample_id"], pools.classes, file)
+        problems = _problems(answers, there["sample_id"], pools.classes)
+        if content is not None:
+            _refuse_wrong_lines(answers["where"], problems, pools.classes, file)
+        wrong = tuple(zip(answers["where"][problems.notna()], problems.dropna(), strict=True))
+        answers = answers[problems.isna()].reset_index(drop=True)
         blank = answers["label"].isna() & answers["annotator"].isna()
-        said = _events(answers[~blank], when, f"{file}#{digest[:16]}")
+        said = _events(answers[~blank], when, file)
         past = stack([pools.label_events, events_before], EVENTS)
         past = past[among(past["sample_id"], said["sample_id"])].reset_index(drop=True)
         events = said[~_repeated(said, past)].reset_index(drop=True)
         if not reject:
             _refuse_many_rejections(events, answers["sample_id"].nunique(), file)
         report = _report(file, past, events, unanswered=int(blank.sum()), repeated=len(said) - len(events))
+        report = replace(report, wrong=wrong)
         if events.empty:
             return report
+        digest = sha256(_as_bytes(events) if content is None else content)
+        events["source"] = f"{file}#{digest[:16]}"
         name = f"labels/{next_name(inbox, digest)}.parquet"
         make_folder(inbox / "labels")
         write_table(events, inbox / name, EVENTS)
     return replace(report, name=name)
+
+
+def _as_bytes(events: pd.DataFrame) -> bytes:
+    """What these events say, for their digest."""
+    columns = [events[name].astype(object) for name in ("sample_id", "label", "annotator", "labeled_at")]
+    return "\n".join("\0".join(map(str, row)) for row in zip(*columns, strict=True)).encode()
 
 
 def _report(file: str, past: pd.DataFrame, events: pd.DataFrame, *, unanswered: int, repeated: int) -> ImportReport:
@@ -184,20 +202,24 @@ def _refuse_many_rejections(events: pd.DataFrame, named: int, file: str) -> None
         )
 
 
-def _refuse_wrong_lines(answers: pd.DataFrame, known: pd.Series, classes: tuple[str, ...], file: str) -> None:
+def _problems(answers: pd.DataFrame, known: pd.Series, classes: tuple[str, ...]) -> "pd.Series[Any]":
+    """What is wrong with each answer, null where nothing is."""
     strange = ~among(answers["sample_id"], known)
     outside = answers["label"].notna() & ~among(answers["label"], classes)
     problems = answers["problem"].astype(object)
     problems = problems.where(problems.notna() | ~outside, "label " + answers["label"].map(repr) + " is no class")
-    problems = problems.where(answers["problem"].notna() | ~strange, "unknown sample " + answers["sample_id"].map(repr))
+    return problems.where(answers["problem"].notna() | ~strange, "unknown sample " + answers["sample_id"].map(repr))
+
+
+def _refuse_wrong_lines(where: pd.Series, problems: pd.Series, classes: tuple[str, ...], file: str) -> None:
     wrong = problems.notna()
     if not wrong.any():
         return
     count = int(wrong.sum())
-    said = (answers["where"] + ": " + problems)[wrong].head(_LISTED)
+    said = (where + ": " + problems)[wrong].head(_LISTED)
     more = f"; and {count - _LISTED} more" if count > _LISTED else ""
     named = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
     raise UserError(
-        f"{file}: nothing was taken in, {count} of {len(answers)} lines are wrong: {'; '.join(said)}{more} "
+        f"{file}: nothing was taken in, {count} of {len(where)} lines are wrong: {'; '.join(said)}{more} "
         f"(classes: {named})"
     )

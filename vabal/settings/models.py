@@ -81,6 +81,19 @@ class AuditSettings(Section):
     )
 
 
+class StudioSettings(Section):
+    url: str = Field(
+        pattern=r"^https?://[^\s@/?#]+(/[^\s@?#]*)?$",
+        description="The address of Label Studio; its token comes from the environment (LABEL_STUDIO_API_KEY).",
+    )
+    project: PositiveInt | Annotated[str, Field(min_length=3, max_length=50)] | None = Field(
+        None, description="The project's number, or its title; null: the workspace's name. A new title makes a project."
+    )
+    predictions: bool = Field(
+        False, description="Show people what the model takes an image for: quicker, but they agree with it too easily."
+    )
+
+
 class LabellingSettings(Section):
     when_incomplete: Literal["continue", "wait", "skip"] = Field(
         "continue",
@@ -94,6 +107,9 @@ class LabellingSettings(Section):
     share: Share = Field(1.0, description="`wait` and `skip`: the share of the last request that is enough to go on.")
     wait_hours: NonNegativeFloat = Field(8.0, description="`wait`: go on with what came after this long.")
     poll_seconds: PositiveFloat = Field(30.0, description="`wait`: how often the inbox is looked at.")
+    studio: StudioSettings | None = Field(
+        None, description="The Label Studio server of `vabal labels sync`, as {url: ...}; docs/labelling.md."
+    )
 
 
 class VaeSettings(Section):

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, get_args
 
 from vabal.settings.base import Section
 from vabal.settings.models import Params
@@ -29,7 +29,7 @@ SECTIONS = {
     "images": "How images are read.",
     "pool": "How the pool's images are stored.",
     "storage": "Where DVC keeps the pools' versions.",
-    "labelling": "What a round does about labels that are still out.",
+    "labelling": "What a round does about labels that are still out, and where people label.",
     "classifier": "The classifier and its training (paper, Section 4.2).",
     "features": "Feature extraction.",
     "method": "Which reading of the paper.",
@@ -56,15 +56,23 @@ def page() -> str:
 def _sections() -> dict[str, type[Section]]:
     """The sections' models, in the order of `params.yaml`."""
     annotations = {name: field.annotation for name, field in Params.model_fields.items()}
-    return {name: kind for name, kind in annotations.items() if isinstance(kind, type) and issubclass(kind, Section)}
+    return {name: kind for name, kind in annotations.items() if _is_section(kind)}
 
 
 def _rows(model: type[Section], fields: Mapping[str, Any], preset: Mapping[str, Any]) -> list[tuple[str, ...]]:
     schema = model.model_json_schema()["properties"]
-    return [
-        (f"`{key}`", _allowed(schema[key]), f"`{_value(preset.get(key, field.default))}`", field.description or "")
-        for key, field in fields.items()
-    ]
+    rows: list[tuple[str, ...]] = []
+    for key, field in fields.items():
+        default = "none" if field.is_required() else _value(preset.get(key, field.default))
+        rows.append((f"`{key}`", _allowed(schema[key]), f"`{default}`", field.description or ""))
+        for inner in (kind for kind in get_args(field.annotation) if _is_section(kind)):
+            within = _rows(inner, inner.model_fields, {})
+            rows += [(f"`{key}.{name.strip('`')}`", *rest) for name, *rest in within]
+    return rows
+
+
+def _is_section(kind: Any) -> TypeGuard[type[Section]]:
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
@@ -89,6 +97,8 @@ def _allowed(schema: dict[str, Any]) -> str:
     """What the JSON schema of a setting allows, in words."""
     if "anyOf" in schema:
         return " or ".join(_allowed(choice) for choice in schema["anyOf"])
+    if "$ref" in schema:
+        return "the settings below"
     if "enum" in schema:
         return ", ".join(f"`{_value(choice)}`" for choice in schema["enum"])
     words = {

@@ -1,0 +1,88 @@
+"""`labels sync`: answers in, open requests out, by one command at a time."""
+
+import json
+import shutil
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+
+from vabal import pools, rounds
+from vabal.adapters.label_studio.client import LabelStudio
+from vabal.adapters.versioning import Versioning
+from vabal.audit import queries
+from vabal.errors import UserError
+from vabal.files import canonical_json, locked, write_bytes
+from vabal.labels import sync as labels
+from vabal.labels.export import write_images
+from vabal.labels.sync import Guess, SyncReport
+from vabal.settings.models import Params
+from vabal.workspace import Workspace
+
+BUSY: Final = "another command is syncing labels: wait for it to end, then run this again"
+# Label Studio notes that a task was changed shortly before the change can be seen; this is far longer.
+MARGIN: Final = timedelta(hours=1)
+
+
+def sync(workspace: Workspace, params: Params, now: datetime, *, everything: bool = False) -> SyncReport:
+    """Take in what people said since the last time (`everything`: ever), then make a task of each open request.
+
+    Raises UserError where the settings name no server, another sync runs, in a checkout of an older round; Unavailable
+    where the server is. What was done until then stays done, and the next call goes on from there.
+    """
+    settings = params.labelling.studio
+    if settings is None:
+        raise UserError(
+            "params.yaml names no Label Studio: write `studio: {url: https://...}` below labelling (docs/labelling.md)"
+        )
+    with (
+        locked(workspace.state / "sync.lock", BUSY),
+        closing(LabelStudio(settings, params.workspace.name)) as desk,
+    ):
+        versions = Versioning(workspace.root)
+        rounds.refuse_older_checkout(workspace, versions)
+        with rounds.reading(workspace, versions):
+            known = pools.load(workspace.data)
+        desk.open(known.classes)
+        note = workspace.state / "sync.json"
+        pulled = labels.pull(workspace.inbox, known, desk, None if everything else _since(note, desk.place), now)
+        if pulled.until is not None:
+            write_bytes(note, canonical_json({"place": desk.place, "until": pulled.until.isoformat()}))
+        pictures = workspace.state / "sync"
+        shutil.rmtree(pictures, ignore_errors=True)  # what a killed run left
+        with rounds.reading(workspace, versions):  # a round may have been published meanwhile
+            known = pools.load(workspace.data)
+            found = labels.compare(workspace.inbox, known, desk)
+            pictures.mkdir(mode=0o700)
+            files = write_images(known, workspace.data, found.missing, pictures)
+            guesses = _guesses(workspace.data, found.missing) if settings.predictions else {}
+        labels.push(desk, pictures, files, found.missing, guesses)
+        shutil.rmtree(pictures)
+        dropped = labels.drop_twins(desk, found.twice)
+        return SyncReport(desk.place, len(found.open), len(files), dropped, pulled.taken, pulled.withdrawn)
+
+
+def _since(note: Path, place: str) -> datetime | None:
+    """From when on changes are asked for; None: all of them, also where the note is damaged or another project's."""
+    try:
+        said = json.loads(note.read_text(encoding="utf-8"))
+        return datetime.fromisoformat(said["until"]) - MARGIN if said["place"] == place else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _guesses(data: Path, requests: pd.DataFrame) -> dict[str, Guess]:
+    """What the model of each request's round took the image for, by sample_id, as far as that is recorded."""
+    found: dict[str, Guess] = {}
+    for number in {int(number) for number in requests["requested_round"]} - {0}:
+        model = rounds.read_manifest(data, number).model
+        version = f"{model.name} version {model.version}" if model and model.version else f"round {number}"
+        picks = queries.picks(data, number)
+        for sample_id, label, score in zip(
+            picks["sample_id"], picks["predicted_class"], picks["posterior"], strict=True
+        ):
+            if not pd.isna(label):
+                found[sample_id] = Guess(str(label), None if pd.isna(score) else float(score), version)
+    return found
