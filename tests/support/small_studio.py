@@ -98,7 +98,7 @@ class SmallStudio(ThreadingHTTPServer):
             if found:
                 self.query, self.body = query, body
                 try:
-                    return act(*found.groups())  # type: ignore[operator, no-any-return]
+                    return act(*found.groups())
                 except KeyError:
                     return 404, {"detail": "No such thing."}
         return 404, {"detail": "Not found."}
@@ -199,8 +199,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self, content: bytes) -> Any:
         kind = self.headers.get("Content-Type", "")
         if kind.startswith("multipart/"):
-            [part] = message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + content).get_payload()
-            return part.get_filename(), part.get_payload(decode=True)  # type: ignore[union-attr]
+            whole: Any = message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + content)
+            [part] = whole.get_payload()
+            return part.get_filename(), part.get_payload(decode=True)
         return json.loads(content) if content else None
 
 

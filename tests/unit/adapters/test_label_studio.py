@@ -25,7 +25,7 @@ from vabal.errors import Unavailable, UserError
 from vabal.labels import answers as files
 from vabal.labels import arrivals
 from vabal.labels.names import blind_names
-from vabal.labels.sync import SyncReport
+from vabal.labels.sync import Guess, SyncReport
 from vabal.rounds.initial import initialise
 from vabal.settings.models import StudioSettings
 from vabal.workspace import Workspace
@@ -383,7 +383,7 @@ def test_without_a_server_in_the_settings_the_command_says_what_to_write(made: P
 def test_predictions_go_along_only_where_they_are_asked_for(place: Workspace, studio: SmallStudio) -> None:
     desk = label_studio.LabelStudio(StudioSettings(url=studio.url, project="guessed"), "parts")
     desk.open(CLASSES)
-    desk.ask("img-1", 3, b"picture", "image/png", client.Guess("d", 0.75, "parts-vabal-classifier version 3"))
+    desk.ask("img-1", 3, b"picture", "image/png", Guess("d", 0.75, "parts-vabal-classifier version 3"))
     desk.close()
     [task] = studio.tasks.values()
     assert task["data"]["round"] == 3
