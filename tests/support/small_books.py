@@ -22,11 +22,6 @@ CLASSES = ("cat", "dog", "emu")
 SEED = 5
 
 
-def no_rows(name: str) -> pd.DataFrame:
-    schema = pools.SCHEMAS[name]
-    return pools.typed(pd.DataFrame(columns=schema.names), schema)
-
-
 class Books:
     """`data/` and the tags of its rounds; each method goes on from where the last one left it."""
 
@@ -47,13 +42,13 @@ class Books:
         ids = pd.Series(names)
         self.pools = pools.Pools(
             catalog=pools.typed(catalog, pools.SCHEMAS["catalog"]),
-            labeled=no_rows("labeled"),
+            labeled=pools.no_rows("labeled"),
             unlabeled=pools.typed(
                 pd.DataFrame({"sample_id": ids[holdout:], "status": "available", "requested_round": None}),
                 pools.SCHEMAS["unlabeled"],
             ),
             holdout=pools.typed(pd.DataFrame({"sample_id": ids[:holdout], "label": None}), pools.SCHEMAS["holdout"]),
-            label_events=no_rows("label_events"),
+            label_events=pools.no_rows("label_events"),
             classes=CLASSES,
         )
         given = dict(zip(names[: holdout + labeled], truth, strict=False)) if labeled else {}
@@ -72,10 +67,11 @@ class Books:
         probabilities: Mapping[str, Any] | None = None,
         opinions: Sequence[tuple[str, str | None, str]] = (),
         consensus: str = "latest",
+        changes: Sequence[tuple[str, str, str | None]] = (),
         **selection: Any,
     ) -> "Books":
         """`selection` are further settings of that section, `probabilities` settings of the other. `opinions` (sample,
-        label, annotator) come in the place of one person's `labels`."""
+        label, annotator) come in the place of one person's `labels`; `changes` of the classes before them."""
         fresh = self._images([f"n{self.number + 1}-{index}" for index in range(new)]) if new else None
         when = self._when(self.number + 1)
         self._publish(
@@ -90,6 +86,7 @@ class Books:
             probabilities=probabilities or {},
             opinions=opinions,
             consensus=consensus,
+            changes=changes,
         )
         return self
 
@@ -128,10 +125,14 @@ class Books:
         probabilities: Mapping[str, Any] | None = None,
         opinions: Sequence[tuple[str, str | None, str]] = (),
         consensus: str = "latest",
+        changes: Sequence[tuple[str, str, str | None]] = (),
     ) -> None:
         self.number += 1
         number = self.number
         state = self.pools
+        asked_of = pd.DataFrame(list(changes), columns=["action", "name", "into"], dtype=object)
+        asked_of = pools.typed(asked_of.assign(author="eve", reason="why not", at=when), pools.CLASS_CHANGES)
+        state, _ = pools.apply_classes(state, asked_of, number)
         if fresh is not None:
             state, _ = pools.apply_images(state, fresh, number)
         frame = pd.DataFrame({"sample_id": list(events), "label": list(events.values())})
@@ -139,7 +140,9 @@ class Books:
         if opinions:
             frame = pd.DataFrame(list(opinions), columns=["sample_id", "label", "annotator"], dtype=object)
             frame = pools.typed(frame.assign(labeled_at=when, source="f.csv"), pools.EVENTS)
-            frame = pools.stack([frame, settle(state.label_events, frame, consensus)], pools.EVENTS)
+            classes = pools.Classes.of(state)
+            settled = settle(pools.named(state.label_events, classes), pools.named(frame, classes), consensus)
+            frame = pools.stack([frame, settled], pools.EVENTS)
         if said is not None:
             frame = frame.assign(labeled_at=said, imported_at=when)
         state, came = pools.apply_labels(state, frame, number)
@@ -178,7 +181,7 @@ class Books:
             **({"selection": _said(drawn)} if drawn else {}),
             "pools_before": before.pools_after if before else None,
             "pools_after": pools.digests(state),
-            "tables": {name: files.file_sha256(self.data / name) for name in pools.TABLE_FILES.values()},
+            "tables": {name: files.file_sha256(self.data / name) for name in pools.table_files(self.data)},
             "files": rounds.describe_files(folder),
             "shards": {path.stem: files.file_sha256(path) for path in sorted((self.data / "images").iterdir())},
             "counts": pools.counts(state, len(drawn.picks) if drawn else len(first)),
@@ -206,7 +209,7 @@ class Books:
     def _select(self, folder: Path, state: pools.Pools, settings: models.Params, seed: int) -> strategies.Selection:
         waiting = state.unlabeled.loc[state.unlabeled["status"] == pools.AVAILABLE, "sample_id"].to_numpy(dtype=object)
         strategy = strategies.get(settings.selection.strategy)
-        shard, written = self._shard(waiting), list[strategies.Candidates]()
+        shard, written = self._shard(waiting, len(state.classes)), list[strategies.Candidates]()
         context = strategies.Context(
             lambda: [shard],
             settings,
@@ -218,9 +221,9 @@ class Books:
         selection = strategy.select(context, settings.selection.budget)
         ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
         scored = self.root / "scored.parquet"
-        pq.write_table(written[0].to_table(CLASSES), scored, store_schema=False)
+        pq.write_table(written[0].to_table(state.classes), scored, store_schema=False)
         tables.write_candidates(scored, folder / "candidates.parquet", ranks, strategy.name)
-        table = strategies.selection_table(selection.picks, CLASSES, selection.strategy).to_pandas()
+        table = strategies.selection_table(selection.picks, state.classes, selection.strategy).to_pandas()
         tables.write_selection(table, folder / "selection.parquet")
         if selection.shortlist is not None:
             listed = selection.shortlist
@@ -234,16 +237,16 @@ class Books:
             tables.write_labeled(known.sample_ids, known.logits_N_C, folder / "labeled.parquet")
         return selection
 
-    def _shard(self, ids: Any) -> strategies.Shard:
-        shape = (len(ids), len(CLASSES))
+    def _shard(self, ids: Any, classes: int) -> strategies.Shard:
+        shape = (len(ids), classes)
         likelihood_N_C = self.random.normal(-20, 3, shape).astype(np.float32)
         return strategies.Shard(
             ids,
             logits_N_C=self.random.normal(size=shape).astype(np.float32),
             features_N_D=self.random.normal(size=(len(ids), 4)).astype(np.float32),
-            predictive_N_C=self.random.dirichlet([1, 1, 1], len(ids)),
+            predictive_N_C=self.random.dirichlet([1] * classes, len(ids)),
             expected_entropy_N=self.random.uniform(0, 0.5, len(ids)),
-            votes_N_C=self.random.multinomial(5, [0.5, 0.3, 0.2], len(ids)).astype(np.int32),
+            votes_N_C=self.random.multinomial(5, _shares(classes), len(ids)).astype(np.int32),
             predicted_loss_N=self.random.normal(size=len(ids)).astype(np.float32),
             log_likelihood_N_C=likelihood_N_C,
             vae_class_N=likelihood_N_C.argmax(axis=1).astype(np.int32),
@@ -252,8 +255,8 @@ class Books:
 
     def _labeled(self, state: pools.Pools) -> strategies.Labeled:
         ids = state.labeled["sample_id"].to_numpy(dtype=object)
-        shard = self._shard(ids)
-        labels_N = np.array([CLASSES.index(label) for label in state.labeled["label"]])
+        shard = self._shard(ids, len(state.classes))
+        labels_N = np.array([state.classes.index(label) for label in state.labeled["label"]])
         assert shard.features_N_D is not None
         return strategies.Labeled(shard.features_N_D, labels_N, ids, shard.logits_N_C, shard.images_N_H_W_K)
 
@@ -261,22 +264,29 @@ class Books:
         """Of counts as Eqs. 11 and 12 make them: so many draws of each sample, smoothed."""
         chosen, count = settings.probabilities, len(state.labeled)
         draws = max(chosen.draws, 100) if chosen.sampling in ("anchored", "auto") else chosen.draws
-        predicted_C = self.random.multinomial(draws * count, [0.5, 0.3, 0.2]) / draws
+        classes = len(state.classes)
+        predicted_C = self.random.multinomial(draws * count, _shares(classes)) / draws
         correct_C = np.floor(0.8 * draws * predicted_C) / draws
-        prior_C = (predicted_C + chosen.smoothing) / (count + len(CLASSES) * chosen.smoothing)
-        precision_C = (correct_C + chosen.smoothing) / (predicted_C + len(CLASSES) * chosen.smoothing)
+        prior_C = (predicted_C + chosen.smoothing) / (count + classes * chosen.smoothing)
+        precision_C = (correct_C + chosen.smoothing) / (predicted_C + classes * chosen.smoothing)
         return ClassTerms.from_json(
             {"log_prior": np.log(prior_C).tolist(), "log_precision": np.log(precision_C).tolist()}
         )
 
     def _predict(self, folder: Path, state: pools.Pools) -> dict[str, float]:
         known = state.holdout.dropna().sort_values("sample_id", ignore_index=True)
-        probabilities_N_C = self.random.dirichlet([2, 2, 2], len(known)).astype(np.float32)
-        predicted = [CLASSES[index] for index in probabilities_N_C.argmax(axis=1)]
+        probabilities_N_C = self.random.dirichlet([2] * len(state.classes), len(known)).astype(np.float32)
+        predicted = [state.classes[index] for index in probabilities_N_C.argmax(axis=1)]
         table = known.assign(predicted_class=predicted, probabilities=list(probabilities_N_C))
         tables.write_predictions(table, folder / "holdout_predictions.parquet")
-        labels_N = np.array([CLASSES.index(label) for label in known["label"]], dtype=np.int64)
-        return metrics.classification_metrics(labels_N, probabilities_N_C, CLASSES)
+        labels_N = np.array([state.classes.index(label) for label in known["label"]], dtype=np.int64)
+        return metrics.classification_metrics(labels_N, probabilities_N_C, state.classes)
+
+
+def _shares(classes: int) -> list[float]:
+    """Of 3 classes 0.5, 0.3, 0.2."""
+    weights = [5, 3, 2, *([1] * classes)][:classes]
+    return [weight / sum(weights) for weight in weights]
 
 
 def _counts(came: pools.IntakeReport, images: int) -> dict[str, int]:
@@ -308,7 +318,7 @@ def forge(books: Books, number: int, **changes: Any) -> None:
         if later:
             manifest["parent"] = rounds.read_manifest(books.data, later - 1).digest
         if later == books.number:
-            tables = pools.TABLE_FILES.values()
-            manifest["tables"] = {name: files.file_sha256(books.data / name) for name in tables}
+            names = pools.table_files(books.data)
+            manifest["tables"] = {name: files.file_sha256(books.data / name) for name in names}
         manifest["shards"] = {path.stem: files.file_sha256(path) for path in (books.data / "images").iterdir()}
         books.write_manifest(manifest)

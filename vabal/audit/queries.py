@@ -3,9 +3,8 @@
 Whether that record is intact is `vabal.audit.verification`'s question.
 """
 
-import json
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,12 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
     """Every round in order: strategy, pools, picks by class, model, MLflow run, git tag and promotions.
 
     `labeled_by_class` counts the labelled pool that the round trained on, `picks_by_class` the picks whose label is
-    known by now, `picks_open` those without one, `picks_rejected` those that were rejected. Raises UserError if a
-    manifest or a table is missing or damaged.
+    known by now, both by today's classes, `picks_open` those without one, `picks_rejected` those that were rejected.
+    Raises UserError if a manifest or a table is missing or damaged.
     """
-    events = _label_events(data)
+    classes = pools.read_classes(data)
+    events = pools.named(_label_events(data), classes)
     latest = _latest_labels(events)
-    classes = classes_of(data)
     promotions = read_record(data.parent)
     records = []
     for number in manifest_numbers(data):
@@ -50,8 +49,8 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
                 "round": number,
                 "strategy": manifest.strategy,
                 **{name: manifest.counts[name] for name in ("catalog", "labeled", "unlabeled", "holdout", "picks")},
-                "labeled_by_class": _labeled_by_class(events[events["round"] <= number], classes),
-                **_labels_of_picks(data, number, latest, classes),
+                "labeled_by_class": _labeled_by_class(events[events["round"] <= number], classes.names),
+                **_labels_of_picks(data, number, latest, classes.names),
                 "metrics": manifest.metrics or {},
                 "model": model.name,
                 "model_version": model.version,
@@ -69,7 +68,7 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
     return records
 
 
-def _labels_of_picks(data: Path, number: int, latest: "pd.Series[str]", classes: list[str]) -> dict[str, Any]:
+def _labels_of_picks(data: Path, number: int, latest: "pd.Series[str]", classes: Sequence[str]) -> dict[str, Any]:
     path = round_folder(data, number) / tables.SELECTION_FILE
     known = latest.reindex(tables.read_selection(path)["sample_id"] if path.exists() else [])
     answered = known.index.isin(latest.index)
@@ -88,7 +87,7 @@ def _label_events(data: Path) -> pd.DataFrame:
     return events[~pools.among(events["sample_id"], held)]
 
 
-def _labeled_by_class(events: pd.DataFrame, classes: list[str]) -> dict[str, int]:
+def _labeled_by_class(events: pd.DataFrame, classes: Sequence[str]) -> dict[str, int]:
     counts = _latest_labels(events).value_counts()
     return {name: int(counts.get(name, 0)) for name in classes}
 
@@ -96,15 +95,6 @@ def _labeled_by_class(events: pd.DataFrame, classes: list[str]) -> dict[str, int
 def _latest_labels(events: pd.DataFrame) -> "pd.Series[str]":
     """The last word on every sample that has one; null where it was a rejection."""
     return pools.standing(events).set_index("sample_id")["label"]
-
-
-def classes_of(data: Path) -> list[str]:
-    """The class names. Raises UserError if their file is missing or damaged."""
-    path = data / pools.CLASSES_FILE
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{path} is missing or damaged: {BRING_BACK}") from None
 
 
 # -- picks --------------------------------------------------------------------------------------------------------
@@ -125,7 +115,8 @@ def picks(data: Path, round_number: int) -> pd.DataFrame:
     candidates = path.with_name(tables.CANDIDATES_FILE)
     recorded = {row["sample_id"]: row for row in _picked_rows(candidates)} if candidates.exists() else {}
     rows = [recorded.get(sample_id, {}) for sample_id in table["sample_id"]]
-    latest = pools.standing(_label_events(data)).set_index("sample_id")
+    events = pools.named(_label_events(data), pools.read_classes(data))
+    latest = pools.standing(events).set_index("sample_id")
     answered = table["sample_id"].isin(latest.index)
     known = latest.reindex(table["sample_id"]).reset_index(drop=True)
     return table.assign(
@@ -179,18 +170,21 @@ def history(data: Path, sample_id: str, inbox: Path | None = None) -> dict[str, 
     """Everything that is recorded of one sample, and with `inbox` the labels of it that no round has taken in yet.
 
     `sample_id`, its catalog row (`shard`, `row`, `sha256`, `width`, `height`, `added_round`), where it is now (`state`:
-    labeled, holdout, available, requested or rejected; `label`), `events` in order of rounds: added, labels, scores
-    as a candidate, requests; and `waiting`, the labels in the inbox. Raises UserError if the catalog does not know the
+    labeled, holdout, available, requested or rejected; `label`), `events` in order of rounds: added, changes of its
+    class, labels as they were given, scores as a candidate, requests; and `waiting`, the labels in the inbox. Raises UserError if the catalog does not know the
     sample, or a file is damaged.
     """
     row = catalog_row(data, sample_id, inbox)
     sample_id = row["sample_id"]
     place = f"shard {row['shard']}, row {row['row']}, {row['width']} x {row['height']} pixels, sha256 {row['sha256']}"
     added = {"round": row["added_round"], "what": "added", "detail": place}
-    events = [added, *_label_history(data, sample_id), *_candidacies(data, sample_id)]
-    order = {"added": 0, "labelled": 1, "repeated": 1, "corrected": 1, "rejected": 1, "outdated": 1}
-    order |= {"candidate": 2, "requested": 3}
-    events.sort(key=lambda event: (event["round"], order[event["what"]]))  # stable: label events keep their order
+    labels = _label_history(data, sample_id)
+    changes = _class_history(data, {event["label"] for event in labels})
+    events = [added, *changes, *labels, *_candidacies(data, sample_id)]
+    order = {"added": 0, "class": 1, "candidate": 3, "requested": 4}  # else what was said of its label
+    events.sort(
+        key=lambda event: (event["round"], order.get(event["what"], 2))
+    )  # stable: label events keep their order
     return {**row, **_state(data, sample_id), "events": events, "waiting": _waiting(inbox, sample_id)}
 
 
@@ -233,15 +227,30 @@ def _state(data: Path, sample_id: str) -> dict[str, Any]:
 def _label_history(data: Path, sample_id: str) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     rows = pd.DataFrame(_rows_of(data / "label_events.parquet", sample_id), columns=pools.SCHEMAS["label_events"].names)
+    now = pools.read_classes(data).meaning
     before: str | None = None
     for place, row in enumerate(rows.astype(object).where(rows.notna(), None).to_dict("records")):
-        label = row["label"]
+        label = now.get(row["label"], row["label"])
         what = "rejected" if label is None else "repeated" if label == before else "corrected" if before else "labelled"
         if pools.standing(rows.iloc[: place + 1]).index[-1] != place:
             what = "outdated"  # older than what stands
         else:
             before = label
         events.append({"round": row["round"], "what": what, **_told(row)})
+    return events
+
+
+def _class_history(data: Path, names: set[str | None]) -> list[dict[str, Any]]:
+    """Renamed and merged classes that have one of these names, or came to have one of a class that has."""
+    table = pools.read_one(data, "class_events")
+    events: list[dict[str, Any]] = []
+    for row in table.astype(object).where(table.notna(), None).to_dict("records"):
+        if row["into"] is None or row["name"] not in names:
+            continue
+        names = names | {row["into"]}
+        told = {key: row[key] for key in ("author", "reason")}
+        change = pools.in_words(row["action"], row["name"], row["into"])
+        events.append({"round": row["round"], "what": "class", "detail": change, "when": row["at"].isoformat(), **told})
     return events
 
 

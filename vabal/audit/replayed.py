@@ -26,9 +26,9 @@ def read_pools(data: Path, records: Sequence[Record]) -> tuple[Pools | None, lis
     findings: list[Finding] = []
     tables: dict[str, pd.DataFrame] = {}
     classes: tuple[str, ...] | None = None
-    for name, schema in pools.SCHEMAS.items():
+    for name in pools.SCHEMAS:
         try:
-            tables[name] = pools.read_table(data / pools.TABLE_FILES[name], schema)
+            tables[name] = pools.read_one(data, name)
         except UNREADABLE as error:
             findings.append(Finding(head, pools.TABLE_FILES[name], one_line(error)))
     try:
@@ -59,12 +59,13 @@ class Replayed:
 
 
 def replay(current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]) -> Iterator[Replayed]:
-    """The pools of every round, made again from nothing: images by their round, then label events, then picks.
+    """The pools of every round, made again from nothing: by round images, changes of the classes, label events, picks.
 
     Starts with every image of round 0 unlabelled, those of the holdout aside.
     """
     state = _before_labels(current)
     added = current.catalog["added_round"]
+    changes = current.class_events
     events = current.label_events
     for record in records:
         images = 0
@@ -72,6 +73,8 @@ def replay(current: Pools, records: Sequence[Record], selections: Mapping[int, p
             incoming = current.catalog.loc[added == record.round, pools.INCOMING.names]
             state, came = pools.apply_images(state, incoming, record.round)
             images = came.images
+            told = changes.loc[changes["round"] == record.round, pools.CLASS_CHANGES.names]
+            state, _ = pools.apply_classes(state, told, record.round)
         told = events.loc[events["round"] == record.round, pools.EVENTS.names]
         taken_in, came = _apply(state, told, record.round)
         state, problems = _request(taken_in, selections.get(record.round), record.round)
@@ -85,17 +88,12 @@ def _before_labels(current: Pools) -> Pools:
     unlabeled = rest.assign(status=pools.AVAILABLE, requested_round=None)
     return Pools(
         catalog=catalog,
-        labeled=_no_rows("labeled"),
+        labeled=pools.no_rows("labeled"),
         unlabeled=pools.typed(pools.by_id(unlabeled), pools.SCHEMAS["unlabeled"]),
         holdout=pools.typed(holdout, pools.SCHEMAS["holdout"]),
-        label_events=_no_rows("label_events"),
-        classes=current.classes,
+        label_events=pools.no_rows("label_events"),
+        classes=pools.classes_at(current.class_events, current.classes, 0).names,
     )
-
-
-def _no_rows(name: str) -> pd.DataFrame:
-    schema = pools.SCHEMAS[name]
-    return pools.typed(pd.DataFrame(columns=schema.names), schema)
 
 
 def _apply(state: Pools, told: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
@@ -136,7 +134,7 @@ def check_pools(
         yield from (Finding(record.round, file, problem) for problem in step.problems)
         yield from check_candidates(data, record, step.taken_in, selections.get(record.round))
         yield from check_intake(record, step.images, step.events, step.came)
-        yield from _check_consensus(record, current.label_events)
+        yield from _check_consensus(record, pools.named(current.label_events, pools.Classes.of(step.taken_in)))
         yield from check_predictions(data, record, step.taken_in)
         if record.round > 0:  # the first round's labels came with the source, or were asked for before any model was
             picks = selections.get(record.round)
@@ -198,7 +196,7 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _difference(name: str, current: Pools, expected: Pools) -> str:
-    if name == "classes":
+    if name.startswith("class"):
         return ""
     both = pd.concat([getattr(current, name), getattr(expected, name)])
     odd = both.loc[~both.duplicated(keep=False), "sample_id"]

@@ -72,7 +72,7 @@ def expected_files(records: Sequence[Record], record: Record) -> set[str]:
     """The files below `data/` as the round left them."""
     past = [item for item in records if item.round <= record.round]
     rounds = {f"{item.folder}/{name}" for item in past for name in (*item.files, "manifest.json")}
-    return {*TABLE_FILES.values(), *rounds, *(f"images/{shard}.parquet" for shard in record.shards)}
+    return {*record.tables, *rounds, *(f"images/{shard}.parquet" for shard in record.shards)}
 
 
 def _compare(
@@ -82,7 +82,7 @@ def _compare(
     own = {
         name for name in listing if name in TABLE_FILES.values() or name.startswith((f"{record.folder}/", "images/"))
     }
-    missing = {*TABLE_FILES.values(), *(f"{record.folder}/{name}" for name in (*record.files, "manifest.json"))} - own
+    missing = {*record.tables, *(f"{record.folder}/{name}" for name in (*record.files, "manifest.json"))} - own
     missing |= {f"images/{shard}.parquet" for shard in record.shards} - own
     for name in sorted(missing):
         yield Finding(record.round, PINS, f"pins no {name} {at}")

@@ -15,7 +15,7 @@ from vabal.audit.findings import UNREADABLE, Record, one_line
 from vabal.audit.recorded import read_statements
 from vabal.audit.searched import Searched
 from vabal.errors import BRING_BACK, UserError
-from vabal.pools.files import read_table, readable
+from vabal.pools.files import read_classes, read_table, readable
 from vabal.pools.opinions import standing
 from vabal.pools.tables import SCHEMAS
 from vabal.rounds import manifest_numbers, round_folder, tables
@@ -82,7 +82,7 @@ def why(data: Path, number: int, sample_id: str, other: str | None = None) -> Wh
 
 def _why(data: Path, record: Record, sample_ids: Sequence[str]) -> Why:
     folder, notes = round_folder(data, record.round), list[str]()
-    contest = Contest(folder, record, queries.classes_of(data))
+    contest = Contest(folder, record, read_classes(data, record.round).names)
     stands = []
     for sample_id in sample_ids:
         row = contest.rows.get(sample_id)

@@ -14,7 +14,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from vabal.cli import audit, benchmark, chosen, labels, learning, pages, promotion, rounds, settings, stack, workspace
+from vabal.cli import (
+    audit,
+    benchmark,
+    chosen,
+    classes,
+    labels,
+    learning,
+    pages,
+    promotion,
+    rounds,
+    settings,
+    stack,
+    workspace,
+)
 from vabal.errors import UserError, missing_extra, os_error_line
 
 # Objects between two looks for cycles. What imports make stays, and looking every 700 objects, as Python does, costs a
@@ -56,6 +69,11 @@ labels_app.command("sync")(labels.sync)
 labels_app.command("agreement")(labels.agreement)
 labels_app.command("suspects")(labels.suspects)
 app.add_typer(labels_app, name="labels")
+
+classes_app = typer.Typer(invoke_without_command=True, callback=classes.classes)
+for change in (classes.add, classes.rename, classes.merge):
+    classes_app.command(change.__name__)(change)
+app.add_typer(classes_app, name="classes")
 
 settings_app = typer.Typer(no_args_is_help=True, help="What params.yaml may say.")
 settings_app.command("schema")(settings.schema)

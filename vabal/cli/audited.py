@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from vabal.audit import AuditReport
     from vabal.audit.why import Standing, Why
+    from vabal.labels.classes import ClassList
 
 
 def show_rounds(records: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
@@ -49,6 +50,22 @@ def show_rounds(records: Sequence[Mapping[str, Any]], *, as_json: bool = False) 
             told = f"{when[:16].replace('T', ' ')} UTC, {entry['action']} of version {record['model_version']}"
             tables.say(console, f"{told}, by {entry['who']}", indent=2)
             tables.say(console, entry["why"], indent=6)
+
+
+def show_classes(found: "ClassList", *, as_json: bool = False) -> None:
+    """The classes with their counts, and below what changed them."""
+    if as_json:
+        print_json(found.to_json())
+        return
+    columns: list[tables.Column] = [("class", "name"), ("labels", "right"), ("holdout", "right")]
+    rows: list[tuple[Any, ...]] = [(row.name, row.labeled, row.holdout) for row in found.rows]
+    if any(row.earlier for row in found.rows):
+        columns.append(("earlier names", "name"))
+        rows = [(*told, ", ".join(row.earlier)) for told, row in zip(rows, found.rows, strict=True)]
+    console = tables.console()
+    tables.show_table(console, columns, rows)
+    for line in found.lines():
+        tables.say(console, line)
 
 
 def _picks_by_class(record: Mapping[str, Any]) -> str:
@@ -177,6 +194,8 @@ def show_history(history: Mapping[str, Any], *, as_json: bool = False) -> None:
 def _details(event: Mapping[str, Any]) -> str:
     if event["what"] == "added":
         return str(event["detail"]).partition(", sha256")[0]
+    if event["what"] == "class":
+        return ", ".join([event["detail"], f"by {event['author']}", event["when"], *filter(None, [event["reason"]])])
     if event["what"] == "requested":
         return f"rank {event['rank']}"
     if event["what"] == "candidate":

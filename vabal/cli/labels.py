@@ -108,13 +108,15 @@ def agreement(
     from vabal import pools
     from vabal.labels import arrivals
     from vabal.labels.agreement import agreement as measure
+    from vabal.labels.classes import upcoming
     from vabal.labels.export import export_again
 
     place = chosen.with_pools()
     with bars(), chosen.reading(place):
-        known = pools.read(place.data)
+        known = upcoming(place.inbox, pools.read(place.data))
         waiting, _ = arrivals.read(place.inbox, arrivals.pending(place.inbox))
-        found = measure(pools.stack([known.label_events, waiting], pools.EVENTS))
+        said = pools.stack([known.label_events, waiting], pools.EVENTS)
+        found = measure(pools.named(said, pools.Classes.of(known)))
         if out is not None:
             export_again(known, place.data, found.disputed, out)
     show(found, as_json)
@@ -130,6 +132,7 @@ def suspects(
     Example: `vabal labels suspects --most 50 --out again/`
     """
     from vabal import pools
+    from vabal.labels.classes import upcoming
     from vabal.labels.export import export_again
     from vabal.rounds.suspects import find
 
@@ -137,5 +140,6 @@ def suspects(
     with bars(), chosen.reading(place):
         found = find(place, place.params(), most)
         if out is not None:
-            export_again(pools.read(place.data), place.data, [one.sample_id for one in found.suspects], out)
+            known = upcoming(place.inbox, pools.read(place.data))
+            export_again(known, place.data, [one.sample_id for one in found.suspects], out)
     show(found, as_json)

@@ -119,7 +119,7 @@ def _opened(context: RoundContext, settings: dict[str, Any]) -> str:
     strategy = {"vabal.strategy": context.params.selection.strategy}
     run_id = tracking.open_round(begun.round, begun.parent, settings, strategy, inputs=begun.inbox)
     tracking.log_datasets(run_id, context.report["digests"], {"workspace": context.params.workspace.name})
-    events = pools.read_table(context.view / "label_events.parquet", pools.SCHEMAS["label_events"])
+    events = pools.named(pools.read_one(context.view, "label_events"), pools.read_classes(context.view))
     tracking.log_metrics(run_id, [(*metric, begun.round) for metric in opinions_on(events).metrics()])
     return run_id
 

@@ -11,11 +11,11 @@ from typing import Final
 import pandas as pd
 
 from vabal.files import locked, make_folder, sha256, sync_folder
-from vabal.pools import EVENTS, INCOMING, read_table, stack
+from vabal.pools import CLASS_CHANGES, EVENTS, INCOMING, read_table, stack
 
 _NAME: Final = re.compile(r"\d{6,}-[0-9a-f]{8}(\.parquet)?")
 HALF: Final = re.compile(r"\.[0-9a-f]{32}\.tmp")  # an ingestion that is being written
-_KINDS: Final = ("labels", "images")
+_KINDS: Final = ("labels", "images", "classes")
 MEND: Final = "move this entry out of inbox/, and import or ingest again what it came from"
 
 
@@ -33,7 +33,7 @@ def pending(inbox: Path) -> list[str]:
     found = [
         f"{kind}/{path.name}" for kind in _KINDS for path in (inbox / kind).glob("*") if _NAME.fullmatch(path.name)
     ]
-    return sorted(found, key=lambda name: (_number(name), name))
+    return _in_order(found)
 
 
 def _number(name: str) -> int:
@@ -45,7 +45,7 @@ def read(inbox: Path, names: Sequence[str]) -> tuple[pd.DataFrame, list[Arrival]
 
     Raises UserError if something of it is gone or damaged.
     """
-    ordered = sorted(names, key=lambda name: (_number(name), name))
+    ordered = _in_order(names)
     events = [read_table(inbox / name, EVENTS, MEND) for name in ordered if name.startswith("labels/")]
     arrivals = [
         Arrival(name, read_table(inbox / name / "catalog.parquet", INCOMING, MEND), inbox / name / "images")
@@ -53,6 +53,16 @@ def read(inbox: Path, names: Sequence[str]) -> tuple[pd.DataFrame, list[Arrival]
         if name.startswith("images/")
     ]
     return stack(events, EVENTS), arrivals
+
+
+def read_changes(inbox: Path, names: Sequence[str]) -> pd.DataFrame:
+    """The changes of classes (columns of `pools.CLASS_CHANGES`) behind these names, in order. Raises as `read` does."""
+    wanted = [name for name in _in_order(names) if name.startswith("classes/")]
+    return stack([read_table(inbox / name, CLASS_CHANGES, MEND) for name in wanted], CLASS_CHANGES)
+
+
+def _in_order(names: Sequence[str]) -> list[str]:
+    return sorted(names, key=lambda name: (_number(name), name))
 
 
 def remove(inbox: Path, names: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from vabal.images.bare import without_metadata
 from vabal.images.shards import extension, for_browser
 from vabal.labels import arrivals
 from vabal.labels.answers import CHOICE
+from vabal.labels.classes import upcoming
 from vabal.labels.names import blind_names
 from vabal.pools import Pools, apply_labels, open_requests
 from vabal.progress import track
@@ -80,7 +81,7 @@ def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None =
     refuse_used(folder)
     if inbox is not None:
         events, _ = arrivals.read(inbox, arrivals.pending(inbox))
-        pools, _ = apply_labels(pools, events, 0)
+        pools, _ = apply_labels(upcoming(inbox, pools), events, 0)
     requests = open_requests(pools)
     report = ExportReport(str(folder), len(requests), int((requests["purpose"] == "holdout").sum()))
     if requests.empty:

@@ -1,5 +1,6 @@
 """Labels into the inbox: checked against the pools, told what they change, stored."""
 
+import shlex
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -10,9 +11,11 @@ import pandas as pd
 from vabal.errors import UserError
 from vabal.files import make_folder, sha256
 from vabal.labels.arrivals import next_name, one_at_a_time, pending, read, some_of
+from vabal.labels.classes import upcoming
 from vabal.labels.consensus import CONSENSUS
 from vabal.labels.names import ids_of
-from vabal.pools import EVENTS, FROM_SOURCE, Pools, among, stack, standing, typed, write_table
+from vabal.pools import EVENTS, FROM_SOURCE, Classes, Pools, among, named, stack, standing, typed, write_table
+from vabal.pools.classes import is_name
 
 _LISTED: Final = 10
 UNNAMED: Final = "unknown"  # the annotator of a label that names none
@@ -88,9 +91,10 @@ def take_labels(
 
     `answers` has the columns where (as "line 3"), sample_id (or the image's blind name), label, annotator and problem,
     null where there is none, and, if wanted, labeled_at: when the opinion was given; where that is not known, `when`
-    stands for it. A line with an annotator and no label rejects the sample; one with neither is not answered yet, and
-    skipped. What is known already is left out: the same opinion of the same time or, without a time, what its annotator
-    said last of the sample.
+    stands for it. A label may be an earlier name of its class, or that of a class which the next round adds. A line
+    with an annotator and no label rejects the sample; one with neither is not answered yet, and skipped. What is known
+    already is left out: the same opinion of the same time or, without a time, what its annotator said last of the
+    sample.
     `file` and `content` are the file's name and bytes: the very same bytes are taken in once. The labels are on disk,
     durable, when this returns.
 
@@ -105,19 +109,21 @@ def take_labels(
             return ImportReport(file, None, imported_before=True)
         there = pd.concat([each[["sample_id", "sha256"]] for each in (pools.catalog, *(a.catalog for a in arrivals))])
         answers = answers.assign(sample_id=ids_of(answers["sample_id"], there))
-        problems = _problems(answers, there["sample_id"], pools.classes)
+        classes = Classes.of(upcoming(inbox, pools))
+        problems = _problems(answers, there["sample_id"], classes)
         if content is not None:
-            _refuse_wrong_lines(answers["where"], problems, pools.classes, file)
+            _refuse_wrong_lines(answers["where"], problems, classes, file)
         wrong = tuple(zip(answers["where"][problems.notna()], problems.dropna(), strict=True))
         answers = answers[problems.isna()].reset_index(drop=True)
         blank = answers["label"].isna() & answers["annotator"].isna()
         said = _events(answers[~blank], when, file)
         past = stack([pools.label_events, events_before], EVENTS)
-        past = past[among(past["sample_id"], said["sample_id"])].reset_index(drop=True)
-        events = said[~_repeated(said, past)].reset_index(drop=True)
+        past = named(past[among(past["sample_id"], said["sample_id"])].reset_index(drop=True), classes)
+        events = said[~_repeated(named(said, classes), past)].reset_index(drop=True)
+        meant = named(events, classes)
         if not reject:
             _refuse_many_rejections(events, answers["sample_id"].nunique(), file)
-        report = _report(file, past, events, unanswered=int(blank.sum()), repeated=len(said) - len(events))
+        report = _report(file, past, meant, unanswered=int(blank.sum()), repeated=len(said) - len(events))
         report = replace(report, wrong=wrong)
         if events.empty:
             return report
@@ -202,24 +208,29 @@ def _refuse_many_rejections(events: pd.DataFrame, named: int, file: str) -> None
         )
 
 
-def _problems(answers: pd.DataFrame, known: pd.Series, classes: tuple[str, ...]) -> "pd.Series[Any]":
+def _problems(answers: pd.DataFrame, known: pd.Series, classes: Classes) -> "pd.Series[Any]":
     """What is wrong with each answer, null where nothing is."""
     strange = ~among(answers["sample_id"], known)
-    outside = answers["label"].notna() & ~among(answers["label"], classes)
+    outside = answers["label"].notna() & ~among(answers["label"], classes.meaning)
     problems = answers["problem"].astype(object)
-    problems = problems.where(problems.notna() | ~outside, "label " + answers["label"].map(repr) + " is no class")
+    problems = problems.where(problems.notna() | ~outside, answers["label"].map(_no_class, na_action="ignore"))
     return problems.where(answers["problem"].notna() | ~strange, "unknown sample " + answers["sample_id"].map(repr))
 
 
-def _refuse_wrong_lines(where: pd.Series, problems: pd.Series, classes: tuple[str, ...], file: str) -> None:
+def _no_class(label: Any) -> str:
+    said = f"label {label!r} is no class"
+    return f"{said}: `vabal classes add {shlex.quote(label)}` makes it one" if is_name(str(label)) else said
+
+
+def _refuse_wrong_lines(where: pd.Series, problems: pd.Series, classes: Classes, file: str) -> None:
     wrong = problems.notna()
     if not wrong.any():
         return
     count = int(wrong.sum())
     said = (where + ": " + problems)[wrong].head(_LISTED)
     more = f"; and {count - _LISTED} more" if count > _LISTED else ""
-    named = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+    listed = ", ".join(classes.names[:12]) + (", ..." if len(classes.names) > 12 else "")
     raise UserError(
         f"{file}: nothing was taken in, {count} of {len(where)} lines are wrong: {'; '.join(said)}{more} "
-        f"(classes: {named})"
+        f"(classes: {listed})"
     )

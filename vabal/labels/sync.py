@@ -16,6 +16,7 @@ from vabal.errors import some
 from vabal.images.shards import for_browser
 from vabal.labels import arrivals
 from vabal.labels.answers import answers_of, opinions_in
+from vabal.labels.classes import upcoming
 from vabal.labels.inbox import ImportReport, take_labels
 from vabal.labels.names import blind_names, ids_of
 from vabal.pools import EVENTS, Pools, among, apply_labels, open_requests, stack, standing
@@ -164,7 +165,7 @@ class Requests(NamedTuple):
 def compare(inbox: Path, pools: Pools, desk: Desk) -> Requests:
     """The open requests that the inbox has no answer for, beside the tasks that there are."""
     events, _ = arrivals.read(inbox, arrivals.pending(inbox))
-    after, _ = apply_labels(pools, events, 0)
+    after, _ = apply_labels(upcoming(inbox, pools), events, 0)
     requests = open_requests(after)
     requests["name"] = requests["sample_id"].map(blind_names(pools.catalog))
     tasks = list(desk.known(list(requests["name"])))

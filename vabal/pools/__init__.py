@@ -1,14 +1,27 @@
-"""The pools: which images there are, who labelled them, which wait. Five tables and the class names, as files."""
+"""The pools: which images there are, who labelled them, which wait. Six tables and the class names, as files."""
 
 from vabal.pools.changes import apply_images, apply_labels, by_id, mark_requested, open_requests
+from vabal.pools.classes import (
+    ADD,
+    MERGE,
+    RENAME,
+    Classes,
+    apply_classes,
+    changes_of,
+    classes_at,
+    in_words,
+    named,
+)
 from vabal.pools.columns import among, stack, typed
 from vabal.pools.digest import digests, table_digest
-from vabal.pools.files import load, read, read_table, save, write_table
+from vabal.pools.files import load, read, read_classes, read_one, read_table, save, table_files, write_table
 from vabal.pools.groups import NEAR, groups_of, merged
 from vabal.pools.invariants import check, places
 from vabal.pools.opinions import standing
 from vabal.pools.tables import (
     AVAILABLE,
+    CLASS_CHANGES,
+    CLASS_EVENTS_FILE,
     CLASSES_FILE,
     EVENTS,
     FROM_SOURCE,
@@ -20,40 +33,56 @@ from vabal.pools.tables import (
     IntakeReport,
     Pools,
     counts,
+    no_rows,
 )
 
 __all__ = [
+    "ADD",
     "AVAILABLE",
     "CLASSES_FILE",
+    "CLASS_CHANGES",
+    "CLASS_EVENTS_FILE",
     "EVENTS",
     "FROM_SOURCE",
     "INCOMING",
+    "MERGE",
     "NEAR",
     "REJECTED",
+    "RENAME",
     "REQUESTED",
     "SCHEMAS",
     "TABLE_FILES",
+    "Classes",
     "IntakeReport",
     "Pools",
     "among",
+    "apply_classes",
     "apply_images",
     "apply_labels",
     "by_id",
+    "changes_of",
     "check",
+    "classes_at",
     "counts",
     "digests",
     "groups_of",
+    "in_words",
     "load",
     "mark_requested",
     "merged",
+    "named",
+    "no_rows",
     "open_requests",
     "places",
     "read",
+    "read_classes",
+    "read_one",
     "read_table",
     "save",
     "stack",
     "standing",
     "table_digest",
+    "table_files",
     "typed",
     "write_table",
 ]

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vabal.errors import UserError
+from vabal.pools.classes import Classes, named
 from vabal.pools.columns import among, stack, strings, typed
 from vabal.pools.invariants import few, few_ids
 from vabal.pools.opinions import opinion_times
@@ -34,14 +35,16 @@ def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple
     again changes nothing, but that a known time makes it the opinion that stands; another one corrects. All events
     enter the history, but those of samples that the catalog does not know: they are left out and reported. Samples of
     the holdout keep their pool.
-    Raises UserError if a label is not among the classes.
+    A label under an earlier name of its class counts as today's; the history keeps what was said.
+    Raises UserError if a label is no name of a class.
     """
     incoming = typed(events, EVENTS)
     known = among(incoming["sample_id"], pools.catalog["sample_id"])
     unknown = tuple(dict.fromkeys(incoming.loc[~known, "sample_id"]))
     taken = incoming[known].reset_index(drop=True)
-    codes = _codes(taken, pools.classes)
-    previous, counts = _before_each(pools, taken, codes)
+    told = named(taken, Classes.of(pools))
+    codes = _codes(told, pools.classes)
+    previous, counts = _before_each(pools, told, codes)
     same = codes == previous
     report = IntakeReport(
         received=len(incoming),
@@ -56,8 +59,8 @@ def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple
         return pools, report
     history = taken.assign(round=np.int32(round_number))
     timed = taken["imported_at"].notna().to_numpy(dtype=bool)
-    deciding = history[counts & (~same | timed)].drop_duplicates("sample_id", keep="last")
-    changed = _settle(pools, deciding)
+    deciding = told[counts & (~same | timed)].drop_duplicates("sample_id", keep="last")
+    changed = _settle(pools, deciding.assign(round=np.int32(round_number)))
     label_events = stack([pools.label_events, history], SCHEMAS["label_events"])
     return replace(changed, label_events=label_events), report
 
@@ -72,13 +75,16 @@ def _codes(events: pd.DataFrame, classes: tuple[str, ...]) -> np.ndarray:
     wrong = events["label"].notna().to_numpy() & (codes < 0)
     if wrong.any():
         label = events.loc[wrong, "label"].iloc[0]
-        raise UserError(f"label {label!r} of {few(events[wrong])} is not in {CLASSES_FILE}")
+        raise UserError(
+            f"label {label!r} of {few(events[wrong])} is not in {CLASSES_FILE}: `vabal classes add` makes it a class"
+        )
     return codes
 
 
 def _before_each(pools: Pools, taken: pd.DataFrame, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What stood of a sample before each event, and whether the event counts: is no older than that."""
     past = pools.label_events[among(pools.label_events["sample_id"], taken["sample_id"])]
+    past = named(past, Classes.of(pools))
     both = pd.concat([past[EVENTS.names], taken], ignore_index=True)
     sample = both["sample_id"].to_numpy(dtype=object)
     time = pd.Series(opinion_times(both))

@@ -48,16 +48,18 @@ def table_digest(table: pd.DataFrame, key: Sequence[str]) -> str:
 def digests(pools: Pools) -> dict[str, str]:
     """The canonical digest of every table, and of the class names under "classes".
 
-    Rows are identified by `sample_id`; those of `label_events` by their position, since their order is their meaning.
+    Rows are identified by `sample_id`; those of events by their position, since their order is their meaning. Without
+    an event of the classes there is no digest of these.
     """
-    values = {name: digest(name, getattr(pools, name)) for name in SCHEMAS}
+    there = [name for name in SCHEMAS if name != "class_events" or len(pools.class_events)]
+    values = {name: digest(name, getattr(pools, name)) for name in there}
     text = json.dumps(list(pools.classes), ensure_ascii=False, separators=(",", ":"))
     return {**values, "classes": sha256(text.encode())}
 
 
 def digest(name: str, table: pd.DataFrame) -> str:
     table = table.drop(columns=[column for column in OPTIONAL if column in table and table[column].isna().all()])
-    if name == "label_events":
+    if name in ("label_events", "class_events"):
         return table_digest(table.assign(position=np.arange(len(table), dtype=np.int64)), ["position"])
     return table_digest(table, ["sample_id"])
 

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 
 from vabal.errors import UserError
 from vabal.files import write_bytes
+from vabal.pools.classes import Classes, classes_at
 from vabal.pools.columns import columns_of, nullable, plain, to_arrow, to_frame, without_unused
 from vabal.pools.digest import digest
 from vabal.pools.invariants import check
-from vabal.pools.tables import CLASSES_FILE, MEND, OPTIONAL, SCHEMAS, TABLE_FILES, Pools
+from vabal.pools.tables import CLASS_EVENTS_FILE, CLASSES_FILE, MEND, OPTIONAL, SCHEMAS, TABLE_FILES, Pools, no_rows
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -69,8 +70,28 @@ def read(data: Path) -> Pools:
     Raises UserError for a file that is missing, damaged, or holds other columns.
     """
     classes = _read_classes(data / CLASSES_FILE)
-    tables = {name: read_table(data / TABLE_FILES[name], schema) for name, schema in SCHEMAS.items()}
-    return Pools(**tables, classes=classes)
+    return Pools(**{name: read_one(data, name) for name in SCHEMAS}, classes=classes)
+
+
+def read_one(data: Path, name: str) -> pd.DataFrame:
+    """One table of the pools in the folder `data`."""
+    path = data / TABLE_FILES[name]
+    if path.name == CLASS_EVENTS_FILE and not path.exists():
+        return no_rows(name)
+    return read_table(path, SCHEMAS[name])
+
+
+def read_classes(data: Path, round_number: int | None = None) -> Classes:
+    """The classes that a round worked with, by the pools in the folder `data`; None: those of now.
+
+    Raises UserError if their files are missing or damaged.
+    """
+    return classes_at(read_one(data, "class_events"), _read_classes(data / CLASSES_FILE), round_number)
+
+
+def table_files(data: Path) -> list[str]:
+    """The files of the pools in the folder `data`: all of `TABLE_FILES`, but one that has no row."""
+    return [name for name in TABLE_FILES.values() if name != CLASS_EVENTS_FILE or (data / name).exists()]
 
 
 def load(data: Path) -> Pools:
@@ -97,6 +118,8 @@ def save(pools: Pools, folder: Path, before: Pools | None = None) -> list[str]:
     for name, schema in SCHEMAS.items():
         table = getattr(pools, name)
         if before is not None and _same(name, table, getattr(before, name)):
+            continue
+        if TABLE_FILES[name] == CLASS_EVENTS_FILE and table.empty:
             continue
         write_table(table, folder / TABLE_FILES[name], schema)
         written.append(TABLE_FILES[name])

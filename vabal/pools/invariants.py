@@ -8,10 +8,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vabal.errors import UserError, shown
+from vabal.errors import UserError
+from vabal.pools.classes import Classes, is_name, named
 from vabal.pools.columns import among, strings
 from vabal.pools.opinions import standing
-from vabal.pools.tables import AVAILABLE, CLASSES_FILE, REJECTED, REQUESTED, SCHEMAS, Pools
+from vabal.pools.tables import AVAILABLE, CLASS_EVENTS_FILE, CLASSES_FILE, REJECTED, REQUESTED, SCHEMAS, Pools
 
 # --- invariants -------------------------------------------------------------------------------------------------------
 
@@ -19,17 +20,18 @@ from vabal.pools.tables import AVAILABLE, CLASSES_FILE, REJECTED, REQUESTED, SCH
 def check(pools: Pools, before: Pools | None = None) -> None:
     """Raise UserError, naming the table and the samples, unless every invariant holds.
 
-    Classes: at least two, distinct, plain text. Catalog: ids unique and not empty, one row of one shard each, sha256 in
-    hexadecimal, positive sizes. Catalog = labeled + unlabeled + holdout, disjoint. Labels among the classes. Statuses
-    known; `requested_round` set exactly for the requested. The standing event of a sample agrees with the pool it is
+    Classes: at least two, distinct, plain text, the list that their events lead to. Catalog: ids unique and not empty,
+    one row of one shard each, sha256 in hexadecimal, positive sizes. Catalog = labeled + unlabeled + holdout, disjoint.
+    Labels among the classes, those of events among all names that classes had. Statuses known; `requested_round` set
+    exactly for the requested. The standing event of a sample agrees with the pool it is
     in, and every label that stands has an event.
 
     `before`: pools in which all of this holds. Where the new ones have the same tables (the very same objects), what
     depends on these alone is not looked at again.
     """
     changed = {name for name in SCHEMAS if before is None or getattr(pools, name) is not getattr(before, name)}
-    if before is None or pools.classes != before.classes:
-        _check_classes(pools.classes)
+    if before is None or pools.classes != before.classes or "class_events" in changed:
+        _check_classes(pools)
         changed = set(SCHEMAS)
     if "catalog" in changed:
         _check_catalog(pools.catalog)
@@ -39,7 +41,8 @@ def check(pools: Pools, before: Pools | None = None) -> None:
         if name not in changed:
             continue
         table = getattr(pools, name)
-        wrong = table["label"].notna() & ~among(table["label"], pools.classes)
+        known = Classes.of(pools).meaning if name == "label_events" else pools.classes
+        wrong = table["label"].notna() & ~among(table["label"], known)
         if wrong.any():
             label = table.loc[wrong, "label"].iloc[0]
             raise UserError(f"{name}.parquet: label {label!r} of {few(table[wrong])} is not in {CLASSES_FILE}")
@@ -59,7 +62,7 @@ def _same_ids(pools: Pools, before: Pools, changed: set[str]) -> bool:
     """Whether catalog and pools hold the same samples in the same rows as before."""
     return all(
         _equal(getattr(pools, name)["sample_id"], getattr(before, name)["sample_id"])
-        for name in changed - {"label_events"}
+        for name in changed & {"catalog", *_MEMBERS}
     )
 
 
@@ -73,17 +76,22 @@ def _equal(column: pd.Series, other: pd.Series) -> bool:
     return same
 
 
-def _check_classes(classes: tuple[str, ...]) -> None:
+def _check_classes(pools: Pools) -> None:
+    classes, events = pools.classes, pools.class_events
     if len(classes) < 2:
         raise UserError(f"{CLASSES_FILE}: at least two classes are needed, found {len(classes)}")
     if len(set(classes)) < len(classes):
         twice = sorted({name for name in classes if classes.count(name) > 1})
         raise UserError(f"{CLASSES_FILE}: class {twice[0]!r} stands there twice")
     for name in classes:
-        if not name or name != name.strip() or shown(name) != name:
+        if not is_name(name):
             raise UserError(
                 f"{CLASSES_FILE}: {name!r} is no class name (empty, spaces around it, or control characters)"
             )
+    if not events["round"].is_monotonic_increasing:
+        raise UserError(f"{CLASS_EVENTS_FILE}: its events do not stand in the order of their rounds")
+    if Classes.of(pools).names != classes:
+        raise UserError(f"{CLASSES_FILE}: not the list that the events of {CLASS_EVENTS_FILE} lead to")
 
 
 def _check_catalog(catalog: pd.DataFrame) -> None:
@@ -159,7 +167,7 @@ def _check_events(pools: Pools) -> None:
     strangers = events[~among(events["sample_id"], pools.catalog["sample_id"])]
     if len(strangers):
         raise UserError(f"label_events.parquet: {few(strangers)} not in catalog.parquet")
-    last = standing(events).set_index("sample_id")["label"]
+    last = named(standing(events), Classes.of(pools)).set_index("sample_id")["label"]
     told = last.dropna()
     labels = _standing_labels(pools)
     expected = told.reindex(labels.index)

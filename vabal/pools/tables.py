@@ -1,12 +1,13 @@
-"""The pools: which images there are, who labelled them, which wait. Five tables and the class names, as files.
+"""The pools: which images there are, who labelled them, which wait. Six tables and the class names, as files.
 
 Every image of the catalog is in exactly one of `labeled`, `unlabeled` and `holdout`. The functions that change pools
 are pure: they return new ones. Labels are class names here and in all files; indices exist only inside the core.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -45,6 +46,16 @@ EVENTS: Final = schema(
     ("source", pa.string(), False),
     ("imported_at", TIME, True),
 )
+#: A change of the list of classes as it comes in: `class_events` without the round that takes it. What the actions ask
+#: of `name` and `into`, and what they come to, says `Classes.after`.
+CLASS_CHANGES: Final = schema(
+    ("action", pa.string(), False),
+    ("name", pa.string(), False),
+    ("into", pa.string(), True),
+    ("author", pa.string(), False),
+    ("reason", pa.string(), True),
+    ("at", TIME, True),
+)
 #: Columns that a table has only where one of their values is set: those of earlier versions keep bytes and digests.
 OPTIONAL: Final = ("imported_at", "group")
 SCHEMAS: Final[dict[str, pa.Schema]] = {
@@ -71,7 +82,10 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         ("source", pa.string(), False),
         ("imported_at", TIME, True),
     ),
+    "class_events": CLASS_CHANGES.append(pa.field("round", pa.int32(), nullable=False)),
 }
+#: A table that has a file and a digest only where it has a row: pools of earlier versions go on without it.
+CLASS_EVENTS_FILE: Final = "class_events.parquet"
 CLASSES_FILE: Final = "classes.json"
 #: The files below `data/` that hold the pools, by table; the class names are one of them.
 TABLE_FILES: Final[dict[str, str]] = {**{name: f"{name}.parquet" for name in SCHEMAS}, "classes": CLASSES_FILE}
@@ -80,11 +94,11 @@ MEND = f"if data/ was changed by hand, {BRING_BACK}"
 
 @dataclass(frozen=True, eq=False)
 class Pools:
-    """The five tables (columns and types: `SCHEMAS`) and the class names in index order.
+    """The tables (columns and types: `SCHEMAS`) and the class names in index order.
 
     A null label of `holdout` has been asked for and not come yet; a null label of `label_events` is a rejection; a null
     `labeled_at` came with the source. Which event of a sample counts, `standing` says. `requested_round` is set exactly
-    where the status is `requested`.
+    where the status is `requested`. `class_events` is empty as long as the classes are those of round 0.
     """
 
     catalog: pd.DataFrame
@@ -93,6 +107,14 @@ class Pools:
     holdout: pd.DataFrame
     label_events: pd.DataFrame
     classes: tuple[str, ...]
+    class_events: pd.DataFrame = field(default_factory=lambda: no_rows("class_events"))
+
+
+def no_rows(name: str) -> pd.DataFrame:
+    """The table without a row."""
+    kinds = {pa.string(): pd.StringDtype("pyarrow", na_value=np.nan)}
+    frame: pd.DataFrame = SCHEMAS[name].empty_table().to_pandas(types_mapper=kinds.get)
+    return frame
 
 
 def counts(state: Pools, picks: int) -> dict[str, int]:

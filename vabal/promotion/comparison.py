@@ -1,6 +1,5 @@
 """The challenger and the champion on one holdout, as the gate asks for them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import pandas as pd
 from vabal import rounds
 from vabal.errors import BRING_BACK, Unavailable, UserError
 from vabal.files import file_sha256
-from vabal.pools import TABLE_FILES
+from vabal.pools import TABLE_FILES, read_classes
 from vabal.promotion.decision import Decision, decide, holdout_digest
 from vabal.promotion.pairs import CannotJudge
 from vabal.promotion.record import ChampionPeriod, Entry
@@ -48,12 +47,11 @@ class Holdout:
     def read(data: Path) -> "Holdout":
         """Raises UserError if the tables are not those that the newest round published."""
         published = rounds.head(data).tables
-        for name in (TABLE_FILES["holdout"], TABLE_FILES["classes"]):
+        for name in (TABLE_FILES["holdout"], TABLE_FILES["classes"], TABLE_FILES["class_events"]):
             if name in published and file_sha256(data / name) != published[name]:
                 raise UserError(f"{data / name} was changed: {BRING_BACK}")
         table = pd.read_parquet(data / TABLE_FILES["holdout"], columns=["sample_id", "label"]).dropna()
-        classes = json.loads((data / TABLE_FILES["classes"]).read_text(encoding="utf-8"))
-        return Holdout(classes, dict(zip(table["sample_id"], table["label"], strict=True)))
+        return Holdout(list(read_classes(data).names), dict(zip(table["sample_id"], table["label"], strict=True)))
 
 
 def decide_on_holdout(
@@ -74,7 +72,17 @@ def decide_on_holdout(
         labels=holdout.labels,
         use=_use(data, entries, (challenger.version, present.version if present else None), holdout.labels),
         rivals=rivals,
+        later=_later_classes(data, {"challenger": challenger.round, "champion": present.round if present else None}),
     )
+
+
+def _later_classes(data: Path, rounds_: Mapping[str, int | None]) -> dict[str, str]:
+    """Of each class that was added after a version's round: which version cannot answer it."""
+    now, found = read_classes(data), dict[str, str]()
+    for who, number in rounds_.items():
+        known = {now.meaning[name] for name in read_classes(data, number).names}
+        found |= {name: f"the {who} is older than the class" for name in now.names if name not in known}
+    return found
 
 
 def _use(data: Path, entries: tuple[Entry, ...], pair: tuple[str, str | None], labels: Mapping[str, str]) -> int:
@@ -133,7 +141,7 @@ def _predictions(data: Path, version: Version) -> pd.DataFrame:
     """What the version predicted for the holdout, as its round recorded it.
 
     The registry says which round; that round's manifest must name the same weights, and the file must be the one
-    recorded there.
+    recorded there. Classes have today's names: one that was merged is that which it became.
     """
     recorded_model(data, version)
     manifest = rounds.read_manifest(data, version.round)
@@ -142,4 +150,7 @@ def _predictions(data: Path, version: Version) -> pd.DataFrame:
         raise CannotJudge(f"round {version.round} recorded no predictions for the holdout: run another round")
     if not path.is_file() or file_sha256(path) != manifest.files[PREDICTIONS]:
         raise UserError(f"{path} is missing or was changed: {BRING_BACK}")
-    return pd.read_parquet(path, columns=["sample_id", "label", "predicted_class"])
+    table, now = pd.read_parquet(path, columns=["sample_id", "label", "predicted_class"]), read_classes(data).meaning
+    return table.assign(
+        **{name: table[name].map(lambda old: now.get(old, old)) for name in ("label", "predicted_class")}
+    )

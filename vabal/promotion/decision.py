@@ -88,6 +88,7 @@ def decide(
     labels: Mapping[str, str] | None = None,
     use: int = 1,
     rivals: Mapping[str, pd.DataFrame] | None = None,
+    later: Mapping[str, str] | None = None,
 ) -> Decision:
     """Compares holdout predictions (columns sample_id, label, predicted_class; class names).
 
@@ -99,7 +100,9 @@ def decide(
 
     Classes with fewer than FEWEST_IMAGES labelled images are not judged. The holdout may have changed between the two:
     the samples that both predicted are compared, under `labels` (the holdout's present labels by sample_id) or, if not
-    given, under the challenger's. Samples without a label are left out. Nothing depends on the tables' order.
+    given, under the challenger's. A class that one of them cannot answer, because it is older (`later` has a word for
+    each), is judged as any other: what it answers there is wrong. Samples without a label are left out. Nothing depends
+    on the tables' order.
 
     Raises CannotJudge if fewer than two classes can be compared, UserError for a label that is no class, ValueError for
     tables that are no such predictions.
@@ -110,7 +113,7 @@ def decide(
     error = spent_on(use, 1 - settings.confidence)
     gain, lower = pair.gain(), pair.gain_lower(error)
     check = _gain_check(gain, lower, settings.min_gain, _at(error, use))
-    recall_checks, unsure = _recall_checks(pair, classes, settings.max_recall_drop)
+    recall_checks, unsure = _recall_checks(pair, classes, settings.max_recall_drop, later or {})
     reasons = (check, *recall_checks)
     return Decision(
         all(check.ok for check in reasons),
@@ -211,7 +214,9 @@ def _rival_check(name: str, pair: Pair, tolerance: float) -> Check:
     return Check("best_candidate", better, tolerance, ok, text + advice)
 
 
-def _recall_checks(pair: Pair, classes: Sequence[str], most: float) -> tuple[list[Check], tuple[str, ...]]:
+def _recall_checks(
+    pair: Pair, classes: Sequence[str], most: float, later: Mapping[str, str]
+) -> tuple[list[Check], tuple[str, ...]]:
     """A check for each judged class, and the classes that fell by more than may be, but not surely."""
     checks, unsure = [], []
     for index in pair.judged_C.tolist():
@@ -225,7 +230,7 @@ def _recall_checks(pair: Pair, classes: Sequence[str], most: float) -> tuple[lis
         text = (
             f"recall of {name} {before:.4f} -> {after:.4f} on {images} images, a drop of at least {lower:+.4f} {_SURE}"
         )
-        text += f", may drop by {most:.4f} at most"
+        text += f", may drop by {most:.4f} at most" + (f" ({later[name]})" if name in later else "")
         if ok and before - after > most + _ROUNDING:
             unsure.append(name)
             text += " (it did, which may be chance)"

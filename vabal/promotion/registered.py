@@ -1,7 +1,7 @@
 """Is a registered version what its round recorded? Asked of the bytes that would be loaded, before an alias moves.
 
 A round's manifest names the sha256 of every file of the model that it registered. Rounds of earlier versions named the
-weights alone: then the serving code must be some that was published, and the classes those of the workspace.
+weights alone: then the serving code must be some that was published, and the classes those that the workspace had.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Protocol
 from vabal import rounds
 from vabal.errors import UserError
 from vabal.files import sha256
+from vabal.pools import read_classes
 from vabal.rounds.manifests import ModelRecord
 
 WEIGHTS_FILE, CLASSES_FILE = "artifacts/weights.safetensors", "artifacts/classes.json"
@@ -95,7 +96,7 @@ def require_recorded_bytes(data: Path, registry: Files, version: Registered) -> 
 def _allowed(data: Path, version: Registered, found: Mapping[str, str]) -> dict[str, set[str]]:
     """The digests that each file may have, of a version whose round recorded the weights alone."""
     images = rounds.read_manifest(data, version.round).settings["images"]
-    classes = json.loads((data / "classes.json").read_text(encoding="utf-8"))
-    about = classes_json(classes, images["size"], images["channels"], version.weights_sha256)
+    classes = read_classes(data, version.round).names
+    about = classes_json(list(classes), images["size"], images["channels"], version.weights_sha256)
     known = {WEIGHTS_FILE: {version.weights_sha256}, CLASSES_FILE: {sha256(about)}}
     return _CODE | known | {name: {found[name]} for name in _UNKNOWN & found.keys()}

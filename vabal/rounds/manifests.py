@@ -188,7 +188,7 @@ def describe_files(folder: Path) -> dict[str, str]:
 
 def table_files(folder: Path) -> dict[str, str]:
     """The sha256 of each table's file, as published."""
-    return {name: file_sha256(folder / name) for name in pools.TABLE_FILES.values()}
+    return {name: file_sha256(folder / name) for name in pools.table_files(folder)}
 
 
 def is_published(data: Path, message_of: Callable[[str], str]) -> bool:

@@ -137,4 +137,5 @@ def _round_files(context: RoundContext, refs: Mapping[str, Any]) -> dict[str, Pa
 
 
 def _published_tables(context: RoundContext, contents: Mapping[str, Path]) -> dict[str, str]:
-    return {name: file_sha256(contents.get(name, context.view / name)) for name in pools.TABLE_FILES.values()}
+    names = pools.table_files(context.view)
+    return {name: file_sha256(contents.get(name, context.view / name)) for name in names}

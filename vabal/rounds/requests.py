@@ -6,6 +6,7 @@ from typing import Protocol
 from vabal import pools
 from vabal.errors import BRING_BACK, UserError
 from vabal.labels import arrivals
+from vabal.labels.classes import upcoming
 from vabal.rounds import manifests
 from vabal.rounds.tables import read_selection
 from vabal.workspace import Workspace
@@ -34,7 +35,7 @@ def answers(workspace: Workspace) -> Answers:
     """Counts for the newest request that was made."""
     before = pools.read(workspace.data)  # the round's intake checks what it takes up
     events, _ = arrivals.read(workspace.inbox, pending(workspace))
-    after, _ = pools.apply_labels(before, events, manifests.head(workspace.data).round + 1)
+    after, _ = pools.apply_labels(upcoming(workspace.inbox, before), events, manifests.head(workspace.data).round + 1)
     asked = picked_ids(workspace)
     out = pools.open_requests(after)
     still_out = int(out["sample_id"].isin(asked.ids).sum())

@@ -16,6 +16,7 @@ from vabal.audit import queries
 from vabal.errors import UserError
 from vabal.files import canonical_json, locked, write_bytes
 from vabal.labels import sync as labels
+from vabal.labels.classes import upcoming
 from vabal.labels.export import write_images
 from vabal.labels.sync import Guess, SyncReport
 from vabal.settings.models import Params
@@ -45,7 +46,7 @@ def sync(workspace: Workspace, params: Params, now: datetime, *, everything: boo
         rounds.refuse_older_checkout(workspace, versions)
         with rounds.reading(workspace, versions):
             known = pools.load(workspace.data)
-        desk.open(known.classes)
+        desk.open(upcoming(workspace.inbox, known).classes)
         note = workspace.state / "sync.json"
         pulled = labels.pull(workspace.inbox, known, desk, None if everything else _since(note, desk.place), now)
         if pulled.until is not None:

@@ -76,7 +76,7 @@ def shown(found: Came) -> list[str]:
 
 
 def blocks(night: Night, found: Came, labels: Mapping[str, int], pictures: Mapping[str, Picture]) -> list[Block]:
-    made: list[Block] = [Text(_sentences(found))]
+    made: list[Block] = [Text([*_sentences(found), *(f"From this round on, {what}." for what in night.reclassed)])]
     items = [_pictured(sample, found, pictures) for sample in shown(found)]
     if items:
         more = len({*found.disputed, *found.corrected}) - len(items)

@@ -180,7 +180,7 @@ def duel(night: Night) -> Duel | str:
         return against
     number, version = against
     mine = predictions(night.data, night.number)
-    theirs = predictions(night.data, number) if number in rounds.manifest_numbers(night.data) else None
+    theirs = predictions(night.data, number, night.number) if number in rounds.manifest_numbers(night.data) else None
     if mine is None or theirs is None:
         which = night.number if mine is None else number
         return f"Round {which} recorded no predictions for the holdout, so the two cannot be compared."

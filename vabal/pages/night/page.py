@@ -154,9 +154,9 @@ class _Page:
 
     def _answers(self) -> dict[str, str | None]:
         """What is known of the picks by now, in later rounds too."""
-        events = pools.read_table(self.place.data / "label_events.parquet", pools.SCHEMAS["label_events"])
+        events = pools.read_one(self.place.data, "label_events")
         picked = events[events["sample_id"].isin(self.night.picks["sample_id"])]
-        last = pools.standing(picked)
+        last = pools.named(pools.standing(picked), pools.read_classes(self.place.data))
         pairs = zip(last["sample_id"], last["label"], strict=True)
         return {str(sample): None if pd.isna(label) else str(label) for sample, label in pairs}
 

@@ -4,7 +4,6 @@ A table that is missing, or that an earlier version wrote with fewer columns, le
 `lacking` says so in words.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +56,7 @@ class Night:
     predicted: dict[str, int]  # candidates by predicted class; empty where that is not recorded
     promotions: tuple[Entry, ...]
     lacking: tuple[str, ...] = field(default=())
+    reclassed: tuple[str, ...] = field(default=())  # what changed the classes in this round, in words
 
     @property
     def number(self) -> int:
@@ -73,7 +73,8 @@ def read(data: Path, number: int) -> Night:
         raise UserError("round 0 has no page: nothing was learned or picked in it (`vabal round` makes the first)")
     manifest = rounds.read_manifest(data, number)
     folder, lacking = rounds.round_folder(data, number), list[str]()
-    classes = _classes(data)
+    then = pools.read_classes(data, number)
+    classes = then.names
     picks = tables.read_selection(folder / tables.SELECTION_FILE).sort_values("rank", ignore_index=True)
     picks = picks.drop_duplicates("sample_id", ignore_index=True)
     more, predicted = _candidates(folder / tables.CANDIDATES_FILE, lacking)
@@ -84,12 +85,19 @@ def read(data: Path, number: int) -> Night:
     if posterior_N_C is None and len(picks):
         lacking.append("The record of this round has no posteriors of the picks.")
     promotions = read_record(data.parent)
-    pools_then = _pools(data, number)
-    return Night(data, manifest, classes, pools_then, picks, posterior_N_C, predicted, promotions, tuple(lacking))
+    events = pools.read_one(data, "class_events")
+    changed = tuple(pools.in_words(*change) for change in pools.changes_of(events[events["round"] == number]))
+    pools_then = _pools(data, number, then)
+    return Night(
+        data, manifest, classes, pools_then, picks, posterior_N_C, predicted, promotions, tuple(lacking), changed
+    )
 
 
-def predictions(data: Path, number: int) -> pd.DataFrame | None:
-    """What a round's classifier said of the holdout: sample_id, label, predicted_class; None where no file tells."""
+def predictions(data: Path, number: int, under: int | None = None) -> pd.DataFrame | None:
+    """What a round's classifier said of the holdout: sample_id, label, predicted_class; None where no file tells.
+
+    `under`: the later round whose names the classes have.
+    """
     path = rounds.round_folder(data, number) / tables.PREDICTIONS_FILE
     if not path.is_file():
         return None
@@ -97,21 +105,15 @@ def predictions(data: Path, number: int) -> pd.DataFrame | None:
     wanted = ["sample_id", "label", "predicted_class"]
     if not set(wanted) <= set(table.columns):
         return None
-    return table[wanted].dropna().astype(object)
+    table = table[wanted].dropna().astype(object)
+    now = {} if under is None else pools.read_classes(data, under).meaning
+    return table.assign(**{name: table[name].map(lambda old: now.get(old, old)) for name in wanted[1:]})
 
 
-def _classes(data: Path) -> tuple[str, ...]:
-    path = data / pools.CLASSES_FILE
-    try:
-        return tuple(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise UserError(f"{path} is missing or damaged: {BRING_BACK}") from None
-
-
-def _pools(data: Path, number: int) -> Pools:
+def _pools(data: Path, number: int, classes: pools.Classes) -> Pools:
     catalog = pools.read_table(data / "catalog.parquet", pools.SCHEMAS["catalog"])
-    events = pools.read_table(data / "label_events.parquet", pools.SCHEMAS["label_events"])
-    events = events[events["round"] <= number].reset_index(drop=True)
+    events = pools.read_one(data, "label_events")
+    events = pools.named(events[events["round"] <= number].reset_index(drop=True), classes)
     held = frozenset(pools.read_table(data / "holdout.parquet", pools.SCHEMAS["holdout"])["sample_id"])
     standing = pools.standing(events)
     standing = standing[~standing["sample_id"].isin(held)].set_index("sample_id")

@@ -34,7 +34,9 @@ def intake(workspace: Workspace, begun: OpenRound, consensus: str = "latest") ->
 def _take_in(workspace: Workspace, begun: OpenRound, consensus: str, folder: Path) -> None:
     before = pools.load(workspace.data)
     events, arrivals = labels_arrivals.read(workspace.inbox, list(begun.inbox))
-    after, counts, said = before, Counter[str](), []
+    changes = labels_arrivals.read_changes(workspace.inbox, list(begun.inbox))
+    after, told = pools.apply_classes(before, changes, begun.round)
+    counts, said = Counter[str](), list(told)
     _refuse_unreadable(arrivals)
     for arrival in arrivals:
         after, came = pools.apply_images(after, arrival.catalog, begun.round)
@@ -44,12 +46,13 @@ def _take_in(workspace: Workspace, begun: OpenRound, consensus: str, folder: Pat
     said += [f"{name}: taken in by an earlier round already" for name in events.loc[taken, "source"].unique()]
     events = events[~taken].reset_index(drop=True)
     known = events[pools.among(events["sample_id"], after.catalog["sample_id"])]
-    settled = settle(after.label_events, known, consensus)
+    classes = pools.Classes.of(after)
+    settled = settle(pools.named(after.label_events, classes), pools.named(known, classes), consensus)
     after, came = pools.apply_labels(after, pools.stack([events, settled], pools.EVENTS), begun.round)
     counts.update(_counts(came))
     said += [f"{name}: a label for an image that no round took in" for name in came.unknown]
     written = pools.save(after, folder, before)
-    for name in [*(f"{table}.parquet" for table in pools.SCHEMAS), "classes.json"]:
+    for name in pools.table_files(workspace.data):
         if name not in written:
             (folder / name).hardlink_to(workspace.data / name)
     (folder / "images").mkdir()
@@ -88,6 +91,8 @@ def _write_report(
     missing = sorted(set(after.classes) - set(after.labeled["label"]))
     if missing and len(after.labeled):
         said.append(f"no labelled sample yet of {', '.join(missing)}: the classifier cannot know them")
+    if added := sorted(_unmeasured(after)):
+        said.append(f"no holdout image of {', '.join(added)}: nothing measures it, and the gate does not judge it")
     document = {
         "round": round_number,
         "classes": list(after.classes),
@@ -99,6 +104,13 @@ def _write_report(
         "said": said,
     }
     write_bytes(folder / "intake.json", canonical_json(document))
+
+
+def _unmeasured(after: pools.Pools) -> set[str]:
+    """Classes without a holdout image that were added later: those of a source were told of when it was read."""
+    added = after.class_events.loc[after.class_events["round"] > 0]
+    names = pools.named(added.rename(columns={"name": "label"}), pools.Classes.of(after))
+    return set(names.loc[names["action"] == pools.ADD, "label"]) - set(after.holdout["label"].dropna())
 
 
 def _counts(came: pools.IntakeReport) -> dict[str, int]:
