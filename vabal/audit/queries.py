@@ -171,8 +171,8 @@ def history(data: Path, sample_id: str, inbox: Path | None = None) -> dict[str, 
 
     `sample_id`, its catalog row (`shard`, `row`, `sha256`, `width`, `height`, `added_round`), where it is now (`state`:
     labeled, holdout, available, requested or rejected; `label`), `events` in order of rounds: added, changes of its
-    class, labels as they were given, scores as a candidate, requests; and `waiting`, the labels in the inbox. Raises UserError if the catalog does not know the
-    sample, or a file is damaged.
+    class, labels as they were given, scores as a candidate, requests; and `waiting`, the labels in the inbox. Raises
+    UserError if the catalog does not know the sample, or a file is damaged.
     """
     row = catalog_row(data, sample_id, inbox)
     sample_id = row["sample_id"]
