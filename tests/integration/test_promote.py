@@ -121,7 +121,7 @@ def test_the_flow_ends_completed_as_promoted_or_as_kept_with_the_number_that_fai
     publish(workspace, 2, right=120)
     first, second = json.loads(done(run_program(workspace.root, FLOW, str(workspace.root))).out.splitlines()[-1])
     assert first[:2] == ["COMPLETED", "Promoted"]
-    assert second[:2] == ["COMPLETED", "Kept"]
+    assert second[:2] == ["COMPLETED", "Refused"]
     assert "balanced accuracy gained -0.1500, its lower bound -0." in second[2]
     assert "(the holdout was used for 2 decisions), must be above +0.0000" in second[2]
     assert champion_in_mlflow(workspace) == "1"

@@ -54,7 +54,7 @@ app = typer.Typer(
     help="Nightly active learning for image classes that are neither equally common nor equally hard.",
 )
 for command in (
-    *(workspace.init, workspace.ingest, stack.up, stack.down, stack.status),
+    *(workspace.init, workspace.ingest, stack.up, stack.down, stack.status, stack.notify),
     *(rounds.round_, rounds.abandon, rounds.deploy, rounds.schedule),
     *(pages.report, pages.open_),
     *(audit.audit, audit.curve, rounds.checkout, audit.replay, stack.env, audit.show),

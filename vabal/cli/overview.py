@@ -104,6 +104,15 @@ def _inbox(place: "Workspace") -> Part:
     return Part((f"{len(waiting)} waiting for the next round" if waiting else "empty",), waiting)
 
 
+def _messages(place: "Workspace") -> Part:
+    from vabal.flows import notices
+
+    by = place.params().notify.by
+    waiting = notices.trouble(place) if by else []
+    said = f"by {', '.join(by)}" if by else "none are sent (`notify` in params.yaml)"
+    return Part((said, *(f"not taken: {line}" for line in waiting)), {"by": by, "trouble": waiting})
+
+
 def _disk(place: "Workspace") -> Part:
     free = shutil.disk_usage(place.root).free
     taken = {name: _bytes_below(place.root / name) for name in (".vabal", ".dvc", "data")}
@@ -136,5 +145,6 @@ _PARTS: Mapping[str, Callable[["Workspace"], Part]] = {
     "champion": _champion,
     "labels": _labels,
     "inbox": _inbox,
+    "messages": _messages,
     "disk": _disk,
 }

@@ -1,7 +1,8 @@
-"""The local stack: `up`, `down`, `status`; and `env`, for other programs that talk to its servers."""
+"""The local stack: `up`, `down`, `status`, `notify`; and `env`, for other programs that talk to its servers."""
 
 import os
 import shlex
+from typing import Annotated
 
 import typer
 
@@ -44,6 +45,31 @@ def status(as_json: AsJson = False) -> None:
     from vabal.cli.render import show_status
 
     show_status(stack.status(chosen.folder()), chosen.start(), as_json=as_json)
+
+
+def notify(
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Look again and again, as the stack's notifier does.")
+    ] = False,
+    test: Annotated[bool, typer.Option("--test", help="Send a message of no event, to see that it arrives.")] = False,
+) -> None:
+    """Tell of nights that ended, failed or did not begin since the last look, as `notify` in params.yaml says.
+
+    Example: `vabal notify --test`
+    """
+    from datetime import UTC, datetime
+
+    from vabal.flows import notices
+
+    place = chosen.workspace()
+    if test:
+        say(notices.test(place))
+        return
+    notifier = notices.Notifier(place, lambda line: typer.echo(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}"))
+    if follow:
+        notifier.follow()
+    notifier.look()
+    say(notices.trouble(place))
 
 
 def env() -> None:

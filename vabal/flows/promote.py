@@ -66,8 +66,8 @@ def _run_name() -> str:
 def promote_challenger(workspace: str, version: str | None = None) -> State[Any]:
     """Promotion in the workspace folder `workspace`, as a flow. Waits for a round that is still running.
 
-    Ends in a completed state named Promoted, or Kept where the gate did not hold or nothing was new: that is an answer,
-    not a crash. The message names the numbers.
+    Ends in a completed state named Promoted, Refused where the gate did not hold, or Kept where nothing was new: each
+    is an answer, not a crash. The message names the numbers.
     """
     one_line_for_user_errors()
     place = Workspace.find(Path(workspace))
@@ -76,7 +76,7 @@ def promote_challenger(workspace: str, version: str | None = None) -> State[Any]
         outcome = promote(place, version, wait=A_ROUND_MAY_STILL_RUN_S)
     except NotPromoted as refusal:
         get_run_logger().info(str(refusal))
-        return Completed(name="Kept", message=str(refusal))
+        return Completed(name="Refused", message=str(refusal))
     for line in outcome.lines():
         get_run_logger().info(line)
     return Completed(name="Promoted" if outcome.action == "promoted" else "Kept", message=outcome.message)

@@ -274,6 +274,32 @@ class ScheduleSettings(Section):
         return value
 
 
+class NotifySettings(Section):
+    """Messages about nights that nobody watches; where they go stands in the environment (docs/operations.md)."""
+
+    by: list[Literal["webhook", "email", "command"]] = Field(
+        [], description="How messages are sent; empty: none are. Addresses and passwords come from the environment."
+    )
+    events: list[Literal["published", "promoted", "refused", "failed", "labels_due", "missed"]] = Field(
+        ["published", "promoted", "refused", "failed", "labels_due", "missed"],
+        description="What is told: a published round; a new champion; a challenger that the gate refused, or a night "
+        "that ended without a request; a night that failed; one that lacks labels; one that did not begin.",
+    )
+    email_to: list[Annotated[str, Field(pattern=r"^[^\s@<>,]+@[^\s@<>,]+$")]] = Field(
+        [], description="Whom `email` writes to."
+    )
+    email_from: str = Field(
+        "vabal@localhost", pattern=r"^[^\s@<>,]+@[^\s@<>,]+$", description="Who `email` says that it comes from."
+    )
+    missed_after_minutes: PositiveFloat = Field(15.0, description="A night that has not begun by then is missed.")
+
+    @model_validator(mode="after")
+    def _somebody_to_write_to(self) -> "NotifySettings":
+        if "email" in self.by and not self.email_to:
+            raise ValueError("by names email, so email_to must name somebody")
+        return self
+
+
 class ComputeSettings(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one.")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of torch; 0: as torch chooses.")
@@ -307,6 +333,7 @@ class Params(Section):
     promotion: PromotionSettings = PromotionSettings()
     audit: AuditSettings = AuditSettings()
     schedule: ScheduleSettings = ScheduleSettings()
+    notify: NotifySettings = NotifySettings()
     compute: ComputeSettings = ComputeSettings()
 
     def below(self, root: Path) -> "Params":

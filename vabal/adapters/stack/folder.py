@@ -12,9 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vabal.adapters.stack.ports import ADDRESSES, HOST
+from vabal.errors import UserError
+from vabal.workspace import NOTIFY, Workspace
 
 REGION = "us-east-1"
-SERVICES = ("s3", "mlflow", "prefect", "worker")
+SERVICES = ("s3", "mlflow", "prefect", "worker", "notifier")
 STACK_MARK, SERVICE_MARK = "VABAL_STACK", "VABAL_SERVICE"
 
 
@@ -71,6 +73,13 @@ class Stack:
         lines = self.env_file.read_text(encoding="utf-8").splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
 
+    def services(self) -> tuple[str, ...]:
+        """Those that belong to it: the notifier only where params.yaml has messages sent."""
+        with suppress(UserError):
+            if Workspace(self.folder.parent).params().notify.by:
+                return SERVICES
+        return tuple(service for service in SERVICES if service != "notifier")
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One `up` or `down` at a time; a second waits for the first."""
@@ -113,6 +122,7 @@ def write_environment(stack: Stack, ports: dict[str, int]) -> dict[str, str]:
         "PREFECT_API_URL": f"http://{HOST}:{ports['prefect']}/api",
         "PREFECT_API_AUTH_STRING": before.get("PREFECT_API_AUTH_STRING") or f"vabal:{secrets.token_urlsafe(30)}",
         "PREFECT_HOME": str(stack.folder / "prefect"),
+        **{name: before[name] for name in NOTIFY if name in before},  # people's own, written there by hand
     }
     write_private(stack.env_file, "".join(f"{key}={value}\n" for key, value in environment.items()))
     return environment

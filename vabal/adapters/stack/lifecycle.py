@@ -24,7 +24,7 @@ from vabal.errors import Unavailable
 
 FLOW_RUN_MARK = "PREFECT__FLOW_RUN_ID"  # Prefect's own, of a flow that a worker started
 DYING_S = 2.0
-GRACE_S = {"s3": 5.0, "mlflow": 8.0, "prefect": 10.0, "worker": 15.0}
+GRACE_S = {"s3": 5.0, "mlflow": 8.0, "prefect": 10.0, "worker": 15.0, "notifier": 5.0}
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -51,7 +51,7 @@ def up(root: Path, progress: Progress | None = None) -> list[str]:
                 start.unless_running(service)
             start.wait("prefect")
             start.unless_running("worker")
-            start.wait(*SERVICES)
+            start.wait(*stack.services())
             start.record()
         except BaseException:
             start.undo()
@@ -65,8 +65,8 @@ def down(root: Path) -> list[str]:
     with stack.lock():
         state = stack.state()
         running = _running(stack, state)
-        if "worker" in running:
-            _end("worker", running["worker"])
+        for service in ("worker", "notifier"):
+            _end(service, running.get(service))
         with ThreadPoolExecutor() as side_by_side:
             list(side_by_side.map(_end, FIRST_PORTS, [running.get(service) for service in FIRST_PORTS]))
         lines = [f"{name} ended (process {running[name].pid})" for name in reversed(SERVICES) if name in running]
@@ -90,6 +90,8 @@ def status(root: Path) -> list[dict[str, Any]]:
     rows = []
     for service in SERVICES:
         process = running.get(service)
+        if process is None and service not in stack.services():
+            continue
         answers = process is not None and is_ready(stack, state["ports"], service, process)
         condition = "stopped" if process is None else "running" if answers else "not answering"
         rows.append(
@@ -108,6 +110,8 @@ def status(root: Path) -> list[dict[str, Any]]:
 def _address_of(ports: dict[str, int], service: str) -> str | None:
     if service == "worker":
         return f"work pool {POOL}"
+    if service == "notifier":
+        return "messages"
     return f"http://{HOST}:{ports[service]}" if service in ports else None
 
 
@@ -141,6 +145,7 @@ def _is_main(process: psutil.Process, service: str) -> bool:
     except psutil.Error:
         return False
     words = {"s3": "serve s3", "mlflow": "mlflow server", "prefect": "prefect server", "worker": "worker start"}
+    words["notifier"] = "notify --follow"
     return words[service] in command
 
 
@@ -242,7 +247,7 @@ class _Start:
 
     def _tell(self) -> None:
         if self.progress:
-            self.progress("local stack", len(self.ready), len(SERVICES))
+            self.progress("local stack", len(self.ready), len(self.stack.services()))
 
     def _end_of_log(self, service: str) -> str:
         log = self.stack.log(service)

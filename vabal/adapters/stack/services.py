@@ -136,6 +136,13 @@ def _worker(stack: Stack, ports: dict[str, int]) -> tuple[list[str], dict[str, s
     return [*command, "--pool", POOL, "--type", "process", "--limit", "1", "--name", worker_name()], environment
 
 
+def _notifier(stack: Stack, ports: dict[str, int]) -> tuple[list[str], dict[str, str]]:
+    del ports
+    environment = {**os.environ, **stack.environment()}  # what a command of the user's own may need
+    command = [sys.executable, "-m", "vabal.cli", "--workspace", str(stack.folder.parent), "notify", "--follow"]
+    return command, environment
+
+
 def worker_name() -> str:
     return f"vabal-{socket.gethostname()}"
 
@@ -145,4 +152,5 @@ COMMANDS: dict[str, Callable[[Stack, dict[str, int]], tuple[list[str], dict[str,
     "mlflow": _mlflow,
     "prefect": _prefect,
     "worker": _worker,
+    "notifier": _notifier,
 }
