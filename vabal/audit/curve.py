@@ -70,7 +70,7 @@ def intervals(counts_C_C: NDArray[np.integer]) -> dict[str, tuple[float, float]]
     either_C, occurring_C = images_C + predicted_C - right_C, images_C > 0
     low, high = _wilson(right_C.sum(), images_C.sum())
     recall_C = right_C[occurring_C] / images_C[occurring_C]
-    exact = _exact(right_C[occurring_C], images_C[occurring_C])
+    exact = clopper_pearson(right_C[occurring_C], images_C[occurring_C])
     low_C, high_C = _wilson(right_C, either_C)
     of_f1 = _of_the_mean(_f1(right_C / either_C), _f1(low_C), _f1(high_C), widened=2**0.5)
     return {
@@ -102,7 +102,7 @@ def _wilson(right: ArrayLike, images: ArrayLike) -> tuple[NDArray[np.float64], N
     return np.clip((centre - half) / (1 + spread), 0, 1), np.clip((centre + half) / (1 + spread), 0, 1)
 
 
-def _exact(
+def clopper_pearson(
     right_C: NDArray[np.integer], images_C: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Clopper and Pearson's interval of each share."""

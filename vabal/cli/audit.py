@@ -124,6 +124,24 @@ def _outside(place: "Workspace", versions: "Versioning", *, remote: bool) -> Any
     return outside
 
 
+def card(
+    number: Annotated[
+        int | None, typer.Argument(metavar="[ROUND]", help="A round's number; default: the newest.")
+    ] = None,
+) -> None:
+    """The card of a round's version, as Markdown: what it learned from, its figures class by class, its limits.
+
+    Example: `vabal card 2`
+    """
+    from vabal import rounds
+    from vabal.audit.card import card as card_of
+
+    place = chosen.with_pools()
+    with chosen.reading(place):
+        text = card_of(place.data, rounds.head(place.data).round if number is None else number)
+    typer.echo(text, nl=False)
+
+
 def curve(as_json: AsJson = False) -> None:
     """The learning curve of the real rounds: how well each one's model did on the holdout, and how sure that is.
 

@@ -1,6 +1,6 @@
-"""The page of a round, written when it is published and when its version is judged.
+"""The page of a round and the card of its version, written when it is published and when its version is judged.
 
-A page that fails is told of in one line and undoes nothing: what it tells of stands in the record.
+What fails here is told of in one line and undoes nothing: what they tell of stands in the record.
 """
 
 from collections.abc import Callable
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from vabal import rounds
 from vabal.adapters.orchestration import step_seconds
+from vabal.files import write_bytes
 from vabal.workspace import Workspace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vabal.adapters.tracking import Tracking
+
+LONGEST_DESCRIPTION = 5000  # of MLflow's column
 
 
 def keep_report(
@@ -27,8 +30,24 @@ def keep_report(
         path = night.write(workspace, number, step_seconds(manifest.prefect_flow_run))
         if manifest.mlflow_run:
             tracking.log_artifacts(manifest.mlflow_run, [path], "report")
+        _keep_card(workspace, number, tracking)
     except Exception as error:  # noqa: BLE001 -- whatever is wrong with the page, the record stands
         why = " ".join(str(error).split()) or type(error).__name__
         tell(f"the page of round {number} was not written: {why} (`vabal report {number}` tries again)")
         return None
     return path
+
+
+def _keep_card(workspace: Workspace, number: int, tracking: "Tracking") -> None:
+    """Beside the page, among the run's artifacts, and as the version's description."""
+    from vabal.audit.card import brief, card  # noqa: PLC0415 -- SciPy
+
+    manifest = rounds.read_manifest(workspace.data, number)
+    if manifest.model is None or manifest.model.version is None:
+        return
+    text = card(workspace.data, number)
+    path = workspace.report(number).with_name(f"{number:04d}-card.md")
+    write_bytes(path, text.encode())
+    tracking.describe_version(manifest.model.version, brief(text, LONGEST_DESCRIPTION))
+    if manifest.mlflow_run:
+        tracking.log_artifacts(manifest.mlflow_run, [path], "report")

@@ -128,6 +128,11 @@ class Registry(Connection):
         self._client.set_registered_model_alias(self.model_name, alias, version)
 
     @explained
+    def describe_version(self, version: str, text: str) -> None:
+        """What MLflow's page of the version says first, as Markdown."""
+        self._client.update_model_version(self.model_name, version, text)
+
+    @explained
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
             self._client.set_model_version_tag(self.model_name, version, key, value)
