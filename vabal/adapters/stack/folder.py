@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from vabal.adapters.stack.ports import ADDRESSES, HOST
 from vabal.errors import UserError
-from vabal.workspace import NOTIFY, Workspace
+from vabal.workspace import OWN, Workspace
 
 REGION = "us-east-1"
 SERVICES = ("s3", "mlflow", "prefect", "worker", "notifier")
@@ -122,7 +122,7 @@ def write_environment(stack: Stack, ports: dict[str, int]) -> dict[str, str]:
         "PREFECT_API_URL": f"http://{HOST}:{ports['prefect']}/api",
         "PREFECT_API_AUTH_STRING": before.get("PREFECT_API_AUTH_STRING") or f"vabal:{secrets.token_urlsafe(30)}",
         "PREFECT_HOME": str(stack.folder / "prefect"),
-        **{name: before[name] for name in NOTIFY if name in before},  # people's own, written there by hand
+        **{name: before[name] for name in OWN if name in before},
     }
     write_private(stack.env_file, "".join(f"{key}={value}\n" for key, value in environment.items()))
     return environment
