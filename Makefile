@@ -8,13 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .lowest_cache
 MUTANTS := .mutants_cache
+STUDIO := .studio_cache
+LABEL_STUDIO := label-studio>=1.23,<1.24
 MUTMUT := mutmut==3.8.1 libcst==1.9.0
 UV := .uv/bin/uv
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/rules
 SPREAD = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test coverage test-lowest check types rules bench faults mutants lock outdated clean
+.PHONY: help setup demo test coverage test-lowest check types rules bench faults mutants test-studio lock outdated clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -84,5 +86,13 @@ test-lowest: $(UV)  ## unit tests with the lowest versions that pyproject.toml a
 	$(UV) pip install --quiet --no-deps --no-build-isolation --python $(LOWEST)/bin/python --editable .
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses=2 --dist=loadfile --override-ini filterwarnings=default tests/unit
 
+$(STUDIO)/.installed: Makefile | $(UV)
+	$(UV) venv --quiet --clear --python $(PYTHON) $(STUDIO)/venv
+	$(UV) pip install --quiet --compile-bytecode --python $(STUDIO)/venv/bin/python '$(LABEL_STUDIO)'
+	touch $@
+
+test-studio: setup $(STUDIO)/.installed  ## a real Label Studio: kill syncs and drop answers; a quarter of an hour, not in CI
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studio $(STUDIO)
+
 clean:  ## remove what make built (not the workspaces' data)
-	rm -rf .venv .uv .mypy_cache .ruff_cache .build_cache .lowest_cache .mutants_cache .pytest_cache htmlcov .coverage
+	rm -rf .venv .uv .mypy_cache .ruff_cache .build_cache .lowest_cache .mutants_cache .studio_cache .pytest_cache htmlcov .coverage

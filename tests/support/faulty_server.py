@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def _serving(server: FaultyServer) -> Iterator[FaultyServer]:
+def serving(server: FaultyServer) -> Iterator[FaultyServer]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -148,7 +148,7 @@ def faulty(fault: str, target: str | None = None) -> Iterator[str]:
     server = FaultyServer(lambda _method, _path: fault, target)
     server.silent = fault == "silent"
     server.silent_s = 600.0  # longer than anybody may wait
-    with _serving(server):
+    with serving(server):
         yield server.address
 
 
@@ -163,7 +163,7 @@ def refusing(target: str, method: str) -> Iterator[tuple[str, list[str]]]:
         refused.append(path)
         return "403"
 
-    with _serving(FaultyServer(fault_of, target)) as server:
+    with serving(FaultyServer(fault_of, target)) as server:
         yield server.address, refused
 
 
