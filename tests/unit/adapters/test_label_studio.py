@@ -234,7 +234,7 @@ def test_what_the_pools_do_not_know_is_left_out_told_and_looked_at_again(place: 
     report = synced(place)
     assert report.taken.labels == 1
     assert [why for _, why in report.taken.wrong] == [
-        "label 'no class' is no class",
+        "label 'no class' is no class: `vabal classes add 'no class'` makes it one",
         "no data.sample_id: not a task that `vabal labels export` wrote",
     ]
     assert any("2 are wrong and left out" in line for line in report.lines())
