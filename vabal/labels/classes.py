@@ -1,5 +1,6 @@
 """Changes of the classes into the inbox: checked against the classes to come, stored; the next round takes them in."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,6 +45,7 @@ def change(
     The next intake takes them in, before its labels. Labels and images that came before keep their place in the order.
     Raises UserError if a change is none, after those that wait in the inbox.
     """
+    changes = [(action, _composed(name), None if into is None else _composed(into)) for action, name, into in changes]
     if reason is not None and not 0 < len(reason.strip()) <= MOST:
         raise UserError(f"--reason: 1 to {MOST} characters")
     with one_at_a_time(inbox):
@@ -59,6 +61,11 @@ def change(
         make_folder(inbox / "classes")
         write_table(table, inbox / name, CLASS_CHANGES)
     return ChangeReport(name, tuple(changes), after.names)
+
+
+def _composed(name: str) -> str:
+    """In one Unicode form, as `init` names classes."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _digest(changes: Sequence[Change], author: str, when: datetime) -> str:

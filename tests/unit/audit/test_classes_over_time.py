@@ -9,7 +9,9 @@ from tests.support.small_books import Books, forge
 from vabal import audit, pools
 from vabal.audit.why import why
 from vabal.errors import UserError
+from vabal.pages import night
 from vabal.pools import Classes
+from vabal.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,14 @@ def test_queries_count_by_todays_classes_and_one_sample_tells_what_was_said(chan
 def test_why_reads_a_round_under_its_classes(changed: Books) -> None:
     for number, names in [(1, {"cat", "dog", "emu"}), (3, {"lion", "dog", "owl"})]:
         assert set(why(changed.data, number, changed.picked(number)[0]).sample.posterior) == names
+
+
+def test_a_nights_page_has_the_classes_of_its_time_and_says_what_changed(changed: Books) -> None:
+    (changed.root / "params.yaml").write_text("{}")
+    pages = [night.page(Workspace(changed.root), number) for number in (1, 3)]
+    assert "From this round on, class cat is called lion." in pages[1]
+    assert "From this round on" not in pages[0]
+    assert "emu" in pages[0]
 
 
 def test_a_forged_change_is_found(changed: Books, tmp_path: Path) -> None:

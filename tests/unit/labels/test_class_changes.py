@@ -45,6 +45,12 @@ def test_changes_build_on_those_that_wait(tmp_path: Path) -> None:
     assert classes.upcoming(box, small_pools()).classes == ("pet", "owl")
 
 
+def test_a_name_has_one_unicode_form(tmp_path: Path) -> None:
+    assert ask(tmp_path / "inbox", ("add", "e\u0301mu", None)).classes == ("cat", "dog", "\u00e9mu")
+    with pytest.raises(UserError, match="there is a class"):
+        ask(tmp_path / "inbox", ("add", "\u00e9mu", None), minutes=1)
+
+
 def test_of_several_changes_all_are_asked_for_or_none(tmp_path: Path) -> None:
     box = tmp_path / "inbox"
     for wrong in (("add", "dog", None), ("add", "x" * 101, None)):
