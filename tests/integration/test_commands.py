@@ -151,6 +151,9 @@ def test_the_curve_has_a_point_for_each_night(nights: TwoNights) -> None:
     metrics = ask(nights.root, "audit")[2]["metrics"]
     assert rows[1]["balanced_accuracy"]["value"] == metrics["holdout/balanced_accuracy"]
     assert rows[1]["seconds"] > 0
+    told = ask(nights.root, "forecast", "--labels", "7")
+    assert [(row["labels"], row["ahead"], row["rounds"]) for row in told] == [(22, 7, 2), (22, 14, 2), (22, 35, 2)]
+    assert all(row["low"] <= row["expected"] <= row["high"] for row in told)
 
 
 def test_show_writes_the_images_own_bytes(nights: TwoNights, tmp_path: Path) -> None:

@@ -24,14 +24,15 @@ from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables
 from vabal.rounds.manifests import Manifest
 
 _ERROR: Final = 0.05
+DEVIATIONS: Final = 2 * float(special.ndtri(1 - _ERROR / 2))  # standard deviations that an interval is about as wide as
 MEASURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
 
 Interval = tuple[float, float] | None
 
 
 def curve(data: Path) -> list[dict[str, Any]]:
-    """A row a round that trained: `labels` that it learned from, labelled images of the `holdout`, `seconds` from its
-    start to its record (None: not recorded), and each of `MEASURES` as `value`, `low` and `high`.
+    """A row a round that trained: `labels` that it learned from, labelled images of the `holdout` and their `classes`,
+    `seconds` from its start to its record (None: not recorded), and each of `MEASURES` as `value`, `low` and `high`.
 
     Where the predictions for the holdout are not recorded, the values are the manifest's, without an interval. Raises
     UserError if a file is missing or damaged.
@@ -47,7 +48,8 @@ def _row(data: Path, manifest: Manifest) -> dict[str, Any]:
     told = manifest.metrics or {}
     measured = {name: _measure(told.get(f"holdout/{name}"), spans[name]) for name in MEASURES}
     row = {"round": manifest.round, "strategy": manifest.strategy, "labels": manifest.counts["labeled"]}
-    return {**row, "holdout": int(counts_C_C.sum()) or None, **measured, "seconds": _seconds(manifest)}
+    holdout = {"holdout": int(counts_C_C.sum()) or None, "classes": int((counts_C_C.sum(axis=1) > 0).sum()) or None}
+    return {**row, **holdout, **measured, "seconds": _seconds(manifest)}
 
 
 def _measure(value: float | None, span: Interval) -> dict[str, float | None]:
@@ -69,15 +71,18 @@ def intervals(counts_C_C: NDArray[np.integer]) -> dict[str, tuple[float, float]]
     right_C, images_C, predicted_C = np.diag(counts_C_C), counts_C_C.sum(axis=1), counts_C_C.sum(axis=0)
     either_C, occurring_C = images_C + predicted_C - right_C, images_C > 0
     low, high = _wilson(right_C.sum(), images_C.sum())
-    recall_C = right_C[occurring_C] / images_C[occurring_C]
-    exact = clopper_pearson(right_C[occurring_C], images_C[occurring_C])
     low_C, high_C = _wilson(right_C, either_C)
     of_f1 = _of_the_mean(_f1(right_C / either_C), _f1(low_C), _f1(high_C), widened=2**0.5)
     return {
         "accuracy": (float(low), float(high)),
-        "balanced_accuracy": _of_the_mean(recall_C, *exact),
+        "balanced_accuracy": of_recalls(right_C[occurring_C], images_C[occurring_C]),
         "macro_f1": of_f1,
     }
+
+
+def of_recalls(right_C: NDArray[np.integer], images_C: NDArray[np.integer]) -> tuple[float, float]:
+    """The interval of balanced accuracy, from how many of each class's images are answered right."""
+    return _of_the_mean(right_C / images_C, *clopper_pearson(right_C, images_C))
 
 
 def _of_the_mean(

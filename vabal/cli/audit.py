@@ -156,6 +156,25 @@ def curve(as_json: AsJson = False) -> None:
     audited.show_curve(rows, as_json=as_json)
 
 
+def forecast(
+    labels: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Labels to come; default: selection.budget.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What the next labels would buy: the real rounds' learning curve, continued, with 90 % intervals.
+
+    Example: `vabal forecast --labels 200`
+    """
+    from vabal.audit.forecast import forecast as continued
+    from vabal.cli import audited
+
+    place = chosen.with_pools()
+    with chosen.reading(place):
+        found = continued(place.data, labels or place.params().selection.budget)
+    audited.show_forecast(found, as_json=as_json)
+
+
 def replay(
     round_number: Annotated[int, typer.Argument(metavar="ROUND", help="The round to compute again.")],
     as_json: AsJson = False,

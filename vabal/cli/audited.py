@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vabal.audit import AuditReport
+    from vabal.audit.forecast import Forecast
     from vabal.audit.why import Standing, Why
     from vabal.labels.classes import ClassList
 
@@ -240,6 +241,21 @@ def show_curve(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> N
     ]
     tables.show_table(console, columns, told)
     tables.say(console, "per cent of the holdout's labelled images, with 95 % intervals of what so few leave open")
+
+
+def show_forecast(found: Sequence["Forecast"], *, as_json: bool = False) -> None:
+    """What `audit.forecast` tells: a line for each number of labels."""
+    if as_json:
+        print_json([each.to_json() for each in found])
+        return
+    console, first = tables.console(), found[0]
+    for each in found:
+        tables.say(console, str(each))
+    tables.say(
+        console,
+        f"of balanced accuracy on the holdout, now {100 * first.value:.1f} with {first.labels} labels; the curve of "
+        f"{first.rounds} round{'s' * (first.rounds > 1)} continued, with 90 % intervals",
+    )
 
 
 def _per_cent(measure: Mapping[str, Any]) -> str:

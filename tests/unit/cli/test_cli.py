@@ -48,7 +48,17 @@ def test_help_imports_nothing_heavy() -> None:
 def test_the_commands_are_those_that_scripts_rely_on() -> None:
     assert {" ".join(path) for path in COMMANDS} >= {
         *("init", "ingest", "labels export", "labels import", "up", "down", "status", "round", "deploy"),
-        *("audit", "curve", "show", "promote", "rollback", "champion", "labels agreement", "labels suspects"),
+        *(
+            "audit",
+            "curve",
+            "forecast",
+            "show",
+            "promote",
+            "rollback",
+            "champion",
+            "labels agreement",
+            "labels suspects",
+        ),
     }
 
 
@@ -65,7 +75,7 @@ def test_every_commands_help_has_an_example_and_fits_80_columns(path: tuple[str,
 @pytest.mark.parametrize(
     "path",
     [
-        *[("audit",), ("curve",), ("champion",), ("status",), ("ingest",)],
+        *[("audit",), ("curve",), ("forecast",), ("champion",), ("status",), ("ingest",)],
         *[("labels", name) for name in ("export", "import", "agreement", "suspects")],
     ],
     ids=" ".join,

@@ -329,16 +329,21 @@ def test_the_more_pictures_a_page_has_the_smaller_they_are(tmp_path: Path) -> No
 def test_a_page_that_fails_is_told_in_one_line_and_raises_nothing(copied: Workspace) -> None:
     class Mlflow:
         kept: list[Path] = []  # noqa: RUF012
+        described = ""
 
         def log_artifacts(self, run: str, files: list[Path], folder: str) -> None:
             assert (run, folder) == (f"{2:032x}", "report")
             self.kept += files
 
+        def describe_version(self, version: str, text: str) -> None:
+            self.described = f"{version}: {text}"
+
     server: Any = Mlflow()
     told: list[str] = []
 
     assert keep_report(copied, 2, server, told.append) == copied.report(2)
-    assert server.kept == [copied.report(2)]
+    assert server.kept == [copied.report(2), copied.report(2).with_name("0002-card.md")]
+    assert server.kept[1].read_text().startswith(server.described.removeprefix("2: ")[:40])
     copied.report(2).unlink()
     (copied.data / "rounds/0002/selection.parquet").write_bytes(b"nothing")
     assert keep_report(copied, 2, server, told.append) is None

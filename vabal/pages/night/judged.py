@@ -10,6 +10,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from vabal import rounds
+from vabal.audit import forecast
+from vabal.audit.curve import DEVIATIONS
 from vabal.errors import UserError
 from vabal.pages.blocks import Block, Figure, Panel, Pictured, Pictures, Text
 from vabal.pages.headline import counted
@@ -72,6 +74,7 @@ class Point:
     round: int
     labels: int
     images: int
+    classes: int
     balanced: Share
     accuracy: Share
 
@@ -91,7 +94,7 @@ def curve(night: Night) -> list[Point]:
         by_class = _right(table).groupby("label", sort=True)["right"]
         balanced = share(by_class.sum().tolist(), by_class.size().tolist())
         accuracy = share([int(_right(table)["right"].sum())], [len(table)])
-        points.append(Point(number, counts["labeled"], len(table), balanced, accuracy))
+        points.append(Point(number, counts["labeled"], len(table), len(by_class), balanced, accuracy))
     return points
 
 
@@ -99,7 +102,8 @@ def _right(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(right=(table["label"] == table["predicted_class"]).astype(int))
 
 
-def curve_blocks(points: Sequence[Point]) -> list[Block]:
+def curve_blocks(points: Sequence[Point], budget: int) -> list[Block]:
+    """The curve up to this round, and what `budget` more labels would add to it."""
     if not points:
         return []
     rows = [
@@ -112,9 +116,25 @@ def curve_blocks(points: Sequence[Point]) -> list[Block]:
     heads = ["round", "labels", "holdout\nimages", "balanced accuracy, %", "accuracy, %"]
     table = Table("The rounds so far, each under the holdout's labels of its night, with 95 % intervals.", heads, rows)
     if len(points) == 1:
-        return [table]
+        return [table, _coming(points, budget)]
     caption = "Share of the holdout that is answered right; bands: 95 % intervals."
-    return [Figure([Panel("", _drawing(points))], caption), table]
+    return [Figure([Panel("", _drawing(points))], caption), table, _coming(points, budget)]
+
+
+def _coming(points: Sequence[Point], budget: int) -> Block:
+    known = [
+        forecast.Point(
+            point.labels,
+            point.balanced.value,
+            (point.balanced.high - point.balanced.low) / DEVIATIONS,
+            point.classes,
+            point.images,
+        )
+        for point in points
+    ]
+    found = forecast.of_curve(known, budget)
+    told = [f"Expected of {each}." for each in found]
+    return Text([" ".join(told) + " Of balanced accuracy: the curve continued, with 90 % intervals."])
 
 
 def _drawing(points: Sequence[Point]) -> Markup:

@@ -140,7 +140,7 @@ class _Page:
         makers: list[tuple[str, str, Callable[[], list[Block]]]] = [
             ("picks", "What is asked about, and why", self._gallery),
             ("changes", "What changed", self._changes),
-            ("curve", "Learning curve of the real rounds", lambda: judged.curve_blocks(self.curve)),
+            ("curve", "Learning curve of the real rounds", self._curve),
             ("champion", "Champion and challenger", self._champion),
             ("seconds", "Seconds by step", self._seconds),
             ("method", "How this page was made", self._method),
@@ -162,6 +162,9 @@ class _Page:
 
     def _changes(self) -> list[Block]:
         return changes.blocks(self.night, self.came, self.labels, self.pictures)
+
+    def _curve(self) -> list[Block]:
+        return judged.curve_blocks(self.curve, self.params.selection.budget)
 
     def _champion(self) -> list[Block]:
         return judged.duel_blocks(self.night, self.duel, self.pictures)
