@@ -114,7 +114,7 @@ def play(
         if number > rounds:
             break
         asked_P = left_P[~far_from_components(trained.features_N_D[left_P])] if by_components else left_P
-        selection = simulation._Selecting(pool, inputs, learner, trained, labeled_L, asked_P).select()
+        selection, _ = simulation._Selecting(pool, inputs, learner, trained, labeled_L, asked_P).select()
         picked_B = np.array([row_of[str(sample_id)] for sample_id in selection.sample_ids], dtype=np.int64)
         rejected_B = pool.labels_N[picked_B] == len(pool.classes)
         junk += int(rejected_B.sum())

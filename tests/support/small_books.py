@@ -17,6 +17,7 @@ from vabal.learning import metrics
 from vabal.probabilities import ClassTerms
 from vabal.rounds import record, tables
 from vabal.settings import models, params
+from vabal.strategies import control
 
 CLASSES = ("cat", "dog", "emu")
 SEED = 5
@@ -31,6 +32,7 @@ class Books:
         self.tags: dict[str, str] = {}
         self.number = -1
         self.random = np.random.default_rng(SEED)
+        self.drawn: list[str] = []  # the newest round's control arm
 
     # -- rounds ---------------------------------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ class Books:
         if number > 0:
             drawn = self._select(folder, state, settings, rounds.derive_seed(SEED, number, "selection"))
             measured = self._predict(folder, state)
-            state = pools.mark_requested(state, drawn.sample_ids, number)
+            state = pools.mark_requested(state, [*drawn.sample_ids, *self.drawn], number)
         elif first:
             table = tables.unscored(list(first), strategy)
             tables.write_selection(table, folder / "selection.parquet")
@@ -184,7 +186,7 @@ class Books:
             "tables": {name: files.file_sha256(self.data / name) for name in pools.table_files(self.data)},
             "files": rounds.describe_files(folder),
             "shards": {path.stem: files.file_sha256(path) for path in sorted((self.data / "images").iterdir())},
-            "counts": pools.counts(state, len(drawn.picks) if drawn else len(first)),
+            "counts": pools.counts(state, len(drawn.picks) + len(self.drawn) if drawn else len(first)),
             "intake": _counts(came, 0 if fresh is None else len(fresh)) if number else None,
             "model": {"name": "vabal-classifier", "version": str(number), "sha256": "0" * 64} if number else None,
             "mlflow_run": f"{number:032x}" if number else None,
@@ -208,7 +210,11 @@ class Books:
 
     def _select(self, folder: Path, state: pools.Pools, settings: models.Params, seed: int) -> strategies.Selection:
         waiting = state.unlabeled.loc[state.unlabeled["status"] == pools.AVAILABLE, "sample_id"].to_numpy(dtype=object)
-        strategy = strategies.get(settings.selection.strategy)
+        strategy, asked = strategies.get(settings.selection.strategy), settings.selection
+        count = control.size(strategy, asked.control_share, asked.budget, len(waiting))
+        drawn = control.draw([waiting], count, rounds.derive_seed(SEED, self.number, "control"))
+        everywhere = len(waiting)
+        waiting = waiting[~np.isin(waiting.astype(str), drawn)]
         shard, written = self._shard(waiting, len(state.classes)), list[strategies.Candidates]()
         context = strategies.Context(
             lambda: [shard],
@@ -218,13 +224,22 @@ class Books:
             self._labeled(state),
             written.append,
         )
-        selection = strategy.select(context, settings.selection.budget)
+        selection = strategy.select(context, asked.budget - len(drawn))
         ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
         scored = self.root / "scored.parquet"
         pq.write_table(written[0].to_table(state.classes), scored, store_schema=False)
         tables.write_candidates(scored, folder / "candidates.parquet", ranks, strategy.name)
         table = strategies.selection_table(selection.picks, state.classes, selection.strategy).to_pandas()
+        if drawn:
+            arm = control.as_candidates(self._shard(np.array(drawn, dtype=object), len(state.classes)))
+            pq.write_table(arm.to_table(state.classes), scored, store_schema=False)
+            ranks = {name: len(table) + place for place, name in enumerate(drawn, start=1)}
+            tables.write_candidates(scored, folder / "control.parquet", ranks, strategy.name)
+            beside = strategies.selection_table(arm, state.classes, selection.strategy).to_pandas()
+            beside = beside.assign(rank=list(ranks.values()), probability=len(drawn) / everywhere)
+            table = pd.concat([table.astype(object), beside.astype(object)], ignore_index=True)
         tables.write_selection(table, folder / "selection.parquet")
+        self.drawn = drawn
         if selection.shortlist is not None:
             listed = selection.shortlist
             path = folder / "shortlist.parquet"

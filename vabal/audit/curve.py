@@ -70,8 +70,8 @@ def intervals(counts_C_C: NDArray[np.integer]) -> dict[str, tuple[float, float]]
     """The interval of each of `MEASURES`, from a confusion matrix: row the label, column the prediction."""
     right_C, images_C, predicted_C = np.diag(counts_C_C), counts_C_C.sum(axis=1), counts_C_C.sum(axis=0)
     either_C, occurring_C = images_C + predicted_C - right_C, images_C > 0
-    low, high = _wilson(right_C.sum(), images_C.sum())
-    low_C, high_C = _wilson(right_C, either_C)
+    low, high = wilson(right_C.sum(), images_C.sum())
+    low_C, high_C = wilson(right_C, either_C)
     of_f1 = _of_the_mean(_f1(right_C / either_C), _f1(low_C), _f1(high_C), widened=2**0.5)
     return {
         "accuracy": (float(low), float(high)),
@@ -97,7 +97,7 @@ def _f1(share_C: NDArray[np.float64]) -> NDArray[np.float64]:
     return 2 * share_C / (1 + share_C)
 
 
-def _wilson(right: ArrayLike, images: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def wilson(right: ArrayLike, images: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Wilson's interval of each share."""
     right, images = np.asarray(right), np.asarray(images)
     z = float(special.ndtri(1 - _ERROR / 2))

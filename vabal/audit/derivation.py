@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vabal.audit.class_terms import wrong_moments, wrong_terms
+from vabal.audit.drawn import draw_of
 from vabal.audit.earlier import derive_earlier
 from vabal.audit.findings import UNREADABLE, Finding, Record, few, one_line
 from vabal.audit.recorded import CandidatesTable, Derived, asked_for, not_so, picker_of, read_statements, shard_of
@@ -65,19 +66,26 @@ def _derive(path: Path, record: Record, taken_in: Pools) -> Derived:
     derived.wrong += wrong_terms(terms, settings, strategy, taken_in)
     if not picker.candidates:
         return derived
-    seed = derive_seed(settings.seed, record.round, "selection")
-    again = {"budget": settings.selection.budget, "seed": seed}
+    seed, drawn = derive_seed(settings.seed, record.round, "selection"), len(draw_of(record, taken_in))
+    again = {"budget": settings.selection.budget - drawn, "seed": seed}
     if record_of(strategy).derivable:
-        again |= _run_again(table, strategy, settings, terms, _labeled(path.parent, strategy, taken_in), seed)
+        labeled = _labeled(path.parent, strategy, taken_in)
+        again |= _run_again(table, strategy, settings, terms, labeled, seed, again["budget"])
     else:
-        again |= _what_else(table, strategy, settings, terms, seed)
+        again |= _what_else(table, strategy, settings, terms, seed, drawn)
     derived.wrong += not_so(said, again)
     derived.best = picker.picks()
     return derived
 
 
 def _run_again(
-    table: CandidatesTable, strategy: Strategy, settings: Params, terms: ClassTerms | None, labeled: Labeled, seed: int
+    table: CandidatesTable,
+    strategy: Strategy,
+    settings: Params,
+    terms: ClassTerms | None,
+    labeled: Labeled,
+    seed: int,
+    budget: int,
 ) -> dict[str, Any]:
     """Compares every candidate's columns with those of a new selection; what that says of itself."""
     derived = table.derived
@@ -95,7 +103,7 @@ def _run_again(
         write=compare,
         listed=_listed(table.path.parent),
     )
-    selection = strategy.select(context, settings.selection.budget)
+    selection = strategy.select(context, budget)
     if table.waiting:
         raise ValueError("not every candidate was scored again")
     derived.wrong += wrong_moments(terms, selection.class_terms)
@@ -106,7 +114,7 @@ def _run_again(
         return said
     # How many are listed for each pick was the code's constant of then, and shows in the file.
     listed = len(tables.read_shortlist(table.path.parent / "shortlist.parquet").sample_ids)
-    told = (table.record.selection or {})["shortlist"] * settings.selection.budget
+    told = (table.record.selection or {})["shortlist"] * budget
     if listed != min(told, selection.candidates):
         raise ValueError(f"the manifest's selection has shortlist {told}, shortlist.parquet has {listed} rows")
     return said
@@ -143,7 +151,7 @@ def _labeled(folder: Path, strategy: Strategy, taken_in: Pools) -> Labeled:
 
 
 def _what_else(
-    table: CandidatesTable, strategy: Strategy, settings: Params, terms: ClassTerms | None, seed: int
+    table: CandidatesTable, strategy: Strategy, settings: Params, terms: ClassTerms | None, seed: int, drawn: int
 ) -> dict[str, Any]:
     """Of scores that do not follow from the record: what the classifier says, and that they are scores of a search."""
     record = record_of(strategy)
@@ -154,10 +162,10 @@ def _what_else(
         table.derived.compare(part, again if score_N is None else replace(again, score_N=score_N))
         scores.append(part.score_N)
     falling_N = np.sort(np.concatenate(scores))[::-1]
-    expected_N = record.scores_are(len(falling_N), settings.selection.budget)
+    expected_N = record.scores_are(len(falling_N), settings.selection.budget - drawn)
     if expected_N is not None and not np.allclose(falling_N, expected_N, rtol=1e-9, atol=1e-9):
         raise ValueError("its scores are not the places of a search")
-    return asked_for(strategy, settings) | ({"shortlist": None} if record.inputs else {})
+    return asked_for(strategy, settings, drawn) | ({"shortlist": None} if record.inputs else {})
 
 
 def _predicted(part: Candidates, inputs: tuple[str, ...]) -> Candidates:

@@ -103,8 +103,9 @@ def _latest_labels(events: pd.DataFrame) -> "pd.Series[str]":
 def picks(data: Path, round_number: int) -> pd.DataFrame:
     """The picks of a round in rank order: what the selection says, and the label known by now.
 
-    Columns: those of `rounds.tables.SELECTION`, `margin` and `posterior` (of the predicted class), as far as the round
-    recorded what they take, `label` (null: none), its `annotator`, and `rejected`. Raises UserError if there is no such
+    Columns: those of `rounds.tables.SELECTION` (of the control arm, which has a `probability`, no score), `margin` and
+    `posterior` (of the predicted class), as far as the round recorded what they take,
+    `label` (null: none), its `annotator`, and `rejected`. Raises UserError if there is no such
     round, or nothing was picked in it.
     """
     require_round(data, round_number)
@@ -112,14 +113,15 @@ def picks(data: Path, round_number: int) -> pd.DataFrame:
     if round_number == 0 and not path.exists():
         raise UserError("round 0 picked nothing: its labels came with the source (`vabal audit` lists the rounds)")
     table = tables.read_selection(path).sort_values("rank").reset_index(drop=True)
-    candidates = path.with_name(tables.CANDIDATES_FILE)
-    recorded = {row["sample_id"]: row for row in _picked_rows(candidates)} if candidates.exists() else {}
+    told = [path.with_name(name) for name in (tables.CANDIDATES_FILE, tables.CONTROL_FILE)]
+    recorded = {row["sample_id"]: row for there in told if there.exists() for row in _picked_rows(there)}
     rows = [recorded.get(sample_id, {}) for sample_id in table["sample_id"]]
     events = pools.named(_label_events(data), pools.read_classes(data))
     latest = pools.standing(events).set_index("sample_id")
     answered = table["sample_id"].isin(latest.index)
     known = latest.reindex(table["sample_id"]).reset_index(drop=True)
     return table.assign(
+        score=table["score"].mask(table["probability"].notna()),
         margin=pd.Series([row.get("margin") for row in rows], dtype=float),
         posterior=pd.Series([max(posterior_of(row), default=None) for row in rows], dtype=float),
         label=known["label"],
@@ -272,8 +274,11 @@ def _candidacies(data: Path, sample_id: str) -> list[dict[str, Any]]:
             for row in _rows_of(candidates, sample_id, columns):
                 events.append({"round": number, "what": "candidate", **row})
         if selection.exists():
-            for row in _rows_of(selection, sample_id, ["rank"]):
-                events.append({"round": number, "what": "requested", "rank": row["rank"]})
+            chosen = tables.read_selection(selection).set_index("sample_id")
+            if sample_id in chosen.index:
+                rank, drawn = (chosen[name][sample_id] for name in ("rank", "probability"))
+                told = {"probability": None if pd.isna(drawn) else float(drawn)}
+                events.append({"round": number, "what": "requested", "rank": int(rank), **told})
     return events
 
 

@@ -119,6 +119,7 @@ def check_pools(
     """What the events and selections lead to, against every manifest's digests and counts, every round's candidates,
     picks and predictions, and the tables of now."""
     from vabal.audit.derivation import check_round  # noqa: PLC0415 -- loads torch, which the other checks do without
+    from vabal.audit.drawn import check_control  # noqa: PLC0415 -- the same
 
     wrong: dict[str, list[int]] = {}
     digests: dict[str, str] = {}
@@ -138,7 +139,10 @@ def check_pools(
         yield from check_predictions(data, record, step.taken_in)
         if record.round > 0:  # the first round's labels came with the source, or were asked for before any model was
             picks = selections.get(record.round)
-            recorded = None if picks is None else [str(name) for name in picks["sample_id"]]
+            recorded = None
+            if picks is not None:
+                recorded = [str(name) for name in picks.loc[picks["probability"].isna(), "sample_id"]]
+                yield from check_control(data, record, step.taken_in, picks)
             yield from check_round(data, record, step.taken_in, recorded)
     order = current.label_events["round"]
     if not order.is_monotonic_increasing:

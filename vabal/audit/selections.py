@@ -51,6 +51,8 @@ def check_candidates(data: Path, record: Record, taken_in: Pools, selection: pd.
     unlabeled = taken_in.unlabeled
     available = unlabeled.loc[unlabeled["status"] == pools.AVAILABLE, "sample_id"]
     ids = candidates["sample_id"]
+    if selection is not None:  # the control arm was drawn before the strategy saw the others
+        ids = pd.concat([ids, selection.loc[selection["probability"].notna(), "sample_id"]], ignore_index=True)
     odd = pd.concat([ids[~pools.among(ids, available)], available[~pools.among(available, ids)], ids[ids.duplicated()]])
     if len(odd):
         what = f"are not the samples that could be picked then: {few(odd)}"
@@ -68,6 +70,7 @@ def _check_selection(record: Record, selection: pd.DataFrame, candidates: pd.Dat
     ranks = selection["rank"].tolist()
     if ranks != list(range(1, len(ranks) + 1)):
         yield Finding(record.round, file, "ranks are not 1, 2, 3, ...")
+    selection = selection[selection["probability"].isna()]
     picked = candidates[candidates["rank"].notna()].sort_values("rank")
     one, other = (
         table[["rank", *tables.SCORED]].astype(object).reset_index(drop=True) for table in (selection, picked)

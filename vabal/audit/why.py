@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow.parquet as pq
+
 from vabal.audit import queries
 from vabal.audit.contest import Contest
 from vabal.audit.findings import UNREADABLE, Record, one_line
@@ -27,8 +30,9 @@ _ADDS_UP = 1e-6  # of a score
 
 @dataclass
 class Standing:
-    """Where a sample stood in a round. `state`: picked, candidate, or why it was none (labeled, holdout, requested,
-    rejected, absent); `place` is that by score, `terms` add up to the score, `facts` are what was recorded beside it.
+    """Where a sample stood in a round. `state`: picked, control, candidate, or why it was none (labeled, holdout,
+    requested, rejected, absent); `place` is that by score, `terms` add up to the score, `facts` are what was recorded
+    beside it.
     """
 
     sample_id: str
@@ -83,12 +87,16 @@ def why(data: Path, number: int, sample_id: str, other: str | None = None) -> Wh
 def _why(data: Path, record: Record, sample_ids: Sequence[str]) -> Why:
     folder, notes = round_folder(data, record.round), list[str]()
     contest = Contest(folder, record, read_classes(data, record.round).names)
+    selection = tables.read_selection(folder / tables.SELECTION_FILE).set_index("sample_id")
     stands = []
     for sample_id in sample_ids:
         row = contest.rows.get(sample_id)
-        stands.append(
-            _outside(data, record.round, sample_id) if row is None else _standing(contest, record, row, notes)
-        )
+        if row is not None:
+            stands.append(_standing(contest, record, row, notes))
+        elif sample_id in selection.index and selection["probability"].notna()[sample_id]:
+            stands.append(_drawn(folder, contest, sample_id, selection))
+        else:
+            stands.append(_outside(data, record.round, sample_id))
     try:
         decided = Searched(contest) if contest.rule.searches else contest
         answer = list(decided.answer([contest.rows[stand.sample_id] for stand in stands if stand.place is not None]))
@@ -160,6 +168,23 @@ def _terms(contest: Contest, record: Record, one: Candidates, score: float, note
         notes.append("the score is not taken apart: this version's terms do not add up to what was recorded then")
         return {}
     return terms
+
+
+def _drawn(folder: Path, contest: Contest, sample_id: str, selection: pd.DataFrame) -> Standing:
+    """Of the control arm: no score and no rule put it there."""
+    arm = selection["probability"].notna()
+    drawn, rank = int(arm.sum()), int(selection["rank"][sample_id])
+    table = pq.read_table(folder / tables.CONTROL_FILE, filters=[("sample_id", "==", sample_id)])
+    told = table.to_pylist()[0]
+    said = f"drawn uniformly, with probability {drawn}/{drawn + len(contest.ids)}, before the picks; rank {rank}"
+    return Standing(
+        sample_id,
+        "control",
+        said,
+        rank,
+        facts={name: told[name] for name in _FACTS if told.get(name) is not None},
+        posterior=dict(zip(contest.classes, queries.posterior_of(told), strict=False)),
+    )
 
 
 # -- a sample that was no candidate -----------------------------------------------------------------------------------

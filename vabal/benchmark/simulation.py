@@ -8,7 +8,7 @@ runs of one seed start from the same pools and the same first weights. Axes: N s
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -189,11 +189,11 @@ def run(
         if number < rounds and len(left_P):
             start, cpu_start = time.perf_counter(), time.process_time()
             selecting = _Selecting(pool, inputs, learner, trained, labeled_L, left_P)
-            selection = selecting.select()
+            selection, drawn = selecting.select()
             seconds["select"] = time.perf_counter() - start
             cpu_seconds += time.process_time() - cpu_start
             networks += selecting.networks
-            picks, notes = _picks(pool, selection, trained), selection.notes
+            picks, notes = _picks(pool, [*selection.sample_ids, *drawn], trained), selection.notes
         about = trained.measured, trained.recall_C, fresh_L, picks, seconds, cpu_seconds, networks, notes
         yield Round(number, len(labeled_L), *about)
         if not picks:
@@ -202,9 +202,9 @@ def run(
         labeled_L = np.sort(np.concatenate([labeled_L, fresh_L]))
 
 
-def _picks(pool: SimulatedPool, selection: strategies.Selection, trained: Trained) -> tuple[Pick, ...]:
+def _picks(pool: SimulatedPool, sample_ids: Sequence[str], trained: Trained) -> tuple[Pick, ...]:
     rows = {str(sample_id): row for row, sample_id in enumerate(pool.sample_ids)}
-    picked = [rows[sample_id] for sample_id in selection.sample_ids]
+    picked = [rows[sample_id] for sample_id in sample_ids]
     predicted = trained.logits_N_C[picked].argmax(axis=1) if picked else []
     return tuple(Pick(row, int(seen)) for row, seen in zip(picked, predicted, strict=True))
 
@@ -296,7 +296,8 @@ class _Selecting:
     left_P: NDArray[np.int64]
     networks: int = 0  # trained for the choice
 
-    def select(self) -> strategies.Selection:
+    def select(self) -> tuple[strategies.Selection, list[str]]:
+        """The strategy's picks, and the control arm beside them."""
         needs, trained = self.learner.needs, self.trained
         columns: dict[str, NDArray[Any]] = {"logits_N_C": trained.logits_N_C[self.left_P]}
         features_N_D, dims = self._features()
@@ -308,13 +309,17 @@ class _Selecting:
         if needs.estimated:
             terms, estimated = self._estimate()
             columns |= estimated
-        return self.learner.select(
-            lambda: self._shards(columns),
-            candidates=len(self.left_P),
+        ids_P = self.pool.sample_ids[self.left_P]
+        drawn = self.learner.control([ids_P], len(ids_P))
+        picks = self.learner.select(
+            lambda: self._shards(columns, ~np.isin(ids_P.astype(str), drawn)),
+            candidates=len(ids_P) - len(drawn),
             labeled=self._labeled(features_N_D) if needs.labeled_pool else None,
             class_terms=terms,
             feature_dims=dims,
+            drawn=len(drawn),
         )
+        return picks, drawn
 
     def _features(self) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         """features_N_D as the strategy asks for them, and how long each layer's are."""
@@ -343,11 +348,11 @@ class _Selecting:
             images_N_H_W_K=self.pool.images_N_H_W_K[rows] if self.learner.needs.images else None,
         )
 
-    def _shards(self, columns: Mapping[str, NDArray[Any]]) -> Iterator[strategies.Shard]:
+    def _shards(self, columns: Mapping[str, NDArray[Any]], wanted_P: NDArray[np.bool_]) -> Iterator[strategies.Shard]:
         batches: dict[str, Any] = {name: array_batches(values) for name, values in columns.items()}
         if self.learner.needs.images:
             batches["images_N_H_W_K"] = partial(self.pool.image_batches, self.left_P)
-        return self.learner.shards(batches, self.pool.sample_ids[self.left_P], np.ones(len(self.left_P), dtype=bool))
+        return self.learner.shards(batches, self.pool.sample_ids[self.left_P], wanted_P)
 
     def _committee_columns(self) -> dict[str, NDArray[Any]]:
         networks, training = self.learner.committee(self._network, self._known())

@@ -175,6 +175,20 @@ def forecast(
     audited.show_forecast(found, as_json=as_json)
 
 
+def control(as_json: AsJson = False) -> None:
+    """What the control arm tells: accuracy and class shares on the pool, without bias, and whether the picks beat it.
+
+    Example: `vabal control`
+    """
+    from vabal.audit.control import arms
+    from vabal.cli import audited
+
+    place = chosen.with_pools()
+    with chosen.reading(place):
+        told = arms(place.data)
+    audited.show_control(told, as_json=as_json)
+
+
 def replay(
     round_number: Annotated[int, typer.Argument(metavar="ROUND", help="The round to compute again.")],
     as_json: AsJson = False,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from vabal.audit import AuditReport
+    from vabal.audit.control import Arm
     from vabal.audit.forecast import Forecast
     from vabal.audit.why import Standing, Why
     from vabal.labels.classes import ClassList
@@ -100,6 +101,7 @@ _LEFT_OUT = ("log_likelihood", "vae_class")  # where there is no room: --why tel
 _OF_PICKS: list[tuple[str, str, tables.Kind]] = [
     ("rank", "rank", "right"),
     ("sample_id", "sample", "whole"),
+    ("probability", "drawn with", "right"),
     ("score", "score", "right"),
     ("margin", "margin", "right"),
     ("posterior", "post.", "right"),
@@ -198,7 +200,8 @@ def _details(event: Mapping[str, Any]) -> str:
     if event["what"] == "class":
         return ", ".join([event["detail"], f"by {event['author']}", event["when"], *filter(None, [event["reason"]])])
     if event["what"] == "requested":
-        return f"rank {event['rank']}"
+        drawn = event["probability"]
+        return f"rank {event['rank']}" + (f", drawn uniformly, with probability {drawn:.3g}" if drawn else "")
     if event["what"] == "candidate":
         numbers = {"score": event["score"], "log likelihood": event["log_likelihood"]}
         numbers |= {"prior": event["prior"], "precision": event["precision"]}
@@ -263,6 +266,33 @@ def _per_cent(measure: Mapping[str, Any]) -> str:
         return ""
     span = "" if measure["low"] is None else f" [{100 * measure['low']:.0f}, {100 * measure['high']:.0f}]"
     return f"{100 * measure['value']:.1f}{span}"
+
+
+def show_control(arms: "Sequence[Arm]", *, as_json: bool = False) -> None:
+    """What `audit.control` tells: a row a round, all of them together below, and how the picks compare."""
+    if as_json:
+        print_json([asdict(arm) for arm in arms])
+        return
+    console = tables.console()
+    if not arms:
+        tables.say(console, "no round has drawn a control arm yet (selection.control_share)")
+        return
+    from vabal.pages.night.control import in_words  # which takes the pages' pictures
+
+    columns: list[tables.Column] = [("round", "right"), ("labels", "right"), ("model right", "right")]
+    columns += [(name, "right") for name in arms[-1].classes]
+    rows = [
+        (
+            str(arm.rounds[0]) if len(arm.rounds) < 2 else f"{arm.rounds[0]} to {arm.rounds[-1]}",
+            f"{arm.answered} of {arm.drawn}",
+            *(_per_cent(asdict(share)) for share in (arm.accuracy, *arm.classes.values())),
+        )
+        for arm in arms
+    ]
+    tables.show_table(console, columns, rows)
+    tables.say(console, "per cent of what could be picked those nights, with 95 % intervals, from a uniform draw")
+    for line in in_words(arms[-1]):
+        tables.say(console, line)
 
 
 def show_report(report: "AuditReport", *, as_json: bool = False) -> None:

@@ -57,7 +57,7 @@ CLASS_CHANGES: Final = schema(
     ("at", TIME, True),
 )
 #: Columns that a table has only where one of their values is set: those of earlier versions keep bytes and digests.
-OPTIONAL: Final = ("imported_at", "group")
+OPTIONAL: Final = ("imported_at", "group", "probability")
 SCHEMAS: Final[dict[str, pa.Schema]] = {
     "catalog": INCOMING.append(pa.field("added_round", pa.int32(), nullable=False)),
     "labeled": schema(

@@ -30,6 +30,7 @@ from vabal.learning.probe import Embedded, LabelledEmbeddings
 from vabal.learning.recipe import CrossFit
 from vabal.rounds.manifests import derive_seed
 from vabal.settings.models import Params
+from vabal.strategies import control
 from vabal.vae import FeatureVAE
 
 CHUNK_ROWS = 4096  # rows in memory at once, where they carry no images
@@ -250,6 +251,12 @@ class Learner:
             values: dict[str, Any] = {name: part[keep] for name, (_, part) in zip(columns, parts, strict=True)}
             yield strategies.Shard(sample_ids[start + keep], **values)
 
+    def control(self, sample_ids: Iterable[NDArray[Any]], candidates: int) -> list[str]:
+        """What is drawn uniformly of these candidates, before the picks."""
+        chosen = self.params.selection
+        count = control.size(self.strategy, chosen.control_share, chosen.budget, candidates)
+        return control.draw(sample_ids, count, self.seed("control"))
+
     def select(
         self,
         shards: Callable[[], Iterable[strategies.Shard]],
@@ -259,9 +266,10 @@ class Learner:
         class_terms: probabilities.ClassTerms | None,
         feature_dims: tuple[int, ...],
         write: Callable[[strategies.Candidates], None] | None = None,
+        drawn: int = 0,
     ) -> strategies.Selection:
-        """The round's picks; none where there are no candidates."""
-        budget, seed = self.params.selection.budget, self.seed("selection")
+        """The round's picks; none where there are no candidates. `drawn` places of the budget are the control arm's."""
+        budget, seed = self.params.selection.budget - drawn, self.seed("selection")
         if not candidates:
             return strategies.no_picks(self.strategy.name, budget, seed)
         offered = strategies.Context(

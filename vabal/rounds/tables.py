@@ -20,6 +20,7 @@ from vabal.pools.files import readable
 SELECTION_FILE: Final = "selection.parquet"
 CANDIDATES_FILE: Final = "candidates.parquet"
 PREDICTIONS_FILE: Final = "holdout_predictions.parquet"
+CONTROL_FILE: Final = "control.parquet"  # what the classifier says of the control arm; columns of CANDIDATES
 SHORTLIST_FILE: Final = "shortlist.parquet"
 LABELED_FILE: Final = "labeled.parquet"
 
@@ -33,7 +34,8 @@ _SCORED = [
     pa.field("precision", pa.float64()),
     pa.field("strategy", pa.string(), nullable=False),
 ]
-SELECTION = pa.schema([pa.field("rank", pa.int32(), nullable=False), *_SCORED])
+# `probability`: how likely a sample of the control arm was to be drawn; null of a pick.
+SELECTION = pa.schema([pa.field("rank", pa.int32(), nullable=False), *_SCORED, pa.field("probability", pa.float64())])
 SCORED: Final = tuple(field.name for field in _SCORED)  # what a selection says of a pick, and its candidates too
 
 # The selection's columns (rank: null where not picked), and what the scores can be derived from again.
@@ -89,7 +91,10 @@ def write_selection(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_selection(path: Path) -> pd.DataFrame:
-    """Picks in rank order, from 1. Raises UserError if the file is missing or damaged."""
+    """Picks in rank order, from 1, and behind them the control arm: those with a `probability`.
+
+    Raises UserError if the file is missing or damaged.
+    """
     return pools.read_table(path, SELECTION)
 
 

@@ -27,11 +27,15 @@ def picks_in_markdown(data: Path, round_number: int, links: Mapping[str, str]) -
     lines = [f"[{name}]({address})" for name, address in links.items()]
     lines += ["", "| rank | sample | score | predicted | prior | precision |", "|--:|---|--:|---|--:|--:|"]
     lines += [
-        f"| {row.rank} | `{row.sample_id}` | {row.score:.4g} | {row.predicted_class} | {_number(row.prior)} "
+        f"| {row.rank} | `{row.sample_id}` | {_score(row)} | {row.predicted_class} | {_number(row.prior)} "
         f"| {_number(row.precision)} |"
         for row in picks.itertuples()
     ]
     return "\n".join(lines)
+
+
+def _score(row: Any) -> str:
+    return f"{row.score:.4g}" if pd.isna(row.probability) else "drawn"
 
 
 def _number(value: Any) -> str:

@@ -200,6 +200,11 @@ class ProbabilitySettings(Section):
 class SelectionSettings(Section):
     strategy: str = Field("vabal", min_length=1, description="One of docs/strategies.md, or an installed plug-in.")
     budget: PositiveInt = Field(100, description="Samples a round asks labels for.")
+    control_share: Share = Field(
+        0.0,
+        description="Share of the budget, at least one sample, drawn uniformly before the picks: what its labels tell "
+        "of pool and model holds without bias (`vabal control`). 0: none is drawn.",
+    )
     batch: Literal["topk", "gumbel", "quota", "spread", "quota_spread", "coverage"] = Field(
         "topk",
         description="The best k; Gumbel top-k sampling; quotas per class; spread: high scores far from "

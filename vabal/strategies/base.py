@@ -162,6 +162,7 @@ class BaseStrategy:
     inputs: tuple[str, ...] = ()
     labeled_inputs: bool = False
     derivable: bool = False
+    uniform: bool = False  # its picks are a uniform draw
 
     def batch(self, settings: Any) -> tuple[Rule, float] | None:  # noqa: ARG002
         """Rule and beta under these settings; None where only the selection itself says so."""
@@ -205,7 +206,16 @@ def record_of(strategy: Strategy) -> BaseStrategy:
 class _OfAPlugIn(BaseStrategy):
     def __init__(self, strategy: Strategy) -> None:
         self._strategy: Any = strategy
-        for name in ("inputs", "labeled_inputs", "derivable", "scores_are", "scores_follow", "terms", "rescore"):
+        for name in (
+            "inputs",
+            "labeled_inputs",
+            "derivable",
+            "uniform",
+            "scores_are",
+            "scores_follow",
+            "terms",
+            "rescore",
+        ):
             if hasattr(strategy, name):
                 setattr(self, name, getattr(strategy, name))
 

@@ -19,6 +19,7 @@ class RandomStrategy(ScoringStrategy):
     needs: ClassVar[Needs] = Needs()
     inputs: tuple[str, ...] = ("logits_N_C",)
     derivable: bool = True
+    uniform: bool = True
 
     def score(self, shard: Shard, context: Context) -> Candidates:
         known = shard.logits_N_C is not None and len(shard.logits_N_C)

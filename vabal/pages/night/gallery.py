@@ -69,6 +69,7 @@ def _card(night: Night, pick: Mapping[str, Any], posterior: Mapping[str, float],
             posterior,
             alone=near is not None and near.far,
             new=labeled is not None and labeled.far,
+            drawn=pick.get("probability") is not None,
         ),
         known.labels,
     )
@@ -114,7 +115,8 @@ def _facts(
         facts.append(Fact("posterior", ", ".join(f"{name} {100 * share:.0f} %" for name, share in best)))
     if margin is not None:
         facts.append(Fact("margin", f"{margin:.3f}"))
-    facts.append(Fact("score", f"{pick['score']:.4g}"))
+    drawn = pick.get("probability")
+    facts.append(Fact("score", f"{pick['score']:.4g}") if drawn is None else Fact("drawn with", f"{drawn:.3g}"))
     for name, said in _TERMS.items():
         value = pick.get(name)
         if value is not None:

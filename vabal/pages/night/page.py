@@ -7,11 +7,12 @@ from typing import Any
 import pandas as pd
 
 from vabal import pools
+from vabal.audit.control import arms
 from vabal.errors import UserError
 from vabal.files import write_bytes
 from vabal.pages.blocks import Block, Commands, Section, Text
 from vabal.pages.headline import counted
-from vabal.pages.night import changes, gallery, judged, reasons
+from vabal.pages.night import changes, control, gallery, judged, reasons
 from vabal.pages.night.looks import NONE, Looks, looks
 from vabal.pages.night.record import Night, read
 from vabal.pages.pictures import Picture, pictures
@@ -107,7 +108,9 @@ class _Page:
 
     def headline(self) -> str:
         manifest = self.night.manifest
-        asked = f"{counted(len(self.night.picks), 'image')} picked by {manifest.strategy}"
+        drawn = int(self.night.picks["probability"].notna().sum())
+        asked = f"{counted(len(self.night.picks) - drawn, 'image')} picked by {manifest.strategy}"
+        asked += f" and {drawn} drawn uniformly beside them" if drawn else ""
         here = [point for point in self.curve if point.round == self.night.number]
         if not here:
             return f"{asked}. Nothing was measured: the holdout has no labels, or no predictions of it are recorded."
@@ -141,6 +144,7 @@ class _Page:
             ("picks", "What is asked about, and why", self._gallery),
             ("changes", "What changed", self._changes),
             ("curve", "Learning curve of the real rounds", self._curve),
+            ("control", "What the control arm tells", self._control),
             ("champion", "Champion and challenger", self._champion),
             ("seconds", "Seconds by step", self._seconds),
             ("method", "How this page was made", self._method),
@@ -165,6 +169,9 @@ class _Page:
 
     def _curve(self) -> list[Block]:
         return judged.curve_blocks(self.curve, self.params.selection.budget)
+
+    def _control(self) -> list[Block]:
+        return control.blocks(arms(self.place.data, self.night.number))
 
     def _champion(self) -> list[Block]:
         return judged.duel_blocks(self.night, self.duel, self.pictures)

@@ -26,6 +26,11 @@ class Pick:
     posterior: Mapping[str, float]
     alone: bool
     new: bool
+    drawn: bool = False  # of the control arm
+
+    @property
+    def by_chance(self) -> bool:
+        return self.drawn or self.strategy == "random"
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,17 @@ class Reason:
 def reason(pick: Pick, labels: Mapping[str, int]) -> Reason:
     """`labels` counts the labelled pool by class."""
     parts, kinds = list[str](), list[int]()
-    if pick.strategy == "random":
-        parts.append("drawn at random")
+    if pick.by_chance:
+        parts.append("drawn at random" + (", for the control arm" if pick.drawn else ""))
         kinds.append(DRAWN)
     if pick.posterior:
         asked, kind, words = _doubt(pick.posterior)
-        parts.append(words if pick.strategy != "random" else f"the classifier is {words}" if kind != LEANS else words)
+        parts.append(words if not pick.by_chance else f"the classifier is {words}" if kind != LEANS else words)
         kinds.append(kind)
         scarce = _scarce(asked, labels)
         parts += scarce
         kinds += [SCARCE] * bool(scarce)
-    elif pick.strategy != "random":
+    elif not pick.by_chance:
         parts.append(f"score {pick.score:.4g} by {pick.strategy}, of which the record tells no more")
         kinds.append(SCORED)
     if pick.alone:
@@ -55,7 +60,7 @@ def reason(pick: Pick, labels: Mapping[str, int]) -> Reason:
     if pick.new:
         parts.append("unlike every labelled image")
     kinds += [UNLIKE] * (pick.alone or pick.new)
-    first = DRAWN if pick.strategy == "random" else min(kinds)
+    first = DRAWN if pick.by_chance else min(kinds)
     return Reason(first, "; ".join(parts))
 
 

@@ -78,6 +78,10 @@ def read(data: Path, number: int) -> Night:
     picks = tables.read_selection(folder / tables.SELECTION_FILE).sort_values("rank", ignore_index=True)
     picks = picks.drop_duplicates("sample_id", ignore_index=True)
     more, predicted = _candidates(folder / tables.CANDIDATES_FILE, lacking)
+    if (folder / tables.CONTROL_FILE).is_file():
+        arm, beside = _candidates(folder / tables.CONTROL_FILE, lacking)
+        more = pd.concat([part for part in (more, arm) if part is not None], ignore_index=True)
+        predicted = {name: predicted.get(name, 0) + beside.get(name, 0) for name in {**predicted, **beside}}
     if more is not None:
         fresh = [name for name in more.columns if name not in picks.columns]
         picks = picks.merge(more[["sample_id", *fresh]], on="sample_id", how="left")

@@ -115,6 +115,7 @@ def selection_key(
         "estimated": _all_keys([estimated["terms"], *estimated["shards"]]) if estimated else "",
         "unlabeled": context.report["digests"]["unlabeled"],
         "seed": context.seed("selection"),
+        "control": context.seed("control"),
     }
     return StageKey("select-batch", settings, inputs)
 

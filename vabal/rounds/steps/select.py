@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from vabal import strategies
+from vabal import pools, strategies
 from vabal.errors import UserError
 from vabal.files import canonical_json, write_bytes
 from vabal.learning import committee, features
@@ -25,8 +26,11 @@ from vabal.rounds.context import (
 )
 from vabal.rounds.steps.estimate import LOG_LIKELIHOOD, VAE_CLASS, class_terms, labeled_rows, load_feature_dims
 from vabal.rounds.steps.keys import selection_key
+from vabal.strategies import control
+from vabal.strategies.candidates import concatenate
 
 _SCORED = "scored.parquet"  # the candidates before they have ranks
+_SCORED_CONTROL = "scored_control.parquet"
 
 
 def select_batch(
@@ -40,26 +44,57 @@ def select_batch(
 def _select_batch(
     context: RoundContext, extracted: Sequence[StageReference], estimated: Mapping[str, Any] | None, folder: Path
 ) -> None:
-    labeled = _labeled(context, extracted)
+    labeled, candidates = _labeled(context, extracted), context.report["candidates"]
+    drawn = context.learner.control(_ids(context, extracted), candidates)
     with tables.ScoredWriter(folder / _SCORED, strategies.schema(len(context.classes))) as writer:
         selection = context.learner.select(
-            lambda: _candidates(context, extracted, estimated),
-            candidates=context.report["candidates"],
+            lambda: _candidates(context, extracted, estimated, without=drawn),
+            candidates=candidates - len(drawn),
             labeled=labeled,
             class_terms=class_terms(context, estimated["terms"]) if estimated else None,
             feature_dims=_feature_dims(context, extracted),
             write=lambda part: writer.write(part.to_table(context.classes)),
+            drawn=len(drawn),
         )
-    _write_selection(context, selection, folder)
+    arm = _write_control(context, extracted, drawn, len(selection.picks), folder) if drawn else None
+    _write_selection(context, selection, folder, arm)
     if strategies.record_of(context.strategy).labeled_inputs:
         _write_labeled(labeled, folder / "labeled.parquet")
 
 
-def _write_selection(context: RoundContext, selection: strategies.Selection, folder: Path) -> None:
-    """The picks, all candidates with their ranks, and how the one follows from the other."""
+def _ids(context: RoundContext, extracted: Sequence[StageReference]) -> Iterator[NDArray[Any]]:
+    """Of the candidates, shard by shard."""
+    for ref in extracted:
+        role, _ = context.roles(ref["shard"])
+        yield context.shards.sample_ids(ref["shard"])[role == CANDIDATE]
+
+
+def _write_control(
+    context: RoundContext, extracted: Sequence[StageReference], drawn: Sequence[str], picks: int, folder: Path
+) -> pd.DataFrame:
+    """What the classifier says of the control arm, in a table like the candidates'; its rows of the selection, whose
+    ranks come behind those of the picks, with their probability of being drawn."""
+    shards = _candidates(context, extracted, None, only=drawn)
+    arm = concatenate([control.as_candidates(shard) for shard in shards if len(shard)])
+    row_of = {str(sample_id): row for row, sample_id in enumerate(arm.sample_ids)}
+    arm, name = arm.take(np.array([row_of[sample_id] for sample_id in drawn])), context.params.selection.strategy
+    with tables.ScoredWriter(folder / _SCORED_CONTROL, strategies.schema(len(context.classes))) as writer:
+        writer.write(arm.to_table(context.classes))
+    ranks = {sample_id: rank for rank, sample_id in enumerate(drawn, start=picks + 1)}
+    tables.write_candidates(folder / _SCORED_CONTROL, folder / tables.CONTROL_FILE, ranks, name)
+    (folder / _SCORED_CONTROL).unlink()
+    table: pd.DataFrame = strategies.selection_table(arm, context.classes, name).to_pandas()
+    return table.assign(rank=table["rank"] + picks, probability=len(drawn) / context.report["candidates"])
+
+
+def _write_selection(
+    context: RoundContext, selection: strategies.Selection, folder: Path, arm: pd.DataFrame | None
+) -> None:
+    """The picks and the control arm, all candidates with their ranks, and how the picks follow from these."""
     name = context.params.selection.strategy
-    picks = strategies.selection_table(selection.picks, context.classes, name)
-    tables.write_selection(picks.to_pandas(), folder / "selection.parquet")
+    picks = strategies.selection_table(selection.picks, context.classes, name).to_pandas()
+    both = picks if arm is None else pd.concat([picks.astype(object), arm.astype(object)], ignore_index=True)
+    tables.write_selection(both, folder / "selection.parquet")
     ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
     tables.write_candidates(folder / _SCORED, folder / "candidates.parquet", ranks, name)
     (folder / _SCORED).unlink()
@@ -114,9 +149,14 @@ def _labeled(context: RoundContext, extracted: Sequence[StageReference]) -> stra
 
 
 def _candidates(
-    context: RoundContext, extracted: Sequence[StageReference], estimated: Mapping[str, Any] | None
+    context: RoundContext,
+    extracted: Sequence[StageReference],
+    estimated: Mapping[str, Any] | None,
+    *,
+    without: Sequence[str] = (),
+    only: Sequence[str] | None = None,
 ) -> Iterator[strategies.Shard]:
-    """The candidates, in chunks of the shards' rows."""
+    """The candidates, in chunks of the shards' rows: without some, or only those."""
     told = estimated["shards"] if estimated else []
     likelihoods = told or [None] * len(extracted)
     for ref, likelihood in zip(extracted, likelihoods, strict=True):
@@ -127,7 +167,10 @@ def _candidates(
             columns["features_N_D"] = partial(context.frozen.batches, ref["shard"])
         if context.needs.images:
             columns["images_N_H_W_K"] = partial(context.shards.batches, ref["shard"])
-        yield from context.learner.shards(columns, context.shards.sample_ids(ref["shard"]), role == CANDIDATE)
+        ids = context.shards.sample_ids(ref["shard"])
+        named_N = pools.among(pd.Series(ids), without if only is None else only).to_numpy()
+        wanted_N = (role == CANDIDATE) & (~named_N if only is None else named_N)
+        yield from context.learner.shards(columns, ids, wanted_N)
 
 
 def _columns(context: RoundContext, ref: StageReference, likelihood: StageReference | None) -> dict[str, Path]:
@@ -163,6 +206,8 @@ def selection_in_words(context: RoundContext, selected: StageReference) -> str:
     picks = tables.read_selection(selection_folder(context, selected) / "selection.parquet")
     counts = picks["predicted_class"].value_counts()
     classes = ", ".join(f"{name} {count}" for name, count in counts.items())
-    return f"{len(picks)} picked by {context.params.selection.strategy}" + (
+    drawn = int(picks["probability"].notna().sum())
+    beside = f" and {drawn} drawn uniformly" if drawn else ""
+    return f"{len(picks) - drawn} picked by {context.params.selection.strategy}{beside}" + (
         f" (predicted: {classes})" if classes else ""
     )
