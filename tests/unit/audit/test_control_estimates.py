@@ -65,3 +65,16 @@ def test_arms_are_counted_by_the_labels_that_came(tmp_path: Path) -> None:
 
 def test_rounds_without_an_arm_tell_nothing(tmp_path: Path) -> None:
     assert arms(Books(tmp_path).begin().round("vabal").data) == []
+
+
+def test_arms_go_by_todays_classes(tmp_path: Path) -> None:
+    books = Books(tmp_path).begin(total=60).round("vabal", control_share=0.5)
+    table = tables.read_selection(books.data / "rounds/0001/selection.parquet")
+    arm = table[table["probability"].notna()]
+    said = dict(zip(arm["sample_id"], arm["predicted_class"], strict=True))
+    books.round("margin", labels=said, control_share=0.5)
+    books.round("margin", changes=[("rename", "cat", "lion"), ("merge", "emu", "dog")], control_share=0.5)
+    assert books.verify().ok, books.verify().findings
+    first = arms(books.data)[0]
+    assert set(first.classes) == {"lion", "dog"}
+    assert sum(share.count for share in first.classes.values()) == first.accuracy.count == len(said)

@@ -75,7 +75,7 @@ def test_every_commands_help_has_an_example_and_fits_80_columns(path: tuple[str,
 @pytest.mark.parametrize(
     "path",
     [
-        *[("audit",), ("curve",), ("forecast",), ("champion",), ("status",), ("ingest",)],
+        *[("audit",), ("curve",), ("control",), ("forecast",), ("champion",), ("status",), ("ingest",)],
         *[("labels", name) for name in ("export", "import", "agreement", "suspects")],
     ],
     ids=" ".join,

@@ -352,3 +352,18 @@ def test_a_page_that_fails_is_told_in_one_line_and_raises_nothing(copied: Worksp
     assert line.endswith("(`vabal report 2` tries again)")
     assert "\n" not in line
     assert not copied.report(2).exists()
+
+
+def test_a_page_tells_what_the_control_arm_shows_and_who_was_drawn(tmp_path: Path) -> None:
+    books = Books(tmp_path).begin(total=60).round("vabal", control_share=0.5)
+    labels: dict[str, str | None] = dict.fromkeys(books.picked(1), "dog")
+    place = place_of(books.round("vabal", labels=labels, control_share=0.5))
+    page = night.page(place, 2)
+    assert "control" in [section["id"] for section in Document(page).all("section")]
+    told = said(page)
+    assert "3 images picked by vabal and 3 drawn uniformly beside them" in told
+    assert told.count("Drawn at random, for the control arm") == 3
+    assert "3 of 3" in told
+    assert "The model was wrong on" in told
+    place_of(books.round("bald", control_share=0.5))  # which records posteriors, where the arm has logits
+    assert "no posteriors of the picks" not in said(night.page(place, 3))

@@ -147,6 +147,14 @@ def _candidates(path: Path, lacking: list[str]) -> tuple[pd.DataFrame | None, di
 
 
 def _posterior(picks: pd.DataFrame, classes: int) -> NDArray[np.float64] | None:
+    """Of the picks and, behind them, of the control arm, of which a round may have recorded other columns."""
+    drawn_N = picks["probability"].notna()
+    told = [_recorded(part, classes) for part in (picks[~drawn_N], picks[drawn_N]) if len(part)]
+    known = [part for part in told if part is not None]
+    return np.concatenate(known) if known and len(known) == len(told) else None
+
+
+def _recorded(picks: pd.DataFrame, classes: int) -> NDArray[np.float64] | None:
     for name in _POSTERIORS:
         rows_N_C = _rows(picks, name, classes)
         if rows_N_C is not None:
