@@ -57,17 +57,8 @@ for command in (
     *(workspace.init, workspace.ingest, stack.up, stack.down, stack.status, stack.notify),
     *(rounds.round_, rounds.abandon, rounds.deploy, rounds.schedule),
     *(pages.report, pages.open_),
-    *(
-        audit.audit,
-        audit.card,
-        audit.curve,
-        audit.forecast,
-        audit.control,
-        rounds.checkout,
-        audit.replay,
-        stack.env,
-        audit.show,
-    ),
+    *(audit.audit, audit.card, audit.curve, audit.forecast, audit.control),
+    *(rounds.checkout, audit.replay, stack.env, audit.show),
     *(promotion.promote, promotion.rollback, promotion.champion, benchmark.bench, learning.pretrain),
 ):
     app.command(command.__name__.rstrip("_"))(command)
