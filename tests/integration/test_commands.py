@@ -123,8 +123,7 @@ def test_the_audit_lists_both_rounds_with_model_run_and_tag(nights: TwoNights) -
 def test_a_rounds_picks_come_with_score_likelihood_prior_and_precision(nights: TwoNights) -> None:
     picks = ask(nights.root, "audit", "1")
     assert [pick["rank"] for pick in picks] == list(range(1, 9))
-    assert picks[0]["score"] == max(pick["score"] for pick in picks)  # those behind it must lie far from it, too
-    for pick in picks:
+    for pick in picks:  # in the order in which they cover doubt, which is not that of their scores
         assert all(isinstance(pick[name], float) for name in ("score", "log_likelihood", "prior", "precision"))
     assert ask(nights.root, "audit", "2")[0]["log_likelihood"] is None  # entropy has none
     table = done(call(nights.root, "audit", "1")).out
@@ -208,7 +207,7 @@ def test_mlflow_has_one_finished_run_a_round_with_all_that_belongs_to_it(
             "selection/selection.parquet"
         ]
         assert [item.path for item in client.list_artifacts(night.info.run_id, "report")] == [
-            f"report/{int(number):04d}.html"
+            *(f"report/{int(number):04d}-card.md", f"report/{int(number):04d}.html")
         ]
     challenger = client.get_model_version_by_alias(f"{nights.name}-vabal-classifier", "challenger")
     assert challenger.version == "2"
