@@ -320,7 +320,7 @@ def no_answers(needs: Needs, num_classes: int) -> dict[str, NDArray[Any]]:
 
 def _folded(stage: nn.Module) -> nn.Module:
     """A copy of a residual stage for evaluation, with its batch norms folded into the convolutions before them."""
-    from torchvision.models.resnet import BasicBlock  # noqa: PLC0415 -- a second and a half
+    from torchvision.models.resnet import BasicBlock  # noqa: PLC0415 -- half a second
 
     stage = copy.deepcopy(stage).eval()
     for block in stage.children():

@@ -355,7 +355,7 @@ def _stem(kind: str, channels: int, width: int) -> nn.Sequential:
 
 
 def _stages(blocks: tuple[int, ...], widths: tuple[int, ...]) -> list[nn.Sequential]:
-    from torchvision.models.resnet import BasicBlock  # noqa: PLC0415 -- a second and a half, and a probe needs none
+    from torchvision.models.resnet import BasicBlock  # noqa: PLC0415 -- half a second, and a probe needs none
 
     stages = []
     before = widths[0]

@@ -24,6 +24,7 @@ from vabal.pages.night.record import read
 from vabal.pages.pictures import Picture, pictures
 from vabal.pages.rendering import render
 from vabal.promotion.record import Entry, append
+from vabal.rounds import tables
 from vabal.settings.models import PoolSettings
 from vabal.settings.params import parse
 from vabal.workspace import Workspace
@@ -352,6 +353,30 @@ def test_a_page_that_fails_is_told_in_one_line_and_raises_nothing(copied: Worksp
     assert line.endswith("(`vabal report 2` tries again)")
     assert "\n" not in line
     assert not copied.report(2).exists()
+
+
+def test_what_the_control_arm_tells_is_logged_with_the_rounds_run(tmp_path: Path) -> None:
+    class Mlflow:
+        points: dict[str, tuple[float, int]] = {}  # noqa: RUF012
+
+        def log_artifacts(self, run: str, files: list[Path], folder: str) -> None:
+            pass
+
+        def describe_version(self, version: str, text: str) -> None:
+            pass
+
+        def log_metrics(self, run: str, metrics: list[tuple[str, float, int]]) -> None:
+            assert run == f"{2:032x}"
+            self.points |= {name: (value, step) for name, value, step in metrics}
+
+    books = Books(tmp_path).begin(total=60).round("vabal", control_share=0.5)
+    arm = tables.read_selection(books.data / "rounds/0001/selection.parquet")
+    arm = arm[arm["probability"].notna()]
+    said = dict(zip(arm["sample_id"], arm["predicted_class"], strict=True))
+    place = place_of(books.round("vabal", labels=said, control_share=0.5))
+    server: Any = Mlflow()
+    assert keep_report(place, 2, server, pytest.fail) is not None
+    assert server.points["control/accuracy"] == (1.0, 2)
 
 
 def test_a_page_tells_what_the_control_arm_shows_and_who_was_drawn(tmp_path: Path) -> None:
