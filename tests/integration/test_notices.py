@@ -30,7 +30,8 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[receivers.Received]:
 
 @pytest.fixture
 def place(stack: RunningStack, tmp_path: Path) -> Workspace:
-    """A workspace whose nights are deployed, far away in time."""
+    """A workspace whose nights are deployed, far away in time, and whose promotions follow no published night: the
+    only runs are a test's own."""
     settings = {
         "workspace": {"name": f"told-{os.getpid()}"},
         "schedule": {"cron": "0 2 29 2 *"},
@@ -39,6 +40,9 @@ def place(stack: RunningStack, tmp_path: Path) -> Workspace:
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
     found = Workspace(tmp_path)
     deploy.deploy(tmp_path, found.params())
+    server = Server.from_environment()
+    promotion = server.deployment(schedule.deployment_names(found.params())[1])
+    server.call("DELETE", f"/automations/owned-by/prefect.deployment.{promotion['id']}")
     return found
 
 

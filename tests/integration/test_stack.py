@@ -26,7 +26,13 @@ from vabal.adapters.stack.ports import choose_ports
 from vabal.errors import Unavailable
 
 # What the command line of each has in it.
-SERVERS = {"s3": "serve s3", "mlflow": "mlflow server", "prefect": "prefect server", "worker": "worker start"}
+SERVERS = {
+    "s3": "serve s3",
+    "mlflow": "mlflow server",
+    "prefect": "prefect server",
+    "worker": "worker start",
+    "notifier": "notify --follow",
+}
 MARK = {"VABAL_STACK": "a test's own"}
 
 
