@@ -15,7 +15,7 @@ from vabal.images import shards
 from vabal.labels.consensus import settle
 from vabal.learning import metrics
 from vabal.probabilities import ClassTerms
-from vabal.rounds import record, tables
+from vabal.rounds import drift, record, tables
 from vabal.settings import models, params
 from vabal.strategies import control
 
@@ -70,10 +70,12 @@ class Books:
         opinions: Sequence[tuple[str, str | None, str]] = (),
         consensus: str = "latest",
         changes: Sequence[tuple[str, str, str | None]] = (),
+        shift: float | None = None,
         **selection: Any,
     ) -> "Books":
         """`selection` are further settings of that section, `probabilities` settings of the other. `opinions` (sample,
-        label, annotator) come in the place of one person's `labels`; `changes` of the classes before them."""
+        label, annotator) come in the place of one person's `labels`; `changes` of the classes before them. With a
+        `shift` the learner is a probe, and the new images' features lie so far from those of earlier ones."""
         fresh = self._images([f"n{self.number + 1}-{index}" for index in range(new)]) if new else None
         when = self._when(self.number + 1)
         self._publish(
@@ -89,6 +91,7 @@ class Books:
             opinions=opinions,
             consensus=consensus,
             changes=changes,
+            shift=shift,
         )
         return self
 
@@ -128,6 +131,7 @@ class Books:
         opinions: Sequence[tuple[str, str | None, str]] = (),
         consensus: str = "latest",
         changes: Sequence[tuple[str, str, str | None]] = (),
+        shift: float | None = None,
     ) -> None:
         self.number += 1
         number = self.number
@@ -157,12 +161,14 @@ class Books:
                 "selection": asked,
                 "probabilities": dict(probabilities or {}),
                 "labelling": {"consensus": consensus},
+                "classifier": {} if shift is None else {"learner": "probe"},
             }
         )
         drawn, measured = None, {}
         if number > 0:
             drawn = self._select(folder, state, settings, rounds.derive_seed(SEED, number, "selection"))
             measured = self._predict(folder, state)
+            self._compare(folder, state, settings, shift or 0.0)
             state = pools.mark_requested(state, [*drawn.sample_ids, *self.drawn], number)
         elif first:
             table = tables.unscored(list(first), strategy)
@@ -251,6 +257,15 @@ class Books:
             assert known.logits_N_C is not None
             tables.write_labeled(known.sample_ids, known.logits_N_C, folder / "labeled.parquet")
         return selection
+
+    def _compare(self, folder: Path, state: pools.Pools, settings: models.Params, shift: float) -> None:
+        seed = rounds.derive_seed(SEED, self.number, "drift")
+        found = drift.compared(state.catalog, state.holdout["sample_id"], self.number, settings, seed)
+        if len(found.new):
+            features_N_D = np.random.default_rng(self.number).normal(size=(len(found.sample_ids), 40))
+            features_N_D[: len(found.new)] += shift
+            ids = np.array(found.sample_ids, dtype=object)
+            tables.write_shortlist(ids, drift.components(features_N_D), folder / tables.DRIFT_FILE)
 
     def _shard(self, ids: Any, classes: int) -> strategies.Shard:
         shape = (len(ids), classes)

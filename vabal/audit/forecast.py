@@ -78,22 +78,33 @@ class Forecast:
 
 def forecast(data: Path, ahead: int) -> list[Forecast]:
     """For `ahead` labels and multiples of it. Raises UserError where no round has measured anything."""
-    points = []
+    known = points(data)
+    if not known:
+        raise UserError("nothing to forecast from: no round's model was measured on a labelled holdout (`vabal round`)")
+    return of_curve(known, ahead)
+
+
+def points(data: Path, up_to: int | None = None) -> list[Point]:
+    """The curve's, as far as they were measured on a labelled holdout. Of several rounds that learned from as many
+    labels, the last counts. Raises UserError if a file is missing or damaged."""
+    known = []
     for row in curve(data):
         value, low, high = (row[MEASURE][name] for name in ("value", "low", "high"))
-        if low is not None:
-            points.append(Point(row["labels"], value, (high - low) / DEVIATIONS, row["classes"], row["holdout"]))
-    if not points:
-        raise UserError("nothing to forecast from: no round's model was measured on a labelled holdout (`vabal round`)")
-    return of_curve(points, ahead)
+        if low is not None and (up_to is None or row["round"] <= up_to):
+            known.append(Point(row["labels"], value, (high - low) / DEVIATIONS, row["classes"], row["holdout"]))
+    return _the_last(known)
 
 
-def of_curve(points: Iterable[Point], ahead: int) -> list[Forecast]:
-    """The same from a curve's points. Of several rounds that learned from as many labels, the last counts."""
-    kept = list({point.labels: point for point in points}.values())
+def _the_last(known: Iterable[Point]) -> list[Point]:
+    return list({point.labels: point for point in known}.values())
+
+
+def of_curve(known: Iterable[Point], ahead: int) -> list[Forecast]:
+    """The same from a curve's points."""
+    kept = _the_last(known)
     newest = kept[-1]
-    known = newest.labels, newest.value, len(kept)
-    return [Forecast(*known, times * ahead, *gain(kept, times * ahead)) for times in TIMES]
+    now = newest.labels, newest.value, len(kept)
+    return [Forecast(*now, times * ahead, *gain(kept, times * ahead)) for times in TIMES]
 
 
 def gain(points: Iterable[Point], ahead: int, prior: Prior = PRIOR) -> Gain:

@@ -120,6 +120,7 @@ def check_pools(
     picks and predictions, and the tables of now."""
     from vabal.audit.derivation import check_round  # noqa: PLC0415 -- loads torch, which the other checks do without
     from vabal.audit.drawn import check_control  # noqa: PLC0415 -- the same
+    from vabal.audit.drift import check_drift  # noqa: PLC0415 -- the same
 
     wrong: dict[str, list[int]] = {}
     digests: dict[str, str] = {}
@@ -143,6 +144,7 @@ def check_pools(
             if picks is not None:
                 recorded = [str(name) for name in picks.loc[picks["probability"].isna(), "sample_id"]]
                 yield from check_control(data, record, step.taken_in, picks)
+            yield from check_drift(data, record, step.taken_in.catalog, step.taken_in.holdout["sample_id"])
             yield from check_round(data, record, step.taken_in, recorded)
     order = current.label_events["round"]
     if not order.is_monotonic_increasing:

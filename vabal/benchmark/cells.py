@@ -177,6 +177,7 @@ def _document(
                 "cpu_seconds": item.cpu_seconds,
                 "trained": item.trained,
                 "notes": list(item.notes),
+                "settled": item.settled._asdict() if item.settled else None,
             }
             for item in rounds
         ],

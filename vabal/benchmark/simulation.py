@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from vabal import probabilities, strategies
+from vabal.audit.settled import Settled, settled
 from vabal.benchmark import shallow
 from vabal.errors import UserError
 from vabal.learning import committee, features, metrics
@@ -128,6 +129,7 @@ class Round:
     cpu_seconds: float
     trained: int
     notes: tuple[str, ...] = ()
+    settled: Settled | None = None  # beside the model of the round before, on what is left of the pool
 
 
 @dataclass
@@ -178,6 +180,7 @@ def run(
     strategy = strategies.get(params.selection.strategy)
     inputs = pool.inputs(Learner(params, 1, strategy), baseline)
     labeled_L = fresh_L = np.sort(pool.initial_L)
+    before: Trained | None = None
     for number in range(1, rounds + 1):
         learner = Learner(params, number, strategy)
         trained = _first_or_new(pool, inputs, learner, labeled_L, shared, shared_key)
@@ -195,11 +198,21 @@ def run(
             networks += selecting.networks
             picks, notes = _picks(pool, [*selection.sample_ids, *drawn], trained), selection.notes
         about = trained.measured, trained.recall_C, fresh_L, picks, seconds, cpu_seconds, networks, notes
-        yield Round(number, len(labeled_L), *about)
+        yield Round(number, len(labeled_L), *about, _settled(before, trained, left_P))
+        before = trained
         if not picks:
             return
         fresh_L = np.sort(np.array([pick.row for pick in picks], dtype=np.int64))
         labeled_L = np.sort(np.concatenate([labeled_L, fresh_L]))
+
+
+def _settled(before: Trained | None, now: Trained, left_P: NDArray[np.int64]) -> Settled | None:
+    if before is None or not len(left_P):
+        return None
+    logits_P_C = now.logits_N_C[left_P]
+    posteriors_P_C = torch.softmax(torch.from_numpy(logits_P_C), dim=1).numpy()
+    said = before.logits_N_C[left_P].argmax(axis=1), logits_P_C.argmax(axis=1)
+    return settled(*said, logits_P_C.shape[1], posteriors_P_C)
 
 
 def _picks(pool: SimulatedPool, sample_ids: Sequence[str], trained: Trained) -> tuple[Pick, ...]:

@@ -176,17 +176,19 @@ def forecast(
 
 
 def control(as_json: AsJson = False) -> None:
-    """What the control arm tells: accuracy and class shares on the pool, without bias, and whether the picks beat it.
+    """What the control arm tells: accuracy and class shares on the pool, without bias, and whether the picks beat it;
+    and whether each night's new images look like those before.
 
     Example: `vabal control`
     """
     from vabal.audit.control import arms
+    from vabal.audit.drift import drifts
     from vabal.cli import audited
 
     place = chosen.with_pools()
     with chosen.reading(place):
-        told = arms(place.data)
-    audited.show_control(told, as_json=as_json)
+        told, compared = arms(place.data), drifts(place.data)
+    audited.show_control(told, compared, as_json=as_json)
 
 
 def replay(

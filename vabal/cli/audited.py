@@ -9,9 +9,11 @@ from vabal.cli.render import plain, print_json
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
     from vabal.audit import AuditReport
     from vabal.audit.control import Arm
+    from vabal.audit.drift import Drift
     from vabal.audit.forecast import Forecast
     from vabal.audit.why import Standing, Why
     from vabal.labels.classes import ClassList
@@ -268,15 +270,40 @@ def _per_cent(measure: Mapping[str, Any]) -> str:
     return f"{100 * measure['value']:.1f}{span}"
 
 
-def show_control(arms: "Sequence[Arm]", *, as_json: bool = False) -> None:
-    """What `audit.control` tells: a row a round, all of them together below, and how the picks compare."""
+def show_control(arms: "Sequence[Arm]", compared: "Sequence[Drift]", *, as_json: bool = False) -> None:
+    """What `audit.control` and `audit.drift` tell."""
     if as_json:
-        print_json([asdict(arm) for arm in arms])
+        print_json({"arms": [asdict(arm) for arm in arms], "drift": [asdict(night) for night in compared]})
         return
     console = tables.console()
-    if not arms:
+    if arms:
+        _show_arms(console, arms)
+    else:
         tables.say(console, "no round has drawn a control arm yet (selection.control_share)")
-        return
+    if compared:
+        _show_drift(console, compared)
+
+
+def _show_drift(console: "Console", compared: "Sequence[Drift]") -> None:
+    """A row a night that took in enough images."""
+    heads = ("round", "new images", "earlier", "distance", "p")
+    rows = [
+        (str(night.round), str(night.new), str(night.earlier), f"{night.distance:.3f}", f"{night.p_value:.3f}")
+        for night in compared
+    ]
+    tables.show_table(console, [(head, "right") for head in heads], rows)
+    for night in compared:
+        if night.found:
+            tables.say(console, str(night))
+    tables.say(
+        console,
+        "energy distance of a night's new images to those before, beyond chance (0 to 1), by 999 permutations; of "
+        "twenty nights without any change one has a p of 0.05 or less",
+    )
+
+
+def _show_arms(console: "Console", arms: "Sequence[Arm]") -> None:
+    """A row a round, all of them together below, and how the picks compare."""
     from vabal.pages.night.control import in_words  # which takes the pages' pictures
 
     columns: list[tables.Column] = [("round", "right"), ("labels", "right"), ("model right", "right")]

@@ -1,4 +1,4 @@
-"""What is told of a round once it is published, and when its version is judged: page, card, the control arm's figures.
+"""What is told of a round once it is published, and when its version is judged: page, card, figures.
 
 What fails here is told of in one line and undoes nothing: what they tell of stands in the record.
 """
@@ -25,14 +25,20 @@ def keep_report(
     """Write the page of a published round and put it beside its run in MLflow; None where `tell` heard why not."""
     try:
         from vabal.audit.control import arms  # noqa: PLC0415 -- SciPy
+        from vabal.audit.drift import drifts  # noqa: PLC0415 -- the same
         from vabal.pages import night  # noqa: PLC0415 -- matplotlib takes a second to import
 
         manifest = rounds.read_manifest(workspace.data, number)
         path = night.write(workspace, number, step_seconds(manifest.prefect_flow_run))
         if manifest.mlflow_run:
             tracking.log_artifacts(manifest.mlflow_run, [path], "report")
-            for known in arms(workspace.data, number)[-1:]:  # of all rounds so far
-                tracking.log_metrics(manifest.mlflow_run, [(*metric, number) for metric in known.metrics()])
+            arm, nights = arms(workspace.data, number)[-1:], drifts(workspace.data, number, last=True)
+            told = [known.metrics() for known in arm] + [compared.metrics() for compared in nights]
+            for metrics in told:  # of the arms of all rounds so far, of the images of this one
+                tracking.log_metrics(manifest.mlflow_run, [(*metric, number) for metric in metrics])
+            for compared in nights:
+                if compared.found:
+                    tell(f"{compared} (`vabal control`)")
         _keep_card(workspace, number, tracking)
     except Exception as error:  # noqa: BLE001 -- whatever is wrong with the page, the record stands
         why = " ".join(str(error).split()) or type(error).__name__

@@ -131,8 +131,10 @@ def _round_files(context: RoundContext, refs: Mapping[str, Any]) -> dict[str, Pa
     selected = steps.selection_folder(context, refs["selected"])
     evaluated = steps.evaluation_folder(context, refs["evaluated"])
     files = [selected / tables.SELECTION_FILE, selected / tables.CANDIDATES_FILE, evaluated / tables.PREDICTIONS_FILE]
-    # Of a batch that was searched over features, where the strategy looks at the labelled pool, of a control arm.
-    more = [selected / name for name in (tables.SHORTLIST_FILE, tables.LABELED_FILE, tables.CONTROL_FILE)]
+    # Of a batch that was searched over features, where the strategy looks at the labelled pool, of a control arm,
+    # of new images.
+    names = (tables.SHORTLIST_FILE, tables.LABELED_FILE, tables.CONTROL_FILE, tables.DRIFT_FILE)
+    more = [selected / name for name in names]
     return {f"{_here(context)}/{path.name}": path for path in [*files, *more] if path in files or path.exists()}
 
 

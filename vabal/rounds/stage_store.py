@@ -41,7 +41,8 @@ _TAKEN: Final = ("data", "inbox", "quarantine", "mlruns", ".git", VERSIONING)
 STAGE_CODE: Final = (
     *("files.py", "images/__init__.py", "images/decoded.py", "images/decoding.py", "images/shards.py"),
     *("labels/arrivals.py", "labels/consensus.py", "learning/", "pools/", "probabilities/", "rounds/context.py"),
-    *("rounds/figures.py", "rounds/learner.py", "rounds/steps/", "rounds/tables.py", "strategies/", "vae/"),
+    *("rounds/drift.py", "rounds/figures.py", "rounds/learner.py", "rounds/steps/", "rounds/tables.py"),
+    *("strategies/", "vae/"),
 )
 _OF_NO_STAGE: Final = ("learning/pretraining/",)  # what it makes, a round reads as a file of weights
 STAGE_LIBRARIES: Final = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "scipy", "scikit-learn")

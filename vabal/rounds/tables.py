@@ -22,6 +22,7 @@ CANDIDATES_FILE: Final = "candidates.parquet"
 PREDICTIONS_FILE: Final = "holdout_predictions.parquet"
 CONTROL_FILE: Final = "control.parquet"  # what the classifier says of the control arm; columns of CANDIDATES
 SHORTLIST_FILE: Final = "shortlist.parquet"
+DRIFT_FILE: Final = "drift.parquet"  # new images among earlier ones; columns of SHORTLIST
 LABELED_FILE: Final = "labeled.parquet"
 
 _SCORED = [
@@ -127,6 +128,12 @@ def read_shortlist(path: Path) -> ShortlistRows:
     if not (np.isinf(distance_N).all() or (distance_N <= _FARTHEST).all()) or not (distance_N >= 0).all():
         raise ValueError(f"{NEAREST.name}: not all of them are distances")
     return ShortlistRows(ids, features_N_D, distance_N)
+
+
+def read_drift(path: Path) -> ShortlistRows:
+    """A round's new images among earlier ones. Raises UserError if the file is missing or damaged."""
+    with readable(path, BRING_BACK):
+        return read_shortlist(path)
 
 
 def write_labeled(sample_ids: NDArray[Any], logits_N_C: NDArray[np.float32], path: Path) -> None:

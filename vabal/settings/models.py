@@ -49,6 +49,11 @@ class PoolSettings(Section):
         description="Pictures whose perceptual hashes differ in at most this many of 256 bits, and whose thumbnails "
         "correlate, are near copies and stay on one side of the holdout; 0: only equal pixels are looked for.",
     )
+    drift_images: Annotated[int, Field(ge=0, le=2000)] = Field(
+        500,
+        description="At most so many of the images that a night takes in are compared with as many earlier ones "
+        "(`vabal control`); 0: none.",
+    )
 
 
 class StorageSettings(Section):

@@ -355,7 +355,7 @@ def test_a_page_that_fails_is_told_in_one_line_and_raises_nothing(copied: Worksp
     assert not copied.report(2).exists()
 
 
-def test_what_the_control_arm_tells_is_logged_with_the_rounds_run(tmp_path: Path) -> None:
+def test_what_control_arm_and_drift_tell_is_logged_and_on_the_page(tmp_path: Path) -> None:
     class Mlflow:
         points: dict[str, tuple[float, int]] = {}  # noqa: RUF012
 
@@ -370,13 +370,19 @@ def test_what_the_control_arm_tells_is_logged_with_the_rounds_run(tmp_path: Path
             self.points |= {name: (value, step) for name, value, step in metrics}
 
     books = Books(tmp_path).begin(total=60).round("vabal", control_share=0.5)
+    heard: list[str] = []
     arm = tables.read_selection(books.data / "rounds/0001/selection.parquet")
     arm = arm[arm["probability"].notna()]
-    said = dict(zip(arm["sample_id"], arm["predicted_class"], strict=True))
-    place = place_of(books.round("vabal", labels=said, control_share=0.5))
+    answers = dict(zip(arm["sample_id"], arm["predicted_class"], strict=True))
+    place = place_of(books.round("vabal", labels=answers, new=20, shift=2.0, control_share=0.5))
     server: Any = Mlflow()
-    assert keep_report(place, 2, server, pytest.fail) is not None
+    assert keep_report(place, 2, server, heard.append) is not None
     assert server.points["control/accuracy"] == (1.0, 2)
+    assert server.points["drift/p_value"] == (0.001, 2)
+    assert [line.partition(":")[0] for line in heard] == ["round 2's new images are not like those before"]
+    page = night.page(place, 2)
+    assert "drift" in [section["id"] for section in Document(page).all("section")]
+    assert "Round 2's new images are not like those before: p 0.001" in said(page)
 
 
 def test_a_page_tells_what_the_control_arm_shows_and_who_was_drawn(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ MADE_OF = {
     "estimate-probabilities": ({"probabilities", "products"}, {"vae", "features", "seed"}),
     "select-batch": (
         {"selection", "probabilities", "classes", "needs", "frozen", *ARITHMETIC},
-        {"features", "committee", "estimated", "unlabeled", "seed", "control"},
+        {"features", "committee", "estimated", "unlabeled", "seed", "control", "compared"},
     ),
 }
 SEEDED = {

@@ -1,8 +1,9 @@
-"""What the control arm tells of the pool and of the picks, on a round's page."""
+"""What the control arm tells of the pool and of the picks, and the test for drift, on a round's page."""
 
 from collections.abc import Sequence
 
 from vabal.audit.control import Arm, Difference, Share
+from vabal.audit.drift import Drift
 from vabal.pages.blocks import Block, Text
 from vabal.pages.tables import NONE, Cell, Row, Table, percent, signed
 
@@ -27,6 +28,24 @@ def blocks(arms: Sequence[Arm]) -> list[Block]:
     )
     heads = ["round", "labels", "model right", *(f"share of\n{name}" for name in names)]
     return [Table(caption, heads, rows), Text(in_words(arms[-1]))]
+
+
+def drift_blocks(compared: Sequence[Drift]) -> list[Block]:
+    """Nothing where the nights so far took in too few images."""
+    if not compared:
+        return []
+    rows = [
+        Row(str(night.round), [Cell(str(night.new)), Cell(f"{night.distance:.3f}"), Cell(f"{night.p_value:.3f}")])
+        for night in compared
+    ]
+    caption = (
+        "A night's new images against those before: how far they lie apart in the network's features beyond chance "
+        "(energy distance, 0 to 1), and how often chance brings them as far. Of twenty nights without any change one "
+        "has a p of 0.05 or less; it is not corrected for the number of nights."
+    )
+    found = [f"{night}." for night in compared if night.found]
+    table = Table(caption, ["round", "new images", "distance", "p"], rows)
+    return [table, Text([said[0].upper() + said[1:] for said in found], listed=True)] if found else [table]
 
 
 def in_words(arm: Arm) -> list[str]:

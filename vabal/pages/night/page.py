@@ -8,6 +8,7 @@ import pandas as pd
 
 from vabal import pools
 from vabal.audit.control import arms
+from vabal.audit.drift import drifts
 from vabal.errors import UserError
 from vabal.files import write_bytes
 from vabal.pages.blocks import Block, Commands, Section, Text
@@ -145,6 +146,7 @@ class _Page:
             ("changes", "What changed", self._changes),
             ("curve", "Learning curve of the real rounds", self._curve),
             ("control", "What the control arm tells", self._control),
+            ("drift", "Are the new images like those before", self._drift),
             ("champion", "Champion and challenger", self._champion),
             ("seconds", "Seconds by step", self._seconds),
             ("method", "How this page was made", self._method),
@@ -172,6 +174,9 @@ class _Page:
 
     def _control(self) -> list[Block]:
         return control.blocks(arms(self.place.data, self.night.number))
+
+    def _drift(self) -> list[Block]:
+        return control.drift_blocks(drifts(self.place.data, self.night.number))
 
     def _champion(self) -> list[Block]:
         return judged.duel_blocks(self.night, self.duel, self.pictures)

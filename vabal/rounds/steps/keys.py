@@ -15,6 +15,7 @@ from vabal import pools, probabilities
 from vabal.rounds.context import RoundContext, StageReference
 from vabal.rounds.opened import OpenRound
 from vabal.rounds.stage_store import StageKey
+from vabal.rounds.steps.compare import compared_images
 
 Inputs = dict[str, str | int]
 
@@ -116,6 +117,7 @@ def selection_key(
         "unlabeled": context.report["digests"]["unlabeled"],
         "seed": context.seed("selection"),
         "control": context.seed("control"),
+        "compared": "\n".join(compared_images(context).sample_ids),
     }
     return StageKey("select-batch", settings, inputs)
 

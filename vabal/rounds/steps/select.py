@@ -24,6 +24,7 @@ from vabal.rounds.context import (
     stage,
     stage_output,
 )
+from vabal.rounds.steps.compare import write_compared
 from vabal.rounds.steps.estimate import LOG_LIKELIHOOD, VAE_CLASS, class_terms, labeled_rows, load_feature_dims
 from vabal.rounds.steps.keys import selection_key
 from vabal.strategies import control
@@ -58,6 +59,7 @@ def _select_batch(
         )
     arm = _write_control(context, extracted, drawn, len(selection.picks), folder) if drawn else None
     _write_selection(context, selection, folder, arm)
+    write_compared(context, extracted, folder)
     if strategies.record_of(context.strategy).labeled_inputs:
         _write_labeled(labeled, folder / "labeled.parquet")
 
