@@ -53,13 +53,16 @@ def test_ctrl_c_ends_a_round_with_one_line_and_the_next_goes_on(nights: TwoNight
     *warnings, last = stopped.err.splitlines()
     assert last == "vabal: stopped; nothing is lost: run the same command again to go on"
     assert all("WARNING" in line for line in warnings)
-    assert nights.said["round 1"].out == "Published: round 1: 8 picked by vabal, 20 labeled, 79 unlabeled\n"
+    assert nights.said["round 1"].out.splitlines() == [
+        "Published: round 1: 8 picked by vabal, 20 labeled, 79 unlabeled",
+        "next: vabal labels export requests/0001",
+    ]
 
 
 def test_a_round_without_a_terminal_is_quiet_but_for_warnings(nights: TwoNights) -> None:
     [warning] = nights.said["round 1"].err.splitlines()
     assert "no labelled sample yet of 3" in warning
-    assert len(nights.said["round 2"].out.splitlines()) == 1
+    assert len(nights.said["round 2"].out.splitlines()) == 2
 
 
 def test_requests_go_out_as_images_with_a_csv(nights: TwoNights) -> None:
@@ -295,7 +298,9 @@ def test_skip_leaves_everything_as_it_is_and_says_so(later: Path) -> None:
     change_settings(later, {"labelling.when_incomplete": "skip", "labelling.share": 0.5})
     before = digests(later)
     said = done(run(later, "round"))
-    assert said.out == ("Skipped: 0 of 8 labels of round 2's request are in, fewer than the share of 0.5: skipped\n")
+    skipped, following = said.out.splitlines()
+    assert skipped == "Skipped: 0 of 8 labels of round 2's request are in, fewer than the share of 0.5: skipped"
+    assert following == "next: vabal labels export requests/0002"
     assert digests(later) == before
 
 
@@ -404,7 +409,7 @@ def test_people_label_the_first_request_and_the_holdout_of_a_source_without_labe
     lines = [(name, "light" if "light" in shown[name] else "dark", "ada") for name in asked]
     assert ask(root, "labels", "import", str(write_labels(path, *lines)))["labels"] == 22
     published = done(run(root, "round"))
-    assert published.out == "Published: round 1: 5 picked by vabal, 12 labeled, 18 unlabeled\n"
+    assert published.out.splitlines()[0] == "Published: round 1: 5 picked by vabal, 12 labeled, 18 unlabeled"
     [_, record] = ask(root, "audit")
     assert record["metrics"]["holdout/balanced_accuracy"] > 0.5
     assert ask(root, "audit", "--verify")["ok"] is True

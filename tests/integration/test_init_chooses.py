@@ -1,5 +1,6 @@
 """`vabal init` without a learner's name, as people type it: what it says, what it writes, and a night with that."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,10 @@ def test_init_tries_learners_and_writes_settings_with_which_a_night_runs(root: P
     assert [line for line in lines if line.startswith("probe, 32 px, turned")]
     assert [line for line in lines if line.startswith("scratch, resnet18") and "not tried" in line]
     assert [line for line in lines if line.startswith("taken: probe, 32 px, ")]
+    assert re.search(
+        r"^a night: [\d.]+ s of learning here, and the servers' share; \d+ labels asked", said, re.MULTILINE
+    )
+    assert lines[-1] == "next: vabal up"
     settings = load(root / "params.yaml")
     assert (settings.classifier.learner, settings.backbone.sizes, settings.images.size) == ("probe", [32], 8)
     assert "params.yaml: classifier.learner: probe, images.size: 8, backbone" in said

@@ -1,5 +1,6 @@
 """The workspace that a command acts on: the one that `--workspace` names, or that one stands in."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,11 @@ def choose(folder: Path | None) -> None:
 def start() -> Path:
     """Where a workspace is looked for, from there upwards."""
     return _named[0] if _named else Path.cwd()
+
+
+def program() -> str:
+    """How a command for the same workspace begins."""
+    return f"vabal -C {shlex.quote(str(_named[0]))}" if _named else "vabal"
 
 
 def workspace() -> "Workspace":

@@ -8,6 +8,7 @@ import typer
 
 from vabal.cli import chosen
 from vabal.cli.console import bars, show
+from vabal.cli.following import import_words, say_next
 from vabal.cli.options import AsJson
 from vabal.errors import UserError
 
@@ -45,7 +46,10 @@ def export(
             from vabal.labels.export import export_requests
 
             rounds.refuse_older_checkout(place, Versioning(place.root))
-            show(export_requests(pools.load(place.data), place.data, folder, place.inbox), as_json)
+            written = export_requests(pools.load(place.data), place.data, folder, place.inbox)
+            show(written, as_json)
+            if written.requests and not as_json:
+                say_next(import_words(folder))
 
 
 def _picks(data: Path, number: int) -> list[str]:
@@ -72,6 +76,8 @@ def import_(
     with chosen.reading(place):
         known = pools.load(place.data)
     show(import_labels(place.inbox, known, file, datetime.now(UTC), reject=reject), as_json)
+    if not as_json:
+        say_next()
 
 
 def sync(
@@ -92,6 +98,8 @@ def sync(
     with bars():
         report = label_studio.sync(place, place.params(), datetime.now(UTC), everything=everything)
     show(report, as_json)
+    if not as_json:
+        say_next()
 
 
 _AGAIN = typer.Option("--out", help="Write them into this folder too, to be labelled again blindly.")

@@ -116,8 +116,8 @@ def _messages(place: "Workspace") -> Part:
 def _disk(place: "Workspace") -> Part:
     free = shutil.disk_usage(place.root).free
     taken = {name: _bytes_below(place.root / name) for name in (".vabal", ".dvc", "data")}
-    said = ", ".join(f"{name} {_size(count)}" for name, count in taken.items())
-    return Part((f"{_size(free)} free; taken by {said}",), {"free": free, **taken})
+    said = ", ".join(f"{name} {size(count)}" for name, count in taken.items())
+    return Part((f"{size(free)} free; taken by {said}",), {"free": free, **taken})
 
 
 def _bytes_below(folder: Path) -> int:
@@ -133,7 +133,8 @@ def _bytes_below(folder: Path) -> int:
     return sum(seen.values())
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes, for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 

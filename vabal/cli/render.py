@@ -35,8 +35,8 @@ def show_choice(choice: "LearnerChoice") -> None:
             f"{tried.learner}, {tried.sees}",
             "not tried" if tried.balanced_accuracy is None else f"{tried.balanced_accuracy:.3f}",
             "" if tried.cross_entropy is None else f"{tried.cross_entropy:.3f}",
-            _duration(tried.embedding),
-            _duration(tried.night),
+            duration(tried.embedding),
+            duration(tried.night),
         )
         for tried in choice.tried
     ]
@@ -51,7 +51,8 @@ def show_choice(choice: "LearnerChoice") -> None:
 _SECONDS = "cross-validated; times are measured here: embedding all images once, and a night without the servers' share"
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """For people; nothing for what was not measured."""
     if seconds is None:
         return ""
     if seconds < 100:

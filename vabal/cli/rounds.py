@@ -6,6 +6,7 @@ import typer
 
 from vabal.cli import chosen, complete
 from vabal.cli.console import bars, say, say_end, show
+from vabal.cli.following import say_next
 from vabal.cli.options import AsJson
 from vabal.errors import UserError
 
@@ -30,22 +31,24 @@ def round_(
     from vabal.adapters import orchestration
 
     orchestration.preflight()
-    if worker:
-        _through_a_worker(params, strategy)
-    else:
-        _here(place, params, strategy)
+    ended = _through_a_worker(params, strategy) if worker else _here(place, params, strategy)
+    if ended != "Overtaken":  # which tells by itself what comes then
+        say_next()
 
 
-def _through_a_worker(params: "Params", strategy: str | None) -> None:
+def _through_a_worker(params: "Params", strategy: str | None) -> str:
+    """The name of its final state."""
     from vabal.flows.deploy import run_now
     from vabal.flows.schedule import deployment_names
 
     ended = run_now(deployment_names(params)[0], typer.echo, {"strategy": strategy} if strategy else None)
     if not ended.completed:
         raise UserError(f"the round ended as {ended.name}: {ended.message}")
+    return ended.name
 
 
-def _here(place: "Workspace", params: "Params", strategy: str | None) -> None:
+def _here(place: "Workspace", params: "Params", strategy: str | None) -> str:
+    """The name of its final state."""
     from rich.console import Console
 
     console = Console(stderr=True, markup=False, highlight=False)
@@ -60,6 +63,7 @@ def _here(place: "Workspace", params: "Params", strategy: str | None) -> None:
         leave_the_end_to_the_command(console)
         state = run_here(active_learning_round, str(place.root), strategy)
     say_end(state)
+    return str(state.name)
 
 
 def abandon() -> None:

@@ -8,6 +8,7 @@ import typer
 
 from vabal.cli import chosen
 from vabal.cli.console import bars, say
+from vabal.cli.following import say_next
 from vabal.cli.options import AsJson
 
 
@@ -24,6 +25,7 @@ def up() -> None:
         notes = stack.up(root, progress)
     say(notes)
     show_status(stack.status(root), chosen.start())
+    say_next()
 
 
 def down() -> None:

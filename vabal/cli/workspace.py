@@ -1,18 +1,22 @@
 """Making and filling a workspace: `init`, `ingest`."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vabal.cli import chosen, complete
 from vabal.cli.console import bars, say, show
+from vabal.cli.following import say_next
 from vabal.cli.options import AsJson, assignments, by_commas, taking
 from vabal.errors import UserError
+
+if TYPE_CHECKING:
+    from vabal.rounds.choice import LearnerChoice
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ def init(options: InitOptions) -> None:
     # where standard output is no terminal, bars would take its lines along to standard error
     tell = partial(typer.echo, file=None if sys.stdout.isatty() else sys.stdout)
     settings = _with_learner(assignments(options.settings or []), options.learner)
+    chosen_here: list[LearnerChoice] = []
     with bars():
         done = initialise(
             root,
@@ -79,13 +84,35 @@ def init(options: InitOptions) -> None:
             classes=by_commas(options.classes),
             layout=options.layout,
             tell=tell,
-            choose=partial(_choose_learner, tell),
+            choose=partial(_choose_learner, tell, chosen_here),
             name=options.name,
             settings=settings,
             versions=Versioning(root),
             prepare=lambda storing: storage.preflight(storing.bucket, storing.prefix),
         )
     say(done)
+    say(_cost(root, chosen_here[0] if chosen_here else None))
+    say_next()
+
+
+def _cost(root: Path, choice: "LearnerChoice | None") -> Iterator[str]:
+    """What a night of the new workspace costs, and which learner it is where none was chosen here."""
+    from vabal import rounds
+    from vabal.cli.overview import size
+    from vabal.cli.render import duration
+    from vabal.workspace import Workspace
+
+    place = Workspace(root)
+    params, made = place.params(), rounds.head(place.data)
+    if choice is None:
+        yield f"learner: {params.classifier.learner}, as params.yaml has it; none was tried"
+    seconds = choice.night if choice else None
+    takes = f"{duration(seconds)} of learning here, and the servers' share" if seconds else "seconds were not measured"
+    yield f"a night: {takes}; {params.selection.budget} labels asked for (selection.budget)"
+    images = sum(path.stat().st_size for path in (place.data / "images").glob("*.parquet"))
+    seen = made.counts["catalog"] * params.images.size**2 * params.images.channels
+    seen += choice.embeddings if choice else 0
+    yield f"disk: {size(images)} of images, the same in S3, and {size(seen)} of what the networks see of them"
 
 
 def _with_learner(settings: Mapping[str, Any], learner: str) -> dict[str, Any]:
@@ -101,13 +128,14 @@ def _with_learner(settings: Mapping[str, Any], learner: str) -> dict[str, Any]:
     return {**settings, "classifier.learner": learner}
 
 
-def _choose_learner(tell: Callable[[str], None], *made: Any) -> Mapping[str, Any]:
+def _choose_learner(tell: Callable[[str], None], found_here: "list[LearnerChoice]", *made: Any) -> Mapping[str, Any]:
     """What `initialise` asks for where nobody named a learner; tells what was tried and what is taken."""
     from vabal.cli.render import show_choice
     from vabal.rounds import choice
 
     found = choice.choose(tell, *made)
     show_choice(found)
+    found_here.append(found)
     return found.settings
 
 

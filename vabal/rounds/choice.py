@@ -60,6 +60,12 @@ class LearnerChoice:
     why: str
     labels: int = 0
     tried: tuple[Tried, ...] = ()
+    embeddings: int = 0  # bytes that those of all images take; 0 where they were not made yet
+
+    @property
+    def night(self) -> float | None:
+        """Seconds of a night of what was taken, without the servers' share."""
+        return next((tried.night for tried in self.tried if tried.learner == "probe" and tried.night), None)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,7 +97,13 @@ def choose(
         advance("try learners", len(tried), None)
     taken = model_selection.cheapest_of_the_best(tried, known.groups_L)
     rows = [pool.row_of_probe(judged, taken) for judged in tried]
-    return LearnerChoice(pool.settings(taken.candidate), _why(taken, tried), len(pool.sample), (*rows, pool.scratch()))
+    return LearnerChoice(
+        pool.settings(taken.candidate),
+        _why(taken, tried),
+        len(pool.sample),
+        (*rows, pool.scratch()),
+        pool.bytes_of(taken.candidate),
+    )
 
 
 def _why(taken: Judged, tried: Sequence[Judged]) -> str:
@@ -186,6 +198,11 @@ class _Pool:
             night = self._night(reading.changed(self.params, self.settings(judged.candidate)), known)
         embedding = seconds / len(self.sample) * len(self.made.pools.catalog)
         return Tried("probe", str(judged.candidate), judged.balanced_accuracy, judged.loss, embedding, night)
+
+    def bytes_of(self, candidate: Candidate) -> int:
+        """What the embeddings of all images take on the disk."""
+        parts = [self._part(part).embeddings_L_E for part in candidate.parts]
+        return sum(part.shape[1] * part.itemsize for part in parts) * len(self.made.pools.catalog)
 
     def scratch(self) -> Tried:
         """The row of the network that is trained from random weights: timed, not tried."""

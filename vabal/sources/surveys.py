@@ -195,7 +195,17 @@ def understood(source: Source, found: Survey, classes: tuple[str, ...]) -> list[
         gone = [name for name in source.classes or () if name not in classes]
         if gone:
             notes.append(f"no readable image of its own in {some(gone)}: no class (named with --classes, it is one)")
-    return [head, *_counts(items, classes), *notes, *found.notes()]
+    return [head, *_counts(items, classes), *_groups(items), *notes, *found.notes()]
+
+
+def _groups(items: pd.DataFrame) -> list[str]:
+    """Those that the source tells of; near copies have a line of their own."""
+    told = items["group"].dropna().astype(str)
+    counts = told[~told.str.startswith(pools.NEAR)].value_counts()
+    several = counts[counts > 1]
+    if several.empty:
+        return []
+    return [f"{several.sum()} images in {len(several)} groups, each kept on one side of the holdout"]
 
 
 def _counts(items: pd.DataFrame, classes: tuple[str, ...]) -> list[str]:

@@ -496,7 +496,9 @@ def test_files_whose_names_lead_to_the_same_id_are_told_apart_by_content(tmp_pat
 def test_groups_of_a_source_never_straddle_pool_and_holdout(tmp_path: Path) -> None:
     pictures = np.stack([picture(number) for number in range(40)])
     source = npz(tmp_path / "a.npz", images=pictures, labels=np.arange(40) % 2, groups=np.arange(40) // 5)
-    made = build(source, tmp_path / "data").pools
+    told: list[str] = []
+    made = build(source, tmp_path / "data", tell=told.append).pools
+    assert "40 images in 8 groups, each kept on one side of the holdout" in told
     group = {f"a-{index:04d}": index // 5 for index in range(40)}
     held = {group[name] for name in made.holdout["sample_id"]}
     rest = {group[name] for name in [*made.labeled["sample_id"], *made.unlabeled["sample_id"]]}
