@@ -3,11 +3,13 @@
 import hashlib
 import http.server
 import json
+import logging
 import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from requests import Session
 
-from vabal.adapters.tracking import Tracking, metric_name
+from vabal.adapters.tracking import Stream, Tracking, metric_name, points
 from vabal.errors import Unavailable, UserError
 from vabal.learning import classifier
 from vabal.settings.learners import ClassifierSettings
@@ -200,6 +202,25 @@ def test_points_logged_again_are_not_doubled_whatever_their_value(tracking: Trac
     assert sorted((point.step, point.value) for point in history) == [(step, 1.0 / step) for step in range(1, 1201)]
     accuracy = client.get_metric_history(run_id, "accuracy")
     assert sorted((point.step, point.value) for point in accuracy) == [(1, 0.5), (2, 0.75)]
+
+
+def test_points_that_came_while_a_stage_worked_are_not_logged_again(
+    tracking: Tracking, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "EVERY_S", 0.05)
+    run_id = tracking.open_round(1, KEY, SETTINGS)
+    epochs = [("train/loss", 1.0 / step, step) for step in range(1, 51)]
+    for _ in range(2):  # the second time as after a kill, when the stage runs again
+        with Stream(partial(tracking.points, run_id), logging.getLogger("stage")) as stream:
+            for epoch in epochs[:40]:
+                stream.add(*epoch)
+            deadline = time.monotonic() + 60
+            while len(client.get_metric_history(run_id, "train/loss")) < 40 and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert len(client.get_metric_history(run_id, "train/loss")) == 40
+    tracking.log_metrics(run_id, epochs)
+    history = client.get_metric_history(run_id, "train/loss")
+    assert sorted((point.step, point.value) for point in history) == [(step, 1.0 / step) for step in range(1, 51)]
 
 
 def test_class_names_that_mlflow_refuses_are_written_as_codes_and_stay_apart() -> None:

@@ -50,23 +50,7 @@ def bars(console: "Console | None" = None) -> Iterator[Any]:
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from vabal.cli.bars import Bars
 
-    with Progress(
-        TextColumn("{task.description:24}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console or Console(stderr=True),
-        transient=True,
-    ) as progress:
-        shown: dict[str, Any] = {}
-
-        def listen(stage: str, done: int, total: int | None) -> None:
-            if stage not in shown:
-                shown[stage] = progress.add_task(stage, total=total)
-            progress.update(shown[stage], completed=done, total=total)
-
-        with listening(listen):
-            yield listen
+    with Bars(console) as shown, listening(shown.advance):
+        yield shown.advance

@@ -6,6 +6,7 @@ from prefect.logging.handlers import PrefectConsoleHandler
 from rich.console import Console
 
 from vabal.errors import UserError, os_error_line
+from vabal.flows.meanwhile import OF_PROGRESS
 
 RUNS = ("prefect.flow_runs", "prefect.task_runs")
 # Tells of each event that Prefect could not send to its server; that the server is away is said once, at the end.
@@ -29,6 +30,8 @@ class _BetweenLevels(logging.Filter):
         self.least = least
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if hasattr(record, OF_PROGRESS):
+            return False  # its bars tell that
         if record.name in RUNS:
             return self.least <= record.levelno < logging.ERROR
         return record.levelno >= logging.ERROR

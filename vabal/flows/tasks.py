@@ -17,6 +17,7 @@ from vabal import pools, rounds, strategies
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable
 from vabal.flows.context import Ticket, context_of, tracking_of
+from vabal.flows.meanwhile import telling
 from vabal.flows.publication import carry_out, refuse_taken_anchor
 from vabal.labels.agreement import agreement as opinions_on
 from vabal.promotion import agreement
@@ -126,13 +127,15 @@ def _opened(context: RoundContext, settings: dict[str, Any]) -> str:
 
 @task(name="embed-images", task_run_name="embed-images {shard}", **LEARNING)
 def embed_images(ticket: Ticket, shard: str) -> StageReference:
-    return steps.embed_images(context_of(ticket), shard)
+    with telling(ticket):
+        return steps.embed_images(context_of(ticket), shard)
 
 
 @task(name="train-classifier", task_run_name="train-classifier", **LEARNING)
 def train_classifier(ticket: Ticket) -> StageReference:
     context = context_of(ticket)
-    ref = steps.train_classifier(context)
+    with telling(ticket):
+        ref = steps.train_classifier(context)
     _log_training(ticket, context, ref)
     rounds.keep(context.workspace, context.round)  # it has learned: a rerun goes on with what this round took in
     return ref
@@ -150,13 +153,15 @@ def evaluate(ticket: Ticket, trained: StageReference) -> StageReference:
 
 @task(name="extract-features", task_run_name="extract-features {shard}", **LEARNING)
 def extract_features(ticket: Ticket, trained: StageReference, shard: str) -> StageReference:
-    return steps.extract_features(context_of(ticket), trained, shard)
+    with telling(ticket):
+        return steps.extract_features(context_of(ticket), trained, shard)
 
 
 @task(name="train-vae", task_run_name="train-vae", **LEARNING)
 def train_vae(ticket: Ticket, extracted: list[StageReference]) -> StageReference:
     context = context_of(ticket)
-    ref = steps.train_vae(context, extracted)
+    with telling(ticket):
+        ref = steps.train_vae(context, extracted)
     _log_training(ticket, context, ref)
     return ref
 
@@ -170,7 +175,8 @@ def estimate_class_terms(
 
 @task(name="estimate-probabilities", task_run_name="estimate-probabilities {extracted[shard]}", **LEARNING)
 def estimate_likelihood(ticket: Ticket, extracted: StageReference, encoded: StageReference) -> StageReference:
-    return steps.estimate_likelihood(context_of(ticket), extracted, encoded)
+    with telling(ticket):
+        return steps.estimate_likelihood(context_of(ticket), extracted, encoded)
 
 
 @task(name="select-batch", task_run_name="select-batch", **LEARNING)

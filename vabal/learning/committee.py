@@ -38,9 +38,14 @@ _PIXELS_AT_ONCE = 2**16  # a channel, of a piece times its passes: what fits a C
 _PIXELS_AT_ONCE_ELSEWHERE = 2**20
 
 
+def count(needs: Needs) -> int:
+    """How many networks beside the classifier the needs ask for."""
+    return int(has_passes(needs)) + max(needs.members - 1, 0) + int(needs.auxiliary_loss is not None)
+
+
 def is_needed(needs: Needs) -> bool:
     """Whether the needs ask for any network beside the classifier."""
-    return has_passes(needs) or needs.members > 1 or needs.auxiliary_loss is not None
+    return count(needs) > 0
 
 
 def check(needs: Needs) -> None:

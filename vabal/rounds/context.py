@@ -12,7 +12,7 @@ import numpy as np
 from vabal import images, strategies
 from vabal.errors import UserError
 from vabal.learning.metrics import Metric
-from vabal.progress import advance
+from vabal.progress import advance, measured, which
 from vabal.rounds.opened import OpenRound
 from vabal.rounds.stage_store import LocalStageStore, StageKey, StageStore
 from vabal.settings.models import Params
@@ -150,12 +150,20 @@ def read_json(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def run_training(stage: str, iterator: Iterator[Metric], epochs: int) -> list[Metric]:
-    """Runs a training to its end, telling how far it is; its metrics."""
+def run_training(stage: str, iterator: Iterator[Metric], epochs: int, networks: int = 1) -> list[Metric]:
+    """Runs a training to its end, telling how far it is and what it measures; its metrics.
+
+    Of several `networks` the first is the classifier, and the others are trained here, one after the other: their
+    metrics are named `committee/<network>-<name>`.
+    """
     collected: list[Metric] = []
+    begun: set[str] = set()
+    advance(which(stage, "network", min(2, networks), networks), 0, epochs)
     for metric in iterator:
         collected.append(metric)
-        advance(stage, min(metric.step, epochs), epochs)
+        begun.add(metric.name.rpartition("-")[0])
+        measured(*metric)
+        advance(which(stage, "network", len(begun) + 1, networks), min(metric.step, epochs), epochs)
     return collected
 
 

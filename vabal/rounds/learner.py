@@ -98,7 +98,9 @@ class Learner:
         return finetune.Recipe(params.classifier, params.finetune, params.backbone, self.device)
 
     def epochs(self, samples: int) -> int:
-        """Passes over so many labelled samples in which the classifier learns."""
+        """Passes over so many labelled samples in which the classifier learns; 1 where it is fitted at once."""
+        if self.params.classifier.learner == "probe":
+            return 1
         if self.params.classifier.learner == "finetune":
             return finetune.epochs_of(samples, self.params.finetune)
         return self.params.classifier.epochs

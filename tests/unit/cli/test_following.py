@@ -94,8 +94,10 @@ def test_where_nothing_is_left_to_ask_images_are_what_is_missing(
 
 @pytest.mark.parametrize(
     "words",
-    ["init --source folder:PATH", "up", "round", "promote", "ingest PATH", "labels sync"]
-    + ["labels export requests/0003", "labels import requests/0003/requests.csv  # once it is filled in"],
+    [
+        *("init --source folder:PATH", "up", "round", "promote", "ingest PATH", "labels sync"),
+        *("labels export requests/0003", "labels import requests/0003/requests.csv  # once it is filled in"),
+    ],
 )
 def test_every_such_command_can_be_typed(words: str) -> None:
     assert problem(["vabal", *shlex.split(words, comments=True)], ROOT) is None

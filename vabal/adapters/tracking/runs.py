@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
 
 from vabal.adapters.tracking.connection import Connection
 from vabal.adapters.tracking.errors import explained
 from vabal.adapters.tracking.names import (
     CELL_KEY,
-    METRICS_A_CALL,
     PARAMS_A_CALL,
     ROUND,
     ROUND_KEY,
@@ -22,9 +21,9 @@ from vabal.adapters.tracking.names import (
     WORKSPACE,
     chunks,
     flatten,
-    metric_name,
     tag_filter,
 )
+from vabal.adapters.tracking.points import Points
 from vabal.errors import UserError
 from vabal.files import canonical_json, sha256
 
@@ -102,18 +101,11 @@ class Runs(Connection):
     @explained
     def log_metrics(self, run_id: str, metrics: Iterable[tuple[str, float, int]]) -> None:
         """Log (name, value, step) points. A step that the run has of that name already stays as it is."""
-        points = {(metric_name(name), step): float(value) for name, value, step in metrics}
-        run = self._client.get_run(run_id)
-        known = {name for name, _ in points} & run.data.metrics.keys()
-        logged = {(name, point.step) for name in known for point in self._client.get_metric_history(run_id, name)}
-        # The clock stays out of it, so that a repeated request (a lost answer) names the very same points.
-        fresh = [
-            Metric(name, value, run.info.start_time + step, step)
-            for (name, step), value in points.items()
-            if (name, step) not in logged
-        ]
-        for chunk in chunks(fresh, METRICS_A_CALL):
-            self._client.log_batch(run_id, metrics=chunk)
+        Points(self._client, run_id).log(metrics)
+
+    def points(self, run_id: str) -> Points:
+        """Of the run, for those who log now and then. Raises MLflow's own errors."""
+        return Points(self._client, run_id)
 
     @explained
     def log_datasets(self, run_id: str, digests: Mapping[str, str], source: Mapping[str, str]) -> None:

@@ -23,7 +23,7 @@ from vabal.rounds.context import (
     stage,
 )
 from vabal.rounds.learner import CHUNK_ROWS
-from vabal.rounds.steps.extract import reported
+from vabal.rounds.steps.extract import of_shard, reported
 from vabal.rounds.steps.keys import class_terms_key, likelihood_key, vae_key
 
 POOL_ROLES = (CANDIDATE, ASKED, REJECTED)  # P_U: everything that is neither labelled nor held out
@@ -152,7 +152,8 @@ def _estimate_likelihood(
 ) -> None:
     path = output_of(context, extracted) / features.FEATURES
     total = features.shape_of(path)[0]
-    chunks = (rows for _, rows in reported(features.row_batches(path, CHUNK_ROWS), total, "estimate"))
+    told = of_shard(context, "estimate-probabilities", extracted["shard"])
+    chunks = (rows for _, rows in reported(features.row_batches(path, CHUNK_ROWS), total, told))
     with (
         features.RowWriter(folder / LOG_LIKELIHOOD, total, len(context.classes)) as likelihood,
         features.RowWriter(folder / VAE_CLASS, total, None, "<i4") as vae_class,

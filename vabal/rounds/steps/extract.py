@@ -10,7 +10,7 @@ import numpy as np
 from vabal.learning import committee, features, finetune_committee, head_committee
 from vabal.learning.embeddings import Embedder
 from vabal.learning.network import FineTuned, LinearProbe, Network, ResNetClassifier
-from vabal.progress import advance
+from vabal.progress import advance, which
 from vabal.rounds.context import RoundContext, StageReference, output_of, stage, stage_output
 from vabal.rounds.learner import ScoringNetworks
 from vabal.rounds.steps.keys import committee_columns_key, features_key
@@ -25,7 +25,8 @@ def embed_images(context: RoundContext, shard: str) -> dict[str, str]:
     """What the frozen backbone says of every image of one shard, where the classifier is a probe; made once."""
     if context.embedded is not None:
         rows = context.shards.rows(shard)
-        context.embedded.embed(shard, lambda batches: reported(batches, rows, "embed-images"))
+        told = of_shard(context, "embed-images", shard)
+        context.embedded.embed(shard, lambda batches: reported(batches, rows, told))
     return {"shard": shard}
 
 
@@ -41,7 +42,8 @@ def extract_features(context: RoundContext, trained: StageReference, shard: str)
 
 def _extract_features(context: RoundContext, trained: StageReference, shard: str, folder: Path) -> None:
     ids = context.shards.sample_ids(shard)
-    batches = reported(context.inputs.batches(shard, context.params.features.batch_size), len(ids))
+    batches = context.inputs.batches(shard, context.params.features.batch_size)
+    batches = reported(batches, len(ids), of_shard(context, "extract-features", shard))
     features.extract(load_classifier(context, trained), batches, len(ids), folder, context.device, ids)
 
 
@@ -50,7 +52,8 @@ def _committee_columns(context: RoundContext, trained: StageReference, shard: st
     rows, ids, classes = context.shards.rows(shard), context.shards.sample_ids(shard), len(context.classes)
     there = stage_output(context, "train-committee", trained["committee"])
     networks = _load_networks(there, load_classifier(context, trained), context)
-    batches = reported(context.inputs.batches(shard, context.params.features.batch_size), rows, "extract-committee")
+    batches = context.inputs.batches(shard, context.params.features.batch_size)
+    batches = reported(batches, rows, of_shard(context, "extract-committee", shard))
     with ExitStack() as files:
         writers = {
             name: files.enter_context(
@@ -71,9 +74,13 @@ def _load_networks(folder: Path, first: Network, context: RoundContext) -> Scori
     return committee.load(folder, first, context.device)
 
 
-def reported(
-    batches: Iterable[tuple[int, np.ndarray]], rows: int, stage: str = "extract-features"
-) -> Iterator[tuple[int, np.ndarray]]:
+def of_shard(context: RoundContext, stage: str, shard: str) -> str:
+    """The stage's name, and which of several shards it works on."""
+    names = shard_names(context)
+    return which(stage, "shard", names.index(shard) + 1, len(names))
+
+
+def reported(batches: Iterable[tuple[int, np.ndarray]], rows: int, stage: str) -> Iterator[tuple[int, np.ndarray]]:
     for start, batch in batches:
         yield start, batch
         advance(stage, start + len(batch), rows)

@@ -14,7 +14,7 @@ from vabal.files import canonical_json, write_bytes
 from vabal.learning import classifier, committee
 from vabal.learning.metrics import Metric
 from vabal.learning.network import Network
-from vabal.progress import advance
+from vabal.progress import advance, which
 from vabal.rounds.context import RoundContext, StageReference, output_of, run_training, stage
 from vabal.rounds.learner import TrainingSet
 from vabal.rounds.steps.keys import classifier_key, committee_key
@@ -42,7 +42,8 @@ def _train_classifier(context: RoundContext, labeled: pd.DataFrame, folder: Path
     if context.learner.folds:
 
         def report(metric: Metric) -> None:
-            advance("cross-fit", metric.step, epochs)
+            fold = int(metric.name.partition("/")[0].removeprefix("fold"))
+            advance(which("cross-fit", "fold", fold + 1, context.learner.folds), metric.step, epochs)
 
         fitted = context.learner.cross_fit(network, known, report)
         np.savez(folder / "cross_fit.npz", labels=known.labels_L, predicted=fitted.predicted_N, fold=fitted.fold_N)
@@ -52,7 +53,8 @@ def _train_classifier(context: RoundContext, labeled: pd.DataFrame, folder: Path
 def _train_committee(context: RoundContext, trained: StageReference, labeled: pd.DataFrame, folder: Path) -> None:
     first = load_classifier(context, trained)
     networks, training = context.learner.committee(first, _training_set(context, labeled))
-    collected = run_training("train-committee", training, context.learner.epochs(len(labeled)))
+    count = 1 + committee.count(context.needs)
+    collected = run_training("train-committee", training, context.learner.epochs(len(labeled)), count)
     networks.save(folder)
     _write_metrics(collected, folder)
 
