@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.blocks import problem
+from vabal.adapters import messages
+
 INFRA = Path(__file__).parents[3] / "infra"
 PLACEHOLDER = re.compile(r"{{ (\w+) }}")
 
@@ -56,11 +59,24 @@ def test_no_secret_of_the_compose_file_has_a_default_and_no_port_is_open_to_othe
 
 def test_the_compose_file_has_the_services_and_waits_until_they_are_healthy(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == {"postgres", "s3", "bucket", "mlflow", "prefect", "worker"}
+    assert set(services) == {"postgres", "s3", "bucket", "mlflow", "prefect", "worker", "notifier"}
     for name, service in services.items():
         for needed, how in service.get("depends_on", {}).items():
             if how["condition"] == "service_healthy":
                 assert "healthcheck" in services[needed], (name, needed)
+
+
+def test_the_notifier_runs_a_command_that_there_is_in_the_workers_workspace(compose: dict[str, Any]) -> None:
+    notifier, worker = compose["services"]["notifier"], compose["services"]["worker"]
+    assert problem(notifier["command"], INFRA.parent) is None
+    assert notifier["volumes"] == worker["volumes"]
+    assert notifier["volumes"][0].endswith(f":{notifier['command'][notifier['command'].index('--workspace') + 1]}")
+    shared = [name for name in notifier["environment"] if name.startswith("PREFECT_")]
+    assert {name: notifier["environment"][name] for name in shared} == {
+        name: worker["environment"][name] for name in shared
+    }
+    assert {messages.WEBHOOK, messages.SMTP} < set(notifier["environment"])
+    assert set(notifier) <= set(worker) | {"command"}  # keys of a service that the Compose specification has
 
 
 def test_every_image_is_pinned_and_none_is_of_a_project_that_has_ended(compose: dict[str, Any]) -> None:

@@ -55,9 +55,8 @@ def test_each_network_has_a_clock_of_its_own_and_what_has_no_end_is_not_told() -
 def test_a_training_tells_each_metric_and_which_network_it_is_at() -> None:
     heard: list[tuple[str, int, int | None]] = []
     measured: list[tuple[str, float, int]] = []
-    metrics = [
-        Metric(f"committee/member{network}-{name}", 0.5, 1) for network in (1, 2) for name in ("loss", "accuracy")
-    ]
+    names = [f"member{network}-{name}" for network in (1, 2) for name in ("loss", "accuracy")]
+    metrics = [Metric(f"committee/{name}", 0.5, 1) for name in names]
     with listening(lambda *told: heard.append(told)), measuring(lambda *point: measured.append(point)):
         assert run_training("train-committee", iter(metrics), 1, networks=3) == metrics
         run_training("train-vae", iter([Metric("vae/loss", 1.0, 1)]), 2)

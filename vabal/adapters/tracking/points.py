@@ -86,6 +86,7 @@ class Stream:
                 points = points or self._open_points()
                 points.log(batch)
             except Exception as failed:  # noqa: BLE001 -- whatever it is, the stage goes on and logs at its end
-                why = " ".join(str(failed).split())[:300] or type(failed).__name__
-                self._log.warning("metrics go to MLflow at the end of the stage, not meanwhile: %s", why)
+                if not self._over.is_set():
+                    why = " ".join(str(failed).split())[:300] or type(failed).__name__
+                    self._log.warning("metrics go to MLflow at the end of the stage, not meanwhile: %s", why)
                 return
