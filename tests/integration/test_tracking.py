@@ -230,6 +230,14 @@ def test_class_names_that_mlflow_refuses_are_written_as_codes_and_stay_apart() -
     assert metric_name("recall/träge-2.5: x") == "recall/träge-2.5: x"
 
 
+def test_a_class_has_its_chart_in_its_groups_section_and_a_readable_name() -> None:
+    assert metric_name("holdout/recall/mono-defective") == "holdout/recall/mono-defective"
+    assert metric_name("control/share/crack") == "control/share/crack"
+    assert metric_name("holdout/recall/a/b") == "holdout/recall/a_2f_b"
+    assert metric_name("holdout/recall/..") == "holdout/recall/_2e__2e_"
+    assert metric_name("holdout/accuracy") == "holdout/accuracy"
+
+
 def test_a_class_name_that_looks_like_a_path_is_coded() -> None:
     assert metric_name("recall/a//b") == "recall/a_2f__2f_b"
     assert metric_name("recall/..") == "recall/_2e__2e_"
@@ -238,8 +246,20 @@ def test_a_class_name_that_looks_like_a_path_is_coded() -> None:
 def test_every_class_name_can_be_a_metric(tracking: Tracking, client: MlflowClient) -> None:
     run_id = tracking.open_round(1, KEY, SETTINGS)
     names = ["(", "a+b", "träge", "a//b", "..", "./a", "x" * 300, "x" * 301]
-    tracking.log_metrics(run_id, [(f"recall/{name}", 0.5, 1) for name in names])
+    tracking.log_metrics(run_id, [(f"holdout/recall/{name}", 0.5, 1) for name in names])
     assert len(client.get_run(run_id).data.metrics) == len(names)
+
+
+def test_an_experiment_tells_what_it_is_and_keeps_the_words_that_people_gave_it(
+    tracking: Tracking, client: MlflowClient
+) -> None:
+    tracking.open_round(1, KEY, SETTINGS)
+    [experiment] = client.search_experiments(filter_string=f"name = '{tracking.experiment_name}'")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert f"in the workspace `{tracking.workspace}`" in experiment.tags["mlflow.note.content"]
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours")
+    assert tracking.charts_url().endswith(f"/#/experiments/{experiment.experiment_id}/runs?compareRunsMode=CHART")
+    assert client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"] == "ours"
 
 
 def test_the_pools_digests_are_the_runs_inputs_once(tracking: Tracking, client: MlflowClient) -> None:

@@ -26,24 +26,42 @@ def report(number: Round = None) -> None:
     typer.echo(str(path))
 
 
-def open_(number: Round = None) -> None:
+def open_(
+    number: Round = None,
+    charts: Annotated[bool, typer.Option("--charts", help="MLflow's charts of all rounds instead.")] = False,
+) -> None:
     """Print where the page of a round is, and show it where there is a browser; it is made if it is not there.
 
-    Example: `vabal open`
+    Example: `vabal open`, `vabal open --charts`
     """
     import webbrowser
 
+    place = chosen.with_pools()
+    if charts:
+        said = shown = _charts(place)
+    else:
+        path = _page(place, number)
+        said, shown = str(path), path.as_uri()
+    typer.echo(said)
+    if _sees_windows():
+        webbrowser.open(shown)
+
+
+def _page(place: "Workspace", number: int | None) -> Path:
     from vabal import rounds
 
-    place = chosen.with_pools()
     with chosen.reading(place):
         wanted = rounds.head(place.data).round if number is None else number
         path = place.report(wanted)
-        if not path.is_file():
-            path = _write(place, wanted)
-    typer.echo(str(path))
-    if _sees_windows():
-        webbrowser.open(path.as_uri())
+        return path if path.is_file() else _write(place, wanted)
+
+
+def _charts(place: "Workspace") -> str:
+    from vabal.adapters.tracking import Tracking
+
+    tracking = Tracking(place.params().workspace.name)
+    tracking.preflight()
+    return tracking.charts_url()
 
 
 def _write(place: "Workspace", number: int | None) -> Path:

@@ -80,6 +80,7 @@ def _show_picks(workspace: Workspace, plan: Plan, tracking: "Tracking", page: Pa
         links = {
             **({"the round's page": f"{run}/artifacts/report/{page.name}"} if page else {}),
             "MLflow run": run,
+            "charts of all rounds": tracking.charts_url(),
             "model version": tracking.version_url(plan.after["version"]),
         }
     create_markdown_artifact(

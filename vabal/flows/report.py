@@ -60,3 +60,4 @@ def _keep_card(workspace: Workspace, number: int, tracking: "Tracking") -> None:
     tracking.describe_version(manifest.model.version, brief(text, LONGEST_DESCRIPTION))
     if manifest.mlflow_run:
         tracking.log_artifacts(manifest.mlflow_run, [path], "report")
+        tracking.describe_run(manifest.mlflow_run, brief(text, LONGEST_DESCRIPTION))

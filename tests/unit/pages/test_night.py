@@ -336,6 +336,10 @@ def test_a_page_that_fails_is_told_in_one_line_and_raises_nothing(copied: Worksp
             assert (run, folder) == (f"{2:032x}", "report")
             self.kept += files
 
+        def describe_run(self, run: str, text: str) -> None:
+            assert run == f"{2:032x}"
+            assert text.startswith("#")
+
         def describe_version(self, version: str, text: str) -> None:
             self.described = f"{version}: {text}"
 
@@ -360,6 +364,9 @@ def test_what_control_arm_and_drift_tell_is_logged_and_on_the_page(tmp_path: Pat
         points: dict[str, tuple[float, int]] = {}  # noqa: RUF012
 
         def log_artifacts(self, run: str, files: list[Path], folder: str) -> None:
+            pass
+
+        def describe_run(self, run: str, text: str) -> None:
             pass
 
         def describe_version(self, version: str, text: str) -> None:

@@ -12,10 +12,22 @@ from mlflow.utils.rest_utils import http_request
 
 from vabal.adapters import limits
 from vabal.adapters.tracking.errors import refused
-from vabal.adapters.tracking.names import OWNER, STATUS
+from vabal.adapters.tracking.names import KIND, NOTE, OWNER, STATUS
 from vabal.errors import Unavailable, UserError
 
 CONNECT_S = 10.0  # a refused connection is told at once; this is for an address that swallows it
+
+
+_ABOUT = """Nights of active learning in the workspace `{workspace}`: a run a round, by `vabal round`.
+
+- `holdout/`: how good the round's classifier is, `holdout/recall/` class by class; step: the round
+- `train/`, `committee/`, `vae/`: its trainings, as they went; step: the epoch
+- `labels/`, `annotator_labels/`, `annotator_accuracy/`: how far people agree
+- `control/`: what the uniformly drawn part of each request tells of the pool
+
+Artifacts: `report/` the night's page and the model's card, `evaluation/`, `selection/`. What was picked and why
+stands in the workspace's own record: `vabal audit`.
+"""
 
 
 class Connection:
@@ -76,15 +88,19 @@ class Connection:
 
     def _experiment(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment_name)
+        about = {KIND: "custom_model_development", NOTE: _ABOUT.format(workspace=self.workspace)}
         if found is None:
             try:
-                return str(self._client.create_experiment(self.experiment_name))
+                return str(self._client.create_experiment(self.experiment_name, tags=about))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             found = self._client.get_experiment_by_name(self.experiment_name)
         if found is None or found.lifecycle_stage != "active":
             raise UserError(f"MLflow's experiment {self.experiment_name} was deleted: restore it in MLflow")
+        if KIND not in found.tags:  # made before it told; else people's own words stay
+            for name, value in about.items():
+                self._client.set_experiment_tag(found.experiment_id, name, value)
         return str(found.experiment_id)
 
     @property

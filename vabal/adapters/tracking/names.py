@@ -13,15 +13,21 @@ OWNER, STATUS = "vabal.clone", "vabal.status"  # who made it; of what does not c
 CELL_KEY = "vabal.cell"  # of a benchmark
 PARAMS_A_CALL, METRICS_A_CALL, LONGEST_NAME, VERSIONS_A_CALL = 100, 1000, 250, 1000  # MLflow's own limits
 
+WITH_GROUPS = ("holdout/", "control/")  # of metrics: holdout/recall/<class>
+# MLflow's own tags: which pages an experiment has, and the text on the page of an experiment or a run.
+KIND, NOTE = "mlflow.experimentKind", "mlflow.note.content"
+
 T = TypeVar("T")
 
 
 def metric_name(name: str) -> str:
     """The name as MLflow takes it: `group/name`, with other characters (in class names) as `_<hexadecimal code>_`.
 
-    MLflow refuses names that are no clean path. Names of more than 250 characters end in a digest instead.
+    Its charts have a section a group, and `holdout` and `control` have groups within. MLflow refuses names that are no
+    clean path. Names of more than 250 characters end in a digest instead.
     """
-    safe = "/".join(_coded(r"[^\w.\- :]", part) for part in name.split("/", maxsplit=1))
+    levels = 2 if name.startswith(WITH_GROUPS) else 1
+    safe = "/".join(_coded(r"[^\w.\- :]", part) for part in name.split("/", maxsplit=levels))
     if len(safe) <= LONGEST_NAME:
         return safe
     return f"{safe[: LONGEST_NAME - 17]}_{sha256(name.encode())[:16]}"

@@ -14,6 +14,7 @@ from vabal.adapters.tracking.connection import Connection
 from vabal.adapters.tracking.errors import explained
 from vabal.adapters.tracking.names import (
     CELL_KEY,
+    NOTE,
     PARAMS_A_CALL,
     ROUND,
     ROUND_KEY,
@@ -132,6 +133,16 @@ class Runs(Connection):
     def close(self, run_id: str, status: str = "FINISHED") -> None:
         """End the run. `status`: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(run_id, status)
+
+    @explained
+    def describe_run(self, run_id: str, text: str) -> None:
+        """What MLflow's page of the run says first, as Markdown."""
+        self._client.set_tag(run_id, NOTE, text)
+
+    @explained
+    def charts_url(self) -> str:
+        """Where a browser shows the charts of all rounds."""
+        return f"{self.uri}/#/experiments/{self._experiment()}/runs?compareRunsMode=CHART"
 
     def run_url(self, run_id: str) -> str:
         """Where a browser shows the run."""
