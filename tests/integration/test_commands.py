@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +111,35 @@ def test_going_on_with_what_came_is_the_default_and_said_in_the_final_state(nigh
     said = nights.said["round 2"].out
     assert "Published: round 2: 8 picked by entropy, 22 labeled, 80 unlabeled" in said
     assert "3 of 8 labels of round 1's request are in: going on with what came" in said
+
+
+SHELL = """
+eval "$(python -m vabal.cli env)"
+mlflow experiments search >mlflow.txt 2>&1 & first=$!
+prefect deployment ls >prefect.txt 2>&1 & second=$!
+dvc pull >dvc.txt 2>&1 && dvc status >>dvc.txt 2>&1
+third=$?
+wait $first && wait $second && exit $third
+"""
+
+
+def test_in_a_shell_with_our_environment_the_tools_own_commands_work(
+    nights: TwoNights, stack: RunningStack, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(nights.root), str(clone))
+    (clone / ".vabal").mkdir(mode=0o700)
+    shutil.copyfile(stack.root / ".vabal" / "env", clone / ".vabal" / "env")
+    foreign = ("AWS_", "DVC_", "MLFLOW_", "PREFECT_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    environment |= {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
+    ended = subprocess.run(["sh", "-c", SHELL], cwd=clone, env=environment, check=False).returncode
+    said = {name: (clone / f"{name}.txt").read_text() for name in ("mlflow", "prefect", "dvc")}
+    assert ended == 0, said
+    assert f"{nights.name}-vabal" in said["mlflow"]
+    assert "Deployments" in said["prefect"]
+    assert "up to date" in said["dvc"]
+    assert digests(clone / "data") == nights.data[2]
 
 
 def test_the_audit_lists_both_rounds_with_model_run_and_tag(nights: TwoNights) -> None:
