@@ -201,8 +201,8 @@ class _Pool:
 
     def bytes_of(self, candidate: Candidate) -> int:
         """What the embeddings of all images take on the disk."""
-        parts = [self._part(part).embeddings_L_E for part in candidate.parts]
-        return sum(part.shape[1] * part.itemsize for part in parts) * len(self.made.pools.catalog)
+        made = [self._part(part).embeddings_L_E for part in candidate.parts]
+        return sum(part.nbytes // len(part) for part in made) * len(self.made.pools.catalog)
 
     def scratch(self) -> Tried:
         """The row of the network that is trained from random weights: timed, not tried."""
