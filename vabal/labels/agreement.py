@@ -75,8 +75,8 @@ class Agreement:
         return asdict(self)
 
     def metrics(self) -> Iterator[tuple[str, float]]:
-        """What is logged of a round; nothing where no image has several opinions."""
-        if not self.several:
+        """What is logged of a round; nothing where fewer than two people have labelled."""
+        if len(self.people) < 2:
             return
         yield "labels/several_opinions", self.several
         yield "labels/disputed", len(self.disputed)

@@ -405,3 +405,24 @@ def test_a_page_tells_what_the_control_arm_shows_and_who_was_drawn(tmp_path: Pat
     assert "The model was wrong on" in told
     place_of(books.round("bald", control_share=0.5))  # which records posteriors, where the arm has logits
     assert "no posteriors of the picks" not in said(night.page(place, 3))
+
+
+def test_a_page_tells_how_far_people_agree(tmp_path: Path) -> None:
+    books = Books(tmp_path).begin().round("random")
+    one, two, *_ = books.picked(1)
+    said_of = [
+        (one, "cat", "ann"),
+        (one, "cat", "bob"),
+        (one, "dog", "<b>eve"),
+        (two, "emu", "ann"),
+        (two, "emu", "bob"),
+    ]
+    place = place_of(books.round("random", opinions=said_of, consensus="majority"))
+    page = night.page(place, 2)
+    told = said(page)
+    assert "3 people have an opinion on 2 images; of 2 images with several opinions they disagree about 1" in told
+    assert "<b>eve 1 0 1 0 %" in told
+    assert "ann, bob 2 1.00" in told
+    assert "what most say, else the newest opinion, stands" in told
+    assert "consensus: cat" not in told
+    assert "people" not in [section["id"] for section in Document(night.page(place, 1)).all("section")]

@@ -7,6 +7,7 @@ from typing import Final
 import pandas as pd
 
 from vabal import pools
+from vabal.labels.consensus import CONSENSUS
 from vabal.pages.blocks import Block, Pictured, Pictures, Text
 from vabal.pages.headline import counted
 from vabal.pages.night.record import Night
@@ -26,6 +27,10 @@ class Came:
     confirmed: int
     disputed: dict[str, dict[str, str]]  # what each annotator last said, where they differ
     images: int
+    rule: str = "latest"
+
+
+_STANDS: Final = {"latest": "the newest opinion", "majority": "what most say, else the newest opinion,"}
 
 
 def came(night: Night) -> Came:
@@ -46,7 +51,9 @@ def came(night: Night) -> Came:
             corrected[sample] = (old, label)
     confirmed = len(tonight) - len(new) - len(corrected) - len(rejected)
     fresh = int((night.pools.catalog["added_round"] == night.number).sum())
-    return Came(new, corrected, rejected, confirmed, _disputed(touched), fresh)
+    labelling = night.manifest.settings.get("labelling")
+    rule = str(labelling.get("consensus", "latest")) if isinstance(labelling, dict) else "latest"
+    return Came(new, corrected, rejected, confirmed, _disputed(touched), fresh, rule)
 
 
 def _standing(events: pd.DataFrame) -> dict[str, str | None]:
@@ -58,7 +65,7 @@ def _standing(events: pd.DataFrame) -> dict[str, str | None]:
 
 
 def _disputed(events: pd.DataFrame) -> dict[str, dict[str, str]]:
-    people = pools.standing(events, by=("sample_id", "annotator"))
+    people = pools.standing(events[events["annotator"] != CONSENSUS], by=("sample_id", "annotator"))
     found: dict[str, dict[str, str]] = {}
     for sample, said in people.groupby("sample_id", sort=True):
         opinions = {
@@ -92,9 +99,8 @@ def _sentences(found: Came) -> list[str]:
         f"{counted(found.images, 'new image')}."
     ]
     if found.disputed:
-        parts.append(
-            f"People disagree about {counted(len(found.disputed), 'image')} of these: the newest opinion stands."
-        )
+        stands = _STANDS.get(found.rule, _STANDS["latest"])
+        parts.append(f"People disagree about {counted(len(found.disputed), 'image')} of these: {stands} stands.")
     return parts
 
 

@@ -11,9 +11,10 @@ from vabal.audit.control import arms
 from vabal.audit.drift import drifts
 from vabal.errors import UserError
 from vabal.files import write_bytes
+from vabal.labels.agreement import agreement
 from vabal.pages.blocks import Block, Commands, Section, Text
 from vabal.pages.headline import counted
-from vabal.pages.night import changes, control, gallery, judged, reasons
+from vabal.pages.night import changes, control, gallery, judged, people, reasons
 from vabal.pages.night.looks import NONE, Looks, looks
 from vabal.pages.night.record import Night, read
 from vabal.pages.pictures import Picture, pictures
@@ -144,6 +145,7 @@ class _Page:
         makers: list[tuple[str, str, Callable[[], list[Block]]]] = [
             ("picks", "What is asked about, and why", self._gallery),
             ("changes", "What changed", self._changes),
+            ("people", "How far people agree", self._people),
             ("curve", "Learning curve of the real rounds", self._curve),
             ("control", "What the control arm tells", self._control),
             ("drift", "Are the new images like those before", self._drift),
@@ -168,6 +170,9 @@ class _Page:
 
     def _changes(self) -> list[Block]:
         return changes.blocks(self.night, self.came, self.labels, self.pictures)
+
+    def _people(self) -> list[Block]:
+        return people.blocks(agreement(self.night.pools.events))
 
     def _curve(self) -> list[Block]:
         return judged.curve_blocks(self.curve, self.params.selection.budget)
