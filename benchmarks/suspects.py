@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from benchmarks.threads import one_thread
 from vabal.benchmark import cells
-from vabal.labels.suspicion import suspicion
+from vabal.labels.suspicion import FOLDS, suspicion
 from vabal.learning.embeddings import Embedder
-from vabal.learning.probe import LabelledEmbeddings
-from vabal.rounds.suspects import held_out
+from vabal.learning.probe import LabelledEmbeddings, held_out
 from vabal.settings import params
 from vabal.settings.models import Params
 
@@ -69,7 +68,8 @@ def _one(
     wrong = draws.permutation(size)[: round(WRONG * size)]
     given_L[wrong] = (given_L[wrong] + draws.integers(1, classes, len(wrong))) % classes
     known = LabelledEmbeddings(embeddings[rows_L], given_L, [f"{row:06d}" for row in rows_L])
-    found = suspicion(given_L, held_out(known, embedder.embedded, classes, settings))
+    posterior_L_C = held_out(known, embedder.embedded, classes, settings.classifier, folds=FOLDS, seed=settings.seed)
+    found = suspicion(given_L, posterior_L_C)
     share = np.isin(wrong, found.order_L[: round(BUDGET * size)]).mean()
     return float(share), found.wrong, float(np.isin(found.order_L[: found.wrong], wrong).mean())
 

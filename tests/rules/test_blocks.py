@@ -17,7 +17,7 @@ NOT_RUN = {
     "docs/decisions/serving.md": 1,
     "docs/evidence.md": 4,
     "docs/evidence-scratch.md": 6,
-    "docs/labelling.md": 1,
+    "docs/labelling.md": 2,
     "docs/learners.md": 5,
     "docs/operations.md": 1,
     "docs/protocols.md": 7,

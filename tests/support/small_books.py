@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from vabal import audit, files, images, pools, rounds, strategies
 from vabal.images import shards
+from vabal.labels import again
+from vabal.labels.again import HeldOut
 from vabal.labels.consensus import settle
 from vabal.learning import metrics
 from vabal.probabilities import ClassTerms
@@ -33,6 +35,7 @@ class Books:
         self.number = -1
         self.random = np.random.default_rng(SEED)
         self.drawn: list[str] = []  # the newest round's control arm
+        self.asked = pd.DataFrame({"sample_id": [], "reason": []}, dtype="str")  # what it asks about again
 
     # -- rounds ---------------------------------------------------------------------------------------------
 
@@ -71,6 +74,7 @@ class Books:
         consensus: str = "latest",
         changes: Sequence[tuple[str, str, str | None]] = (),
         shift: float | None = None,
+        ask_again: float = 0.0,
         **selection: Any,
     ) -> "Books":
         """`selection` are further settings of that section, `probabilities` settings of the other. `opinions` (sample,
@@ -92,6 +96,7 @@ class Books:
             consensus=consensus,
             changes=changes,
             shift=shift,
+            ask_again=ask_again,
         )
         return self
 
@@ -132,6 +137,7 @@ class Books:
         consensus: str = "latest",
         changes: Sequence[tuple[str, str, str | None]] = (),
         shift: float | None = None,
+        ask_again: float = 0.0,
     ) -> None:
         self.number += 1
         number = self.number
@@ -160,7 +166,7 @@ class Books:
                 "seed": SEED,
                 "selection": asked,
                 "probabilities": dict(probabilities or {}),
-                "labelling": {"consensus": consensus},
+                "labelling": {"consensus": consensus, "ask_again": ask_again},
                 "classifier": {} if shift is None else {"learner": "probe"},
             }
         )
@@ -170,6 +176,7 @@ class Books:
             measured = self._predict(folder, state)
             self._compare(folder, state, settings, shift or 0.0)
             state = pools.mark_requested(state, [*drawn.sample_ids, *self.drawn], number)
+            state = pools.ask_again(state, self.asked, number)
         elif first:
             table = tables.unscored(list(first), strategy)
             tables.write_selection(table, folder / "selection.parquet")
@@ -230,7 +237,8 @@ class Books:
             self._labeled(state),
             written.append,
         )
-        selection = strategy.select(context, asked.budget - len(drawn))
+        self.asked = self._again(folder, state, settings, len(drawn))
+        selection = strategy.select(context, asked.budget - len(drawn) - len(self.asked))
         ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
         scored = self.root / "scored.parquet"
         pq.write_table(written[0].to_table(state.classes), scored, store_schema=False)
@@ -266,6 +274,15 @@ class Books:
             features_N_D[: len(found.new)] += shift
             ids = np.array(found.sample_ids, dtype=object)
             tables.write_shortlist(ids, drift.components(features_N_D), folder / tables.DRIFT_FILE)
+
+    def _again(self, folder: Path, state: pools.Pools, settings: models.Params, drawn: int) -> pd.DataFrame:
+        """What the round asks about again: with half of the labels not believed at random."""
+        held_out, share = None, settings.labelling.ask_again
+        if share:
+            posterior_L_C = self.random.dirichlet([1] * len(state.classes), len(state.labeled)).astype(np.float32)
+            held_out = HeldOut(list(state.labeled["sample_id"]), posterior_L_C)
+            tables.write_held_out(*held_out, folder / "held_out.parquet")
+        return again.choose(state, held_out, again.size(share, settings.selection.budget, drawn))
 
     def _shard(self, ids: Any, classes: int) -> strategies.Shard:
         shape = (len(ids), classes)

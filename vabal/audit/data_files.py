@@ -50,7 +50,7 @@ def _shard_file(shard: str) -> str:
 
 def check_strangers(data: Path, records: Sequence[Record]) -> Iterator[Finding]:
     """Files that no manifest names. Half-written ones (`.*.tmp`) are passed over: they are versioned nowhere."""
-    known = {*pools.TABLE_FILES.values()} - {pools.CLASS_EVENTS_FILE}
+    known = {file for name, file in pools.TABLE_FILES.items() if name not in pools.SPARSE}
     known |= {name for record in records for name in record.tables}
     known |= {_shard_file(shard) for record in records for shard in record.shards}
     for record in records:

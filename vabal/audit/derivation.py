@@ -27,10 +27,13 @@ from vabal.strategies import Candidates, Context, Labeled, Strategy, record_of, 
 from vabal.strategies.base import Listed, recording
 
 
-def check_round(data: Path, record: Record, taken_in: Pools, recorded: Sequence[str] | None) -> Iterator[Finding]:
+def check_round(
+    data: Path, record: Record, taken_in: Pools, recorded: Sequence[str] | None, *, again: int = 0
+) -> Iterator[Finding]:
     """A round's scores and picks, derived again from its candidates, settings, class terms and seed.
 
-    `taken_in` are the pools that it picked from, `recorded` its picks in their order, None if they cannot be read.
+    `taken_in` are the pools that it picked from, `recorded` its picks in their order, None if they cannot be read;
+    `again` places of its budget went to images that were asked about again.
     """
     manifest, file = f"{record.folder}/manifest.json", f"{record.folder}/candidates.parquet"
     if "candidates.parquet" not in record.files:
@@ -39,7 +42,10 @@ def check_round(data: Path, record: Record, taken_in: Pools, recorded: Sequence[
     if not (data / file).is_file():  # `check_files` names it
         return
     try:
-        derived = (_derive if record.version > 1 else derive_earlier)(data / file, record, taken_in)
+        path = data / file
+        derived = (
+            _derive(path, record, taken_in, again) if record.version > 1 else derive_earlier(path, record, taken_in)
+        )
     except UNREADABLE as error:
         yield Finding(record.round, file, f"the picks cannot be derived from it: {one_line(error)}")
         return
@@ -55,7 +61,7 @@ def check_round(data: Path, record: Record, taken_in: Pools, recorded: Sequence[
 # -- rounds that record what their scores take ----------------------------------------------------------------------
 
 
-def _derive(path: Path, record: Record, taken_in: Pools) -> Derived:
+def _derive(path: Path, record: Record, taken_in: Pools, again: int) -> Derived:
     """The strategy run again on what is recorded, or what can be said of the scores where too little is."""
     said, settings, strategy, terms = read_statements(record, taken_in.classes)
     derived = Derived()
@@ -66,14 +72,14 @@ def _derive(path: Path, record: Record, taken_in: Pools) -> Derived:
     derived.wrong += wrong_terms(terms, settings, strategy, taken_in)
     if not picker.candidates:
         return derived
-    seed, drawn = derive_seed(settings.seed, record.round, "selection"), len(draw_of(record, taken_in))
-    again = {"budget": settings.selection.budget - drawn, "seed": seed}
+    seed, beside = derive_seed(settings.seed, record.round, "selection"), len(draw_of(record, taken_in)) + again
+    asked = {"budget": settings.selection.budget - beside, "seed": seed}
     if record_of(strategy).derivable:
         labeled = _labeled(path.parent, strategy, taken_in)
-        again |= _run_again(table, strategy, settings, terms, labeled, seed, again["budget"])
+        asked |= _run_again(table, strategy, settings, terms, labeled, seed, asked["budget"])
     else:
-        again |= _what_else(table, strategy, settings, terms, seed, drawn)
-    derived.wrong += not_so(said, again)
+        asked |= _what_else(table, strategy, settings, terms, seed, beside)
+    derived.wrong += not_so(said, asked)
     derived.best = picker.picks()
     return derived
 
@@ -151,7 +157,7 @@ def _labeled(folder: Path, strategy: Strategy, taken_in: Pools) -> Labeled:
 
 
 def _what_else(
-    table: CandidatesTable, strategy: Strategy, settings: Params, terms: ClassTerms | None, seed: int, drawn: int
+    table: CandidatesTable, strategy: Strategy, settings: Params, terms: ClassTerms | None, seed: int, beside: int
 ) -> dict[str, Any]:
     """Of scores that do not follow from the record: what the classifier says, and that they are scores of a search."""
     record = record_of(strategy)
@@ -162,10 +168,10 @@ def _what_else(
         table.derived.compare(part, again if score_N is None else replace(again, score_N=score_N))
         scores.append(part.score_N)
     falling_N = np.sort(np.concatenate(scores))[::-1]
-    expected_N = record.scores_are(len(falling_N), settings.selection.budget - drawn)
+    expected_N = record.scores_are(len(falling_N), settings.selection.budget - beside)
     if expected_N is not None and not np.allclose(falling_N, expected_N, rtol=1e-9, atol=1e-9):
         raise ValueError("its scores are not the places of a search")
-    return asked_for(strategy, settings, drawn) | ({"shortlist": None} if record.inputs else {})
+    return asked_for(strategy, settings, beside) | ({"shortlist": None} if record.inputs else {})
 
 
 def _predicted(part: Candidates, inputs: tuple[str, ...]) -> Candidates:

@@ -101,8 +101,8 @@ def _files_of(record: Record) -> set[str]:
         looks = getattr(strategies.get(record.strategy), "labeled_inputs", False)
     except UNREADABLE:  # a strategy that is not installed here, which the derivation of its picks names
         looks = tables.LABELED_FILE in record.files
-    # Whether they should be there, `check_control` and `check_drift` look at.
-    files |= {tables.CONTROL_FILE, tables.DRIFT_FILE} & set(record.files)
+    # Whether they should be there, `check_control`, `check_drift` and `check_again` look at.
+    files |= {tables.CONTROL_FILE, tables.DRIFT_FILE, tables.HELD_OUT_FILE} & set(record.files)
     return files | {tables.LABELED_FILE} if looks else files
 
 

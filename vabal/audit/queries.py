@@ -182,8 +182,14 @@ def history(data: Path, sample_id: str, inbox: Path | None = None) -> dict[str, 
     added = {"round": row["added_round"], "what": "added", "detail": place}
     labels = _label_history(data, sample_id)
     changes = _class_history(data, {event["label"] for event in labels})
-    events = [added, *changes, *labels, *_candidacies(data, sample_id)]
-    order = {"added": 0, "class": 1, "candidate": 3, "requested": 4}  # else what was said of its label
+    events = [added, *changes, *labels, *_candidacies(data, sample_id), *_asked_again(data, sample_id)]
+    order = {
+        "added": 0,
+        "class": 1,
+        "candidate": 3,
+        "requested": 4,
+        "asked again": 4,
+    }  # else what was said of its label
     events.sort(
         key=lambda event: (event["round"], order.get(event["what"], 2))
     )  # stable: label events keep their order
@@ -280,6 +286,14 @@ def _candidacies(data: Path, sample_id: str) -> list[dict[str, Any]]:
                 told = {"probability": None if pd.isna(drawn) else float(drawn)}
                 events.append({"round": number, "what": "requested", "rank": int(rank), **told})
     return events
+
+
+def _asked_again(data: Path, sample_id: str) -> list[dict[str, Any]]:
+    """The rounds that asked for one more opinion of the sample: why, and the label that stood (None: rejected)."""
+    table = pools.read_one(data, "asked_again")
+    own = table.loc[table["sample_id"] == sample_id, ["round", "reason", "label"]].astype(object)
+    rows = own.where(own.notna(), None).to_numpy().tolist()
+    return [{"round": number, "what": "asked again", "reason": why, "label": label} for number, why, label in rows]
 
 
 def _rows_of(path: Path, sample_id: str, columns: list[str] | None = None) -> list[dict[str, Any]]:

@@ -142,8 +142,8 @@ def picker_of(said: Mapping[str, Any]) -> Picker:
     return Picker.among(rule_named(said["rule"]), said["budget"], said["beta"], said["seed"], per_pick)
 
 
-def asked_for(strategy: Strategy, settings: Params, drawn: int = 0) -> dict[str, Any]:
-    """Rule, beta and budget as the settings ask for them, but for the places of the control arm."""
-    asked: dict[str, Any] = {"budget": settings.selection.budget - drawn}
+def asked_for(strategy: Strategy, settings: Params, beside: int = 0) -> dict[str, Any]:
+    """Rule, beta and budget as the settings ask for them, but for the places `beside` the picks."""
+    asked: dict[str, Any] = {"budget": settings.selection.budget - beside}
     batch = record_of(strategy).batch(settings)
     return asked if batch is None else asked | {"rule": batch[0], "beta": batch[1]}

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -48,7 +48,10 @@ def read_pools(data: Path, records: Sequence[Record]) -> tuple[Pools | None, lis
 
 @dataclass(frozen=True)
 class Replayed:
-    """What the events and selections say a round's pools were: after intake, and after its picks were requested."""
+    """What the events and selections say a round's pools were: after intake, and after its picks were requested.
+
+    `again` are the rows of `asked_again` that the round added.
+    """
 
     taken_in: Pools
     after: Pools
@@ -56,6 +59,7 @@ class Replayed:
     images: int = 0  # that came in with the round
     came: IntakeReport = field(default_factory=IntakeReport)  # of its labels
     events: int = 0  # that it took in
+    again: pd.DataFrame = field(default_factory=lambda: pools.no_rows("asked_again"))
 
 
 def replay(current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]) -> Iterator[Replayed]:
@@ -78,7 +82,10 @@ def replay(current: Pools, records: Sequence[Record], selections: Mapping[int, p
         told = events.loc[events["round"] == record.round, pools.EVENTS.names]
         taken_in, came = _apply(state, told, record.round)
         state, problems = _request(taken_in, selections.get(record.round), record.round)
-        yield Replayed(taken_in, state, problems, images, came, len(told))
+        again = current.asked_again[current.asked_again["round"] == record.round].reset_index(drop=True)
+        asked = pools.stack([state.asked_again, again], pools.SCHEMAS["asked_again"])
+        state = replace(state, asked_again=asked) if len(again) else state
+        yield Replayed(taken_in, state, problems, images, came, len(told), again)
 
 
 def _before_labels(current: Pools) -> Pools:
@@ -118,7 +125,8 @@ def check_pools(
 ) -> Iterator[Finding]:
     """What the events and selections lead to, against every manifest's digests and counts, every round's candidates,
     picks and predictions, and the tables of now."""
-    from vabal.audit.derivation import check_round  # noqa: PLC0415 -- loads torch, which the other checks do without
+    from vabal.audit.asked_again import check_again  # noqa: PLC0415 -- loads torch, which the other checks do without
+    from vabal.audit.derivation import check_round  # noqa: PLC0415 -- the same
     from vabal.audit.drawn import check_control  # noqa: PLC0415 -- the same
     from vabal.audit.drift import check_drift  # noqa: PLC0415 -- the same
 
@@ -145,7 +153,8 @@ def check_pools(
                 recorded = [str(name) for name in picks.loc[picks["probability"].isna(), "sample_id"]]
                 yield from check_control(data, record, step.taken_in, picks)
             yield from check_drift(data, record, step.taken_in.catalog, step.taken_in.holdout["sample_id"])
-            yield from check_round(data, record, step.taken_in, recorded)
+            yield from check_again(data, record, step.taken_in, step.again)
+            yield from check_round(data, record, step.taken_in, recorded, again=len(step.again))
     order = current.label_events["round"]
     if not order.is_monotonic_increasing:
         yield Finding(records[-1].round, "label_events.parquet", "its events do not stand in the order of their rounds")

@@ -18,21 +18,25 @@ from vabal.audit.findings import UNREADABLE, Record, one_line
 from vabal.audit.recorded import read_statements
 from vabal.audit.searched import Searched
 from vabal.errors import BRING_BACK, UserError
-from vabal.pools.files import read_classes, read_table, readable
+from vabal.pools.files import read_classes, read_one, read_table, readable
 from vabal.pools.opinions import standing
-from vabal.pools.tables import SCHEMAS
+from vabal.pools.tables import DISPUTED, SCHEMAS, SUSPECTED
 from vabal.rounds import manifest_numbers, round_folder, tables
 from vabal.strategies import Candidates, record_of
 
 _FACTS = ("predicted_class", "margin", "vae_class", "prior", "precision", "expected_entropy", "predicted_loss")
+_AGAIN = {
+    DISPUTED: "people contradicted each other about it",
+    SUSPECTED: "a classifier that had not learned from it did not believe its label",
+}
 _ADDS_UP = 1e-6  # of a score
 
 
 @dataclass
 class Standing:
-    """Where a sample stood in a round. `state`: picked, control, candidate, or why it was none (labeled, holdout,
-    requested, rejected, absent); `place` is that by score, `terms` add up to the score, `facts` are what was recorded
-    beside it.
+    """Where a sample stood in a round. `state`: picked, control, candidate, again, or why it was none (labeled,
+    holdout, requested, rejected, absent); `place` is that by score, `terms` add up to the score, `facts` are what was
+    recorded beside it.
     """
 
     sample_id: str
@@ -197,6 +201,10 @@ def _outside(data: Path, number: int, sample_id: str) -> Standing:
         return Standing(sample_id, "absent", f"was no candidate: its image came with round {added}")
     if (read_table(data / "holdout.parquet", SCHEMAS["holdout"])["sample_id"] == sample_id).any():
         return Standing(sample_id, "holdout", "was no candidate: it belongs to the holdout, which no round picks from")
+    again = read_one(data, "asked_again")
+    for row in again[(again["sample_id"] == sample_id) & (again["round"] == number)].to_dict("records"):
+        stood = row["label"] if isinstance(row["label"], str) else "its rejection"
+        return Standing(sample_id, "again", f"asked about again: {_AGAIN[row['reason']]}; {stood} stood")
     events = read_table(data / "label_events.parquet", SCHEMAS["label_events"])
     own = events[(events["sample_id"] == sample_id) & (events["round"] <= number)]
     for event in standing(own.reset_index(drop=True)).to_dict("records"):

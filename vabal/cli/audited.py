@@ -204,6 +204,8 @@ def _details(event: Mapping[str, Any]) -> str:
     if event["what"] == "requested":
         drawn = event["probability"]
         return f"rank {event['rank']}" + (f", drawn uniformly, with probability {drawn:.3g}" if drawn else "")
+    if event["what"] == "asked again":
+        return f"{event['reason']}: {event['label'] or 'its rejection'} stood"
     if event["what"] == "candidate":
         numbers = {"score": event["score"], "log likelihood": event["log_likelihood"]}
         numbers |= {"prior": event["prior"], "precision": event["precision"]}

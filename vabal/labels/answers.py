@@ -45,13 +45,14 @@ def _table_in(folder: Path) -> Path:
 
 
 def read_answers(content: bytes, name: str) -> pd.DataFrame:
-    """The answers in a file: columns where, sample_id, label, annotator, problem, labeled_at; null where there is none.
+    """The answers in a file: columns where, sample_id, label, annotator, problem, labeled_at, round; null where there
+    is none.
 
-    CSV with the columns sample_id (or file_name), label and (if wanted) annotator and labeled_at or updated_at, in any
-    order, or the first three without a header, as `delimited` reads it; or lines of JSON with these keys, as
-    `metadata.jsonl`. Or Label Studio's export as JSON, JSON-MIN or CSV, which give the same answers. Of these only the
-    choices named `label` count, never predictions or drafts; an annotation without such a choice is no answer; of a
-    sample that was skipped and labelled the labels count.
+    CSV with the columns sample_id (or file_name), label and (if wanted) annotator, labeled_at or updated_at and round
+    (the request that it answers), in any order, or the first three without a header, as `delimited` reads it; or lines
+    of JSON with these keys but the last, as `metadata.jsonl`. Or Label Studio's export as JSON, JSON-MIN or CSV, which
+    give the same answers. Of these only the choices named `label` count, never predictions or drafts; an annotation
+    without such a choice is no answer; of a sample that was skipped and labelled the labels count.
     Raises UserError if it is none of these.
     """
     text = delimited.text_of(content, name)
@@ -90,9 +91,10 @@ class _Answer(NamedTuple):
     problem: str | None = None
     labeled_at: datetime | None = None
     number: int = 0  # of the annotation: Label Studio counts upwards
+    round: int | None = None  # the request that it answers
 
 
-_COLUMNS: Final = ("sample_id", "label", "annotator", "labeled_at", "updated_at", "created_at")
+_COLUMNS: Final = ("sample_id", "label", "annotator", "labeled_at", "updated_at", "created_at", "round")
 _SKIPPED: Final = ("was_cancelled", "skipped")
 
 
@@ -125,7 +127,10 @@ def _from_csv(text: str, name: str) -> Iterator[_Answer]:
         label, annotator = columns.cell(line, "label") or None, columns.cell(line, "annotator") or None
         time, problem = _time(columns.cell(line, "labeled_at") or columns.cell(line, "updated_at"))
         problem = columns.problem(line) or problem
-        yield _Answer(f"line {line.number}", columns.cell(line, "sample_id"), label, annotator, problem, time)
+        asked = columns.cell(line, "round")
+        number = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 10 else None
+        sample_id = columns.cell(line, "sample_id")
+        yield _Answer(f"line {line.number}", sample_id, label, annotator, problem, time, round=number)
 
 
 def _with_ids(header: list[str]) -> list[str]:

@@ -29,7 +29,8 @@ from vabal.pools import Pools, apply_labels, open_requests
 from vabal.progress import track
 
 _README: Final = """\
-requests.csv   one line an image: sample_id,label,annotator,image. Fill in label and annotator.
+requests.csv   one line an image: sample_id,label,annotator,image,round. Fill in label and annotator; leave round, the
+               request that the line answers, as it is.
 images/        the images. Their names are blind: they tell no class, and neither do the files.
 
 label and annotator filled in   the label is taken in.
@@ -58,12 +59,15 @@ class ExportReport:
     folder: str
     requests: int
     holdout: int
+    again: int = 0  # of them are asked about once more
 
     def lines(self) -> list[str]:
         """For people."""
         if not self.requests:
             return ["no open requests: nothing to label"]
-        held = f" ({self.holdout} of them for the holdout)" if self.holdout else ""
+        parts = [f"{self.holdout} of them for the holdout"] if self.holdout else []
+        parts += [f"{self.again} asked about again"] if self.again else []
+        held = f" ({', '.join(parts)})" if parts else ""
         return [f"{self.requests} requests{held} in {self.folder}: fill in requests.csv, or use label_studio.json"]
 
     def to_json(self) -> dict[str, Any]:
@@ -73,8 +77,8 @@ class ExportReport:
 def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None = None) -> ExportReport:
     """Write the open requests into the new or empty folder `folder`, whole or not at all.
 
-    `images/`, `requests.csv` (sample_id, label, annotator, image), `label_studio.json` and `label_config.xml`, and a
-    README. Images go by their blind names, in the order of these, and their files say nothing else (`bare`).
+    `images/`, `requests.csv` (sample_id, label, annotator, image, round), `label_studio.json` and `label_config.xml`,
+    and a README. Images go by their blind names, in the order of these, and their files say nothing else (`bare`).
     Requests that `inbox`, if given, has an answer for are left out.
     Raises UserError if the folder has something in it. Nothing is written where no request is open.
     """
@@ -83,7 +87,8 @@ def export_requests(pools: Pools, data: Path, folder: Path, inbox: Path | None =
         events, _ = arrivals.read(inbox, arrivals.pending(inbox))
         pools, _ = apply_labels(upcoming(inbox, pools), events, 0)
     requests = open_requests(pools)
-    report = ExportReport(str(folder), len(requests), int((requests["purpose"] == "holdout").sum()))
+    purposes = requests["purpose"].value_counts()
+    report = ExportReport(str(folder), len(requests), int(purposes.get("holdout", 0)), int(purposes.get("again", 0)))
     if requests.empty:
         return report
     _write_requests(pools, data, requests, folder)
@@ -104,7 +109,9 @@ def export_again(pools: Pools, data: Path, sample_ids: Sequence[str], folder: Pa
 def _write_requests(pools: Pools, data: Path, requests: pd.DataFrame, folder: Path) -> None:
     with whole_folder(folder) as temporary:
         files = write_images(pools, data, requests, temporary)
-        _write_csv(files, temporary / "requests.csv")
+        blind = requests["sample_id"].map(blind_names(pools.catalog))
+        rounds = dict(zip(blind, requests["requested_round"], strict=True))
+        _write_csv(files, rounds, temporary / "requests.csv")
         _write_tasks(files, temporary)
         _write_text(temporary / "label_config.xml", label_config(pools.classes))
         _write_text(temporary / "README.txt", _README.format(classes=", ".join(pools.classes)))
@@ -155,11 +162,11 @@ def write_images(pools: Pools, data: Path, requests: pd.DataFrame, folder: Path)
     return ordered
 
 
-def _write_csv(files: Mapping[str, str], path: Path) -> None:
+def _write_csv(files: Mapping[str, str], rounds: Mapping[str, int], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["sample_id", "label", "annotator", "image"])
-        writer.writerows([name, "", "", image] for name, image in files.items())
+        writer.writerow(["sample_id", "label", "annotator", "image", "round"])
+        writer.writerows([name, "", "", image, rounds[name]] for name, image in files.items())
 
 
 def _write_tasks(files: Mapping[str, str], folder: Path) -> None:

@@ -6,7 +6,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from vabal.errors import UserError
 from vabal.files import make_folder, sha256
@@ -90,11 +92,11 @@ def take_labels(
     A server's answers (`content` is None) come bit by bit: there, wrong ones are left out and told in the report.
 
     `answers` has the columns where (as "line 3"), sample_id (or the image's blind name), label, annotator and problem,
-    null where there is none, and, if wanted, labeled_at: when the opinion was given; where that is not known, `when`
-    stands for it. A label may be an earlier name of its class, or that of a class which the next round adds. A line
-    with an annotator and no label rejects the sample; one with neither is not answered yet, and skipped. What is known
-    already is left out: the same opinion of the same time or, without a time, what its annotator said last of the
-    sample.
+    null where there is none, and, if wanted, labeled_at: when the opinion was given (where that is not known, `when`
+    stands for it), and round: the request that it answers. A label may be an earlier name of its class, or that of a
+    class which the next round adds. A line with an annotator and no label rejects the sample; one with neither is not
+    answered yet, and skipped. What is known already is left out: the same opinion of the same time or, without a time,
+    what its annotator said last of the sample, unless it answers the open request that asks just about that once more.
     `file` and `content` are the file's name and bytes: the very same bytes are taken in once. The labels are on disk,
     durable, when this returns.
 
@@ -116,10 +118,12 @@ def take_labels(
         wrong = tuple(zip(answers["where"][problems.notna()], problems.dropna(), strict=True))
         answers = answers[problems.isna()].reset_index(drop=True)
         blank = answers["label"].isna() & answers["annotator"].isna()
-        said = _events(answers[~blank], when, file)
+        given = answers[~blank]
+        said = _events(given, when, file)
         past = stack([pools.label_events, events_before], EVENTS)
         past = named(past[among(past["sample_id"], said["sample_id"])].reset_index(drop=True), classes)
-        events = said[~_repeated(named(said, classes), past)].reset_index(drop=True)
+        repeated = _repeated(named(said, classes), past) & ~_answers_again(given, past, pools)
+        events = said[~repeated].reset_index(drop=True)
         meant = named(events, classes)
         if not reject:
             _refuse_many_rejections(events, answers["sample_id"].nunique(), file)
@@ -178,6 +182,21 @@ def _repeated(events: pd.DataFrame, past: pd.DataFrame) -> "pd.Series[bool]":
     repeated: pd.Series[bool] = same & ~timed & (events["annotator"] != UNNAMED)
     repeated[again.index[again]] = True
     return repeated | (events["annotator"] == CONSENSUS)
+
+
+def _answers_again(answers: pd.DataFrame, past: pd.DataFrame, pools: Pools) -> NDArray[np.bool_]:
+    """Which answers are to an open request that asks once more: there what somebody says again is an opinion."""
+    none = np.zeros(len(answers), dtype=bool)
+    if "round" not in answers or pools.asked_again.empty:
+        return none
+    newest = pools.asked_again.drop_duplicates("sample_id", keep="last").set_index("sample_id")
+    ids = answers["sample_id"]
+    asked, before = (newest[name].reindex(ids).fillna(-1).to_numpy(dtype=np.int64) for name in ("round", "events"))
+    there = past["sample_id"].value_counts().reindex(ids).fillna(0).to_numpy(dtype=np.int64)
+    told = pd.to_numeric(answers["round"]).fillna(-2).to_numpy(dtype=np.int64)
+    named_one = answers["annotator"].notna() & (answers["annotator"] != CONSENSUS)
+    confirming: NDArray[np.bool_] = (told == asked) & (there == before) & named_one.to_numpy(dtype=bool)
+    return confirming
 
 
 def _consequences(past: pd.DataFrame, events: pd.DataFrame) -> dict[str, Any]:

@@ -173,7 +173,12 @@ def compare(inbox: Path, pools: Pools, desk: Desk) -> Requests:
     for known in tasks:
         if known.round is not None:  # else somebody has imported it, perhaps to ask a second person
             made.setdefault((known.name, known.round), []).append(known.number)
-    missing = requests[~requests["name"].isin({known.name for known in tasks})]
+    # What is asked again needs a task of its own: that of the first time has its answer.
+    there = {known.name for known in tasks}
+    pairs = zip(requests["name"], requests["requested_round"], requests["purpose"] == "again", strict=True)
+    missing = requests[
+        [(name, number) not in made if once_more else name not in there for name, number, once_more in pairs]
+    ]
     return Requests(requests, missing, [numbers for numbers in made.values() if len(numbers) > 1])
 
 

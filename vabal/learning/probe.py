@@ -229,6 +229,23 @@ def cross_fit(
     return CrossFit(fold_L, probabilities_L_C.argmax(axis=1).astype(np.int32), probabilities_L_C)
 
 
+def held_out(
+    known: LabelledEmbeddings,
+    embedded: Embedded,
+    num_classes: int,
+    settings: ClassifierSettings,
+    *,
+    folds: int,
+    seed: int,
+) -> NDArray[np.float32]:
+    """posterior_L_C of each labelled image, by a probe that has learned from other folds: layers, penalty and
+    temperature as `fit` chooses them."""
+    network, training = fit(known, embedded, num_classes, settings, seed=seed)
+    for _ in training:
+        pass
+    return cross_fit(network, known, settings, folds=folds, seed=seed).probabilities_N_C
+
+
 # -- cross-validation -------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,14 @@
-"""The pools: which images there are, who labelled them, which wait. Six tables and the class names, as files."""
+"""The pools: which images there are, who labelled them, which wait. Tables and the class names, as files."""
 
-from vabal.pools.changes import apply_images, apply_labels, by_id, mark_requested, open_requests
+from vabal.pools.changes import (
+    apply_images,
+    apply_labels,
+    ask_again,
+    by_id,
+    mark_requested,
+    open_again,
+    open_requests,
+)
 from vabal.pools.classes import (
     ADD,
     MERGE,
@@ -23,12 +31,15 @@ from vabal.pools.tables import (
     CLASS_CHANGES,
     CLASS_EVENTS_FILE,
     CLASSES_FILE,
+    DISPUTED,
     EVENTS,
     FROM_SOURCE,
     INCOMING,
     REJECTED,
     REQUESTED,
     SCHEMAS,
+    SPARSE,
+    SUSPECTED,
     TABLE_FILES,
     IntakeReport,
     Pools,
@@ -42,6 +53,7 @@ __all__ = [
     "CLASSES_FILE",
     "CLASS_CHANGES",
     "CLASS_EVENTS_FILE",
+    "DISPUTED",
     "EVENTS",
     "FROM_SOURCE",
     "INCOMING",
@@ -51,6 +63,8 @@ __all__ = [
     "RENAME",
     "REQUESTED",
     "SCHEMAS",
+    "SPARSE",
+    "SUSPECTED",
     "TABLE_FILES",
     "Classes",
     "IntakeReport",
@@ -59,6 +73,7 @@ __all__ = [
     "apply_classes",
     "apply_images",
     "apply_labels",
+    "ask_again",
     "by_id",
     "changes_of",
     "check",
@@ -72,6 +87,7 @@ __all__ = [
     "merged",
     "named",
     "no_rows",
+    "open_again",
     "open_requests",
     "places",
     "read",

@@ -12,7 +12,7 @@ from vabal.errors import UserError
 from vabal.pools.classes import Classes, named
 from vabal.pools.columns import among, stack, strings, typed
 from vabal.pools.invariants import few, few_ids
-from vabal.pools.opinions import opinion_times
+from vabal.pools.opinions import opinion_times, standing
 from vabal.pools.tables import (
     AVAILABLE,
     CLASSES_FILE,
@@ -139,12 +139,20 @@ def apply_images(pools: Pools, new_catalog_rows: pd.DataFrame, round_number: int
 
 
 def open_requests(pools: Pools) -> pd.DataFrame:
-    """What people are asked to label: sample_id, requested_round and purpose ("label" or "holdout"), oldest first."""
+    """What people are asked to label: sample_id, requested_round and purpose, oldest first.
+
+    The purpose is "label", "holdout", or "again" for what has opinions already and waits for one more.
+    """
     asked = pools.unlabeled.loc[pools.unlabeled["status"] == REQUESTED, ["sample_id", "requested_round"]]
     blank = pools.holdout.loc[pools.holdout["label"].isna(), ["sample_id"]]
     told = pools.label_events.loc[among(pools.label_events["sample_id"], blank["sample_id"]), "sample_id"]
     blank = blank[~among(blank["sample_id"], told)]  # what stands of it can only be a rejection
-    parts = [asked.assign(purpose="label"), blank.assign(requested_round=0, purpose="holdout")]
+    again = open_again(pools).rename(columns={"round": "requested_round"})[["sample_id", "requested_round"]]
+    parts = [
+        asked.assign(purpose="label"),
+        blank.assign(requested_round=0, purpose="holdout"),
+        again.assign(purpose="again"),
+    ]
     frame = typed(pd.concat(parts), _REQUESTS)
     return frame.sort_values(["requested_round", "purpose", "sample_id"], kind="stable").reset_index(drop=True)
 
@@ -152,6 +160,37 @@ def open_requests(pools: Pools) -> pd.DataFrame:
 _REQUESTS = schema(
     ("sample_id", pa.string(), False), ("requested_round", pa.int32(), False), ("purpose", pa.string(), False)
 )
+
+
+def open_again(pools: Pools) -> pd.DataFrame:
+    """The newest row of `asked_again` of each image that nobody has said anything of since."""
+    newest = pools.asked_again.drop_duplicates("sample_id", keep="last")
+    waiting_N = _events_of(pools, newest["sample_id"]) == newest["events"].to_numpy(dtype=np.int64)
+    waiting: pd.DataFrame = newest.loc[waiting_N]
+    return waiting
+
+
+def ask_again(pools: Pools, wanted: pd.DataFrame, round_number: int) -> Pools:
+    """Pools in which one more opinion on these images has been asked for: `wanted` has sample_id and reason, in order.
+
+    What stands of them goes on to stand until it comes.
+    """
+    if wanted.empty:
+        return pools
+    said = pools.label_events[among(pools.label_events["sample_id"], wanted["sample_id"])]
+    stands = named(standing(said.reset_index(drop=True)), Classes.of(pools)).set_index("sample_id")["label"]
+    ids = wanted["sample_id"]
+    rows = wanted.assign(
+        round=np.int32(round_number), label=stands.reindex(ids).to_numpy(), events=_events_of(pools, ids)
+    )
+    return replace(pools, asked_again=stack([pools.asked_again, rows], SCHEMAS["asked_again"]))
+
+
+def _events_of(pools: Pools, ids: pd.Series) -> np.ndarray:
+    """How many label events each of these samples has."""
+    told = pools.label_events["sample_id"]
+    counts = told[among(told, ids)].value_counts().reindex(ids).fillna(0)
+    return counts.to_numpy(dtype=np.int64)
 
 
 def mark_requested(pools: Pools, sample_ids: Sequence[str], round_number: int) -> Pools:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from vabal.files import sha256
 from vabal.pools.columns import columns_of
-from vabal.pools.tables import OPTIONAL, SCHEMAS, Pools
+from vabal.pools.tables import OPTIONAL, SCHEMAS, SPARSE, Pools
 
 # --- digests ----------------------------------------------------------------------------------------------------------
 
@@ -48,10 +48,10 @@ def table_digest(table: pd.DataFrame, key: Sequence[str]) -> str:
 def digests(pools: Pools) -> dict[str, str]:
     """The canonical digest of every table, and of the class names under "classes".
 
-    Rows are identified by `sample_id`; those of events by their position, since their order is their meaning. Without
-    an event of the classes there is no digest of these.
+    Rows are identified by `sample_id`; those of events by their position, since their order is their meaning. Of a
+    table of `SPARSE` without a row there is no digest.
     """
-    there = [name for name in SCHEMAS if name != "class_events" or len(pools.class_events)]
+    there = [name for name in SCHEMAS if name not in SPARSE or len(getattr(pools, name))]
     values = {name: digest(name, getattr(pools, name)) for name in there}
     text = json.dumps(list(pools.classes), ensure_ascii=False, separators=(",", ":"))
     return {**values, "classes": sha256(text.encode())}
@@ -59,7 +59,7 @@ def digests(pools: Pools) -> dict[str, str]:
 
 def digest(name: str, table: pd.DataFrame) -> str:
     table = table.drop(columns=[column for column in OPTIONAL if column in table and table[column].isna().all()])
-    if name in ("label_events", "class_events"):
+    if name in ("label_events", *SPARSE):
         return table_digest(table.assign(position=np.arange(len(table), dtype=np.int64)), ["position"])
     return table_digest(table, ["sample_id"])
 

@@ -15,7 +15,7 @@ from vabal.pools.classes import Classes, classes_at
 from vabal.pools.columns import columns_of, nullable, plain, to_arrow, to_frame, without_unused
 from vabal.pools.digest import digest
 from vabal.pools.invariants import check
-from vabal.pools.tables import CLASS_EVENTS_FILE, CLASSES_FILE, MEND, OPTIONAL, SCHEMAS, TABLE_FILES, Pools, no_rows
+from vabal.pools.tables import CLASSES_FILE, MEND, OPTIONAL, SCHEMAS, SPARSE, TABLE_FILES, Pools, no_rows
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ def read(data: Path) -> Pools:
 def read_one(data: Path, name: str) -> pd.DataFrame:
     """One table of the pools in the folder `data`."""
     path = data / TABLE_FILES[name]
-    if path.name == CLASS_EVENTS_FILE and not path.exists():
+    if name in SPARSE and not path.exists():
         return no_rows(name)
     return read_table(path, SCHEMAS[name])
 
@@ -90,8 +90,8 @@ def read_classes(data: Path, round_number: int | None = None) -> Classes:
 
 
 def table_files(data: Path) -> list[str]:
-    """The files of the pools in the folder `data`: all of `TABLE_FILES`, but one that has no row."""
-    return [name for name in TABLE_FILES.values() if name != CLASS_EVENTS_FILE or (data / name).exists()]
+    """The files of the pools in the folder `data`: all of `TABLE_FILES`, but those that have no row."""
+    return [file for name, file in TABLE_FILES.items() if name not in SPARSE or (data / file).exists()]
 
 
 def load(data: Path) -> Pools:
@@ -119,7 +119,7 @@ def save(pools: Pools, folder: Path, before: Pools | None = None) -> list[str]:
         table = getattr(pools, name)
         if before is not None and _same(name, table, getattr(before, name)):
             continue
-        if TABLE_FILES[name] == CLASS_EVENTS_FILE and table.empty:
+        if name in SPARSE and table.empty:
             continue
         write_table(table, folder / TABLE_FILES[name], schema)
         written.append(TABLE_FILES[name])

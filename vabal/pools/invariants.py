@@ -12,7 +12,17 @@ from vabal.errors import UserError
 from vabal.pools.classes import Classes, is_name, named
 from vabal.pools.columns import among, strings
 from vabal.pools.opinions import standing
-from vabal.pools.tables import AVAILABLE, CLASS_EVENTS_FILE, CLASSES_FILE, REJECTED, REQUESTED, SCHEMAS, Pools
+from vabal.pools.tables import (
+    AVAILABLE,
+    CLASS_EVENTS_FILE,
+    CLASSES_FILE,
+    DISPUTED,
+    REJECTED,
+    REQUESTED,
+    SCHEMAS,
+    SUSPECTED,
+    Pools,
+)
 
 # --- invariants -------------------------------------------------------------------------------------------------------
 
@@ -24,7 +34,7 @@ def check(pools: Pools, before: Pools | None = None) -> None:
     one row of one shard each, sha256 in hexadecimal, positive sizes. Catalog = labeled + unlabeled + holdout, disjoint.
     Labels among the classes, those of events among all names that classes had. Statuses known; `requested_round` set
     exactly for the requested. The standing event of a sample agrees with the pool it is
-    in, and every label that stands has an event.
+    in, and every label that stands has an event. Asked about again are samples with an event, outside the holdout.
 
     `before`: pools in which all of this holds. Where the new ones have the same tables (the very same objects), what
     depends on these alone is not looked at again.
@@ -54,8 +64,10 @@ def check(pools: Pools, before: Pools | None = None) -> None:
         _refuse(table, (table["annotator"] == ""), name, "no annotator")
     if "unlabeled" in changed:
         _check_requests(pools.unlabeled)
-    if before is None or changed - {"unlabeled"} or not _same_rejected(pools, before):
+    if before is None or changed - {"unlabeled", "asked_again"} or not _same_rejected(pools, before):
         _check_events(pools)
+    if "asked_again" in changed:
+        _check_asked_again(pools)
 
 
 def _same_ids(pools: Pools, before: Pools, changed: set[str]) -> bool:
@@ -185,6 +197,18 @@ def _check_events(pools: Pools) -> None:
     if len(refused) != len(rejected) + int(among(pools.holdout["sample_id"], refused).sum()):
         waiting = refused[~refused.isin(rejected) & ~refused.isin(pools.holdout["sample_id"])]
         raise UserError(f"label_events.parquet: {few_ids(waiting)} rejected last, but not in unlabeled.parquet")
+
+
+def _check_asked_again(pools: Pools) -> None:
+    asked, name = pools.asked_again, "asked_again"
+    _refuse(asked, ~among(asked["sample_id"], pools.label_events["sample_id"]), name, "no label event")
+    _refuse(asked, among(asked["sample_id"], pools.holdout["sample_id"]), name, "in the holdout")
+    _refuse(asked, ~among(asked["reason"], [DISPUTED, SUSPECTED]), name, "unknown reason")
+    _refuse(asked, asked.duplicated(["sample_id", "round"]), name, "twice in a round")
+    unknown = asked["label"].notna() & ~among(asked["label"], Classes.of(pools).meaning)
+    _refuse(asked, unknown, name, f"a label that is not in {CLASSES_FILE}")
+    if not asked["round"].is_monotonic_increasing:
+        raise UserError("asked_again.parquet: its rows do not stand in the order of their rounds")
 
 
 def _standing_labels(pools: Pools) -> pd.Series:

@@ -1,4 +1,4 @@
-"""The pools: which images there are, who labelled them, which wait. Six tables and the class names, as files.
+"""The pools: which images there are, who labelled them, which wait. Tables and the class names, as files.
 
 Every image of the catalog is in exactly one of `labeled`, `unlabeled` and `holdout`. The functions that change pools
 are pure: they return new ones. Labels are class names here and in all files; indices exist only inside the core.
@@ -17,6 +17,8 @@ AVAILABLE: Final = "available"
 REQUESTED: Final = "requested"
 REJECTED: Final = "rejected"
 FROM_SOURCE: Final = "source"  # the annotator of labels that came with the images
+DISPUTED: Final = "disputed"  # why an image is asked about again: people contradict each other
+SUSPECTED: Final = "suspected"  # or: a classifier that has not learned from its label does not believe it
 
 
 def schema(*columns: tuple[str, pa.DataType, bool]) -> pa.Schema:
@@ -83,8 +85,18 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         ("imported_at", TIME, True),
     ),
     "class_events": CLASS_CHANGES.append(pa.field("round", pa.int32(), nullable=False)),
+    # Images that a round asked about once more, in its order: why, which label stood (null: a rejection), and how many
+    # label events the image had: until there is one more, the request is open.
+    "asked_again": schema(
+        ("sample_id", pa.string(), False),
+        ("round", pa.int32(), False),
+        ("reason", pa.string(), False),
+        ("label", pa.string(), True),
+        ("events", pa.int32(), False),
+    ),
 }
-#: A table that has a file and a digest only where it has a row: pools of earlier versions go on without it.
+#: Tables that have a file and a digest only where they have a row: pools of earlier versions go on without them.
+SPARSE: Final = ("class_events", "asked_again")
 CLASS_EVENTS_FILE: Final = "class_events.parquet"
 CLASSES_FILE: Final = "classes.json"
 #: The files below `data/` that hold the pools, by table; the class names are one of them.
@@ -98,7 +110,8 @@ class Pools:
 
     A null label of `holdout` has been asked for and not come yet; a null label of `label_events` is a rejection; a null
     `labeled_at` came with the source. Which event of a sample counts, `standing` says. `requested_round` is set exactly
-    where the status is `requested`. `class_events` is empty as long as the classes are those of round 0.
+    where the status is `requested`. `class_events` is empty as long as the classes are those of round 0, `asked_again`
+    as long as no image was asked about once more.
     """
 
     catalog: pd.DataFrame
@@ -108,6 +121,7 @@ class Pools:
     label_events: pd.DataFrame
     classes: tuple[str, ...]
     class_events: pd.DataFrame = field(default_factory=lambda: no_rows("class_events"))
+    asked_again: pd.DataFrame = field(default_factory=lambda: no_rows("asked_again"))
 
 
 def no_rows(name: str) -> pd.DataFrame:

@@ -29,6 +29,7 @@ from vabal.learning.network import FineTuned, LinearProbe, Network
 from vabal.learning.probe import Embedded, LabelledEmbeddings
 from vabal.learning.recipe import CrossFit
 from vabal.rounds.manifests import derive_seed
+from vabal.settings.learners import ClassifierSettings
 from vabal.settings.models import Params
 from vabal.strategies import control
 from vabal.vae import FeatureVAE
@@ -90,6 +91,20 @@ class Learner:
     def backbone(self) -> dict[str, Any] | None:
         """What the pretrained backbone is, for keys; None where the classifier has none."""
         return None if self.params.classifier.learner == "scratch" else backbones.identity(self.params.backbone)
+
+    @property
+    def probing(self) -> ClassifierSettings:
+        """How a probe is fitted on the settings' backbone, whatever the learner."""
+        return self.params.classifier.model_copy(update={"learner": "probe"})
+
+    @cached_property
+    def doubting(self) -> dict[str, Any] | None:
+        """What asking again depends on, for keys; None where the settings ask nothing again."""
+        share, params = self.params.labelling.ask_again, self.params
+        if not share:
+            return None
+        by = {"probe": self.probing.model_dump(), "backbone": backbones.identity(params.backbone)}
+        return {"share": share, **by, "images": params.images.model_dump(), "seed": params.seed}
 
     @property
     def fine_tuning(self) -> finetune.Recipe:
@@ -270,7 +285,8 @@ class Learner:
         write: Callable[[strategies.Candidates], None] | None = None,
         drawn: int = 0,
     ) -> strategies.Selection:
-        """The round's picks; none where there are no candidates. `drawn` places of the budget are the control arm's."""
+        """The round's picks; none where there are no candidates. `drawn` places of the budget are taken by the control
+        arm and by what is asked again."""
         budget, seed = self.params.selection.budget - drawn, self.seed("selection")
         if not candidates:
             return strategies.no_picks(self.strategy.name, budget, seed)

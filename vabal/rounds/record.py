@@ -117,6 +117,7 @@ def _pools_after(context: RoundContext, selected: dict[str, str], staging: Path)
     before = pools.read(context.view)  # the intake checked them, and saving checks what changes here
     picks = tables.read_selection(steps.selection_folder(context, selected) / tables.SELECTION_FILE)
     after = pools.mark_requested(before, list(picks["sample_id"]), context.round.round)
+    after = pools.ask_again(after, steps.asked_again(context, selected), context.round.round)
     written = pools.save(after, staging, before)
     contents = {name: context.view / name for name in context.report["changed"]}
     contents |= {name: staging / name for name in written}
@@ -132,12 +133,13 @@ def _round_files(context: RoundContext, refs: Mapping[str, Any]) -> dict[str, Pa
     evaluated = steps.evaluation_folder(context, refs["evaluated"])
     files = [selected / tables.SELECTION_FILE, selected / tables.CANDIDATES_FILE, evaluated / tables.PREDICTIONS_FILE]
     # Of a batch that was searched over features, where the strategy looks at the labelled pool, of a control arm,
-    # of new images.
-    names = (tables.SHORTLIST_FILE, tables.LABELED_FILE, tables.CONTROL_FILE, tables.DRIFT_FILE)
+    # of new images, and where images are asked about again.
+    names = (tables.SHORTLIST_FILE, tables.LABELED_FILE, tables.CONTROL_FILE, tables.DRIFT_FILE, tables.HELD_OUT_FILE)
     more = [selected / name for name in names]
     return {f"{_here(context)}/{path.name}": path for path in [*files, *more] if path in files or path.exists()}
 
 
 def _published_tables(context: RoundContext, contents: Mapping[str, Path]) -> dict[str, str]:
-    names = pools.table_files(context.view)
+    there = set(pools.table_files(context.view)) | set(contents)
+    names = [name for name in pools.TABLE_FILES.values() if name in there]
     return {name: file_sha256(contents.get(name, context.view / name)) for name in names}

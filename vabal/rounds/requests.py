@@ -49,11 +49,14 @@ class Request:
 
 
 def picked_ids(workspace: Workspace) -> Request:
-    """What the newest round that made a request asked labels for; empty where none did."""
+    """What the newest round that made a request asked labels for, what it asked again too; empty where none did."""
     for number in reversed(manifests.manifest_numbers(workspace.data)):
         path = manifests.round_folder(workspace.data, number) / "selection.parquet"
         if path.exists():
-            return Request(number, list(read_selection(path)["sample_id"]))
+            again = pools.read_one(workspace.data, "asked_again")
+            return Request(
+                number, [*read_selection(path)["sample_id"], *again.loc[again["round"] == number, "sample_id"]]
+            )
     return Request(0, [])
 
 

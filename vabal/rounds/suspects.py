@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 from vabal import pools
 from vabal.errors import UserError
 from vabal.images import DecodedShards
-from vabal.labels.suspicion import suspicion
+from vabal.labels.suspicion import FOLDS, can_be_doubted, suspicion
 from vabal.learning import probe
 from vabal.learning.device import device_of
 from vabal.learning.embeddings import Embedder
-from vabal.learning.probe import Embedded, LabelledEmbeddings
+from vabal.learning.probe import LabelledEmbeddings
 from vabal.settings.models import Params
 from vabal.settings.params import changed
 from vabal.workspace import Workspace
 
-FOLDS: Final = 10
 _LISTED: Final = 20
 
 
@@ -64,7 +63,7 @@ def find(place: Workspace, params: Params, most: int | None = None) -> Suspects:
     state = pools.read(place.data)
     rows = state.labeled[["sample_id", "label"]].merge(state.catalog, on="sample_id")
     rows = rows.sort_values("sample_id", ignore_index=True)
-    if rows["label"].value_counts().gt(1).sum() < 2:
+    if not can_be_doubted(rows["label"]):
         raise UserError("too few labels to doubt any: two classes with two labelled images each are the least")
     labels_L = np.array([state.classes.index(label) for label in rows["label"]], dtype=np.int64)
     settings = changed(params, {"classifier.learner": "probe"}).below(place.root)
@@ -74,20 +73,13 @@ def find(place: Workspace, params: Params, most: int | None = None) -> Suspects:
     known = LabelledEmbeddings(
         embedder.embed(shards.gather(rows)), labels_L, list(rows["sample_id"]), pools.groups_of(rows)
     )
-    posterior_L_C = held_out(known, embedder.embedded, len(state.classes), settings)
+    posterior_L_C = probe.held_out(
+        known, embedder.embedded, len(state.classes), settings.classifier, folds=FOLDS, seed=settings.seed
+    )
     order_L, wrong = suspicion(labels_L, posterior_L_C)
     return Suspects(
         len(rows), wrong, tuple(_told(rows, state.classes, posterior_L_C, order_L[: wrong if most is None else most]))
     )
-
-
-def held_out(known: LabelledEmbeddings, embedded: Embedded, classes: int, settings: Params) -> NDArray[np.float32]:
-    """posterior_L_C of each labelled image, by a probe that has learned from other folds."""
-    network, training = probe.fit(known, embedded, classes, settings.classifier, seed=settings.seed)
-    for _ in training:
-        pass
-    fitted = probe.cross_fit(network, known, settings.classifier, folds=FOLDS, seed=settings.seed)
-    return fitted.probabilities_N_C
 
 
 def _told(

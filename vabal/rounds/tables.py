@@ -1,6 +1,6 @@
 """The tables of a round: its picks, all its candidates, and what the classifier said of the holdout."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -24,6 +24,7 @@ CONTROL_FILE: Final = "control.parquet"  # what the classifier says of the contr
 SHORTLIST_FILE: Final = "shortlist.parquet"
 DRIFT_FILE: Final = "drift.parquet"  # new images among earlier ones; columns of SHORTLIST
 LABELED_FILE: Final = "labeled.parquet"
+HELD_OUT_FILE: Final = "held_out.parquet"  # what a probe says of labelled images that it has not learned from
 
 _SCORED = [
     pa.field("sample_id", pa.string(), nullable=False),
@@ -69,6 +70,13 @@ LABELED = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("logits", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+# By class, of the labelled pool; float32, adding up to 1.
+HELD_OUT = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("probabilities", pa.list_(pa.float32()), nullable=False),
     ]
 )
 PREDICTIONS = pa.schema(
@@ -145,8 +153,24 @@ def read_labeled(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     return _rows(_table(path, LABELED), LABELED.names[1])
 
 
+def write_held_out(sample_ids: Sequence[str], posterior_L_C: NDArray[np.float32], path: Path) -> None:
+    _write_rows(sample_ids, posterior_L_C, path, HELD_OUT)
+
+
+def read_held_out(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """What `write_held_out` wrote. Raises what `read_shortlist` raises, and ValueError for no probabilities."""
+    ids, posterior_L_C = _rows(_table(path, HELD_OUT), HELD_OUT.names[1])
+    wrong_L = ~(np.abs(posterior_L_C.sum(axis=1, dtype=np.float64) - 1) < _SUM) | (posterior_L_C < 0).any(axis=1)
+    if wrong_L.any():
+        raise ValueError(f"{HELD_OUT.names[1]}: not all of them add up to 1")
+    return ids, posterior_L_C
+
+
+_SUM: Final = 1e-5  # float32 probabilities of many classes
+
+
 def _write_rows(
-    sample_ids: NDArray[Any],
+    sample_ids: NDArray[Any] | Sequence[str],
     rows_N_D: NDArray[np.float32],
     path: Path,
     schema: pa.Schema,

@@ -109,6 +109,11 @@ class LabellingSettings(Section):
         description="Which label stands where several people have an opinion on an image: the newest, or what most say "
         "(of a tie, the newest).",
     )
+    ask_again: Share = Field(
+        0.0,
+        description="Share of `selection.budget`, at least one image, that asks again about images whose opinions "
+        "contradict each other and labels that are probably wrong (docs/labelling.md). 0: none is asked about again.",
+    )
     share: Share = Field(1.0, description="`wait` and `skip`: the share of the last request that is enough to go on.")
     wait_hours: NonNegativeFloat = Field(8.0, description="`wait`: go on with what came after this long.")
     poll_seconds: PositiveFloat = Field(30.0, description="`wait`: how often the inbox is looked at.")

@@ -299,7 +299,7 @@ FILES = [
     "rounds/0002/holdout_predictions.parquet",
     "rounds/0002/shortlist.parquet",
     "images/r0-0001.parquet",
-    *(name for name in pools.TABLE_FILES.values() if name != pools.CLASS_EVENTS_FILE),
+    *(file for name, file in pools.TABLE_FILES.items() if name not in pools.SPARSE),
 ]
 
 

@@ -426,3 +426,16 @@ def test_a_page_tells_how_far_people_agree(tmp_path: Path) -> None:
     assert "what most say, else the newest opinion, stands" in told
     assert "consensus: cat" not in told
     assert "people" not in [section["id"] for section in Document(night.page(place, 1)).all("section")]
+
+
+def test_a_page_tells_what_is_asked_about_again_and_why(tmp_path: Path) -> None:
+    books = Books(tmp_path).begin(total=60).round("vabal")
+    one = books.picked(1)[0]
+    place = place_of(books.round("vabal", opinions=[(one, "cat", "ann"), (one, "dog", "bob")], ask_again=0.5))
+    told = said(night.page(place, 2))
+    assert f"{6 - len(books.asked)} images picked by vabal, and {len(books.asked)} asked about again" in told
+    assert "1 image about which people contradict each other and" in told
+    assert f"{one} dog stands ann: cat bob: dog" in told
+    assert len(re.findall(r"stands believed with [\d.]+ %", told)) == len(books.asked) - 1 > 0
+    (books.data / "rounds/0002/held_out.parquet").write_bytes(b"damaged")
+    assert "believed with" not in said(night.page(place, 2))

@@ -16,7 +16,7 @@ from vabal.errors import UserError
 
 def test_the_files_are_named_in_the_order_of_the_tables_the_class_names_last(tmp_path: Path) -> None:
     written = pools.save(small_pools(), tmp_path / "new" / "data")
-    assert written == [*(f"{name}.parquet" for name in pools.SCHEMAS if name != "class_events"), "classes.json"]
+    assert written == [*(f"{name}.parquet" for name in pools.SCHEMAS if name not in pools.SPARSE), "classes.json"]
     assert sorted(path.name for path in (tmp_path / "new" / "data").iterdir()) == sorted(written)
 
 

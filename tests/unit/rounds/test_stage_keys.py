@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ MADE_OF = {
     "class-terms": ({"probabilities", "products"}, {"vae", "classifier", "features", "labeled", "unlabeled", "seed"}),
     "estimate-probabilities": ({"probabilities", "products"}, {"vae", "features", "seed"}),
     "select-batch": (
-        {"selection", "probabilities", "classes", "needs", "frozen", *ARITHMETIC},
-        {"features", "committee", "estimated", "unlabeled", "seed", "control", "compared"},
+        {"selection", "probabilities", "classes", "needs", "frozen", "again", *ARITHMETIC},
+        {"features", "committee", "estimated", "unlabeled", "seed", "control", "compared", "opinions"},
     ),
 }
 SEEDED = {
@@ -141,6 +142,8 @@ def test_a_key_is_made_of_these_settings_and_inputs(context: RoundContext, stage
         ),
         ({"selection__budget": 5}, {"select-batch"}),
         ({"selection__beta": 0.5}, {"select-batch"}),
+        ({"labelling__ask_again": 0.1}, {"select-batch"}),
+        ({"labelling__consensus": "majority"}, set()),  # intake's
         ({"seed": 6}, SEEDED),
         ({"selection__strategy": "margin"}, {"train-committee", "select-batch"}),  # all else is shared by strategies
         ({"storage__bucket": "another"}, set()),
@@ -285,3 +288,10 @@ def test_intake_depends_on_the_parent_the_round_the_entries_of_the_inbox_and_the
     assert len({key.digest for key in made}) == 5
     later = replace(begun, started="2026-01-02T00:00:00+00:00")
     assert keys.intake_key(later, later.inbox).digest == made[0].digest
+
+
+def test_what_is_asked_again_depends_on_opinions_and_labels(context: RoundContext) -> None:
+    asking = with_settings(context, labelling__ask_again=0.2)
+    for pool in ("labeled", "holdout"):
+        assert "select-batch" in changed(asking, with_pools(asking, partial(_corrected, pool=pool)))
+    assert "select-batch" in changed(asking, with_settings(context, labelling__ask_again=0.2, classifier__penalty=2.0))

@@ -14,7 +14,7 @@ from vabal.files import write_bytes
 from vabal.labels.agreement import agreement
 from vabal.pages.blocks import Block, Commands, Section, Text
 from vabal.pages.headline import counted
-from vabal.pages.night import changes, control, gallery, judged, people, reasons
+from vabal.pages.night import again, changes, control, gallery, judged, people, reasons
 from vabal.pages.night.looks import NONE, Looks, looks
 from vabal.pages.night.record import Night, read
 from vabal.pages.pictures import Picture, pictures
@@ -71,6 +71,7 @@ class _Page:
         self.labels = {name: int(counts.get(name, 0)) for name in night.classes}
         self.looks = self._looks()
         self.came, self.duel, self.curve = changes.came(night), judged.duel(night), judged.curve(night)
+        self.asked = again.asked(night)
         self.pictures = self._pictures()
 
     def _params(self) -> Params:
@@ -98,7 +99,8 @@ class _Page:
         uses: dict[str, int] = {}
         beside = (nearest.sample for nearest in self.looks.labeled.values())
         picks = self.night.picks["sample_id"].iloc[: gallery.MOST_SHOWN]
-        for sample in (*picks, *beside, *changes.shown(self.came), *judged.samples(self.duel)):
+        repeated = self.asked["sample_id"].iloc[: again.MOST_SHOWN]
+        for sample in (*picks, *beside, *repeated, *changes.shown(self.came), *judged.samples(self.duel)):
             uses[sample] = uses.get(sample, 0) + 1
         return pictures(self.place.data, self._rows(uses), uses, self.params.images.bit_depth)
 
@@ -113,6 +115,7 @@ class _Page:
         drawn = int(self.night.picks["probability"].notna().sum())
         asked = f"{counted(len(self.night.picks) - drawn, 'image')} picked by {manifest.strategy}"
         asked += f" and {drawn} drawn uniformly beside them" if drawn else ""
+        asked += f", and {len(self.asked)} asked about again" if len(self.asked) else ""
         here = [point for point in self.curve if point.round == self.night.number]
         if not here:
             return f"{asked}. Nothing was measured: the holdout has no labels, or no predictions of it are recorded."
@@ -144,6 +147,7 @@ class _Page:
         """One without blocks is left out: a section whose figures a round lacks has no heading either."""
         makers: list[tuple[str, str, Callable[[], list[Block]]]] = [
             ("picks", "What is asked about, and why", self._gallery),
+            ("again", "What is asked about again", self._again),
             ("changes", "What changed", self._changes),
             ("people", "How far people agree", self._people),
             ("curve", "Learning curve of the real rounds", self._curve),
@@ -170,6 +174,9 @@ class _Page:
 
     def _changes(self) -> list[Block]:
         return changes.blocks(self.night, self.came, self.labels, self.pictures)
+
+    def _again(self) -> list[Block]:
+        return again.blocks(self.night, self.asked, self.pictures)
 
     def _people(self) -> list[Block]:
         return people.blocks(agreement(self.night.pools.events))

@@ -13,11 +13,18 @@ if TYPE_CHECKING:
     )
     from vabal.rounds.steps.extract import embed_images, extract_features, programs, shard_names, weights
     from vabal.rounds.steps.measure import evaluate, evaluation, evaluation_files, evaluation_folder
-    from vabal.rounds.steps.select import select_batch, selection_document, selection_folder, selection_in_words
+    from vabal.rounds.steps.select import (
+        asked_again,
+        select_batch,
+        selection_document,
+        selection_folder,
+        selection_in_words,
+    )
     from vabal.rounds.steps.take_in import intake, intake_again, refuse_unserved
     from vabal.rounds.steps.train import load_classifier, train_classifier
 
 __all__ = [
+    "asked_again",
     "class_terms",
     "embed_images",
     "estimate_class_terms",
@@ -65,6 +72,7 @@ __getattr__ = members(
             "evaluation_folder",
         ),
         "select": (
+            "asked_again",
             "select_batch",
             "selection_document",
             "selection_folder",

@@ -102,8 +102,10 @@ def likelihood_key(context: RoundContext, extracted: StageReference, encoded: St
 def selection_key(
     context: RoundContext, extracted: Sequence[StageReference], estimated: Mapping[str, Any] | None
 ) -> StageKey:
+    again, digests = context.learner.doubting, context.report["digests"]
     settings = {
         "selection": context.params.selection.model_dump(),
+        "again": again,
         "probabilities": context.params.probabilities.model_dump(),
         "classes": list(context.classes),
         "needs": asdict(context.needs),
@@ -114,12 +116,16 @@ def selection_key(
         "features": _all_keys(extracted),
         "committee": ",".join(ref.get("committee", "") for ref in extracted),
         "estimated": _all_keys([estimated["terms"], *estimated["shards"]]) if estimated else "",
-        "unlabeled": context.report["digests"]["unlabeled"],
+        "unlabeled": digests["unlabeled"],
         "seed": context.seed("selection"),
         "control": context.seed("control"),
         "compared": "\n".join(compared_images(context).sample_ids),
+        "opinions": "" if again is None else ",".join(digests.get(name, "") for name in _OPINIONS),
     }
     return StageKey("select-batch", settings, inputs)
+
+
+_OPINIONS = ("catalog", "labeled", "label_events", "class_events", "asked_again", "holdout")  # what is asked again
 
 
 def _arithmetic(context: RoundContext) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vabal import pools, strategies
 from vabal.errors import UserError
 from vabal.files import canonical_json, write_bytes
+from vabal.labels import again
 from vabal.learning import committee, features
 from vabal.rounds import tables
 from vabal.rounds.context import (
@@ -26,6 +27,7 @@ from vabal.rounds.context import (
 )
 from vabal.rounds.steps.compare import write_compared
 from vabal.rounds.steps.estimate import LOG_LIKELIHOOD, VAE_CLASS, class_terms, labeled_rows, load_feature_dims
+from vabal.rounds.steps.held_out import held_out
 from vabal.rounds.steps.keys import selection_key
 from vabal.strategies import control
 from vabal.strategies.candidates import concatenate
@@ -47,6 +49,7 @@ def _select_batch(
 ) -> None:
     labeled, candidates = _labeled(context, extracted), context.report["candidates"]
     drawn = context.learner.control(_ids(context, extracted), candidates)
+    asked = _ask_again(context, len(drawn), folder)
     with tables.ScoredWriter(folder / _SCORED, strategies.schema(len(context.classes))) as writer:
         selection = context.learner.select(
             lambda: _candidates(context, extracted, estimated, without=drawn),
@@ -55,13 +58,24 @@ def _select_batch(
             class_terms=class_terms(context, estimated["terms"]) if estimated else None,
             feature_dims=_feature_dims(context, extracted),
             write=lambda part: writer.write(part.to_table(context.classes)),
-            drawn=len(drawn),
+            drawn=len(drawn) + len(asked),
         )
     arm = _write_control(context, extracted, drawn, len(selection.picks), folder) if drawn else None
-    _write_selection(context, selection, folder, arm)
+    _write_selection(context, selection, folder, arm, asked)
     write_compared(context, extracted, folder)
     if strategies.record_of(context.strategy).labeled_inputs:
         _write_labeled(labeled, folder / "labeled.parquet")
+
+
+def _ask_again(context: RoundContext, drawn: int, folder: Path) -> pd.DataFrame:
+    """The images that the request asks about once more: sample_id and reason; what that follows from is written."""
+    believed = held_out(context) if context.learner.doubting else None
+    if believed is not None:
+        tables.write_held_out(believed.sample_ids, believed.posterior_L_C, folder / tables.HELD_OUT_FILE)
+    most = again.size(context.params.labelling.ask_again, context.params.selection.budget, drawn)
+    if most < 1:
+        return pd.DataFrame({"sample_id": [], "reason": []}, dtype="str")
+    return again.choose(pools.read(context.view), believed, most)
 
 
 def _ids(context: RoundContext, extracted: Sequence[StageReference]) -> Iterator[NDArray[Any]]:
@@ -90,7 +104,11 @@ def _write_control(
 
 
 def _write_selection(
-    context: RoundContext, selection: strategies.Selection, folder: Path, arm: pd.DataFrame | None
+    context: RoundContext,
+    selection: strategies.Selection,
+    folder: Path,
+    arm: pd.DataFrame | None,
+    asked: pd.DataFrame,
 ) -> None:
     """The picks and the control arm, all candidates with their ranks, and how the picks follow from these."""
     name = context.params.selection.strategy
@@ -112,6 +130,7 @@ def _write_selection(
         "shortlist": None if listed is None else listed.per_pick,
         "notes": list(selection.notes),
         "class_terms": None if terms is None else terms.to_json(),
+        "again": asked.to_numpy().tolist(),
     }
     write_bytes(folder / "selection.json", canonical_json(document))
 
@@ -203,6 +222,11 @@ def selection_document(context: RoundContext, selected: StageReference) -> dict[
     return document
 
 
+def asked_again(context: RoundContext, selected: StageReference) -> pd.DataFrame:
+    """The images that the request asks about once more, in order: sample_id and reason."""
+    return pd.DataFrame(selection_document(context, selected)["again"], columns=["sample_id", "reason"], dtype="str")
+
+
 def selection_in_words(context: RoundContext, selected: StageReference) -> str:
     """How many were picked, and as which classes they are predicted."""
     picks = tables.read_selection(selection_folder(context, selected) / "selection.parquet")
@@ -210,6 +234,8 @@ def selection_in_words(context: RoundContext, selected: StageReference) -> str:
     classes = ", ".join(f"{name} {count}" for name, count in counts.items())
     drawn = int(picks["probability"].notna().sum())
     beside = f" and {drawn} drawn uniformly" if drawn else ""
+    if repeated := len(asked_again(context, selected)):
+        beside += f", {repeated} asked about again"
     return f"{len(picks) - drawn} picked by {context.params.selection.strategy}{beside}" + (
         f" (predicted: {classes})" if classes else ""
     )

@@ -1,0 +1,86 @@
+"""A night asks again: from the labels that came to what it publishes, which the audit derives again."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.small_backbones import small_backbone
+from tests.support.small_pools import WHEN
+from tests.support.small_rounds import first_round, learned
+from vabal import audit, pools
+from vabal.labels import answers, arrivals
+from vabal.labels.export import export_requests
+from vabal.rounds import record, requests, steps
+from vabal.rounds.context import RoundContext
+
+MODEL = {"name": "vabal-classifier", "version": "1", "sha256": "0" * 64, "files": {}}
+
+
+@pytest.fixture(params=["probe", "scratch"])
+def context(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RoundContext]:
+    """Sixty labelled images of three greys; ann gives three another label, and eve contradicts her on one of these."""
+    labels = np.arange(90) % 3
+    noise = np.random.default_rng(0).integers(0, 30, (90, 8, 8))
+    grey = (labels[:, None, None] * 80 + noise).astype(np.uint8)
+    settings = {f"backbone.{name}": value for name, value in small_backbone(tmp_path).items()} | {
+        "classifier.learner": request.param,
+        "classifier.network": "resnet10",
+        "classifier.width": 4,
+        "classifier.epochs": 2,
+        "selection.strategy": "margin",
+        "selection.budget": 8,
+        "selection.control_share": 0.1,
+        "labelling.ask_again": 0.5,
+    }
+    with first_round(tmp_path, 90, settings, arrays={"images": grey, "labels": labels}, initial=60) as begun:
+        place = begun.workspace
+        made = pools.load(place.data)
+        wrong = {
+            name: str((int(label) + 1) % 3)
+            for name, label in made.labeled.iloc[::20][["sample_id", "label"]].to_numpy()
+        }
+        file = tmp_path / "labels.csv"
+        first = next(iter(wrong))
+        lines = [
+            *(f"{name},{label},ann" for name, label in wrong.items()),
+            f"{first},{(int(wrong[first]) + 1) % 3},eve",
+        ]
+        file.write_text("\n".join(lines))
+        answers.import_labels(place.inbox, made, file, WHEN)
+        night = replace(begun.round, inbox=tuple(arrivals.pending(place.inbox)))
+        yield replace(begun, round=night, intake_key=steps.intake(place, night))
+
+
+def published(context: RoundContext) -> pools.Pools:
+    """The round as it lies in `data/` once it is published."""
+    refs = learned(context)
+    now = datetime(2026, 1, 1, 3, tzinfo=UTC)
+    _, contents = record.assemble(context, refs, MODEL, mlflow_run="0" * 32, flow_run=None, promotions=None, now=now)
+    for name, content in contents.items():
+        path = context.workspace.data / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        shutil.copyfile(content, path)
+    arrivals.remove(context.workspace.inbox, context.round.inbox)
+    said = steps.selection_in_words(context, refs["selected"])
+    assert said.startswith("4 picked by margin and 1 drawn uniformly, 3 asked about again")
+    return pools.load(context.workspace.data)
+
+
+def test_a_night_asks_again_and_the_audit_derives_what(context: RoundContext, tmp_path: Path) -> None:
+    after = published(context)
+    place = context.workspace
+    wrong = after.label_events.loc[after.label_events["annotator"] == "ann", "sample_id"].tolist()
+    assert after.asked_again["reason"].tolist() == ["disputed", "suspected", "suspected"]
+    assert after.asked_again["sample_id"].tolist()[0] == wrong[0]
+    assert set(after.asked_again["sample_id"]) == set(wrong)
+    report = audit.verify(place.data, images=False)
+    assert report.ok, report.findings
+    assert len(requests.picked_ids(place).ids) == 8
+    assert requests.answers(place).share == 0
+    assert export_requests(after, place.data, tmp_path / "out", place.inbox).again == 3
