@@ -258,7 +258,8 @@ def test_an_experiment_tells_what_it_is_and_keeps_the_words_that_people_gave_it(
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert f"in the workspace `{tracking.workspace}`" in experiment.tags["mlflow.note.content"]
     client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours")
-    assert tracking.charts_url().endswith(f"/#/experiments/{experiment.experiment_id}/runs?compareRunsMode=CHART")
+    charts = f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    assert tracking.charts_url().endswith(charts)
     assert client.get_experiment(experiment.experiment_id).tags["mlflow.note.content"] == "ours"
 
 

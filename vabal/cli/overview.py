@@ -135,6 +135,8 @@ def _bytes_below(folder: Path) -> int:
 
 def size(count: int) -> str:
     """Bytes, for people."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 

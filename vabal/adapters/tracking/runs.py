@@ -142,7 +142,8 @@ class Runs(Connection):
     @explained
     def charts_url(self) -> str:
         """Where a browser shows the charts of all rounds."""
-        return f"{self.uri}/#/experiments/{self._experiment()}/runs?compareRunsMode=CHART"
+        pages = "workflowType=machine_learning&compareRunsMode=CHART"  # else those of language models come first
+        return f"{self.uri}/#/experiments/{self._experiment()}/runs?{pages}"
 
     def run_url(self, run_id: str) -> str:
         """Where a browser shows the run."""
