@@ -17,9 +17,9 @@ import pytest
 from mlflow import MlflowClient
 from requests import Session
 
-from vabal.adapters.tracking import Stream, Tracking, metric_name
-from vabal.adapters.tracking import points as streaming
+from vabal.adapters.tracking import Tracking, metric_name
 from vabal.errors import Unavailable, UserError
+from vabal.flows import meanwhile
 from vabal.learning import classifier
 from vabal.settings.learners import ClassifierSettings
 from vabal.settings.models import Params
@@ -208,11 +208,11 @@ def test_points_logged_again_are_not_doubled_whatever_their_value(tracking: Trac
 def test_points_that_came_while_a_stage_worked_are_not_logged_again(
     tracking: Tracking, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "EVERY_S", 0.05)
+    monkeypatch.setattr(meanwhile, "EVERY_S", 0.05)
     run_id = tracking.open_round(1, KEY, SETTINGS)
     epochs = [("train/loss", 1.0 / step, step) for step in range(1, 51)]
     for _ in range(2):  # the second time as after a kill, when the stage runs again
-        with Stream(partial(tracking.points, run_id), logging.getLogger("stage")) as stream:
+        with meanwhile.Stream(partial(tracking.points, run_id), logging.getLogger("stage")) as stream:
             for epoch in epochs[:40]:
                 stream.add(*epoch)
             deadline = time.monotonic() + 60

@@ -8,6 +8,7 @@ from prefect.logging.configuration import setup_logging
 from rich.console import Console
 
 from vabal.flows import logs
+from vabal.flows.meanwhile import OF_PROGRESS
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +41,11 @@ def test_events_that_could_not_be_sent_are_not_told_also_after_prefect_set_its_l
     assert told_of_events_that_were_not_sent() == []
     setup_logging(incremental=False)  # as Prefect does by itself where it cannot change what is there
     assert told_of_events_that_were_not_sent() == []
+
+
+def test_a_line_of_progress_is_for_those_who_see_no_bars() -> None:
+    record = logging.LogRecord("prefect.task_runs", logging.INFO, "", 0, "train-vae: 50 of 200", None, None)
+    shown = logs._BetweenLevels(logging.INFO)
+    assert shown.filter(record)
+    setattr(record, OF_PROGRESS, True)
+    assert not shown.filter(record)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from vabal.adapters.tracking import points as streaming
-from vabal.adapters.tracking.points import Points, Stream
-from vabal.flows.meanwhile import Lines
+from vabal.adapters.tracking.points import Points
+from vabal.flows import meanwhile
+from vabal.flows.meanwhile import Lines, Stream
 from vabal.learning.metrics import Metric
 from vabal.progress import listening, measuring
 from vabal.rounds.context import run_training
@@ -100,8 +100,8 @@ def test_points_that_a_run_has_are_looked_up_once_a_name_and_stay() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "EVERY_S", 0.02)
-    monkeypatch.setattr(streaming, "LEAVING_S", 0.2)
+    monkeypatch.setattr(meanwhile, "EVERY_S", 0.02)
+    monkeypatch.setattr(meanwhile, "LEAVING_S", 0.2)
 
 
 @pytest.mark.usefixtures("quick")

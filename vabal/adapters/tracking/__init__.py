@@ -6,11 +6,10 @@ Everything here can be repeated. Calls go through `MlflowClient`, never through 
 from vabal.adapters.tracking.errors import explained
 from vabal.adapters.tracking.files import SERVING_SOURCE
 from vabal.adapters.tracking.names import ROUND, ROUND_KEY, STATUS, WORKSPACE, metric_name
-from vabal.adapters.tracking.points import Stream
 from vabal.adapters.tracking.registry import Registry, Version
 from vabal.adapters.tracking.runs import Runs
 
-__all__ = ["SERVING_SOURCE", "Stream", "Tracking", "Version", "metric_name"]
+__all__ = ["SERVING_SOURCE", "Tracking", "Version", "metric_name"]
 
 
 class Tracking(Runs, Registry):
