@@ -402,9 +402,23 @@ def test_the_last_labels_are_learned_from_then_there_is_nothing_left_until_new_i
     nothing = done(run(later, "round"))
     assert nothing.out.startswith("NothingToLabel: nothing left to label")
     assert len(ask(later, "audit")) == 5
+    settings = later / "params.yaml"
+    asking = settings.read_text()
+    settings.write_text(
+        asking.replace("stop_rule: never", "stop_rule: forecast").replace("stop_below: 1.0", "stop_below: 999")
+    )
+    said = "enough labels: the next "
+    assert done(run(later, "round")).out.startswith(f"EnoughLabels: {said}")
+    assert len(ask(later, "audit")) == 5
+    assert said in " ".join(done(call(later, "status")).out.split())
     (tmp_path / "new.png").write_bytes(picture(9))
     done(call(later, "ingest", str(tmp_path / "new.png")))
-    assert "Published: round 5: 1 picked" in done(run(later, "round", "--strategy", "random")).out
+    learned = done(run(later, "round", "--strategy", "random"))
+    assert learned.out.startswith("Published: round 5: 0 picked by random")
+    assert said in learned.out
+    assert ask(later, "audit", "--verify")["ok"] is True
+    settings.write_text(asking)
+    assert "Published: round 6: 1 picked" in done(run(later, "round", "--strategy", "random")).out
 
 
 # -- a source without labels --------------------------------------------------------------------------------------

@@ -76,16 +76,21 @@ def test_each_event_is_told_once_by_each_channel_whoever_looks_and_however_often
     make_run(place, "CRASHED", message="no heartbeat for 90 s: its machine or process is gone")
     make_run(place, "RUNNING", "WaitingForLabels", "40 of 100 labels of round 3's request are in")
     make_run(place, "COMPLETED", "NothingToLabel", "nothing left to label")
+    make_run(place, "COMPLETED", "EnoughLabels", "the next 100 would add at most 0.4 points")
     make_run(place, "COMPLETED", "Refused", "the lower bound is -0.01", number=1)
     make_run(place, "COMPLETED", "Kept", "nothing new", number=1)
     make_run(place, "COMPLETED", "Promoted", "version 3 is champion", number=1)
     make_run(place, "RUNNING")
     for _ in range(2):
         notices.Notifier(place, said.append).look()
-    expected = ["published", "failed", "failed", "labels_due", "refused", "refused", "promoted"]
+    expected = ["published", "failed", "failed", "labels_due", *["refused"] * 3, "promoted"]
     assert events(hook) == expected
     assert len(set(hook.keys)) == len(expected)
     assert "round 3: 100 picked by vabal" in hook.bodies[0]["text"]
+    assert [body["subject"].partition(": ")[2] for body in hook.bodies[4:6]] == [
+        "nothing new came of it",
+        "there are enough labels",
+    ]
     assert hook.bodies[0]["link"].startswith("http://127.0.0.1:")
     assert (place.root / "told.txt").read_text().count("/runs/flow-run/") == len(expected)
     assert len(said) == 2 * len(expected)

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from vabal import audit, files, images, pools, rounds, strategies
+from vabal.audit.enough import verdict
 from vabal.images import shards
 from vabal.labels import again
 from vabal.labels.again import HeldOut
@@ -75,11 +76,13 @@ class Books:
         changes: Sequence[tuple[str, str, str | None]] = (),
         shift: float | None = None,
         ask_again: float = 0.0,
+        stop: Mapping[str, Any] | None = None,
         **selection: Any,
     ) -> "Books":
         """`selection` are further settings of that section, `probabilities` settings of the other. `opinions` (sample,
         label, annotator) come in the place of one person's `labels`; `changes` of the classes before them. With a
-        `shift` the learner is a probe, and the new images' features lie so far from those of earlier ones."""
+        `shift` the learner is a probe, and the new images' features lie so far from those of earlier ones. `stop` are
+        settings of a stopping rule, which is obeyed."""
         fresh = self._images([f"n{self.number + 1}-{index}" for index in range(new)]) if new else None
         when = self._when(self.number + 1)
         self._publish(
@@ -97,6 +100,7 @@ class Books:
             changes=changes,
             shift=shift,
             ask_again=ask_again,
+            stop=stop,
         )
         return self
 
@@ -138,6 +142,7 @@ class Books:
         changes: Sequence[tuple[str, str, str | None]] = (),
         shift: float | None = None,
         ask_again: float = 0.0,
+        stop: Mapping[str, Any] | None = None,
     ) -> None:
         self.number += 1
         number = self.number
@@ -166,7 +171,7 @@ class Books:
                 "seed": SEED,
                 "selection": asked,
                 "probabilities": dict(probabilities or {}),
-                "labelling": {"consensus": consensus, "ask_again": ask_again},
+                "labelling": {"consensus": consensus, "ask_again": ask_again, **(stop or {})},
                 "classifier": {} if shift is None else {"learner": "probe"},
             }
         )
@@ -222,6 +227,9 @@ class Books:
         return datetime(2026, 3, number + 1, 6, 30, tzinfo=UTC)
 
     def _select(self, folder: Path, state: pools.Pools, settings: models.Params, seed: int) -> strategies.Selection:
+        found = verdict(self.data, settings, self.number)
+        if found is not None and found.reached:
+            return self._nothing(folder, state, settings, seed)
         waiting = state.unlabeled.loc[state.unlabeled["status"] == pools.AVAILABLE, "sample_id"].to_numpy(dtype=object)
         strategy, asked = strategies.get(settings.selection.strategy), settings.selection
         count = control.size(strategy, asked.control_share, asked.budget, len(waiting))
@@ -265,6 +273,15 @@ class Books:
             assert known.logits_N_C is not None
             tables.write_labeled(known.sample_ids, known.logits_N_C, folder / "labeled.parquet")
         return selection
+
+    def _nothing(self, folder: Path, state: pools.Pools, settings: models.Params, seed: int) -> strategies.Selection:
+        """Of a round that asks for no labels."""
+        self.drawn, scored = [], self.root / "scored.parquet"
+        self.asked = self._again(folder, state, settings, 0)
+        pq.write_table(strategies.schema(len(state.classes)).empty_table(), scored, store_schema=False)
+        tables.write_candidates(scored, folder / "candidates.parquet", {}, settings.selection.strategy)
+        tables.write_selection(tables.unscored([], settings.selection.strategy), folder / "selection.parquet")
+        return strategies.no_picks(settings.selection.strategy, settings.selection.budget, seed)
 
     def _compare(self, folder: Path, state: pools.Pools, settings: models.Params, shift: float) -> None:
         seed = rounds.derive_seed(SEED, self.number, "drift")

@@ -30,14 +30,16 @@ MEASURES: Final = ("accuracy", "balanced_accuracy", "macro_f1")
 Interval = tuple[float, float] | None
 
 
-def curve(data: Path) -> list[dict[str, Any]]:
-    """A row a round that trained: `labels` that it learned from, labelled images of the `holdout` and their `classes`,
-    `seconds` from its start to its record (None: not recorded), and each of `MEASURES` as `value`, `low` and `high`.
+def curve(data: Path, up_to: int | None = None) -> list[dict[str, Any]]:
+    """A row a round that trained (up to that one): `labels` that it learned from, labelled images of the `holdout` and
+    their `classes`, `seconds` from its start to its record (None: not recorded), and each of `MEASURES` as `value`,
+    `low` and `high`.
 
     Where the predictions for the holdout are not recorded, the values are the manifest's, without an interval. Raises
     UserError if a file is missing or damaged.
     """
-    manifests = [read_manifest(data, number) for number in manifest_numbers(data)]
+    numbers = [number for number in manifest_numbers(data) if up_to is None or number <= up_to]
+    manifests = [read_manifest(data, number) for number in numbers]
     return [_row(data, manifest) for manifest in manifests if manifest.round > 0]
 
 

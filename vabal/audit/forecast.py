@@ -88,9 +88,9 @@ def points(data: Path, up_to: int | None = None) -> list[Point]:
     """The curve's, as far as they were measured on a labelled holdout. Of several rounds that learned from as many
     labels, the last counts. Raises UserError if a file is missing or damaged."""
     known = []
-    for row in curve(data):
+    for row in curve(data, up_to):
         value, low, high = (row[MEASURE][name] for name in ("value", "low", "high"))
-        if low is not None and (up_to is None or row["round"] <= up_to):
+        if low is not None:
             known.append(Point(row["labels"], value, (high - low) / DEVIATIONS, row["classes"], row["holdout"]))
     return _the_last(known)
 

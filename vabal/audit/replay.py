@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from vabal import pools, rounds
 from vabal.audit import chain, replayed
 from vabal.audit import selections as audit_selections
+from vabal.audit.enough import verdict
 from vabal.errors import UserError
 from vabal.files import file_sha256
 from vabal.pools import Pools
@@ -132,7 +133,8 @@ def _taken_in(data: Path, round_number: int) -> Pools:
 def _context(workspace: Workspace, manifest: Manifest, taken_in: Pools, home: Path | None) -> RoundContext:
     settings = params.recorded(manifest.settings)
     begun = OpenRound(manifest.round, str(manifest.parent), (), manifest.times.started if manifest.times else "")
-    key = steps.intake_again(workspace, begun, taken_in)
+    found = verdict(workspace.data, settings, manifest.round)
+    key = steps.intake_again(workspace, begun, taken_in, asks=found is None or not found.reached)
     weights = settings.backbone.below(workspace.root).file
     brought = weights is not None and weights.is_file()
     return RoundContext(workspace, settings, begun, own_store(workspace), key, None if brought else home)

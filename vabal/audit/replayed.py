@@ -129,6 +129,7 @@ def check_pools(
     from vabal.audit.derivation import check_round  # noqa: PLC0415 -- the same
     from vabal.audit.drawn import check_control  # noqa: PLC0415 -- the same
     from vabal.audit.drift import check_drift  # noqa: PLC0415 -- the same
+    from vabal.audit.enough import asked  # noqa: PLC0415 -- SciPy
 
     wrong: dict[str, list[int]] = {}
     digests: dict[str, str] = {}
@@ -142,7 +143,8 @@ def check_pools(
         yield from _check_counts(record, step.after)
         file = f"{record.folder}/selection.parquet"
         yield from (Finding(record.round, file, problem) for problem in step.problems)
-        yield from check_candidates(data, record, step.taken_in, selections.get(record.round))
+        offered = step.taken_in if asked(data, record) else _without_candidates(step.taken_in)
+        yield from check_candidates(data, record, offered, selections.get(record.round))
         yield from check_intake(record, step.images, step.events, step.came)
         yield from _check_consensus(record, pools.named(current.label_events, pools.Classes.of(step.taken_in)))
         yield from check_predictions(data, record, step.taken_in)
@@ -151,10 +153,10 @@ def check_pools(
             recorded = None
             if picks is not None:
                 recorded = [str(name) for name in picks.loc[picks["probability"].isna(), "sample_id"]]
-                yield from check_control(data, record, step.taken_in, picks)
+                yield from check_control(data, record, offered, picks)
             yield from check_drift(data, record, step.taken_in.catalog, step.taken_in.holdout["sample_id"])
-            yield from check_again(data, record, step.taken_in, step.again)
-            yield from check_round(data, record, step.taken_in, recorded, again=len(step.again))
+            yield from check_again(data, record, offered, step.again)
+            yield from check_round(data, record, offered, recorded, again=len(step.again))
     order = current.label_events["round"]
     if not order.is_monotonic_increasing:
         yield Finding(records[-1].round, "label_events.parquet", "its events do not stand in the order of their rounds")
@@ -169,6 +171,10 @@ def check_pools(
             yield Finding(head, pools.TABLE_FILES[name], what)
         elif digest != records[-1].pools_after.get(name):
             yield Finding(head, pools.TABLE_FILES[name], f"its digest is not the one that round {head} recorded")
+
+
+def _without_candidates(taken_in: Pools) -> Pools:
+    return replace(taken_in, unlabeled=taken_in.unlabeled.iloc[:0])
 
 
 def _check_consensus(record: Record, events: pd.DataFrame) -> Iterator[Finding]:

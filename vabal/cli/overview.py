@@ -94,7 +94,19 @@ def _labels(place: "Workspace") -> Part:
     said = f"{found.answered} of {found.requested} of round {found.round}'s request are in" if found.requested else ""
     way = f"; {out} are out: `vabal labels export DIR`" if out else ""
     document = {"round": found.round, "requested": found.requested, "answered": found.answered, "open": out}
-    return Part((said + way,) if said else ("none are asked for yet",), document)
+    lines, verdict = (said + way,) if said else ("none are asked for yet",), _enough(place)
+    return Part((*lines, verdict) if verdict else lines, document | ({"enough": verdict} if verdict else {}))
+
+
+def _enough(place: "Workspace") -> str | None:
+    """Why the next night asks for none, if it does not."""
+    params = place.params()
+    if params.labelling.stop_rule == "never":
+        return None
+    from vabal.audit.enough import verdict
+
+    found = verdict(place.data, params)
+    return str(found) if found and found.reached else None
 
 
 def _inbox(place: "Workspace") -> Part:

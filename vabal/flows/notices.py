@@ -32,6 +32,7 @@ HEADLINES: Final = {
     "labels_due": "labels are due",
     "missed": "a night was missed",
 }
+_OF_STATES: Final = {"EnoughLabels": "there are enough labels"}  # where a state has a headline of its own
 _HINTS: Final = {
     "published": "`vabal labels export DIR` hands the request out, `vabal open` shows the night.",
     "labels_due": "`vabal labels export DIR` hands the request out, `vabal labels import FILE` takes the answers in.",
@@ -159,7 +160,7 @@ def _of(
         said = f"{'night' if is_night else 'promotion'}: {state['name']}{': ' if said else ''}{said}"
     link = f"{server.url.removesuffix('/api')}/runs/flow-run/{run['id']}"
     key = _missed(due) if kind == "missed" else f"{run['id']}:{kind}"
-    yield moment, _message(key, kind, params, said, link)
+    yield moment, _message(key, kind, params, said, link, _OF_STATES.get(state["name"]))
 
 
 def _missed(due: datetime) -> str:
@@ -182,10 +183,10 @@ def _kind(kind: str, name: str, *, is_night: bool) -> str | None:
     return None
 
 
-def _message(key: str, kind: str, params: Params, said: str, link: str | None) -> Message:
+def _message(key: str, kind: str, params: Params, said: str, link: str | None, headline: str | None = None) -> Message:
     name = params.workspace.name
     text = "\n".join(filter(None, [said, _HINTS.get(kind)]))
-    return Message(key, kind, name, f"vabal {name}: {HEADLINES[kind]}", text, link)
+    return Message(key, kind, name, f"vabal {name}: {headline or HEADLINES[kind]}", text, link)
 
 
 def _unseen(error: Unavailable, book: "_Book", params: Params, late: datetime) -> list[Message]:

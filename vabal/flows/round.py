@@ -27,7 +27,8 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
     """Run one round in the workspace folder `workspace`; `strategy` overrides the setting `selection.strategy`.
 
     Ends in a completed state whose name says what happened: Published, Skipped, WaitingForLabels, NothingToLabel,
-    Overtaken (another machine's round of this number was first at `storage.git_remote`).
+    EnoughLabels (by `labelling.stop_rule`, and nothing new came in), Overtaken (another machine's round of this number
+    was first at `storage.git_remote`).
     A second call after a crash goes on behind the last finished stage.
     """
     one_line_for_user_errors()
@@ -49,8 +50,9 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
         log.info(verdict.message)
         if not verdict.go_on:
             return Completed(name=verdict.state, message=verdict.message)
+        enough = _enough(place, params)
         try:
-            message = _work(place, params)
+            message = _work(place, params, enough)
         except rounds.Overtaken as error:
             return Completed(name="Overtaken", message=publication.give_way(place, params, error))
         except Unavailable:
@@ -60,8 +62,12 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
             raise
         if message is not None:
             _sync(place, params)
+    if message is None and enough:
+        return Completed(name="EnoughLabels", message=enough)
     if message is None:
         return Completed(name="NothingToLabel", message=tasks.NOTHING_TO_LABEL)
+    if enough:
+        message = f"{message}; {enough}"
     if verdict.incomplete:
         message = f"{message}; {verdict.message}"
     return Completed(name="Published", message=message)
@@ -79,9 +85,19 @@ def _sync(place: Workspace, params: Params) -> None:
         get_run_logger().warning(f"labels were not synced, the night goes on with those that are here: {why}")
 
 
-def _work(place: Workspace, params: Params) -> str | None:
+def _enough(place: Workspace, params: Params) -> str | None:
+    """Why no more labels are asked for, by the rounds so far."""
+    if params.labelling.stop_rule == "never":
+        return None
+    from vabal.audit.enough import verdict  # noqa: PLC0415 -- SciPy
+
+    found = verdict(place.data, params)
+    return str(found) if found and found.reached else None
+
+
+def _work(place: Workspace, params: Params, enough: str | None) -> str | None:
     """From intake to publication; what was published, or None where there was nothing to do."""
-    ticket = tasks.intake(str(place.root), params.model_dump(mode="json"))
+    ticket = tasks.intake(str(place.root), params.model_dump(mode="json"), enough)
     if ticket["nothing_to_label"]:
         return None
     refs = learn(

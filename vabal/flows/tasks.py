@@ -74,15 +74,15 @@ def sync_labels(workspace: str, settings: dict[str, Any]) -> list[str]:
 
 
 @task(name="intake", task_run_name="intake", **NETWORK)
-def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
-    """Take in labels and images that came; open the round in MLflow."""
+def intake(workspace: str, settings: dict[str, Any], enough: str | None = None) -> Ticket:
+    """Take in labels and images that came; open the round in MLflow. `enough`: why no labels are asked for."""
     place, params, log = Workspace(Path(workspace)), Params.model_validate(settings), get_run_logger()
     requests.refuse_hand_edits(Versioning(place.root))
     agreement.anchored(place.root, Versioning(place.root))  # refuses, before anything is trained, what publish would
     refuse_taken_anchor(place, params)
     steps.refuse_unserved(strategies.get(params.selection.strategy), params)
     begun = rounds.open_round(place, requests.pending(place), datetime.now(UTC))
-    key = steps.intake(place, begun, params.labelling.consensus)
+    key = steps.intake(place, begun, params.labelling.consensus, asks=enough is None)
     ticket: Ticket = {
         "workspace": workspace,
         "params": settings,
@@ -100,7 +100,7 @@ def intake(workspace: str, settings: dict[str, Any]) -> Ticket:
         context.report["candidates"],
     )
     if not context.report["candidates"]:
-        log.warning(NOTHING_TO_LABEL)
+        log.warning(enough or NOTHING_TO_LABEL)
         if not begun.inbox:
             rounds.give_up(place)
             return ticket | {"nothing_to_label": True}

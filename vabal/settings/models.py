@@ -114,6 +114,13 @@ class LabellingSettings(Section):
         description="Share of `selection.budget`, at least one image, that asks again about images whose opinions "
         "contradict each other and labels that are probably wrong (docs/labelling.md). 0: none is asked about again.",
     )
+    stop_rule: Literal["never", "forecast", "agreement"] = Field(
+        "never",
+        description="When nights ask for no more labels and end as EnoughLabels: forecast, once the upper end of what "
+        "the next request adds (`vabal forecast`) is below `stop_below` points; agreement, once kappa between one "
+        "night's model and the next is short of 1 by less, on average over three.",
+    )
+    stop_below: PositiveFloat = Field(1.0, description="Points, for `stop_rule`.")
     share: Share = Field(1.0, description="`wait` and `skip`: the share of the last request that is enough to go on.")
     wait_hours: NonNegativeFloat = Field(8.0, description="`wait`: go on with what came after this long.")
     poll_seconds: PositiveFloat = Field(30.0, description="`wait`: how often the inbox is looked at.")

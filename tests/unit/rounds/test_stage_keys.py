@@ -32,7 +32,7 @@ SETTINGS = {
 ARITHMETIC = {"device", "threads"}
 # What each stage's key holds: settings and inputs.
 MADE_OF = {
-    "intake": ({"consensus"}, {"parent", "round", "inbox"}),
+    "intake": ({"consensus", "asks"}, {"parent", "round", "inbox"}),
     "train-classifier": (
         {"classifier", "backbone", "finetune", "images", "classes", "cross_fit", *ARITHMETIC},
         {"labeled", "seed"},
@@ -284,8 +284,9 @@ def test_intake_depends_on_the_parent_the_round_the_entries_of_the_inbox_and_the
         keys.intake_key(replace(begun, round=4), begun.inbox),
         keys.intake_key(replace(begun, parent="other"), begun.inbox),
         keys.intake_key(begun, begun.inbox, "majority"),
+        keys.intake_key(begun, begun.inbox, asks=False),
     ]
-    assert len({key.digest for key in made}) == 5
+    assert len({key.digest for key in made}) == 6
     later = replace(begun, started="2026-01-02T00:00:00+00:00")
     assert keys.intake_key(later, later.inbox).digest == made[0].digest
 

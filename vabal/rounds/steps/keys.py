@@ -20,10 +20,10 @@ from vabal.rounds.steps.compare import compared_images
 Inputs = dict[str, str | int]
 
 
-def intake_key(begun: OpenRound, inbox: Sequence[str], consensus: str = "latest") -> StageKey:
-    """`inbox` names what was taken in; names of entries tell their content."""
+def intake_key(begun: OpenRound, inbox: Sequence[str], consensus: str = "latest", *, asks: bool = True) -> StageKey:
+    """`inbox` names what was taken in; names of entries tell their content. `asks`: whether labels are asked for."""
     inputs: Inputs = {"parent": begun.parent, "round": begun.round, "inbox": "\n".join(inbox)}
-    return StageKey("intake", {"consensus": consensus}, inputs)
+    return StageKey("intake", {"consensus": consensus, "asks": asks}, inputs)
 
 
 def classifier_key(context: RoundContext, labeled: pd.DataFrame) -> StageKey:

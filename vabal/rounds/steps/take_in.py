@@ -25,13 +25,20 @@ from vabal.workspace import Workspace
 # -- intake -------------------------------------------------------------------------------------------------------
 
 
-def intake(workspace: Workspace, begun: OpenRound, consensus: str = "latest") -> str:
-    """Pools after the inbox's labels and images came in, as a view laid out like `data/`; the key of that view."""
-    key = intake_key(begun, begun.inbox, consensus)
-    return stage(own_store(workspace), key, lambda folder: _take_in(workspace, begun, consensus, folder))["key"]
+def intake(workspace: Workspace, begun: OpenRound, consensus: str = "latest", *, asks: bool = True) -> str:
+    """Pools after the inbox's labels and images came in, as a view laid out like `data/`; the key of that view.
+
+    A round that does not ask for labels has no candidates.
+    """
+    key = intake_key(begun, begun.inbox, consensus, asks=asks)
+
+    def produce(folder: Path) -> None:
+        _take_in(workspace, begun, consensus, folder, asks=asks)
+
+    return stage(own_store(workspace), key, produce)["key"]
 
 
-def _take_in(workspace: Workspace, begun: OpenRound, consensus: str, folder: Path) -> None:
+def _take_in(workspace: Workspace, begun: OpenRound, consensus: str, folder: Path, *, asks: bool) -> None:
     before = pools.load(workspace.data)
     events, arrivals = labels_arrivals.read(workspace.inbox, list(begun.inbox))
     changes = labels_arrivals.read_changes(workspace.inbox, list(begun.inbox))
@@ -58,10 +65,10 @@ def _take_in(workspace: Workspace, begun: OpenRound, consensus: str, folder: Pat
     (folder / "images").mkdir()
     for source in [*(workspace.data / "images").glob("*.parquet"), *_arrived_shards(after, arrivals, before)]:
         (folder / "images" / source.name).hardlink_to(source)
-    _write_report(workspace, begun.round, after, folder, counts, said, written)
+    _write_report(workspace, begun.round, after, folder, counts, said, written, asks=asks)
 
 
-def intake_again(workspace: Workspace, begun: OpenRound, after: pools.Pools) -> str:
+def intake_again(workspace: Workspace, begun: OpenRound, after: pools.Pools, *, asks: bool = True) -> str:
     """The view of a past round's intake, from the pools that are known to have come of it; the key of that view.
 
     `workspace` has that round's `data/`: its shards are those that the round saw.
@@ -72,9 +79,10 @@ def intake_again(workspace: Workspace, begun: OpenRound, after: pools.Pools) -> 
         (folder / "images").mkdir()
         for source in (workspace.data / "images").glob("*.parquet"):
             (folder / "images" / source.name).hardlink_to(source)
-        _write_report(workspace, begun.round, after, folder, Counter(), [], written)
+        _write_report(workspace, begun.round, after, folder, Counter(), [], written, asks=asks)
 
-    return stage(own_store(workspace), intake_key(begun, ["again", *pools.digests(after).values()]), produce)["key"]
+    key = intake_key(begun, ["again", *pools.digests(after).values()], asks=asks)
+    return stage(own_store(workspace), key, produce)["key"]
 
 
 def _write_report(
@@ -85,6 +93,8 @@ def _write_report(
     counts: Counter[str],
     said: list[str],
     written: list[str],
+    *,
+    asks: bool,
 ) -> None:
     """`roles/` and `intake.json`, behind the view's tables and images."""
     candidates = _write_roles(after, folder)
@@ -99,7 +109,7 @@ def _write_report(
         "digests": pools.digests(after),
         "shards": _shard_digests(workspace, folder, after),
         "intake": dict(counts),
-        "candidates": candidates,
+        "candidates": candidates if asks else 0,
         "changed": sorted(written),
         "said": said,
     }
