@@ -76,6 +76,12 @@ def verdict(data: Path, params: Params, before: int | None = None) -> Verdict | 
     return Verdict(rule, _POINTS[rule](data, numbers, ahead), params.labelling.stop_below, ahead)
 
 
+def reason(data: Path, params: Params) -> str | None:
+    """Why the next round asks for no labels; None where it does. Raises what `verdict` raises."""
+    found = verdict(data, params)
+    return str(found) if found is not None and found.reached else None
+
+
 def asked(data: Path, record: Record) -> bool:
     """Whether a round was to ask for labels, by its settings and the rounds before it. What cannot be read is named
     elsewhere."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vabal.cli import chosen
+from vabal.cli.overview import why_enough
 from vabal.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,4 +79,6 @@ def _has_something_to_do(place: "Workspace") -> bool:
     from vabal import pools
     from vabal.rounds import requests
 
-    return bool(requests.pending(place)) or bool((pools.read(place.data).unlabeled["status"] == pools.AVAILABLE).any())
+    if requests.pending(place):
+        return True
+    return why_enough(place) is None and bool((pools.read(place.data).unlabeled["status"] == pools.AVAILABLE).any())

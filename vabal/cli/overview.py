@@ -94,19 +94,18 @@ def _labels(place: "Workspace") -> Part:
     said = f"{found.answered} of {found.requested} of round {found.round}'s request are in" if found.requested else ""
     way = f"; {out} are out: `vabal labels export DIR`" if out else ""
     document = {"round": found.round, "requested": found.requested, "answered": found.answered, "open": out}
-    lines, verdict = (said + way,) if said else ("none are asked for yet",), _enough(place)
-    return Part((*lines, verdict) if verdict else lines, document | ({"enough": verdict} if verdict else {}))
+    lines, enough = (said + way,) if said else ("none are asked for yet",), why_enough(place)
+    return Part((*lines, enough) if enough else lines, document | ({"enough": enough} if enough else {}))
 
 
-def _enough(place: "Workspace") -> str | None:
-    """Why the next night asks for none, if it does not."""
+def why_enough(place: "Workspace") -> str | None:
+    """Why the next night asks for no labels; None where it does."""
     params = place.params()
     if params.labelling.stop_rule == "never":
         return None
-    from vabal.audit.enough import verdict
+    from vabal.audit.enough import reason  # SciPy
 
-    found = verdict(place.data, params)
-    return str(found) if found and found.reached else None
+    return reason(place.data, params)
 
 
 def _inbox(place: "Workspace") -> Part:

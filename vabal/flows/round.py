@@ -89,10 +89,9 @@ def _enough(place: Workspace, params: Params) -> str | None:
     """Why no more labels are asked for, by the rounds so far."""
     if params.labelling.stop_rule == "never":
         return None
-    from vabal.audit.enough import verdict  # noqa: PLC0415 -- SciPy
+    from vabal.audit.enough import reason  # noqa: PLC0415 -- SciPy
 
-    found = verdict(place.data, params)
-    return str(found) if found and found.reached else None
+    return reason(place.data, params)
 
 
 def _work(place: Workspace, params: Params, enough: str | None) -> str | None:
