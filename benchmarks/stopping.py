@@ -6,7 +6,7 @@ Each grid is a set. A rule comes to a number in each round, and stops the first 
 *Lost* is what balanced accuracy still came to by the last round (the mean of its last two, less what it was at the
 stop), *saved* the share of the labels bought after the first rule could speak that were not bought. For each set, the
 threshold is the one that saved most on the other sets while losing no more than a point there on average; then as the
-literature's software has it (small-text). The last lines have the thresholds that all sets choose.
+literature's software has it (small-text), that which all sets choose, and, of the rules that are built in, some others.
 """
 
 import argparse
@@ -59,6 +59,8 @@ RULES: Mapping[str, Rule] = {
     "share of predictions that changed": _last("changed"),
     "mean entropy, in per cent of the highest": _last("entropy"),
 }
+BUILT_IN = list(RULES)[:2]
+STEPS = (0.5, 1.0, 2.0, 3.0)  # of `labelling.stop_below`
 PUBLISHED = {  # small-text 1.x
     "kappa of the last three changes, short of 1": 1.0,
     "change of F, last three": 5.0,
@@ -129,6 +131,9 @@ def main() -> None:
         for out, own in told.items() if name in PUBLISHED else ():
             print(f"    {out.name}, as published: {row(own, PUBLISHED[name])}")
         print(f"    of all: {row(every, chosen(every))}")
+        for below in STEPS if name in BUILT_IN else ():
+            for out, own in told.items():
+                print(f"    {out.name}: {row(own, below)}")
 
 
 if __name__ == "__main__":
