@@ -26,9 +26,10 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     chosen.choose(None)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Workspace]:
-    with first_round(tmp_path, 40, {"classifier.learner": "scratch"}) as begun:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """After the intake of its first round: to be looked at."""
+    with first_round(tmp_path_factory.mktemp("place"), 40, {"classifier.learner": "scratch"}) as begun:
         yield begun.workspace
 
 
