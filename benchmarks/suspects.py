@@ -68,7 +68,7 @@ def _one(
     wrong = draws.permutation(size)[: round(WRONG * size)]
     given_L[wrong] = (given_L[wrong] + draws.integers(1, classes, len(wrong))) % classes
     known = LabelledEmbeddings(embeddings[rows_L], given_L, [f"{row:06d}" for row in rows_L])
-    posterior_L_C = held_out(known, embedder.embedded, classes, settings.classifier, folds=FOLDS, seed=settings.seed)
+    _, posterior_L_C = held_out(known, embedder.embedded, classes, settings.classifier, folds=FOLDS, seed=settings.seed)
     found = suspicion(given_L, posterior_L_C)
     share = np.isin(wrong, found.order_L[: round(BUDGET * size)]).mean()
     return float(share), found.wrong, float(np.isin(found.order_L[: found.wrong], wrong).mean())

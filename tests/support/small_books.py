@@ -19,6 +19,7 @@ from vabal.labels.consensus import settle
 from vabal.learning import metrics
 from vabal.probabilities import ClassTerms
 from vabal.rounds import drift, record, tables
+from vabal.rounds.believed import believed
 from vabal.settings import models, params
 from vabal.strategies import control
 
@@ -158,7 +159,8 @@ class Books:
             frame = pd.DataFrame(list(opinions), columns=["sample_id", "label", "annotator"], dtype=object)
             frame = pools.typed(frame.assign(labeled_at=when, source="f.csv"), pools.EVENTS)
             classes = pools.Classes.of(state)
-            settled = settle(pools.named(state.label_events, classes), pools.named(frame, classes), consensus)
+            crowd = believed(self.data, number - 1, classes)
+            settled = settle(pools.named(state.label_events, classes), pools.named(frame, classes), consensus, crowd)
             frame = pools.stack([frame, settled], pools.EVENTS)
         if said is not None:
             frame = frame.assign(labeled_at=said, imported_at=when)
@@ -295,7 +297,7 @@ class Books:
     def _again(self, folder: Path, state: pools.Pools, settings: models.Params, drawn: int) -> pd.DataFrame:
         """What the round asks about again: with half of the labels not believed at random."""
         held_out, share = None, settings.labelling.ask_again
-        if share:
+        if share or settings.labelling.consensus == "crowdlab":
             posterior_L_C = self.random.dirichlet([1] * len(state.classes), len(state.labeled)).astype(np.float32)
             held_out = HeldOut(list(state.labeled["sample_id"]), posterior_L_C)
             tables.write_held_out(*held_out, folder / "held_out.parquet")

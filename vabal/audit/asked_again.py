@@ -15,16 +15,20 @@ from vabal.rounds import tables
 from vabal.settings.params import recorded
 
 
-def check_again(data: Path, record: Record, taken_in: Pools, again: pd.DataFrame) -> Iterator[Finding]:
-    """`again` are the rows that the round added to `asked_again`; `taken_in` are the pools that it chose from."""
+def check_again(
+    data: Path, record: Record, taken_in: Pools, again: pd.DataFrame, *, any_offered: bool
+) -> Iterator[Finding]:
+    """`again` are the rows that the round added to `asked_again`; `taken_in` are the pools that it chose from. Where no
+    candidate was offered, nothing is asked again either."""
     file = f"{record.folder}/{tables.HELD_OUT_FILE}"
     try:
         settings = recorded(record.settings)
         share, budget = settings.labelling.ask_again, settings.selection.budget
-        most = size(share, budget, len(draw_of(record, taken_in)))
+        most = size(share, budget, len(draw_of(record, taken_in))) if any_offered else 0
     except UNREADABLE:  # `check_round` names it
         return
-    doubted = share > 0 and can_be_doubted(taken_in.labeled["label"])
+    wanted = share > 0 or settings.labelling.consensus == "crowdlab"
+    doubted = wanted and can_be_doubted(taken_in.labeled["label"])
     if doubted != (tables.HELD_OUT_FILE in record.files):
         said = "names no" if doubted else "names a"
         yield Finding(record.round, record.file, f"{said} {tables.HELD_OUT_FILE}")

@@ -16,6 +16,7 @@ from vabal.errors import UserError
 from vabal.labels.consensus import CONSENSUS, settle
 from vabal.pools import IntakeReport, Pools
 from vabal.progress import track
+from vabal.rounds.believed import believed
 
 # -- pools --------------------------------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ def check_pools(
         offered = step.taken_in if asked(data, record) else _without_candidates(step.taken_in)
         yield from check_candidates(data, record, offered, selections.get(record.round))
         yield from check_intake(record, step.images, step.events, step.came)
-        yield from _check_consensus(record, pools.named(current.label_events, pools.Classes.of(step.taken_in)))
+        yield from _check_consensus(data, record, current.label_events, pools.Classes.of(step.taken_in))
         yield from check_predictions(data, record, step.taken_in)
         if record.round > 0:  # the first round's labels came with the source, or were asked for before any model was
             picks = selections.get(record.round)
@@ -155,7 +156,8 @@ def check_pools(
                 recorded = [str(name) for name in picks.loc[picks["probability"].isna(), "sample_id"]]
                 yield from check_control(data, record, offered, picks)
             yield from check_drift(data, record, step.taken_in.catalog, step.taken_in.holdout["sample_id"])
-            yield from check_again(data, record, offered, step.again)
+            any_offered = bool((offered.unlabeled["status"] == pools.AVAILABLE).any())
+            yield from check_again(data, record, step.taken_in, step.again, any_offered=any_offered)
             yield from check_round(data, record, offered, recorded, again=len(step.again))
     order = current.label_events["round"]
     if not order.is_monotonic_increasing:
@@ -177,13 +179,18 @@ def _without_candidates(taken_in: Pools) -> Pools:
     return replace(taken_in, unlabeled=taken_in.unlabeled.iloc[:0])
 
 
-def _check_consensus(record: Record, events: pd.DataFrame) -> Iterator[Finding]:
+def _check_consensus(data: Path, record: Record, events: pd.DataFrame, classes: pools.Classes) -> Iterator[Finding]:
     """What was settled in the round follows from people's opinions by then, by the rule of its settings."""
+    events = pools.named(events, classes)
     by_people = events["annotator"] != CONSENSUS
     here = events["round"] == record.round
     labelling = record.settings.get("labelling")
     rule = labelling.get("consensus", "latest") if isinstance(labelling, dict) else "latest"
-    expected = settle(events[events["round"] < record.round], events[here & by_people], rule)
+    try:
+        crowd = believed(data, record.round - 1, classes) if rule == "crowdlab" else None
+    except UNREADABLE:  # `check_again` of that round names it
+        return
+    expected = settle(events[events["round"] < record.round], events[here & by_people], rule, crowd)
     both = pd.concat([expected, events.loc[here & ~by_people, pools.EVENTS.names]])
     odd = both.loc[~both.duplicated(keep=False), "sample_id"]
     if len(odd):

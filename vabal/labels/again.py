@@ -19,7 +19,7 @@ MOST_TIMES: Final = 2  # that one image is asked about again
 
 
 class HeldOut(NamedTuple):
-    """posterior_L_C of labelled images, by classifiers that have not learned from them."""
+    """posterior_L_C of labelled images, by classifiers that have not learned from them; others may stand behind."""
 
     sample_ids: Sequence[str]
     posterior_L_C: NDArray[np.float32]
@@ -70,11 +70,13 @@ def _tied(votes: "pd.Series[int]") -> bool:
 
 
 def _suspected(pools: Pools, held_out: HeldOut) -> list[str]:
-    """Raises ValueError for images that are not those of the labelled pool."""
+    """Raises ValueError where the labelled pool lacks a posterior, or one is of an image that waits for no label."""
     label_of = dict(zip(pools.labeled["sample_id"], pools.labeled["label"], strict=True))
-    if set(held_out.sample_ids) != set(label_of):
+    ids = [str(name) for name in held_out.sample_ids]
+    if not set(label_of) <= set(ids) <= set(label_of) | set(pools.unlabeled["sample_id"]) or len(set(ids)) < len(ids):
         raise ValueError("not the posteriors of the labelled pool")
     number = {name: index for index, name in enumerate(pools.classes)}
-    labels_L = np.array([number[label_of[name]] for name in held_out.sample_ids], dtype=np.int64)
-    order_L, wrong = suspicion(labels_L, held_out.posterior_L_C)
-    return [str(held_out.sample_ids[row]) for row in order_L[:wrong]]
+    rows_L = np.array([row for row, name in enumerate(ids) if name in label_of], dtype=np.int64)
+    labels_L = np.array([number[label_of[ids[row]]] for row in rows_L], dtype=np.int64)
+    order_L, wrong = suspicion(labels_L, held_out.posterior_L_C[rows_L])
+    return [ids[rows_L[place]] for place in order_L[:wrong]]

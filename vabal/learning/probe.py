@@ -237,13 +237,13 @@ def held_out(
     *,
     folds: int,
     seed: int,
-) -> NDArray[np.float32]:
-    """posterior_L_C of each labelled image, by a probe that has learned from other folds: layers, penalty and
-    temperature as `fit` chooses them."""
+) -> tuple[LinearProbe, NDArray[np.float32]]:
+    """A probe, and posterior_L_C of each labelled image by one that has learned from other folds: layers, penalty and
+    temperature are those that `fit` chooses."""
     network, training = fit(known, embedded, num_classes, settings, seed=seed)
     for _ in training:
         pass
-    return cross_fit(network, known, settings, folds=folds, seed=seed).probabilities_N_C
+    return network, cross_fit(network, known, settings, folds=folds, seed=seed).probabilities_N_C
 
 
 # -- cross-validation -------------------------------------------------------------------------------------------------

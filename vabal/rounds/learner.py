@@ -99,9 +99,9 @@ class Learner:
 
     @cached_property
     def doubting(self) -> dict[str, Any] | None:
-        """What asking again depends on, for keys; None where the settings ask nothing again."""
+        """What asking again and the next night's consensus depend on, for keys; None where settings want neither."""
         share, params = self.params.labelling.ask_again, self.params
-        if not share:
+        if not share and params.labelling.consensus != "crowdlab":
             return None
         by = {"probe": self.probing.model_dump(), "backbone": backbones.identity(params.backbone)}
         return {"share": share, **by, "images": params.images.model_dump(), "seed": params.seed}

@@ -40,8 +40,17 @@ _TAKEN: Final = ("data", "inbox", "quarantine", "mlruns", ".git", VERSIONING)
 # imports from `rounds/steps/` and compares (tests/unit/rounds/test_code_version.py).
 STAGE_CODE: Final = (
     *("files.py", "images/__init__.py", "images/decoded.py", "images/decoding.py", "images/shards.py"),
-    *("labels/again.py", "labels/arrivals.py", "labels/consensus.py", "labels/suspicion.py", "learning/", "pools/"),
-    *("probabilities/", "rounds/context.py", "rounds/drift.py", "rounds/figures.py", "rounds/learner.py"),
+    *("labels/again.py", "labels/arrivals.py", "labels/consensus.py", "labels/crowdlab.py", "labels/suspicion.py"),
+    *(
+        "learning/",
+        "pools/",
+        "probabilities/",
+        "rounds/believed.py",
+        "rounds/context.py",
+        "rounds/drift.py",
+        "rounds/figures.py",
+        "rounds/learner.py",
+    ),
     *("rounds/steps/", "rounds/tables.py", "strategies/", "vae/"),
 )
 _OF_NO_STAGE: Final = ("learning/pretraining/",)  # what it makes, a round reads as a file of weights

@@ -73,7 +73,7 @@ def find(place: Workspace, params: Params, most: int | None = None) -> Suspects:
     known = LabelledEmbeddings(
         embedder.embed(shards.gather(rows)), labels_L, list(rows["sample_id"]), pools.groups_of(rows)
     )
-    posterior_L_C = probe.held_out(
+    _, posterior_L_C = probe.held_out(
         known, embedder.embedded, len(state.classes), settings.classifier, folds=FOLDS, seed=settings.seed
     )
     order_L, wrong = suspicion(labels_L, posterior_L_C)

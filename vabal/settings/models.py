@@ -104,10 +104,10 @@ class LabellingSettings(Section):
         "continue",
         description="What a round does while labels of the last request are out: go on with what came, wait, or skip.",
     )
-    consensus: Literal["latest", "majority"] = Field(
+    consensus: Literal["latest", "majority", "crowdlab"] = Field(
         "latest",
         description="Which label stands where several people have an opinion on an image: the newest, or what most say "
-        "(of a tie, the newest).",
+        "(of a tie, the newest); or crowdlab: what people and the last round's classifier together make most probable.",
     )
     ask_again: Share = Field(
         0.0,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.support.small_books import Books, forge
+from tests.support.small_books import CLASSES, Books, forge
 from vabal import pools
 from vabal.audit import queries
 from vabal.audit.why import why
@@ -85,3 +85,32 @@ def test_posteriors_of_other_images_are_no_ground_to_ask(books: Books) -> None:
     forge(books, 2)
     said = {(finding.file, finding.what) for finding in books.verify().findings}
     assert ("rounds/0002/held_out.parquet", "not the posteriors of the labelled pool") in said
+
+
+@pytest.fixture
+def crowd(tmp_path: Path) -> Books:
+    """Two people agree about eight images and split about a ninth, which the second night settles with a classifier."""
+    books = Books(tmp_path).begin(labeled=20, total=60).round("random", consensus="crowdlab")
+    known = books.pools.labeled[["sample_id", "label"]].to_numpy().tolist()
+    ids, posterior_L_C = tables.read_held_out(books.data / "rounds/0001/held_out.parquet")
+    sure = {name: CLASSES[row] for name, row in zip(ids, posterior_L_C.argmax(axis=1), strict=True)}
+    torn = known[0][0]
+    other = next(name for name in CLASSES if name != sure[torn])
+    agreed = [(name, sure[name], who) for name, _ in known[1:9] for who in ("ann", "bob")]
+    books.round("random", opinions=[*agreed, (torn, sure[torn], "ann"), (torn, other, "bob")], consensus="crowdlab")
+    assert books.pools.labeled.set_index("sample_id")["label"][torn] == sure[torn]
+    return books
+
+
+def test_what_people_and_classifier_settled_is_derived_again(crowd: Books) -> None:
+    assert crowd.verify().ok, crowd.verify().findings
+    events = crowd.pools.label_events
+    assert events["annotator"].tolist()[-1] == "consensus"
+    torn, likely = events[["sample_id", "label"]].to_numpy()[-1]
+    file = crowd.data / "rounds/0001/held_out.parquet"
+    ids, posterior_L_C = tables.read_held_out(file)
+    posterior_L_C = posterior_L_C.copy()
+    posterior_L_C[ids.index(torn)] = [0.0 if name == likely else 0.5 for name in CLASSES]
+    tables.write_held_out(ids, posterior_L_C, file)
+    forge(crowd, 1)
+    assert any("settled by crowdlab does not follow" in finding.what for finding in crowd.verify().findings)

@@ -15,8 +15,9 @@ from tests.support.small_rounds import first_round, learned
 from vabal import audit, pools
 from vabal.labels import answers, arrivals
 from vabal.labels.export import export_requests
-from vabal.rounds import record, requests, steps
-from vabal.rounds.context import RoundContext
+from vabal.rounds import OpenRound, record, requests, steps
+from vabal.rounds.believed import believed
+from vabal.rounds.context import RoundContext, own_store
 
 MODEL = {"name": "vabal-classifier", "version": "1", "sha256": "0" * 64, "files": {}}
 
@@ -84,3 +85,28 @@ def test_a_night_asks_again_and_the_audit_derives_what(context: RoundContext, tm
     assert len(requests.picked_ids(place).ids) == 8
     assert requests.answers(place).share == 0
     assert export_requests(after, place.data, tmp_path / "out", place.inbox).again == 3
+
+
+@pytest.mark.parametrize("context", ["probe"], indirect=True)
+def test_the_next_night_weighs_people_by_what_the_round_recorded(context: RoundContext) -> None:
+    after = published(context)
+    place, classes = context.workspace, pools.Classes.of(after)
+    found = believed(place.data, 1, classes)
+    assert found is not None
+    asked = set(after.unlabeled.loc[after.unlabeled["status"] == pools.REQUESTED, "sample_id"])
+    assert set(found.sample_ids) == asked | set(after.labeled["sample_id"])
+    pick = sorted(asked)[0]
+    likely = str(found.posterior_N_C[list(found.sample_ids).index(pick)].argmax())
+    other = str((int(likely) + 1) % 3)
+    both = after.labeled[~after.labeled["sample_id"].isin(after.asked_again["sample_id"])].head(12)
+    agreed = [
+        f"{name},{label},{who}" for name, label in both[["sample_id", "label"]].to_numpy() for who in ("ann", "bob")
+    ]
+    file = place.root / "more.csv"
+    file.write_text("\n".join([*agreed, f"{pick},{likely},ann", f"{pick},{other},bob"]))
+    answers.import_labels(place.inbox, after, file, WHEN)
+    night = OpenRound(2, "0" * 64, tuple(arrivals.pending(place.inbox)), "2026-01-02T00:00:00+00:00")
+    for rule, label in (("majority", other), ("crowdlab", likely)):
+        view = own_store(place).get("intake", steps.intake(place, night, rule))
+        assert view is not None
+        assert pools.load(view).labeled.set_index("sample_id")["label"][pick] == label

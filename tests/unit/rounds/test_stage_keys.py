@@ -144,6 +144,7 @@ def test_a_key_is_made_of_these_settings_and_inputs(context: RoundContext, stage
         ({"selection__beta": 0.5}, {"select-batch"}),
         ({"labelling__ask_again": 0.1}, {"select-batch"}),
         ({"labelling__consensus": "majority"}, set()),  # intake's
+        ({"labelling__consensus": "crowdlab"}, {"select-batch"}),  # which records what the next night's intake needs
         ({"seed": 6}, SEEDED),
         ({"selection__strategy": "margin"}, {"train-committee", "select-batch"}),  # all else is shared by strategies
         ({"storage__bucket": "another"}, set()),

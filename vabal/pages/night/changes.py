@@ -30,7 +30,11 @@ class Came:
     rule: str = "latest"
 
 
-_STANDS: Final = {"latest": "the newest opinion", "majority": "what most say, else the newest opinion,"}
+_STANDS: Final = {
+    "latest": "the newest opinion",
+    "majority": "what most say, else the newest opinion,",
+    "crowdlab": "what people and the classifier of the round before together make most probable",
+}
 
 
 def came(night: Night) -> Came:

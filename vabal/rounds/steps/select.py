@@ -27,7 +27,7 @@ from vabal.rounds.context import (
 )
 from vabal.rounds.steps.compare import write_compared
 from vabal.rounds.steps.estimate import LOG_LIKELIHOOD, VAE_CLASS, class_terms, labeled_rows, load_feature_dims
-from vabal.rounds.steps.held_out import held_out
+from vabal.rounds.steps.held_out import Probed, probed
 from vabal.rounds.steps.keys import selection_key
 from vabal.strategies import control
 from vabal.strategies.candidates import concatenate
@@ -49,7 +49,8 @@ def _select_batch(
 ) -> None:
     labeled, candidates = _labeled(context, extracted), context.report["candidates"]
     drawn = context.learner.control(_ids(context, extracted), candidates)
-    asked = _ask_again(context, len(drawn), folder)
+    doubts = probed(context) if context.learner.doubting else None
+    asked = _ask_again(context, len(drawn), doubts)
     with tables.ScoredWriter(folder / _SCORED, strategies.schema(len(context.classes))) as writer:
         selection = context.learner.select(
             lambda: _candidates(context, extracted, estimated, without=drawn),
@@ -63,19 +64,26 @@ def _select_batch(
     arm = _write_control(context, extracted, drawn, len(selection.picks), folder) if drawn else None
     _write_selection(context, selection, folder, arm, asked)
     write_compared(context, extracted, folder)
+    if doubts is not None:
+        _write_held_out(context, doubts, [*selection.sample_ids, *drawn], folder)
     if strategies.record_of(context.strategy).labeled_inputs:
         _write_labeled(labeled, folder / "labeled.parquet")
 
 
-def _ask_again(context: RoundContext, drawn: int, folder: Path) -> pd.DataFrame:
-    """The images that the request asks about once more: sample_id and reason; what that follows from is written."""
-    believed = held_out(context) if context.learner.doubting else None
-    if believed is not None:
-        tables.write_held_out(believed.sample_ids, believed.posterior_L_C, folder / tables.HELD_OUT_FILE)
+def _ask_again(context: RoundContext, drawn: int, doubts: Probed | None) -> pd.DataFrame:
+    """The images that the request asks about once more: sample_id and reason. None where it asks for nothing else."""
     most = again.size(context.params.labelling.ask_again, context.params.selection.budget, drawn)
-    if most < 1:
+    if most < 1 or not context.report["candidates"]:
         return pd.DataFrame({"sample_id": [], "reason": []}, dtype="str")
-    return again.choose(pools.read(context.view), believed, most)
+    return again.choose(pools.read(context.view), doubts.held_out if doubts else None, most)
+
+
+def _write_held_out(context: RoundContext, doubts: Probed, asked: Sequence[str], folder: Path) -> None:
+    """Of the labelled pool, and of all images whose labels are out after this request."""
+    unlabeled = pools.read_one(context.view, "unlabeled")
+    waiting = unlabeled.loc[unlabeled["status"] == pools.REQUESTED, "sample_id"]
+    known = doubts.with_requested([*waiting, *asked])
+    tables.write_held_out(known.sample_ids, known.posterior_L_C, folder / tables.HELD_OUT_FILE)
 
 
 def _ids(context: RoundContext, extracted: Sequence[StageReference]) -> Iterator[NDArray[Any]]:

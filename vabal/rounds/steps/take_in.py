@@ -15,6 +15,7 @@ from vabal.files import canonical_json, file_sha256, sha256, write_bytes
 from vabal.labels import arrivals as labels_arrivals
 from vabal.labels.consensus import settle
 from vabal.learning import committee
+from vabal.rounds.believed import believed
 from vabal.rounds.context import ASKED, CANDIDATE, HOLDOUT, LABELED, NONE, REJECTED, own_store, stage
 from vabal.rounds.manifests import head
 from vabal.rounds.opened import OpenRound
@@ -54,7 +55,10 @@ def _take_in(workspace: Workspace, begun: OpenRound, consensus: str, folder: Pat
     events = events[~taken].reset_index(drop=True)
     known = events[pools.among(events["sample_id"], after.catalog["sample_id"])]
     classes = pools.Classes.of(after)
-    settled = settle(pools.named(after.label_events, classes), pools.named(known, classes), consensus)
+    crowd = believed(workspace.data, begun.round - 1, classes) if consensus == "crowdlab" else None
+    if consensus == "crowdlab" and crowd is None and len(known):
+        said.append("labelling.consensus: the round before recorded no posteriors, what most say is set this time")
+    settled = settle(pools.named(after.label_events, classes), pools.named(known, classes), consensus, crowd)
     after, came = pools.apply_labels(after, pools.stack([events, settled], pools.EVENTS), begun.round)
     counts.update(_counts(came))
     said += [f"{name}: a label for an image that no round took in" for name in came.unknown]
