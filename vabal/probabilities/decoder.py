@@ -74,6 +74,7 @@ def _can_pack(like: Tensor) -> bool:
         and torch.backends.mkldnn.enabled
         and torch._C._has_mkldnn
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and (like.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
 
 
