@@ -22,7 +22,7 @@ def test_a_sample_of_faults_breaks_no_promise(tmp_path: Path) -> None:
     assert [outcome for outcome in outcomes if outcome["broken"]] == []
     tried = {kind: sum(item["tried"] for item in outcomes if item["kind"] == kind) for kind in _kinds(outcomes)}
     assert tried["SIGKILL, init"] >= 4
-    assert tried["SIGKILL, round"] >= 6
+    assert tried["SIGKILL, round"] >= 16
     assert {"SIGKILL, import", "SIGKILL, ingest", "SIGKILL, promote", "SIGKILL, rollback"} <= tried.keys()
     assert tried["no file beyond a limit"] >= 1
     assert tried["clock set back"] >= 2

@@ -11,12 +11,21 @@ from workspaces import ask, change_settings, make_workspace, picked_ids, picks, 
 from tests.support.forking import Nursery
 from tests.support.small_studio import TOKEN, small_studio
 
-# Of the stages the first, the longest and the last (`unit/rounds` has each), then all steps of publishing, in order.
-STAGES = ("intake", "train_classifier", "estimate_likelihood", "select_batch")
+# Stages and steps of publishing, in the order in which a round reaches them.
+STAGES = (
+    "intake",
+    "train_classifier",
+    "evaluate",
+    "extract_features",
+    "train_vae",
+    "estimate_class_terms",
+    "estimate_likelihood",
+    "select_batch",
+)
 STEPS = ("staged", "moved", "added", "pushed", "committed", "tagged", "finished", "emptied")
 
 
-def test_a_round_killed_after_stages_and_every_step_picks_the_same_and_records_it_once(
+def test_a_round_killed_after_every_stage_and_step_picks_the_same_and_records_it_once(
     stack: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And Label Studio, which the calm one does not reach: that is one line a sync, and costs no night."""
