@@ -10,9 +10,9 @@ the same with the prior that is shipped. The last line has the one that all grid
 
 import argparse
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import special, stats
@@ -29,6 +29,7 @@ TRIED = [
     )
 ]
 Curve = list[Point]
+Of = TypeVar("Of")
 
 
 class Told(NamedTuple):
@@ -96,13 +97,17 @@ def judged(known: list[Curve], prior: Prior) -> Iterator[str]:
         )
 
 
+def others(known: Mapping[Path, Sequence[Of]], left_out: Path) -> list[Of]:
+    """What all grids but one hold; of a single grid its own."""
+    return [each for out, some in known.items() if out != left_out for each in some] or list(known[left_out])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("grids", nargs="+", type=Path, metavar="OUT", help="a folder that `vabal bench` wrote")
     known = {out: curves(out) for out in parser.parse_args().grids}
     for out, own in known.items():
-        others = best([curve for other, some in known.items() if other != out for curve in some] or own)
-        for name, prior in (("prior of the others", others), ("the product's", PRIOR)):
+        for name, prior in (("prior of the others", best(others(known, out))), ("the product's", PRIOR)):
             print(f"{out.name}: {len(own)} curves; {name}: {_told(prior)}")
             for line in judged(own, prior):
                 print(f"    {line}")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.forecast import Curve, curves
+from benchmarks.forecast import Curve, curves, others
 from vabal.audit.enough import FEWEST, WINDOW, disagreement, forecast_points
 from vabal.audit.settled import Settled
 from vabal.benchmark.cells import read_cells
@@ -126,8 +126,7 @@ def main() -> None:
         every = [each for some in told.values() for each in some]
         print(name)
         for out, own in told.items():
-            others = [each for other, some in told.items() if other != out for each in some] or own
-            print(f"    {out.name}: {row(own, chosen(others))}")
+            print(f"    {out.name}: {row(own, chosen(others(told, out)))}")
         for out, own in told.items() if name in PUBLISHED else ():
             print(f"    {out.name}, as published: {row(own, PUBLISHED[name])}")
         print(f"    of all: {row(every, chosen(every))}")

@@ -48,11 +48,16 @@ def check_again(
     except UNREADABLE as error:
         yield Finding(record.round, file, one_line(error))
         return
-    expected = expected[expected["round"] == record.round]
-    rows, others = (table.astype(object).reset_index(drop=True) for table in (again, expected))
-    same = len(rows) == len(others) and bool(((rows == others) | (rows.isna() & others.isna())).all(axis=None))
-    if not same:
-        odd = sorted(set(rows["sample_id"]).symmetric_difference(others["sample_id"]))
-        which = f"differs in {few(pd.Series(odd))}" if odd else "stands in another order, or says something else"
-        what = f"what round {record.round} asked about again does not follow from opinions and labels: it {which}"
+    odd = _odd(again, expected[expected["round"] == record.round])
+    if odd is not None:
+        what = f"what round {record.round} asked about again does not follow from opinions and labels: it {odd}"
         yield Finding(record.round, pools.TABLE_FILES["asked_again"], what)
+
+
+def _odd(found: pd.DataFrame, expected: pd.DataFrame) -> str | None:
+    """How the rows differ from those that were to be; None where they do not."""
+    rows, others = (table.astype(object).reset_index(drop=True) for table in (found, expected))
+    if len(rows) == len(others) and bool(((rows == others) | (rows.isna() & others.isna())).all(axis=None)):
+        return None
+    ids = sorted(set(rows["sample_id"]).symmetric_difference(others["sample_id"]))
+    return f"differs in {few(pd.Series(ids))}" if ids else "stands in another order, or says something else"

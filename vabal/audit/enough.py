@@ -105,7 +105,11 @@ def _by_agreement(data: Path, numbers: Sequence[int], _ahead: int) -> float | No
             said.insert(0, found)
         if len(said) > WINDOW:
             break
-    return disagreement([_change(*pair) for pair in pairwise(said)])
+    known: list[Settled] = []
+    for pair in pairwise(said):
+        change = _change(*pair)
+        known = [] if change is None else [*known, change]
+    return disagreement(known)
 
 
 def _predicted(data: Path, number: int) -> "pd.Series[str]":
@@ -120,8 +124,11 @@ def _predicted(data: Path, number: int) -> "pd.Series[str]":
     return named
 
 
-def _change(before: "pd.Series[str]", now: "pd.Series[str]") -> Settled:
+def _change(before: "pd.Series[str]", now: "pd.Series[str]") -> Settled | None:
+    """None where no image could be picked in both: all of the earlier ones were, and others came."""
     both = pd.concat([before.rename("before"), now.rename("now")], axis=1, join="inner")
+    if both.empty:
+        return None
     names, codes = np.unique(both.to_numpy(dtype=str).T, return_inverse=True)
     before_N, now_N = codes.reshape(2, -1)
     return settled(before_N, now_N, len(names), None)

@@ -96,3 +96,17 @@ def test_agreement_looks_at_what_could_be_picked_in_both_rounds(tmp_path: Path) 
     assert found.reached  # a round without candidates changes nothing
     assert found.points == pytest.approx(100, abs=25)  # these books' classifiers guess
     assert "one model and the next differ by" in str(found)
+
+
+def test_agreement_says_nothing_where_no_image_could_be_picked_twice(tmp_path: Path) -> None:
+    """All that there was is picked each night, and others come: no model is asked about the same image again."""
+    books = Books(tmp_path).begin(total=30)
+    stop = {"stop_rule": "agreement", "stop_below": 1000.0}
+    for _ in range(5):
+        books.round("entropy", stop=stop, budget=100, new=8)
+    assert all(books.picked(number) for number in range(1, 6))
+    assert books.verify().ok, books.verify().findings
+    found = enough.verdict(books.data, params.recorded(read_manifest(books.data, 5).settings))
+    assert found is not None
+    assert found.points is None
+    assert not found.reached
