@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import (
+    badge,
     bald,
     bookkeeping,
     coreset,
@@ -101,6 +102,13 @@ def _coreset(result: dict[str, Any]) -> list[Check]:
     ]
 
 
+def _badge(result: dict[str, Any]) -> list[Check]:
+    return [
+        Check("badge: speed / published code's way, one thread or two", result["ratio"], ">=", badge.TARGET_RATIO),
+        Check("badge: speed / plain loop of all distances", result["ratio_plain"], ">=", badge.TARGET_PLAIN),
+    ]
+
+
 def _bald(result: dict[str, Any]) -> list[Check]:
     return [Check("bald: runs of the layers before the first dropout", result["stem_calls_a_piece"], "<=", 1.0)]
 
@@ -159,6 +167,7 @@ BENCHMARKS = {
     "vae_step": Benchmark(vae_step.run, _vae_step),
     "waiting": Benchmark(waiting.run, _waiting),
     "coreset": Benchmark(coreset.run, _coreset),
+    "badge": Benchmark(badge.run, _badge),
     "bald": Benchmark(bald.run, _bald),
     "growth": Benchmark(growth.run, _growth),
     "features": Benchmark(features.run, _features),

@@ -74,6 +74,7 @@ def test_every_bound_of_the_issue_has_a_benchmark() -> None:
         "draws",
         "vae_step",
         "coreset",
+        "badge",
         "bald",
         "growth",
         "features",
@@ -94,6 +95,7 @@ def test_the_bounds_of_the_issue_are_checked() -> None:
         "draws": {"least_worth": 10.0, "largest_error": 1.0},
         "vae_step": {"ratio": 3.0},
         "coreset": {"ratio": 3.0, "memory_ratio": 1.3, "same_picks": True},
+        "badge": {"ratio": 10.0, "ratio_plain": 3.0},
         "bald": {"stem_calls_a_piece": 1.0},
         "junk": {"junk_ratio": 0.5, "gain": 0.0},
     }
@@ -103,6 +105,7 @@ def test_the_bounds_of_the_issue_are_checked() -> None:
     measured["draws"]["least_worth"] = 9.9
     measured["vae_step"]["ratio"] = 3.1
     measured["coreset"]["same_picks"] = False
+    measured["badge"]["ratio"] = 9.9
     measured["bald"]["stem_calls_a_piece"] = 2.0
     measured["junk"]["junk_ratio"] = 0.6
     for name, result in measured.items():

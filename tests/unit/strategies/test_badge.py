@@ -1,12 +1,15 @@
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
+from threadpoolctl import threadpool_limits
 
 from tests.support.small_shards import context
 from vabal import strategies
 from vabal.errors import UserError
-from vabal.strategies import Candidates, Shard
+from vabal.strategies import Candidates, Shard, badge
 from vabal.strategies.badge import BadgeStrategy, seeds
 
 
@@ -15,18 +18,37 @@ def embeddings(residual_N_C: Any, features_N_D: Any) -> Any:
     return np.einsum("nc,nd->ncd", residual_N_C, features_N_D).reshape(len(residual_N_C), -1).astype(np.float64)
 
 
-def plain(embedding_N_E: Any, budget: int, seed: int) -> tuple[list[int], Any]:
-    """k-means++ seeding on the embeddings, drawn with the same random numbers."""
+def plain(embedding_N_E: Any, budget: int, seed: int, patience: int) -> tuple[list[int], Any]:
+    """k-means++ seeding on the embeddings, drawn from bounds with the same random numbers.
+
+    A row is drawn by what its distance was when it was last looked at; all are looked at at the first seed, and when
+    more than `patience` rows were rejected since.
+    """
     numbers = np.random.default_rng(seed)
     picked = [int((embedding_N_E**2).sum(axis=1).argmax())]
-    while True:
-        difference_N_P_E = embedding_N_E[:, None] - embedding_N_E[picked]
-        distance_N = (difference_N_P_E**2).sum(axis=2).min(axis=1)
-        if len(picked) == budget:
-            return picked, distance_N
-        share_N = np.cumsum(distance_N) / distance_N.sum()
+    bound_N, rejected = distances(embedding_N_E, picked), 0
+    while len(picked) < budget:
+        share_N = np.cumsum(bound_N) / bound_N.sum()
         uniform = numbers.random()
-        picked.append(next(row for row, share in enumerate(share_N) if uniform < share))
+        row = next(row for row, share in enumerate(share_N) if uniform < share)
+        distance = distances(embedding_N_E, picked)[row]
+        if numbers.random() * bound_N[row] < distance:
+            picked.append(row)
+            bound_N[row] = 0
+            continue
+        bound_N[row], rejected = distance, rejected + 1
+        if rejected > patience:
+            bound_N, rejected = distances(embedding_N_E, picked), 0
+    return picked, distances(embedding_N_E, picked)
+
+
+def distances(embedding_N_E: Any, picked: list[int]) -> Any:
+    return ((embedding_N_E[:, None] - embedding_N_E[picked]) ** 2).sum(axis=2).min(axis=1)
+
+
+def one_by_one(work: Any, blocks: Any) -> None:
+    for rows in blocks:
+        work(rows)
 
 
 def random_pool(seed: int, kind: Any = np.float64) -> tuple[Any, Any]:
@@ -36,14 +58,82 @@ def random_pool(seed: int, kind: Any = np.float64) -> tuple[Any, Any]:
     return residual_N_C.astype(kind), np.maximum(numbers.standard_normal((80, 6)), 0).astype(kind)
 
 
+@pytest.mark.parametrize("patience", [0, 5, 1000])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_draws_are_those_of_k_means_plus_plus_on_the_embeddings(seed: int, kind: Any) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_the_draws_are_those_of_k_means_plus_plus_on_the_embeddings(
+    seed: int, kind: Any, patience: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     residual_N_C, features_N_D = random_pool(seed, kind)
+    monkeypatch.setattr(badge, "_READ_IN_A_DRAW", 80 * 10 / (patience + 0.5))
     picked, distance_N = seeds(residual_N_C, features_N_D, 30, seed)
-    expected, expected_N = plain(embeddings(residual_N_C, features_N_D), 30, seed)
+    expected, expected_N = plain(embeddings(residual_N_C, features_N_D), 30, seed, patience)
     assert picked.tolist() == expected
     np.testing.assert_allclose(distance_N, expected_N, atol=1e-5)
+
+
+@pytest.mark.parametrize("patience", [0, 10**6])
+def test_pairs_of_seeds_are_as_frequent_as_k_means_plus_plus_has_them(
+    patience: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = np.random.default_rng(1)
+    residual_N_C, features_N_D = (
+        numbers.normal(size=(6, 2)),
+        numbers.normal(size=(6, 3)) * [[3], [1], [1], [2], [1], [1]],
+    )
+    embedding_N_E = embeddings(residual_N_C, features_N_D)
+    first = int((embedding_N_E**2).sum(axis=1).argmax())
+    share_N = distances(embedding_N_E, [first])
+    expected: dict[tuple[int, int], float] = {}
+    for second in range(6):
+        left_N = distances(embedding_N_E, [first, second])
+        for third in range(6):
+            if third != second and first not in (second, third):
+                expected[second, third] = share_N[second] / share_N.sum() * left_N[third] / left_N.sum()
+    assert sum(expected.values()) == pytest.approx(1)
+    draws = 4000
+    uniform, found = np.random.default_rng(2).random, Counter[tuple[int, int]]()
+    monkeypatch.setattr(badge._Search, "patience", property(lambda _: patience))
+    for _ in range(draws):
+        search = badge._Search(residual_N_C, features_N_D, 3, one_by_one)
+        search.add(first)
+        for _ in range(2):
+            row = search.draw(uniform)
+            assert row is not None
+            search.add(row)
+        found[search.picked[1], search.picked[2]] += 1
+    assert set(found) <= set(expected)
+    counts = [found[pair] for pair in expected]
+    assert chisquare(counts, np.array(list(expected.values())) * draws).pvalue > 0.001
+
+
+def test_seeds_are_the_same_bit_for_bit_on_any_number_of_threads() -> None:
+    numbers = np.random.default_rng(0)
+    residual_N_C = numbers.standard_normal((9000, 5), dtype=np.float32)
+    features_N_D = numbers.standard_normal((9000, 33), dtype=np.float32)
+    found = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads):
+            picked, distance_N = seeds(residual_N_C, features_N_D, 200, seed=1)
+        found.append((picked.tobytes(), distance_N.tobytes()))
+    assert found[0] == found[1] == found[2]
+    expected_N = distances_of(residual_N_C, features_N_D, picked)
+    np.testing.assert_allclose(distance_N, expected_N, rtol=1e-4, atol=1e-3)
+
+
+def distances_of(residual_N_C: Any, features_N_D: Any, picked: Any) -> Any:
+    """By one seed after another: all embeddings at once would be large."""
+    embedding_N_E = embeddings(residual_N_C, features_N_D)
+    return np.min([((embedding_N_E - embedding_N_E[row]) ** 2).sum(axis=1) for row in picked], axis=0)
+
+
+def test_features_of_half_precision_are_read_as_they_are() -> None:
+    residual_N_C, features_N_D = random_pool(0, np.float32)
+    half_N_D = features_N_D.astype(np.float16)
+    picked, distance_N = seeds(residual_N_C, half_N_D, 30, seed=0)
+    expected, expected_N = seeds(residual_N_C, half_N_D.astype(np.float32), 30, seed=0)
+    assert picked.tolist() == expected.tolist()
+    assert distance_N.tobytes() == expected_N.tobytes()
 
 
 def test_distances_come_from_the_two_scalar_products() -> None:
