@@ -1,8 +1,8 @@
 """A workspace's `data/` of a few samples, made round by round as the flow makes it, without training anything."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vabal.rounds import drift, record, tables
 from vabal.rounds.believed import believed
 from vabal.settings import models, params
 from vabal.strategies import control
+from vabal.strategies.base import Listed
 
 CLASSES = ("cat", "dog", "emu")
 SEED = 5
@@ -29,6 +30,10 @@ SEED = 5
 
 class Books:
     """`data/` and the tags of its rounds; each method goes on from where the last one left it."""
+
+    classes: tuple[str, ...] = CLASSES
+    image_shape = (5, 4)
+    shard_rows = 25
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -43,8 +48,9 @@ class Books:
 
     def begin(self, *, labeled: int = 9, holdout: int = 6, total: int = 40, asked: int = 0) -> "Books":
         """Round 0: a source with labels; or one without, whose first `asked` images are asked about."""
-        names = [f"s{index:03d}" for index in range(total)]
-        truth = [CLASSES[index % 3] for index in range(total)]
+        digits = max(3, len(str(total - 1)))
+        names = [f"s{index:0{digits}d}" for index in range(total)]
+        truth = [self.classes[index % len(self.classes)] for index in range(total)]
         catalog = self._images(names).assign(added_round=0)
         ids = pd.Series(names)
         self.pools = pools.Pools(
@@ -56,7 +62,7 @@ class Books:
             ),
             holdout=pools.typed(pd.DataFrame({"sample_id": ids[:holdout], "label": None}), pools.SCHEMAS["holdout"]),
             label_events=pools.no_rows("label_events"),
-            classes=CLASSES,
+            classes=self.classes,
         )
         given = dict(zip(names[: holdout + labeled], truth, strict=False)) if labeled else {}
         first = names[holdout : holdout + asked]
@@ -114,16 +120,26 @@ class Books:
     # -- the parts of a round -------------------------------------------------------------------------------
 
     def _images(self, names: list[str]) -> pd.DataFrame:
-        contents = [shards.png(self.random.integers(0, 256, (5, 4), dtype=np.uint8)) for _ in names]
+        sha256: list[str] = []
+
+        def named() -> Iterator[tuple[str, bytes]]:
+            for name, content in zip(names, self._contents(len(names)), strict=True):
+                sha256.append(hashlib.sha256(content).hexdigest())
+                yield name, content
+
         placed = images.write_shards(
-            zip(names, contents, strict=True),
+            named(),
             self.data / "images",
-            settings=models.PoolSettings(shard_rows=25),
+            settings=models.PoolSettings(shard_rows=self.shard_rows),
             name_prefix=f"r{self.number + 1}",
         )
         frame = pd.DataFrame(placed, columns=["shard", "row", "sample_id"])
-        sha256 = [hashlib.sha256(content).hexdigest() for content in contents]
-        return frame.assign(sha256=sha256, width=4, height=5)
+        height, width = self.image_shape
+        return frame.assign(sha256=sha256, width=width, height=height)
+
+    def _contents(self, count: int) -> Iterable[bytes]:
+        """The files of so many images."""
+        return [shards.png(self.random.integers(0, 256, self.image_shape, dtype=np.uint8)) for _ in range(count)]
 
     def _publish(
         self,
@@ -226,7 +242,7 @@ class Books:
         )
 
     def _when(self, number: int) -> datetime:
-        return datetime(2026, 3, number + 1, 6, 30, tzinfo=UTC)
+        return datetime(2026, 3, 1, 6, 30, tzinfo=UTC) + timedelta(days=number)
 
     def _select(self, folder: Path, state: pools.Pools, settings: models.Params, seed: int) -> strategies.Selection:
         found = verdict(self.data, settings, self.number)
@@ -238,20 +254,20 @@ class Books:
         drawn = control.draw([waiting], count, rounds.derive_seed(SEED, self.number, "control"))
         everywhere = len(waiting)
         waiting = waiting[~np.isin(waiting.astype(str), drawn)]
-        shard, written = self._shard(waiting, len(state.classes)), list[strategies.Candidates]()
-        context = strategies.Context(
-            lambda: [shard],
-            settings,
-            seed,
-            self._terms(state, settings) if strategy.needs.vae else None,  # as every version before 0.2.0
-            self._labeled(state),
-            written.append,
-        )
-        self.asked = self._again(folder, state, settings, len(drawn))
-        selection = strategy.select(context, asked.budget - len(drawn) - len(self.asked))
+        seen, scored = self._seen(waiting, len(state.classes)), self.root / "scored.parquet"
+        with tables.ScoredWriter(scored, strategies.schema(len(state.classes))) as writer:
+            context = strategies.Context(
+                lambda: seen,
+                settings,
+                seed,
+                self._terms(state, settings) if strategy.needs.vae else None,  # as every version before 0.2.0
+                self._labeled(state),
+                lambda part: writer.write(part.to_table(state.classes)),
+                listed=self._listed,
+            )
+            self.asked = self._again(folder, state, settings, len(drawn))
+            selection = strategy.select(context, asked.budget - len(drawn) - len(self.asked))
         ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
-        scored = self.root / "scored.parquet"
-        pq.write_table(written[0].to_table(state.classes), scored, store_schema=False)
         tables.write_candidates(scored, folder / "candidates.parquet", ranks, strategy.name)
         table = strategies.selection_table(selection.picks, state.classes, selection.strategy).to_pandas()
         if drawn:
@@ -302,6 +318,12 @@ class Books:
             held_out = HeldOut(list(state.labeled["sample_id"]), posterior_L_C)
             tables.write_held_out(*held_out, folder / "held_out.parquet")
         return again.choose(state, held_out, again.size(share, settings.selection.budget, drawn))
+
+    _listed: Callable[[Any], Listed] | None = None  # what a search sees, where the shards have no features
+
+    def _seen(self, ids: Any, classes: int) -> Iterable[strategies.Shard]:
+        """What the strategy sees of the candidates, the same on each pass."""
+        return [self._shard(ids, classes)]
 
     def _shard(self, ids: Any, classes: int) -> strategies.Shard:
         shape = (len(ids), classes)
