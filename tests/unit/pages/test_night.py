@@ -143,7 +143,7 @@ def test_hostile_names_are_shown_and_do_nothing() -> None:
 
 
 def test_hostile_class_names_of_a_record_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_books, "CLASSES", (HOSTILE, "$x_1$", "絵 & 0.12345"))
+    monkeypatch.setattr(Books, "classes", (HOSTILE, "$x_1$", "絵 & 0.12345"))
     page = night.page(place_of(Books(tmp_path).begin().round("entropy")), 1)
     document = Document(page)
     assert not {tag for tag, _ in document.elements} & {"u", "onload"}
