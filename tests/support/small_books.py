@@ -16,6 +16,7 @@ from vabal.images import shards
 from vabal.labels import again
 from vabal.labels.again import HeldOut
 from vabal.labels.consensus import settle
+from vabal.labels.suspicion import can_be_doubted
 from vabal.learning import metrics
 from vabal.probabilities import ClassTerms
 from vabal.rounds import drift, record, tables
@@ -295,7 +296,7 @@ class Books:
     def _nothing(self, folder: Path, state: pools.Pools, settings: models.Params, seed: int) -> strategies.Selection:
         """Of a round that asks for no labels."""
         self.drawn, scored = [], self.root / "scored.parquet"
-        self.asked = self._again(folder, state, settings, 0)
+        self.asked = self._again(folder, state, settings, 0).iloc[:0]
         pq.write_table(strategies.schema(len(state.classes)).empty_table(), scored, store_schema=False)
         tables.write_candidates(scored, folder / "candidates.parquet", {}, settings.selection.strategy)
         tables.write_selection(tables.unscored([], settings.selection.strategy), folder / "selection.parquet")
@@ -313,7 +314,8 @@ class Books:
     def _again(self, folder: Path, state: pools.Pools, settings: models.Params, drawn: int) -> pd.DataFrame:
         """What the round asks about again: with half of the labels not believed at random."""
         held_out, share = None, settings.labelling.ask_again
-        if share or settings.labelling.consensus == "crowdlab":
+        wanted = share or settings.labelling.consensus == "crowdlab"
+        if wanted and can_be_doubted(state.labeled["label"]):
             posterior_L_C = self.random.dirichlet([1] * len(state.classes), len(state.labeled)).astype(np.float32)
             held_out = HeldOut(list(state.labeled["sample_id"]), posterior_L_C)
             tables.write_held_out(*held_out, folder / "held_out.parquet")

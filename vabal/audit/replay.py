@@ -6,7 +6,7 @@ carries them on; then picks are compared by overlap and scores by the correlatio
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -41,11 +41,16 @@ class ReplayResult:
     picks: int
     picks_in_common: int
     same_picks: bool
+    again: int  # images that it asked about again
+    again_in_common: int
+    same_again: bool  # reasons and order too
+    other_files: tuple[str, ...]  # of the rest of its folder, those whose bytes are others
 
     @property
     def identical(self) -> bool:
-        """Whether weights, predictions, scores and picks are the same, bit for bit."""
-        return self.same_weights and self.same_predictions and self.same_scores and self.same_picks
+        """Whether weights, predictions, scores, picks and what else the round recorded are the same, bit for bit."""
+        same = (self.same_weights, self.same_predictions, self.same_scores, self.same_picks, self.same_again)
+        return all(same) and not self.other_files
 
     def lines(self) -> list[str]:
         """For people; another version first, for it may be why."""
@@ -55,12 +60,17 @@ class ReplayResult:
         picks = "the same, in the same order"
         if not self.same_picks:
             picks = f"{self.picks_in_common} of {self.picks} the same"
+        again = "the same, in the same order, for the same reasons"
+        if not self.same_again:
+            again = f"{self.again_in_common} of them the same"
         return [
             *(f"another version: {line}" for line in self.versions),
             f"weights of the classifier: {'the same bytes' if self.same_weights else 'other bytes'}",
             f"predictions for the holdout: {'the same bytes' if self.same_predictions else 'others'}",
             f"scores of {self.candidates} candidates: {scores}",
             f"{self.picks} picks: {picks}",
+            *([f"{self.again} asked about again: {again}"] if self.again or not self.same_again else []),
+            *(f"{name}: other bytes" for name in self.other_files),
             f"round {self.round} again: " + ("identical" if self.identical else "not identical"),
         ]
 
@@ -94,6 +104,7 @@ def replay(workspace: Workspace, round_number: int, home: Path | None = None) ->
     picks, before = (
         list(tables.read_selection(place / tables.SELECTION_FILE)["sample_id"]) for place in (made, recorded)
     )
+    again, asked = steps.asked_again(context, refs["selected"]), _asked_again(workspace.data, round_number)
     predictions = tables.PREDICTIONS_FILE
     recorded_sha256 = manifest.model.sha256 if manifest.model else None
     return ReplayResult(
@@ -110,7 +121,24 @@ def replay(workspace: Workspace, round_number: int, home: Path | None = None) ->
         picks=len(before),
         picks_in_common=len(set(picks) & set(before)),
         same_picks=picks == before,
+        again=len(asked),
+        again_in_common=len(set(again["sample_id"]) & set(asked["sample_id"])),
+        same_again=again.to_numpy().tolist() == asked.to_numpy().tolist(),
+        other_files=tuple(
+            name
+            for name, digest in sorted(manifest.files.items())
+            if name not in _COMPARED and not ((made / name).is_file() and file_sha256(made / name) == digest)
+        ),
     )
+
+
+_COMPARED: Final = (tables.SELECTION_FILE, tables.CANDIDATES_FILE, tables.PREDICTIONS_FILE)  # by what they say
+
+
+def _asked_again(data: Path, round_number: int) -> pd.DataFrame:
+    """Sample and reason of each image that the round asked about again, in its order."""
+    table = pools.read_one(data, "asked_again")
+    return table.loc[table["round"] == round_number, ["sample_id", "reason"]]
 
 
 def _taken_in(data: Path, round_number: int) -> Pools:

@@ -1,7 +1,7 @@
 """Progress bars on a terminal: how far each stage is, and how long it will take."""
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 STAGE = 33  # columns: `train-committee, network 12 of 12` fits
@@ -16,7 +16,7 @@ class Bars:
             TextColumn(f"{{task.description:{STAGE}}}"),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            _Left(),
+            _Left(compact=True, elapsed_when_finished=True),
             console=console or Console(stderr=True),
             transient=True,
             speed_estimate_period=600,  # seconds: an epoch may take minutes
@@ -41,14 +41,9 @@ class Bars:
         self._shown[name] = (bar, stage, done)
 
 
-class _Left(ProgressColumn):
-    """Time left, as it goes on now; how long it took, once it is done."""
+class _Left(TimeRemainingColumn):
+    """As `03:00 left`; how long it took, once it is done."""
 
     def render(self, task: Task) -> Text:
-        seconds = task.finished_time if task.finished else task.time_remaining
-        if seconds is None:
-            return Text("")
-        minutes, rest = divmod(int(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        clock = f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-        return Text(clock if task.finished else f"{clock} left")
+        clock = super().render(task)
+        return clock if task.finished or task.time_remaining is None else clock.append(" left")

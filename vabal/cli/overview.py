@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,16 @@ def _round(place: "Workspace") -> Part:
     counts = ", ".join(f"{name} {count}" for name, count in newest.counts.items())
     document = {"round": newest.round, "strategy": newest.strategy, **newest.counts}
     return Part((f"{newest.round}, strategy {newest.strategy}, {counts}",), document)
+
+
+def _drift(place: "Workspace") -> Part:
+    """Nothing where the newest round's images are like those before, or are too few to tell."""
+    from vabal.audit.drift import drifts
+
+    if not (place.data / "catalog.parquet").is_file():
+        return Part()
+    found = [night for night in drifts(place.data, last=True) if night.found]
+    return Part((f"{found[0]} (`vabal control`)",), asdict(found[0])) if found else Part()
 
 
 def _page(place: "Workspace") -> Part:
@@ -154,6 +164,7 @@ def size(count: int) -> str:
 _PARTS: Mapping[str, Callable[["Workspace"], Part]] = {
     "workspace": _workspace,
     "round": _round,
+    "drift": _drift,
     "page": _page,
     "nights": _nights,
     "champion": _champion,

@@ -903,13 +903,29 @@ def test_status_tells_of_services_newest_round_and_inbox(books: Books, capsys: p
     assert (told["services"], told["round"]["labeled"], told["inbox"]) == (SERVICES, 14, [])
 
 
+def test_status_tells_of_the_newest_rounds_images_where_they_are_unlike_those_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    books = Books(tmp_path).begin()
+    (books.root / "params.yaml").touch()
+    (books.root / ".dvc").mkdir()
+    for shift, found in ((0.0, False), (1.5, True), (0.0, False)):
+        books.round("random", new=30, shift=shift)
+        render.show_status([], books.data)
+        printed = capsys.readouterr().out
+        assert ("drift: round 2's new images are not like those before: p 0.001" in printed) == found
+        render.show_status([], books.data, as_json=True)
+        told = json.loads(capsys.readouterr().out)["drift"]
+        assert (told["round"], told["new"]) == (2, 30) if found else told is None
+
+
 def test_status_outside_a_workspace_tells_of_the_services_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     render.show_status(SERVICES, tmp_path, as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert told.pop("services") == SERVICES
-    assert set(told) >= {"workspace", "round", "page", "nights", "champion", "labels", "inbox", "disk"}
+    assert set(told) >= {"workspace", "round", "drift", "page", "nights", "champion", "labels", "inbox", "disk"}
     assert set(told.values()) == {None}
 
 

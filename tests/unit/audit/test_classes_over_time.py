@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support.small_books import Books, forge
@@ -11,6 +12,8 @@ from vabal.audit.why import why
 from vabal.errors import UserError
 from vabal.pages import night
 from vabal.pools import Classes
+from vabal.rounds import tables
+from vabal.rounds.believed import believed
 from vabal.workspace import Workspace
 
 
@@ -75,6 +78,30 @@ def test_a_forged_change_is_found(changed: Books, tmp_path: Path) -> None:
     assert not place.verify(images=False).ok
 
 
+def test_what_people_and_classifier_come_to_goes_on_over_changes_of_the_classes(tmp_path: Path) -> None:
+    """Round 1 records posteriors of cat, dog, emu; the night after counts them as lion, dog and owl, and settles."""
+    books = Books(tmp_path).begin(total=60, labeled=30).round("entropy", consensus="crowdlab", ask_again=0.4)
+    ids, then_N_C = tables.read_held_out(books.data / "rounds/0001/held_out.parquet")
+    changes = [("add", "owl", None), ("rename", "cat", "lion"), ("merge", "emu", "dog")]
+    said = [("cat", "lion", "cat"), ("lion", "emu", "owl")]  # by names of before and of today
+    opinions = [
+        (name, said[place % 2][who], ["ann", "bob", "eve"][who]) for place, name in enumerate(ids) for who in range(3)
+    ]
+    books.round("entropy", opinions=opinions, consensus="crowdlab", changes=changes, ask_again=0.4)
+    assert books.pools.classes == ("lion", "dog", "owl")
+    found = believed(books.data, 1, Classes.of(books.pools))
+    assert found is not None
+    assert found.posterior_N_C == pytest.approx(
+        np.stack([then_N_C[:, 0], then_N_C[:, 1:].sum(axis=1), 0 * then_N_C[:, 0]], axis=1)
+    )
+    events = books.pools.label_events
+    settled = events[events["annotator"] == "consensus"]
+    assert {"dog"} <= set(settled["label"]) <= {"lion", "dog", "owl"}
+    assert len(tables.read_held_out(books.data / "rounds/0002/held_out.parquet")[1][0]) == 3
+    books.round("entropy", opinions=[(ids[0], "owl", "ann")], consensus="crowdlab")
+    assert books.verify(images=False).findings == ()
+
+
 ACTIONS = ("add", "rename", "merge")
 
 
@@ -98,6 +125,7 @@ def test_random_changes_and_rounds_always_verify(tmp_path: Path, seed: int) -> N
         opinions = [(each, chance.choice([*said, None]), who) for each in ids for who in ("ann", "bob", "eve")]
         held = set(books.pools.holdout["sample_id"])
         opinions = [one for one in opinions if one[0] not in held or one[1] is not None]
-        books.round("entropy", changes=changes, opinions=opinions, consensus=chance.choice(["latest", "majority"]))
+        rule = chance.choice(["latest", "majority", "crowdlab", "crowdlab"])
+        books.round("entropy", changes=changes, opinions=opinions, consensus=rule, ask_again=chance.choice([0.0, 0.3]))
         pools.check(books.pools)
     assert books.verify(images=False).findings == ()

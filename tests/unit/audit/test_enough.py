@@ -71,6 +71,21 @@ def test_a_round_asks_for_nothing_once_the_rounds_before_say_enough(books: Books
     assert books.verify().ok, books.verify().findings
 
 
+def test_a_round_that_asks_for_nothing_asks_nothing_again_and_the_next_that_asks_does(books: Books) -> None:
+    first = list(books.pools.labeled["sample_id"])[:5]
+    said = [(name, label, who) for name in first for label, who in (("cat", "ann"), ("dog", "bob"))]
+    books.round("entropy", opinions=said, stop=ALWAYS, ask_again=0.5)
+    assert (books.picked(5), len(books.asked)) == ([], 0)
+    assert books.verify().ok, books.verify().findings
+    books.round("entropy", ask_again=0.5)  # the rule is taken back: they are disputed still
+    assert (len(books.picked(6)), set(books.asked["sample_id"]) <= set(first), len(books.asked)) == (3, True, 3)
+    assert books.verify().ok, books.verify().findings
+    settings = read_manifest(books.data, 6).settings
+    settings["labelling"] |= ALWAYS
+    forge(books, 6, settings=settings)
+    assert any("asked about again does not follow" in finding.what for finding in books.verify().findings)
+
+
 @pytest.mark.parametrize(("number", "stop"), [(4, {"stop_rule": "never"}), (3, {"stop_below": 1e-9}), (5, ALWAYS)])
 def test_a_round_that_asks_or_does_not_against_its_rule_is_found(
     books: Books, number: int, stop: dict[str, Any]

@@ -30,14 +30,15 @@ def test_one_bar_shows_network_after_network_and_the_time_that_is_left() -> None
         if epoch == 20:
             assert "train-committee, network 2 of 5" in line
             assert "20/200" in line
-            assert "3:00 left" in line
-    assert shown(bars)[0].rstrip().endswith("3:20")  # how long it took
+            assert "03:00 left" in line
+    assert shown(bars)[0].rstrip().endswith(" 03:20")  # how long it took
     bars.advance("train-committee, network 3 of 5", 0, 200)
     for clock.now, epoch in ((215.0, 5), (230.0, 10)):
         bars.advance("train-committee, network 3 of 5", epoch, 200)
     bars.advance("train-vae", 1, 20)
     committee, vae = shown(bars)
     assert "network 3 of 5" in committee
-    assert "9:30 left" in committee
+    assert "09:30 left" in committee
+    assert "left" not in vae  # one step tells no speed
     assert vae.startswith("train-vae ")
     assert all(len(line) <= 80 for line in (committee, vae))
