@@ -42,7 +42,7 @@ from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
 from vabal.cli import app
 from vabal.flows import tasks
-from vabal.labels import inbox
+from vabal.labels import classes, inbox
 from vabal.learning.pretraining.training import Checkpoint
 from vabal.promotion import record
 from vabal.rounds import pretraining, publication, steps
@@ -275,7 +275,7 @@ def after_step(where: str, deed: Callable[[], None] = die) -> Fault:
             _on_reached(name, deed)
             return
         owners: dict[str, Any] = {
-            **{"stages": steps, "rounds": rounds, "inbox": inbox, "ingestion": ingestion},
+            **{"stages": steps, "rounds": rounds, "inbox": inbox, "ingestion": ingestion, "classes": classes},
             **{"pretraining": pretraining, "tracking": Tracking, "versioning": Versioning, "promotion_record": record},
         }
         owner = owners[kind]

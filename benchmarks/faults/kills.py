@@ -16,6 +16,13 @@ DECIDING = (
     *("tracking:tag_version", "tracking:set_alias", "promotion_record:finish"),
 )
 
+WRITING = {
+    "pretrain": ("pretraining", ("images_of", "_begun", "_taken_up", "save_pretrained")),
+    "import": ("inbox", ("read", "next_name", "write_table")),
+    "ingest": ("ingestion", ("read", "_store", "write_table", "next_name", "sync_folder")),
+    "classes": ("classes", ("upcoming", "next_name", "write_table")),
+}
+
 
 def places(step: str, strategy: str) -> list[str]:
     """The named places of a step, in the order in which it comes to them."""
@@ -27,13 +34,8 @@ def places(step: str, strategy: str) -> list[str]:
         before = ["rounds:open_round", "stages:intake", "tracking:open_round"]
         stages = [f"stages:{name}" for name in learning]
         return [*before, *stages, "tracking:register", "rounds:stage", *(f"reached:{name}" for name in PUBLICATION)]
-    if step == "pretrain":
-        return [f"pretraining:{name}" for name in ("images_of", "_begun", "_taken_up", "save_pretrained")]
-    if step == "import":
-        return ["inbox:read", "inbox:next_name", "inbox:write_table"]
-    if step == "ingest":
-        return [f"ingestion:{name}" for name in ("read", "_store", "write_table", "next_name", "sync_folder")]
-    return list(DECIDING)  # of a promotion or a rollback
+    kind, names = WRITING.get(step, ("", DECIDING))  # the rest are a promotion or a rollback
+    return [f"{kind}:{name}" if kind else name for name in names]
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ def plan(seed: int, strategy: str, count: int, *, sample: bool = False) -> list[
     """
     source = random.Random(seed)  # noqa: S311 -- repeatable
     other = random.Random(f"{seed} pretrain")  # noqa: S311
-    steps = ["init", "round", "import", "ingest", "second round", "promote", "second promote", "rollback"]
-    weights = (20, 30, 5, 10, 15, 6, 6, 8)
+    steps = ["init", "round", "import", "ingest", "classes", "second round", "promote", "second promote", "rollback"]
+    weights = (20, 30, 5, 10, 5, 15, 6, 6, 8)
     # An init that is begun again after it was staged publishes at once: its places are come to from the beginning.
     planned = [("init", [Kill(place)]) for place in places("init", strategy)[:: 3 if sample else 1]]
     planned += [
         (step, [Kill(place) for place in places(step, strategy)])
-        for step in (*(() if sample else ("pretrain",)), "round", "import", "ingest", "promote", "rollback")
+        for step in (*(() if sample else ("pretrain",)), "round", "import", "ingest", "classes", "promote", "rollback")
     ]
     for _ in range(0 if sample else max(1, count // 20)):  # it keeps its state after every step here
         planned.append(("pretrain", [Kill(call=other.random()) for _ in range(2)] + [Kill(time=other.random())]))

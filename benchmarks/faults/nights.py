@@ -56,6 +56,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "round": ("round",),
     "import": ("labels", "import", "../answers/requests.csv"),
     "ingest": ("ingest", "../camera"),
+    "classes": ("classes", "merge", "1", "2", "bright"),
     "second round": ("round",),
     "promote": ("promote", "--version", "1"),
     "second promote": ("promote", "--version", "2"),
@@ -173,6 +174,7 @@ def facts(folder: Path, registry: Sequence[str] | None = None) -> dict[str, Coun
     events = now.label_events[["sample_id", "label", "annotator"]].astype(str)
     bags["labels"] = Counter(" ".join(row) for row in events.itertuples(index=False))
     bags["images"] = Counter(now.catalog["sample_id"])
+    bags["classes"] = Counter([*now.classes, *map(str, pools.changes_of(now.class_events))])
     bags["tags"] = Counter(_git(root, "tag"))
     bags["commits"] = Counter(_git(root, "log", "--format=%s"))
     bags["changed"] = Counter(_git(root, "status", "--porcelain"))

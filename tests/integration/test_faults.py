@@ -23,7 +23,7 @@ def test_a_sample_of_faults_breaks_no_promise(tmp_path: Path) -> None:
     tried = {kind: sum(item["tried"] for item in outcomes if item["kind"] == kind) for kind in _kinds(outcomes)}
     assert tried["SIGKILL, init"] >= 4
     assert tried["SIGKILL, round"] >= 16
-    assert {"SIGKILL, import", "SIGKILL, ingest", "SIGKILL, promote", "SIGKILL, rollback"} <= tried.keys()
+    assert {f"SIGKILL, {step}" for step in ("import", "ingest", "classes", "promote", "rollback")} <= tried.keys()
     assert tried["no file beyond a limit"] >= 1
     assert tried["clock set back"] >= 2
 

@@ -80,6 +80,12 @@ class Arm:
     rare: tuple[Share, Share] = field(default=(Share(0, 0), Share(0, 0)))
     rare_more: Difference | None = None
 
+    @property
+    def name(self) -> str:
+        """As `3`, or `1 to 4`."""
+        first, last = self.rounds[0], self.rounds[-1]
+        return str(first) if first == last else f"{first} to {last}"
+
     def metrics(self) -> list[tuple[str, float]]:
         """Name and value of each estimate that there is."""
         told = {"control/accuracy": self.accuracy}
@@ -110,11 +116,20 @@ def arms(data: Path, up_to: int | None = None) -> list[Arm]:
     events = pools.named(pools.read_table(data / "label_events.parquet", pools.SCHEMAS["label_events"]), classes)
     label_of = pools.standing(events).set_index("sample_id")["label"]
     names, numbers = classes.names, [number for number in manifest_numbers(data) if not up_to or number <= up_to]
-    rare = _rare(events, names)
+    first = {classes.meaning[name] for name in pools.read_classes(data, 0).names}
+    rare = _rare(events, [name for name in names if name in first])
     chosen = [_asked(data, number, label_of, classes.meaning) for number in numbers]
     with_arm = [table for table in chosen if table["drawn"].any()]
     each = [_arm(table, names, rare) for table in with_arm]
     return each if len(each) < 2 else [*each, _arm(pd.concat(with_arm), names, rare)]
+
+
+def by_class(arms: Sequence[Arm]) -> dict[str, Arm]:
+    """Whose class shares are told, by name: those of the newest round with answers, and of all of them together."""
+    answered = [arm for arm in arms if arm.answered]
+    single = [arm for arm in answered if len(arm.rounds) == 1]
+    chosen = [*single[-1:], *(answered[-1:] if len(single) > 1 else [])]
+    return {f"round{'s' * (len(arm.rounds) > 1)} {arm.name}": arm for arm in chosen}
 
 
 def _asked(data: Path, number: int, label_of: "pd.Series[str]", now: Mapping[str, str]) -> pd.DataFrame:

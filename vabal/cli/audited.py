@@ -305,20 +305,16 @@ def _show_drift(console: "Console", compared: "Sequence[Drift]") -> None:
 
 
 def _show_arms(console: "Console", arms: "Sequence[Arm]") -> None:
-    """A row a round, all of them together below, and how the picks compare."""
+    """A row a round, all of them together below; the classes' shares, and how the picks compare."""
+    from vabal.audit.control import by_class
     from vabal.pages.night.control import in_words  # which takes the pages' pictures
 
-    columns: list[tables.Column] = [("round", "right"), ("labels", "right"), ("model right", "right")]
-    columns += [(name, "right") for name in arms[-1].classes]
-    rows = [
-        (
-            str(arm.rounds[0]) if len(arm.rounds) < 2 else f"{arm.rounds[0]} to {arm.rounds[-1]}",
-            f"{arm.answered} of {arm.drawn}",
-            *(_per_cent(asdict(share)) for share in (arm.accuracy, *arm.classes.values())),
-        )
-        for arm in arms
-    ]
-    tables.show_table(console, columns, rows)
+    rows = [(arm.name, f"{arm.answered} of {arm.drawn}", _per_cent(asdict(arm.accuracy))) for arm in arms]
+    tables.show_table(console, [(head, "right") for head in ("round", "labels", "model right")], rows)
+    told = by_class(arms)
+    shares = [(name, *(_per_cent(asdict(arm.classes[name])) for arm in told.values())) for name in arms[-1].classes]
+    if told:
+        tables.show_table(console, [("class", "left"), *((head, "right") for head in told)], shares)
     tables.say(console, "per cent of what could be picked those nights, with 95 % intervals, from a uniform draw")
     for line in in_words(arms[-1]):
         tables.say(console, line)

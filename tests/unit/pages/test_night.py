@@ -14,6 +14,7 @@ from PIL import Image
 from tests.support import small_books
 from tests.support.documents import Document
 from tests.support.small_books import Books
+from vabal.audit.curve import curve
 from vabal.errors import UserError
 from vabal.flows.report import keep_report
 from vabal.images import write_shards
@@ -286,11 +287,19 @@ def test_champion_and_challenger_are_compared_class_by_class_and_the_decision_is
     found = judged.duel(read(copied.data, 2))
     assert isinstance(found, judged.Duel)
     mine, theirs = (found.table[who] == found.table["label"] for who in ("challenger", "champion"))
-    for what, some in (("right now, wrong before", mine & ~theirs), ("wrong now, right before", ~mine & theirs)):
-        assert (what in page) == bool(some.any())
+    for words, some in (("champion wrong", mine & ~theirs), ("champion right", theirs & ~mine)):
+        assert (f"and the {words}" in page) == bool(some.any())
         for sample in found.table.loc[some, "sample_id"]:
             assert f'alt="{sample}, labelled' in page
     assert "There was no champion yet when" in night.page(copied, 1)
+
+
+def test_a_pages_curve_is_that_of_the_command(place: Workspace) -> None:
+    rows, points = curve(place.data), judged.curve(read(place.data, 3))
+    assert [row["round"] for row in rows] == [point.round for point in points]
+    for row, point in zip(rows, points, strict=True):
+        for measure, found in ((row["balanced_accuracy"], point.balanced), (row["accuracy"], point.accuracy)):
+            assert [found.value, found.low, found.high] == pytest.approx(list(measure.values()))
 
 
 @pytest.mark.parametrize(("right", "images"), [(0, 7), (7, 7), (3, 10), (180, 200)])
@@ -403,7 +412,15 @@ def test_a_page_tells_what_the_control_arm_shows_and_who_was_drawn(tmp_path: Pat
     assert told.count("Drawn at random, for the control arm") == 3
     assert "3 of 3" in told
     assert "The model was wrong on" in told
-    place_of(books.round("bald", control_share=0.5))  # which records posteriors, where the arm has logits
+    assert "class round 1 cat 0.0 [0, 56] dog 100.0 [44, 100] emu 0.0 [0, 56]" in told
+    added = [("add", "<owl>", None)]
+    labels = dict.fromkeys(books.picked(2), "cat")
+    place_of(
+        books.round("bald", labels=labels, changes=added, control_share=0.5)
+    )  # posteriors, where the arm has logits
+    told = said(night.page(place, 3))
+    assert "class round 2 rounds 1 to 3 cat 100.0 [44, 100] 50.0 [19, 81]" in told
+    assert "Rare classes" not in told  # that class was none among the first labels
     assert "no posteriors of the picks" not in said(night.page(place, 3))
 
 
@@ -434,8 +451,8 @@ def test_a_page_tells_what_is_asked_about_again_and_why(tmp_path: Path) -> None:
     place = place_of(books.round("vabal", opinions=[(one, "cat", "ann"), (one, "dog", "bob")], ask_again=0.5))
     told = said(night.page(place, 2))
     assert f"{6 - len(books.asked)} images picked by vabal, and {len(books.asked)} asked about again" in told
-    assert "1 image about which people contradict each other and" in told
+    assert "again about 1 image on which people contradict each other and" in told
     assert f"{one} dog stands ann: cat bob: dog" in told
-    assert len(re.findall(r"stands believed with [\d.]+ %", told)) == len(books.asked) - 1 > 0
+    assert len(re.findall(r"stands probability 0\.\d{3}", told)) == len(books.asked) - 1 > 0
     (books.data / "rounds/0002/held_out.parquet").write_bytes(b"damaged")
-    assert "believed with" not in said(night.page(place, 2))
+    assert "stands probability" not in said(night.page(place, 2))

@@ -13,11 +13,14 @@ from tests.support.small_backbones import small_backbone
 from tests.support.small_pools import WHEN
 from tests.support.small_rounds import first_round, learned
 from vabal import audit, pools
-from vabal.labels import answers, arrivals
+from vabal.audit.replay import replay
+from vabal.labels import again, answers, arrivals
+from vabal.labels.again import choose
 from vabal.labels.export import export_requests
-from vabal.rounds import OpenRound, record, requests, steps
+from vabal.rounds import OpenRound, record, requests, steps, tables
 from vabal.rounds.believed import believed
 from vabal.rounds.context import RoundContext, own_store
+from vabal.workspace import Workspace
 
 MODEL = {"name": "vabal-classifier", "version": "1", "sha256": "0" * 64, "files": {}}
 
@@ -85,6 +88,25 @@ def test_a_night_asks_again_and_the_audit_derives_what(context: RoundContext, tm
     assert len(requests.picked_ids(place).ids) == 8
     assert requests.answers(place).share == 0
     assert export_requests(after, place.data, tmp_path / "out", place.inbox).again == 3
+
+
+@pytest.mark.parametrize("context", ["probe"], indirect=True)
+def test_a_replay_asks_the_same_again_and_tells_where_it_does_not(
+    context: RoundContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(context)
+    scratch = Workspace(tmp_path / "scratch")
+    shutil.copytree(context.workspace.data, scratch.data)
+    found = replay(scratch, 1, context.workspace.root)
+    assert "3 asked about again: the same, in the same order, for the same reasons" in found.lines()
+    assert (found.same_picks, found.same_again, found.other_files) == (True, True, ())
+    shutil.rmtree(scratch.state)
+    monkeypatch.setattr(again, "choose", lambda *told: choose(*told).iloc[:2])
+    monkeypatch.setattr(tables, "write_held_out", lambda _ids, _posteriors, path: path.write_bytes(b"another"))
+    found = replay(scratch, 1, context.workspace.root)
+    assert "3 asked about again: 2 of them the same" in found.lines()
+    assert "held_out.parquet: other bytes" in found.lines()
+    assert (found.same_again, found.other_files) == (False, ("held_out.parquet",))
 
 
 @pytest.mark.parametrize("context", ["probe"], indirect=True)

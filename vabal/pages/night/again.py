@@ -15,6 +15,10 @@ from vabal.pages.pictures import Picture
 from vabal.rounds import tables
 
 MOST_SHOWN: Final = 100
+_CAPTION: Final = (
+    "Each with the label that stands, and what speaks against it: what each person said last, or how probable the "
+    "classifier holds the label."
+)
 
 
 def asked(night: Night) -> pd.DataFrame:
@@ -29,15 +33,14 @@ def blocks(night: Night, rows: pd.DataFrame, pictures: Mapping[str, Picture]) ->
         return []
     disputed = int((rows["reason"] == pools.DISPUTED).sum())
     suspected = len(rows) - disputed
-    parts = [f"{counted(disputed, 'image')} about which people contradict each other"] if disputed else []
-    parts += [f"{counted(suspected, 'label')} that a classifier which had not learned from it does not believe"] * bool(
-        suspected
-    )
-    said = f"Part of this request are {' and '.join(parts)}. What stands goes on to stand until one more opinion comes."
+    parts = [f"{counted(disputed, 'image')} on which people contradict each other"] if disputed else []
+    if suspected:
+        parts.append(f"{counted(suspected, 'label')} that a classifier, which had not learned from the image, doubts")
+    said = f"This request asks again about {' and '.join(parts)}. What stands goes on to stand until an opinion comes."
     believed = _believed(night) if suspected else {}
     items = [_pictured(night, row, believed, pictures) for row in rows.head(MOST_SHOWN).to_dict("records")]
     left = len(rows) - len(items)
-    return [Text([said]), Pictures(items, f"{left} others are not shown." if left else "What is asked about again.")]
+    return [Text([said]), Pictures(items, _CAPTION + (f" {left} others are not shown." if left else ""))]
 
 
 def _pictured(
@@ -49,7 +52,7 @@ def _pictured(
     if row["reason"] == pools.DISPUTED:
         lines += _opinions(night, sample)
     elif sample in believed:
-        lines.append(f"believed with {100 * believed[sample]:.1f} %")
+        lines.append(f"probability {believed[sample]:.3f}")
     return Pictured(pictures.get(sample, Picture("no picture")).saying(", ".join(lines)), lines)
 
 

@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 
 from vabal import rounds
 from vabal.audit import forecast
-from vabal.audit.curve import DEVIATIONS
+from vabal.audit.curve import DEVIATIONS, of_recalls, wilson
 from vabal.errors import UserError
 from vabal.pages.blocks import Block, Figure, Panel, Pictured, Pictures, Text
 from vabal.pages.headline import counted
 from vabal.pages.night.record import Night, predictions
 from vabal.pages.pictures import Picture
-from vabal.pages.tables import NONE, Cell, Row, Table, percent, signed
+from vabal.pages.tables import MINUS, NONE, Cell, Row, Table, percent, signed
 from vabal.promotion.paired import gain_lower_bound
 from vabal.promotion.record import Entry, champions
 
 MOST_SHOWN: Final = 24  # images of a kind
 _ERROR: Final = 0.025  # on each side: intervals of 95 %
 HOW: Final = (
-    "Intervals have 95 % and come from the holdout: score intervals, Wilson's for one share and Tango's for a matched "
-    "difference, over classes of equal weight where every class counts the same. Holdout images are taken as "
-    "independent of each other."
+    "Intervals have 95 % and come from the holdout: of balanced accuracy and accuracy those of `vabal curve`, of a "
+    "class's recall Wilson's, of champion and challenger Tango's for a matched difference, over classes of equal "
+    "weight. Holdout images are taken as independent of each other."
 )
 
 
@@ -92,8 +92,9 @@ def curve(night: Night) -> list[Point]:
         if table is None or not len(table):
             continue
         by_class = _right(table).groupby("label", sort=True)["right"]
-        balanced = share(by_class.sum().tolist(), by_class.size().tolist())
-        accuracy = share([int(_right(table)["right"].sum())], [len(table)])
+        right_C, images_C = by_class.sum().to_numpy(), by_class.size().to_numpy()
+        balanced = Share(float((right_C / images_C).mean()), *of_recalls(right_C, images_C))
+        accuracy = Share(float(right_C.sum() / len(table)), *map(float, wilson(right_C.sum(), len(table))))
         points.append(Point(number, counts["labeled"], len(table), len(by_class), balanced, accuracy))
     return points
 
@@ -132,9 +133,8 @@ def _coming(points: Sequence[Point], budget: int) -> Block:
         )
         for point in points
     ]
-    found = forecast.of_curve(known, budget)
-    told = [f"Expected of {each}." for each in found]
-    return Text([" ".join(told) + " Of balanced accuracy: the curve continued, with 90 % intervals."])
+    told = "; ".join(str(each).replace("-", MINUS) for each in forecast.of_curve(known, budget))
+    return Text([f"Expected of {told}. That is balanced accuracy: the curve continued, with 90 % intervals."])
 
 
 def _drawing(points: Sequence[Point]) -> Markup:
@@ -236,8 +236,8 @@ def _apart(found: Duel) -> list[tuple[str, pd.DataFrame]]:
     table = found.table
     mine, theirs = table["challenger"] == table["label"], table["champion"] == table["label"]
     return [
-        ("right now, wrong before", table[mine & ~theirs]),
-        ("wrong now, right before", table[~mine & theirs]),
+        ("that the challenger answers right and the champion wrong", table[mine & ~theirs]),
+        ("that the challenger answers wrong and the champion right", table[~mine & theirs]),
     ]
 
 

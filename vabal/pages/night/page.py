@@ -152,7 +152,7 @@ class _Page:
             ("people", "How far people agree", self._people),
             ("curve", "Learning curve of the real rounds", self._curve),
             ("control", "What the control arm tells", self._control),
-            ("drift", "Are the new images like those before", self._drift),
+            ("drift", "Are the new images like those before?", self._drift),
             ("champion", "Champion and challenger", self._champion),
             ("seconds", "Seconds by step", self._seconds),
             ("method", "How this page was made", self._method),
