@@ -256,7 +256,7 @@ def class_scatter(
         )  # fmt: skip
         axes.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
         axes.set_xlim(0.8 * limits[0], 1.15 * limits[1] + 0.5)
-        axes.set_ylim(max(-2.0, limits[2] - 5), min(limits[3] + 6, 105))
+        axes.set_ylim(max(-2.0, limits[2] - 5), min(limits[3] + 6, 101.5))
         if len(classes) <= MOST_NAMED_CLASSES:
             _name_points(axes, known)
         axes.set_xlabel("labelled images of the class")

@@ -26,7 +26,9 @@ def headline(summary: Summary) -> str:
     baseline = baseline_of(name, summary.baseline)
     found = next(item for item in summary.pooled.strategies if item.strategy == name)
     if not found.difference:
-        return f"{name} and {baseline} have no seed in common: there are no matched differences."
+        met = baseline in summary.strategies
+        why = f"{name} and {baseline} have no seed in common" if met else f"{baseline} was not run beside {name}"
+        return f"{why}: there are no matched differences to it. {_told_apart(summary, name)}".strip()
     said = [_against_baseline(name, baseline, found), _against_rivals(name, summary), _told_apart(summary)]
     return " ".join(sentence for sentence in said if sentence)
 
@@ -49,7 +51,7 @@ def _against_baseline(name: str, baseline: str, found: StrategyOverall) -> str:
     return f"{first}; taken alone, {above} of {many} settings have an interval above zero and {below} one below it."
 
 
-def _told_apart(summary: Summary) -> str:
+def _told_apart(summary: Summary, who: str = "it") -> str:
     """Empty where no rival could be tested."""
     rivals = [item for item in summary.pooled.rivals if item.holm_t_p is not None]
     if not rivals:
@@ -64,7 +66,7 @@ def _told_apart(summary: Summary) -> str:
         if found:
             named = f" ({', '.join(found)})" if len(found) <= _MOST_NAMED else ""
             said.append(f"{words} {len(found)}{named}")
-    return f"Of {counted(len(rivals), 'rival')} it is, after Holm's correction, {'; '.join(said)}."
+    return f"Of {counted(len(rivals), 'rival')} {who} is, after Holm's correction, {'; '.join(said)}."
 
 
 def _against_rivals(name: str, summary: Summary) -> str:

@@ -238,7 +238,13 @@ def test_over_settings_it_is_said_where_a_rival_is_higher() -> None:
 
 def test_what_cannot_be_compared_is_said() -> None:
     assert "nothing to compare" in headline(summarise([cell([0.5])]))
-    assert "no matched differences" in headline(summarise([cell([0.5], strategy="vabal")]))
+    alone = headline(summarise([cell([0.5], strategy="vabal")]))
+    assert alone == "random was not run beside vabal: there are no matched differences to it."
+    cells = [cell([0.5, value], strategy="vabal", seed=seed) for seed, value in enumerate((0.6, 0.5, 0.62))]
+    cells += [cell([0.5, value], strategy="margin", seed=seed) for seed, value in enumerate((0.5, 0.6, 0.6))]
+    said = headline(summarise(cells))
+    assert said.startswith(alone)
+    assert said.endswith("Of 1 rival vabal is, after Holm's correction, not distinguishable from 1 (margin).")
     one = headline(summarise([cell([0.5, 0.6]), cell([0.5, 0.7], strategy="vabal")]))
     assert one.endswith("one pair gives no interval. No rival was run beside it.")
 
