@@ -72,8 +72,8 @@ def nights(known: Known, wrong: float, share: float, seed: int) -> Iterator[Nigh
     for number in range(1, ROUNDS + 1):
         state = _answered(state, asked, number, known, wrong, draws)
         answers += len(asked)
-        rows_L = state.labeled["sample_id"].astype(int).to_numpy()
-        given_L = state.labeled["label"].astype(int).to_numpy()
+        rows_L = state.labeled["sample_id"].to_numpy().astype(np.int64)
+        given_L = state.labeled["label"].to_numpy().astype(np.int64)
         learned = LabelledEmbeddings(known.embeddings_N[rows_L], given_L, list(state.labeled["sample_id"]))
         about = learned, known.embedder.embedded, len(known.classes), settings.classifier
         network, training = probe.fit(*about, seed=seed)
