@@ -27,7 +27,13 @@ ENVIRONMENT = {
     *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),
     *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_HOME"),
     # people's own, which the local stack did not make and keeps
-    *(OWN := ("LABEL_STUDIO_API_KEY", "VABAL_NOTIFY_WEBHOOK", "VABAL_NOTIFY_SMTP", "VABAL_NOTIFY_COMMAND")),
+    *(
+        OWN := (
+            *("LABEL_STUDIO_API_KEY", "LABEL_STUDIO_S3_ENDPOINT"),
+            *("LABEL_STUDIO_S3_ACCESS_KEY_ID", "LABEL_STUDIO_S3_SECRET_ACCESS_KEY"),
+            *("VABAL_NOTIFY_WEBHOOK", "VABAL_NOTIFY_SMTP", "VABAL_NOTIFY_COMMAND"),
+        )
+    ),
 }
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")

@@ -196,9 +196,10 @@ def drop_twins(desk: Desk, twice: Iterable[list[int]]) -> int:
 
 def push(
     desk: Desk, folder: Path, files: Mapping[str, str], requests: pd.DataFrame, guesses: Mapping[str, Guess]
-) -> None:
+) -> Iterator[str]:
     """Make a task of each image of `files` (path below `folder` by blind name), in this order, as large as it is.
 
+    Yields its name once a task is made.
     `requests` are `Requests.missing`; `guesses`, by sample_id, are shown to people.
     """
     ids = dict(zip(requests["name"], requests["sample_id"], strict=True))
@@ -206,3 +207,4 @@ def push(
     for name, file in track(files.items(), "make tasks", len(files)):
         media, picture = for_browser((folder / file).read_bytes(), most=None)
         desk.ask(name, int(rounds[name]), picture, media, guesses.get(ids[name]))
+        yield name

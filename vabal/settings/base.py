@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+BucketName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 BitDepth = Literal["auto", 8, 10, 12, 14, 16]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from vabal.settings import cron
-from vabal.settings.base import BitDepth, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
+from vabal.settings.base import BitDepth, BucketName, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Share
 from vabal.settings.learners import (
     BackboneSettings,
     ClassifierSettings,
@@ -57,9 +57,8 @@ class PoolSettings(Section):
 
 
 class StorageSettings(Section):
-    bucket: str = Field(
+    bucket: BucketName = Field(
         "vabal",
-        pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$",
         description="The S3 bucket of DVC's remote; the endpoint and keys come from the environment.",
     )
     prefix: str = Field("dvc", pattern=r"^[A-Za-z0-9._/-]*$", description="Where in the bucket DVC keeps the pools.")
@@ -96,6 +95,17 @@ class StudioSettings(Section):
     )
     predictions: bool = Field(
         False, description="Show people what the model takes an image for: quicker, but they agree with it too easily."
+    )
+    images: Literal["upload", "s3"] = Field(
+        "upload",
+        description="How Label Studio gets images: each uploaded to it, or from a bucket that only they lie in, by a "
+        "source storage of the project.",
+    )
+    bucket: BucketName | None = Field(
+        None, description="`images: s3`: that bucket; null: `storage.bucket` with `-labelling` behind."
+    )
+    minutes: PositiveFloat = Field(
+        60.0, description="The longest that a sync may take; what it did until then stays, and the next one goes on."
     )
 
 

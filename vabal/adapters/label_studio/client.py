@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 from xml.sax.saxutils import quoteattr
 
@@ -25,6 +25,9 @@ from vabal.labels.answers import CHOICE
 from vabal.labels.export import label_config
 from vabal.labels.sync import Guess, Known
 from vabal.settings.models import StudioSettings
+
+if TYPE_CHECKING:
+    from vabal.adapters.label_studio.bucket import ImageBucket
 
 TOKEN: Final = "LABEL_STUDIO_API_KEY"  # noqa: S105 -- the variable's name, as Label Studio's own SDK has it
 PAGE: Final = 100
@@ -40,10 +43,16 @@ class _Broken(Unavailable):
 
 
 class LabelStudio:
-    """A project of a Label Studio server, found by number or title. Every call raises Unavailable, in one line."""
+    """A project of a Label Studio server, found by number or title. Every call raises Unavailable, in one line.
 
-    def __init__(self, settings: StudioSettings, title: str) -> None:
-        """`title` is that of the project where `settings` name none. Raises UserError if there is no token."""
+    So does one that comes later than `settings.minutes` after this was made.
+    """
+
+    def __init__(self, settings: StudioSettings, title: str, bucket: "ImageBucket | None" = None) -> None:
+        """`title` is that of the project where `settings` name none; images go into `bucket`, or by upload.
+
+        Raises UserError if there is no token.
+        """
         token = os.environ.get(TOKEN, "").strip()
         if not token:
             raise UserError(
@@ -53,7 +62,9 @@ class LabelStudio:
         self._url = settings.url.rstrip("/")
         self._wanted = settings.project or title
         self._token = token
-        self._client = httpx.Client(timeout=httpx.Timeout(limits.silence(), connect=_connect_timeout()))
+        self._bucket = bucket
+        self._minutes, self._until = settings.minutes, time.monotonic() + 60 * settings.minutes
+        self._client = httpx.Client()
         self._uploads: dict[str, str] | None = None
         self._project: dict[str, Any] = {}
         if token.count(".") != 2:
@@ -157,10 +168,34 @@ class LabelStudio:
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
+    def shelve(self) -> None:
+        """See to it that Label Studio can read the bucket of images: by a storage that somebody made, or one of ours.
+
+        Ours gets today's keys each time. Raises UserError if Label Studio cannot.
+        """
+        if self._bucket is None:
+            return
+        self._bucket.open()
+        wanted = self._bucket.source()
+        found = self._source(wanted["bucket"])
+        if found is None:
+            made = {"project": self._project["id"], **wanted}
+            self._once(lambda: self._call("POST", "storages/s3/", json=made), lambda: self._source(wanted["bucket"]))
+        elif found.get("title") == wanted["title"]:
+            self._call("PATCH", f"storages/s3/{int(found['id'])}", json=wanted)
+
+    def _source(self, bucket: str) -> dict[str, Any] | None:
+        """The storage of the project that images are resolved by: the first of that bucket."""
+        with self._read():
+            there = self._call("GET", "storages/s3/", params={"project": self._project["id"]})
+            return next((each for each in there if each["bucket"] == bucket), None)
+
     def ask(self, name: str, number: int, picture: bytes, media: str, guess: Guess | None) -> None:
         """Make a task of an image, by its blind name, for the request of that round."""
         control = self._project["parsed_label_config"][CHOICE]
-        file = self._upload(f"{name}{'.jpg' if media == 'image/jpeg' else '.png'}", picture, media)
+        file_name = f"{name}{'.jpg' if media == 'image/jpeg' else '.png'}"
+        store = self._upload if self._bucket is None else self._bucket.put
+        file = store(file_name, picture, media)
         data = {control["inputs"][0]["value"]: file, "sample_id": name, "round": number}
         task: dict[str, Any] = {"data": data}
         if guess is not None:
@@ -251,11 +286,21 @@ class LabelStudio:
             self._client.headers["Authorization"] = f"Bearer {self._json(answer)['access']}"
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The whole answer, which may come slowly, but not later than a sync may take."""
+        wait = min(limits.silence(), self._left())
+        options["timeout"] = httpx.Timeout(wait, connect=min(CONNECT_TIMEOUT_S, wait))
         try:
-            return self._client.request(method, f"{self._url}/api/{path}", **options)
+            with self._client.stream(method, f"{self._url}/api/{path}", **options) as answer:
+                content = bytearray()
+                for part in answer.iter_bytes():
+                    content += part
+                    self._left()
+            headers = {"location": answer.headers.get("location", "")}
+            return httpx.Response(answer.status_code, headers=headers, content=bytes(content))
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise Unavailable(f"Label Studio does not answer at {self._url} ({error}): is it started?") from None
         except httpx.TimeoutException:
+            self._left()
             raise _Broken(
                 f"Label Studio at {self._url} is silent for {limits.silence():g} s ({method} {path}): try again when "
                 f"it is less busy, or give it longer ({limits.SILENCE})"
@@ -266,6 +311,16 @@ class LabelStudio:
                 "goes on where it was"
             ) from None
 
+    def _left(self) -> float:
+        """Seconds that the sync may still take. Raises Unavailable where there are none."""
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise Unavailable(
+                f"the sync with Label Studio at {self._url} was not done after {self._minutes:g} minutes "
+                "(labelling.studio.minutes): what it did stays, the next one goes on from there"
+            )
+        return left
+
     def _json(self, answer: httpx.Response) -> Any:
         try:
             return answer.json()
@@ -274,6 +329,14 @@ class LabelStudio:
 
     def _refused(self, answer: httpx.Response, what: str) -> UserError:
         said = " ".join(answer.text[:300].split())
+        for secret in (self._token, *(self._bucket.secrets if self._bucket else ())):
+            said = said.replace(secret, "***")
+        if self._bucket is not None and "storages/" in what and answer.status_code not in (401, 403, 429):
+            kind = _Broken if answer.status_code >= 500 else Unavailable
+            return kind(
+                f"Label Studio at {self._url} cannot use {self._bucket.address} ({answer.status_code}: {said}): "
+                f"{self._bucket.hint()}"
+            )
         if answer.status_code >= 500 or answer.status_code == 429:
             return _Broken(f"Label Studio at {self._url} answers {answer.status_code} to {what}: {said}")
         if answer.status_code in (401, 403):
@@ -305,7 +368,3 @@ def _filter(column: str, operator: str, kind: str, value: str | int) -> dict[str
 
 def _iso(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _connect_timeout() -> float:
-    return min(CONNECT_TIMEOUT_S, limits.silence())

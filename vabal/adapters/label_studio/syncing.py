@@ -5,7 +5,7 @@ import shutil
 from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pandas as pd
 
@@ -13,14 +13,17 @@ from vabal import pools, rounds
 from vabal.adapters.label_studio.client import LabelStudio
 from vabal.adapters.versioning import Versioning
 from vabal.audit import queries
-from vabal.errors import UserError
+from vabal.errors import Unavailable, UserError
 from vabal.files import canonical_json, locked, write_bytes
 from vabal.labels import sync as labels
 from vabal.labels.classes import upcoming
 from vabal.labels.export import write_images
 from vabal.labels.sync import Guess, SyncReport
-from vabal.settings.models import Params
+from vabal.settings.models import Params, StudioSettings
 from vabal.workspace import Workspace
+
+if TYPE_CHECKING:
+    from vabal.adapters.label_studio.bucket import ImageBucket
 
 BUSY: Final = "another command is syncing labels: wait for it to end, then run this again"
 # Label Studio notes that a task was changed shortly before the change can be seen; this is far longer.
@@ -40,7 +43,7 @@ def sync(workspace: Workspace, params: Params, now: datetime, *, everything: boo
         )
     with (
         locked(workspace.state / "sync.lock", BUSY),
-        closing(LabelStudio(settings, params.workspace.name)) as desk,
+        closing(LabelStudio(settings, params.workspace.name, _bucket(settings, params))) as desk,
     ):
         versions = Versioning(workspace.root)
         rounds.refuse_older_checkout(workspace, versions)
@@ -51,18 +54,35 @@ def sync(workspace: Workspace, params: Params, now: datetime, *, everything: boo
         pulled = labels.pull(workspace.inbox, known, desk, None if everything else _since(note, desk.place), now)
         if pulled.until is not None:
             write_bytes(note, canonical_json({"place": desk.place, "until": pulled.until.isoformat()}))
-        pictures = workspace.state / "sync"
-        shutil.rmtree(pictures, ignore_errors=True)  # what a killed run left
-        with rounds.reading(workspace, versions):  # a round may have been published meanwhile
-            known = pools.load(workspace.data)
-            found = labels.compare(workspace.inbox, known, desk)
-            pictures.mkdir(mode=0o700)
-            files = write_images(known, workspace.data, found.missing, pictures)
-            guesses = _guesses(workspace.data, found.missing) if settings.predictions else {}
-        labels.push(desk, pictures, files, found.missing, guesses)
-        shutil.rmtree(pictures)
-        dropped = labels.drop_twins(desk, found.twice)
-        return SyncReport(desk.place, len(found.open), len(files), dropped, pulled.taken, pulled.withdrawn)
+        made = 0
+        try:
+            desk.shelve()
+            pictures = workspace.state / "sync"
+            shutil.rmtree(pictures, ignore_errors=True)  # what a killed run left
+            with rounds.reading(workspace, versions):  # a round may have been published meanwhile
+                known = pools.load(workspace.data)
+                found = labels.compare(workspace.inbox, known, desk)
+                pictures.mkdir(mode=0o700)
+                files = write_images(known, workspace.data, found.missing, pictures)
+                guesses = _guesses(workspace.data, found.missing) if settings.predictions else {}
+            for _ in labels.push(desk, pictures, files, found.missing, guesses):
+                made += 1
+            shutil.rmtree(pictures)
+            dropped = labels.drop_twins(desk, found.twice)
+        except Unavailable as error:
+            taken = pulled.taken
+            before = [f"{taken.labels} labels and {taken.rejections} rejections taken in"] if taken.name else []
+            before += [f"{made} tasks made"] if made else []
+            raise Unavailable(f"{error} (before that: {', '.join(before)})" if before else str(error)) from None
+        return SyncReport(desk.place, len(found.open), made, dropped, pulled.taken, pulled.withdrawn)
+
+
+def _bucket(settings: StudioSettings, params: Params) -> "ImageBucket | None":
+    if settings.images == "upload":
+        return None
+    from vabal.adapters.label_studio.bucket import ImageBucket  # noqa: PLC0415 -- boto3
+
+    return ImageBucket(settings.bucket, params.workspace.name, params.storage.bucket)
 
 
 def _since(note: Path, place: str) -> datetime | None:

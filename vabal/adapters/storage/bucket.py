@@ -1,10 +1,10 @@
-"""The objects of a bucket, for the audit that reads them."""
+"""The objects of a bucket: the audit reads them, images for people who label are written."""
 
 from vabal.adapters.storage.client import client, explained
 
 
 class Bucket:
-    """The objects below a prefix of a bucket, for reading."""
+    """The objects below a prefix of a bucket."""
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
         self.bucket = bucket
@@ -26,3 +26,8 @@ class Bucket:
         """An object's bytes. Raises Unavailable if S3 is, or lacks it."""
         with explained(self.bucket, "read from"):
             return bytes(self.s3.get_object(Bucket=self.bucket, Key=self.prefix + name)["Body"].read())
+
+    def write(self, name: str, content: bytes, media: str) -> None:
+        """Write an object of that media type, over what is there. Raises Unavailable if S3 is."""
+        with explained(self.bucket, "write to"):
+            self.s3.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=content, ContentType=media)
