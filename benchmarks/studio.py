@@ -3,36 +3,36 @@
 FOLDER has an environment with the package label-studio (`make test-studio` makes it). A server of its own starts there,
 and one workspace after the other syncs with a project of its own: a sync is killed at a random moment, or answers of
 the server are dropped on their way, before or after it did what it was asked for. People label, correct, skip and
-delete between. In the end a last sync runs, and nothing may be lost or stand twice. Fails if something does.
+delete between. In the end a last sync runs, and nothing may be lost or stand twice. Every other project has its images
+in S3, and a personal token in the place of a legacy one. Before that come the days of `benchmarks.studio_scenes`.
+Fails if something is not as it has to be.
 """
 
 import argparse
 import os
 import random
-import secrets
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
-import psutil
 from PIL import Image
 
+from benchmarks import studio_scenes
+from benchmarks.studio_scenes import a_token
+from benchmarks.studio_server import Person, s3
+from benchmarks.studio_server import label_studio as label_studio_server
 from tests.support.faulty_server import FaultyServer, serving
 from vabal import pools
-from vabal.adapters import label_studio, processes
+from vabal.adapters import label_studio, storage
 from vabal.adapters.label_studio import client
 from vabal.adapters.versioning import Versioning
 from vabal.errors import UserError
@@ -44,27 +44,30 @@ from vabal.workspace import Workspace
 CLASSES = ("crack", "fray", "a & b")
 IMAGES = 12
 A_PROJECT = 25  # faults of one workspace
-START_S = 900.0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studio", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--server", help="one that runs already, its token in LABEL_STUDIO_API_KEY")
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "PREFECT_", "GIT_"))]:
         del os.environ[name]
     chance, done, wrong = random.Random(chosen.seed), Counter[str](), list[str]()  # noqa: S311
-    with tempfile.TemporaryDirectory(prefix="studio-") as name:
+    with tempfile.TemporaryDirectory(prefix="studio-") as name, ExitStack() as stack:
         folder = Path(name)
         base = _workspace(folder)
-        running = nullcontext(chosen.server) if chosen.server else _label_studio(chosen.folder, folder)
-        with running as server:
+        with label_studio_server(chosen.folder, folder) as server:
+            (folder / "day").mkdir()
+            wrong += studio_scenes.play(folder / "day", server)
+            tokens = [os.environ[client.TOKEN], Person(server, os.environ[client.TOKEN]).personal_token()]
+            stack.enter_context(s3(folder))  # a first round is made without it
             for number in range(-(-chosen.faults // A_PROJECT)):
-                title = f"{folder.name} {number}"
-                project = Project(_copy(base, folder, number), server, title, chance)
+                settings = {"url": server, "project": f"{folder.name} {number}"}
+                settings |= {"images": "s3", "bucket": f"labelling-{number}"} if number % 2 else {}
+                place = _copy(base, folder, number)
+                project = Project(place, Person(server, tokens[0]), settings, tokens[number % 2], chance)
                 project.go_through(min(A_PROJECT, chosen.faults - number * A_PROJECT), done)
                 found = project.broken(done)
                 wrong += found
@@ -81,8 +84,9 @@ class Project:
     """A workspace and its project, what people said there, and what a sync has to come to."""
 
     place: Workspace
-    server: str
-    title: str
+    person: Person
+    settings: dict[str, str]
+    token: str
     chance: random.Random
     said: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # by blind name: time and label, the last
     ever: set[tuple[str, str | None, str]] = field(default_factory=set)
@@ -99,13 +103,13 @@ class Project:
                 self._people(done)
 
     def _sync(self, url: str) -> None:
-        settings = {"url": url, "project": self.title}
-        params = self.place.params({"labelling.studio": settings})
-        label_studio.sync(self.place, params, datetime.now(UTC))
+        params = self.place.params({"labelling.studio": self.settings | {"url": url}})
+        with a_token(self.token):
+            label_studio.sync(self.place, params, datetime.now(UTC))
 
     def _killed(self) -> bool:
         """Whether a sync was killed before its end."""
-        child, begun = self._child(self.server), time.monotonic()
+        child, begun = self._child(self.settings["url"]), time.monotonic()
         time.sleep(self.chance.random() * self.seconds)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
@@ -123,7 +127,7 @@ class Project:
             dropped += bool(fault)
             return fault
 
-        with serving(FaultyServer(fault_of, self.server)) as between:
+        with serving(FaultyServer(fault_of, self.settings["url"])) as between:
             _, status = os.waitpid(self._child(between.address), 0)
         assert os.waitstatus_to_exitcode(status) in (0, 1), "a sync that met a fault ended in neither way"
         return dropped > 0
@@ -151,14 +155,14 @@ class Project:
         task = self.chance.choice(tasks)
         annotations = task["annotations"]
         if self.chance.random() < 0.1 and (not annotations or task["data"]["sample_id"] in self._taken()):
-            self._call("DELETE", f"tasks/{task['id']}")
+            self.person.call("DELETE", f"tasks/{task['id']}")
             done["deleted"] += 1
             return
         label = self.chance.choice([*CLASSES, None]) if not annotations else self.chance.choice(CLASSES)
         value = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
         body = {"result": [value] if label else [], "was_cancelled": label is None}
         path = f"annotations/{annotations[0]['id']}" if annotations else f"tasks/{task['id']}/annotations"
-        item = self._call("PATCH" if annotations else "POST", f"{path}/", json=body)
+        item = self.person.call("PATCH" if annotations else "POST", f"{path}/", json=body)
         name = task["data"]["sample_id"]
         if name in self.said and not annotations:
             done["again"] += 1
@@ -173,32 +177,30 @@ class Project:
 
     def tasks(self) -> list[dict[str, Any]]:
         """All tasks of all projects of that title, with annotations."""
-        found = self._call("GET", "projects", params={"title": self.title, "page_size": 100})["results"]
-        options = {"fields": "all", "page_size": 500}
-        return [
-            task
-            for project in found
-            for task in self._call("GET", "tasks", params={"project": project["id"], **options})["tasks"]
-        ]
+        return [task for project in self._projects() for task in self.person.tasks(project["id"])]
 
-    def _call(self, method: str, path: str, **options: Any) -> Any:
-        headers = {"Authorization": f"Token {os.environ[client.TOKEN]}"}
-        answer = httpx.request(method, f"{self.server}/api/{path}", headers=headers, timeout=120.0, **options)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
+    def _projects(self) -> list[dict[str, Any]]:
+        asked = {"title": self.settings["project"], "page_size": 100}
+        found: list[dict[str, Any]] = self.person.call("GET", "projects", params=asked)["results"]
+        return found
+
+    def _files(self) -> int:
+        """How many images lie in the bucket, or were uploaded."""
+        if "bucket" in self.settings:
+            return sum("img-" in name for name in storage.Bucket(self.settings["bucket"]).objects())
+        path = f"projects/{self._projects()[0]['id']}/file-uploads"
+        return len(self.person.call("GET", path, params={"all": "true"}))
 
     # -- what must be so ---------------------------------------------------------------------------------------------
 
     def broken(self, done: Counter[str]) -> list[str]:
         """What is lost or stands twice, after a sync that nothing disturbs."""
-        self._sync(self.server)
+        self._sync(self.settings["url"])
         known = pools.load(self.place.data)
         blind = blind_names(known.catalog)
         events, _ = arrivals.read(self.place.inbox, arrivals.pending(self.place.inbox))
         after, _ = pools.apply_labels(known, events, 1)
         tasks = Counter(task["data"]["sample_id"] for task in self.tasks())
-        projects = self._call("GET", "projects", params={"title": self.title})["results"]
-        uploads = self._call("GET", f"projects/{projects[0]['id']}/file-uploads", params={"all": "true"})
         labels = events["label"].astype(object).where(events["label"].notna(), None)
         times = [time.isoformat() for time in events["labeled_at"]]
         told = Counter(zip(events["sample_id"].map(blind), labels, map(_moment, times), strict=True))
@@ -210,10 +212,10 @@ class Project:
         requests = {blind[sample_id] for sample_id in pools.open_requests(after)["sample_id"]}
         done.update(project=1, task=sum(tasks.values()), opinion=len(told), image=len(wanted))
         found = {
-            "projects": len(projects) != 1,
+            "projects": len(self._projects()) != 1,
             "tasks that stand twice": any(count > 1 for count in tasks.values()),
             "requests without a task": bool(requests - set(tasks)),
-            "files that stand twice": len(uploads) != IMAGES,
+            "files that stand twice": self._files() != IMAGES,
             "opinions doubled": any(count > 1 for count in told.values()),
             "opinions that nobody had": bool(set(told) - ever),
             "labels lost": now != wanted,
@@ -254,46 +256,6 @@ def _workspace(folder: Path) -> Path:
 
 def _copy(base: Path, folder: Path, number: int) -> Workspace:
     return Workspace(Path(shutil.copytree(base, folder / f"workspace-{number}")))
-
-
-@contextmanager
-def _label_studio(environment: Path, folder: Path) -> Iterator[str]:
-    """A server of its own, with a user and a token; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ[client.TOKEN] = secrets.token_hex(20)
-    data = folder / "label-studio"
-    data.mkdir()
-    command: list[str | Path] = [
-        *(environment.absolute() / "venv" / "bin" / "label-studio", "start", "--no-browser", "--log-level", "ERROR"),
-        *("--port", str(port), "--internal-host", "127.0.0.1", "--data-dir", data, "--enable-legacy-api-token"),
-        *("--username", "people@example.org", "--password", secrets.token_hex(10)),
-        *("--user-token", os.environ[client.TOKEN]),
-    ]
-    quiet = {"COLLECT_ANALYTICS": "false", "SENTRY_DSN": "", "FRONTEND_SENTRY_DSN": "", "LATEST_VERSION_CHECK": "false"}
-    kept = {**os.environ, **quiet, "LABEL_STUDIO_BASE_DATA_DIR": str(data)}
-    kept.pop("PYTHONPATH", None)
-    with (folder / "label-studio.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=data, env=kept, stdout=log, stderr=log)
-        try:
-            _wait(f"http://127.0.0.1:{port}", process, folder / "label-studio.log")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            processes.end(psutil.Process(process.pid), grace=10.0)
-            process.wait()
-
-
-def _wait(server: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    begun = time.monotonic()
-    while time.monotonic() - begun < START_S and process.poll() is None:
-        try:
-            if httpx.get(f"{server}/health", timeout=10.0).is_success:
-                print(f"Label Studio answers after {time.monotonic() - begun:.0f} s", flush=True)
-                return
-        except httpx.HTTPError:
-            time.sleep(1.0)
-    raise SystemExit(f"Label Studio did not start: {processes.last_lines(log)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
+import numpy as np
 import pandas as pd
 
 from vabal.errors import some
@@ -51,6 +52,8 @@ class Desk(Protocol):
     def changed(self, since: datetime | None) -> Iterator[dict[str, Any]]: ...
     def known(self, names: Sequence[str], *, whole: bool = False) -> Iterator[Known]: ...
     def ask(self, name: str, number: int, picture: bytes, media: str, guess: Guess | None) -> None: ...
+    def lost(self, tasks: Sequence[Known]) -> set[str]: ...
+    def mend(self, name: str, picture: bytes, media: str) -> None: ...
     def drop(self, number: int) -> bool: ...
 
 
@@ -155,11 +158,17 @@ def _opinions(tasks: Iterable[Any], pools: Pools) -> set[tuple[str, str | None]]
 
 class Requests(NamedTuple):
     """The open requests (columns of `pools.open_requests` and the blind `name`), those of them that have no task yet,
-    and the numbers of tasks of one request."""
+    those whose task has lost its image, and the numbers of tasks of one request."""
 
     open: pd.DataFrame
     missing: pd.DataFrame
+    lost: pd.DataFrame
     twice: list[list[int]]
+
+    @property
+    def wanted(self) -> pd.DataFrame:
+        """Those whose image is to be sent."""
+        return pd.concat([self.missing, self.lost]).drop_duplicates("sample_id")
 
 
 def compare(inbox: Path, pools: Pools, desk: Desk) -> Requests:
@@ -176,10 +185,10 @@ def compare(inbox: Path, pools: Pools, desk: Desk) -> Requests:
     # What is asked again needs a task of its own: that of the first time has its answer.
     there = {known.name for known in tasks}
     pairs = zip(requests["name"], requests["requested_round"], requests["purpose"] == "again", strict=True)
-    missing = requests[
-        [(name, number) not in made if once_more else name not in there for name, number, once_more in pairs]
-    ]
-    return Requests(requests, missing, [numbers for numbers in made.values() if len(numbers) > 1])
+    without = [(name, number) not in made if once_more else name not in there for name, number, once_more in pairs]
+    missing = requests[np.array(without, dtype=bool)]  # an empty list would choose columns
+    lost = requests[among(requests["name"], desk.lost(tasks))]
+    return Requests(requests, missing, lost, [numbers for numbers in made.values() if len(numbers) > 1])
 
 
 def drop_twins(desk: Desk, twice: Iterable[list[int]]) -> int:
@@ -195,16 +204,19 @@ def drop_twins(desk: Desk, twice: Iterable[list[int]]) -> int:
 
 
 def push(
-    desk: Desk, folder: Path, files: Mapping[str, str], requests: pd.DataFrame, guesses: Mapping[str, Guess]
+    desk: Desk, folder: Path, files: Mapping[str, str], requests: Requests, guesses: Mapping[str, Guess]
 ) -> Iterator[str]:
     """Make a task of each image of `files` (path below `folder` by blind name), in this order, as large as it is.
 
-    Yields its name once a task is made.
-    `requests` are `Requests.missing`; `guesses`, by sample_id, are shown to people.
+    Yields its name once a task is made. Those that have one get only their image back. `guesses`, by sample_id, are
+    shown to people.
     """
-    ids = dict(zip(requests["name"], requests["sample_id"], strict=True))
-    rounds = dict(zip(requests["name"], requests["requested_round"], strict=True))
+    ids = dict(zip(requests.missing["name"], requests.missing["sample_id"], strict=True))
+    rounds = dict(zip(requests.missing["name"], requests.missing["requested_round"], strict=True))
     for name, file in track(files.items(), "make tasks", len(files)):
         media, picture = for_browser((folder / file).read_bytes(), most=None)
-        desk.ask(name, int(rounds[name]), picture, media, guesses.get(ids[name]))
-        yield name
+        if name in rounds:
+            desk.ask(name, int(rounds[name]), picture, media, guesses.get(ids[name]))
+            yield name
+        else:
+            desk.mend(name, picture, media)

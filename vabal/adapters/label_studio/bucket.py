@@ -1,6 +1,7 @@
 """The bucket that Label Studio reads images from (`labelling.studio.images: s3`), and what it is told of it."""
 
 import os
+from collections.abc import Iterable
 from typing import Any, Final
 
 from vabal.adapters import storage
@@ -53,6 +54,11 @@ class ImageBucket:
         """Write an image, over the same one if it is there already; its address. Raises Unavailable if S3 is away."""
         self._bucket.write(name, picture, media)
         return f"{self.address}/{name}"
+
+    def lacks(self, addresses: Iterable[str]) -> set[str]:
+        """Which of these addresses are of this bucket, and nothing lies there. Raises Unavailable if S3 is away."""
+        ours = {address for address in addresses if address.startswith(f"{self.address}/")}
+        return ours - {f"{self.address}/{name}" for name in self._bucket.objects()} if ours else set()
 
     def source(self) -> dict[str, Any]:
         """What Label Studio's source storage is to be. It lists nothing by itself: tasks are made by `labels sync`."""

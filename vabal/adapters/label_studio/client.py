@@ -193,9 +193,8 @@ class LabelStudio:
     def ask(self, name: str, number: int, picture: bytes, media: str, guess: Guess | None) -> None:
         """Make a task of an image, by its blind name, for the request of that round."""
         control = self._project["parsed_label_config"][CHOICE]
-        file_name = f"{name}{'.jpg' if media == 'image/jpeg' else '.png'}"
         store = self._upload if self._bucket is None else self._bucket.put
-        file = store(file_name, picture, media)
+        file = store(_file_name(name, media), picture, media)
         data = {control["inputs"][0]["value"]: file, "sample_id": name, "round": number}
         task: dict[str, Any] = {"data": data}
         if guess is not None:
@@ -204,6 +203,20 @@ class LabelStudio:
             task["predictions"] = [{"model_version": guess.model, "score": guess.score, "result": result}]
         path = f"projects/{self._project['id']}/import"
         self._once(lambda: self._call("POST", path, json=[task]), lambda: next(self.known([name]), None))
+
+    def lost(self, tasks: Sequence[Known]) -> set[str]:
+        """The names of those whose image is in the bucket no more. Label Studio keeps an upload with its project."""
+        if self._bucket is None:
+            return set()
+        control = self._project["parsed_label_config"][CHOICE]
+        addresses = {known.name: str(known.task["data"].get(control["inputs"][0]["value"])) for known in tasks}
+        gone = self._bucket.lacks(addresses.values())
+        return {name for name, address in addresses.items() if address in gone}
+
+    def mend(self, name: str, picture: bytes, media: str) -> None:
+        """Put the image of a task back into the bucket."""
+        if self._bucket is not None:
+            self._bucket.put(_file_name(name, media), picture, media)
 
     def _upload(self, name: str, content: bytes, media: str) -> str:
         """The address of a file in the project; one that an earlier try left there is taken."""
@@ -328,7 +341,7 @@ class LabelStudio:
             raise self._strange() from None
 
     def _refused(self, answer: httpx.Response, what: str) -> UserError:
-        said = " ".join(answer.text[:300].split())
+        said = _said(answer)
         for secret in (self._token, *(self._bucket.secrets if self._bucket else ())):
             said = said.replace(secret, "***")
         if self._bucket is not None and "storages/" in what and answer.status_code not in (401, 403, 429):
@@ -344,11 +357,19 @@ class LabelStudio:
                 f"Label Studio at {self._url} refuses the token of {TOKEN} ({what}): {said}; a legacy token has to be "
                 "allowed in its organization's settings"
             )
-        if answer.status_code == 404 and what == f"GET projects/{self._wanted}":
-            return UserError(f"Label Studio at {self._url} has no project {self._wanted} (labelling.studio.project)")
+        if answer.status_code == 404 and "projects/" in what:
+            return self._no_project()
         if answer.is_redirect:
             return UserError(f"{self._url} leads on to {answer.headers.get('location')}: name that place")
         return Unavailable(f"Label Studio at {self._url} refuses {what} ({answer.status_code}): {said}")
+
+    def _no_project(self) -> UserError:
+        if not self._project:
+            return UserError(f"Label Studio at {self._url} has no project {self._wanted} (labelling.studio.project)")
+        return Unavailable(
+            f"Label Studio at {self._url} has no project {self._project['id']} any more: was it deleted? Run this "
+            "again: one that is named by its title is made anew"
+        )
 
     @contextmanager
     def _read(self) -> Iterator[None]:
@@ -360,6 +381,21 @@ class LabelStudio:
 
     def _strange(self) -> Unavailable:
         return Unavailable(f"{self._url} does not answer as Label Studio 1.x does: is labelling.studio.url right?")
+
+
+def _said(answer: httpx.Response) -> str:
+    """What an answer says is wrong, in a line."""
+    text = answer.text
+    try:
+        told = answer.json()
+        text = json.dumps(told.get("validation_errors") or told.get("detail") or told)
+    except (ValueError, AttributeError):
+        text = "a page" if text.lstrip().startswith("<") else text
+    return " ".join(text[:300].split())
+
+
+def _file_name(name: str, media: str) -> str:
+    return f"{name}{'.jpg' if media == 'image/jpeg' else '.png'}"
 
 
 def _filter(column: str, operator: str, kind: str, value: str | int) -> dict[str, Any]:

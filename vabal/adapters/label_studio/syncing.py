@@ -19,6 +19,7 @@ from vabal.labels import sync as labels
 from vabal.labels.classes import upcoming
 from vabal.labels.export import write_images
 from vabal.labels.sync import Guess, SyncReport
+from vabal.rounds.believed import believed
 from vabal.settings.models import Params, StudioSettings
 from vabal.workspace import Workspace
 
@@ -54,7 +55,7 @@ def sync(workspace: Workspace, params: Params, now: datetime, *, everything: boo
         pulled = labels.pull(workspace.inbox, known, desk, None if everything else _since(note, desk.place), now)
         if pulled.until is not None:
             write_bytes(note, canonical_json({"place": desk.place, "until": pulled.until.isoformat()}))
-        made = 0
+        made, wanted = 0, 0
         try:
             desk.shelve()
             pictures = workspace.state / "sync"
@@ -62,17 +63,18 @@ def sync(workspace: Workspace, params: Params, now: datetime, *, everything: boo
             with rounds.reading(workspace, versions):  # a round may have been published meanwhile
                 known = pools.load(workspace.data)
                 found = labels.compare(workspace.inbox, known, desk)
+                wanted = len(found.missing)
                 pictures.mkdir(mode=0o700)
-                files = write_images(known, workspace.data, found.missing, pictures)
-                guesses = _guesses(workspace.data, found.missing) if settings.predictions else {}
-            for _ in labels.push(desk, pictures, files, found.missing, guesses):
+                files = write_images(known, workspace.data, found.wanted, pictures)
+                guesses = _guesses(workspace.data, found.missing, known) if settings.predictions else {}
+            for _ in labels.push(desk, pictures, files, found, guesses):
                 made += 1
             shutil.rmtree(pictures)
             dropped = labels.drop_twins(desk, found.twice)
         except Unavailable as error:
             taken = pulled.taken
             before = [f"{taken.labels} labels and {taken.rejections} rejections taken in"] if taken.name else []
-            before += [f"{made} tasks made"] if made else []
+            before += [f"{made} of {wanted} tasks made"] if made else []
             raise Unavailable(f"{error} (before that: {', '.join(before)})" if before else str(error)) from None
         return SyncReport(desk.place, len(found.open), made, dropped, pulled.taken, pulled.withdrawn)
 
@@ -94,16 +96,31 @@ def _since(note: Path, place: str) -> datetime | None:
         return None
 
 
-def _guesses(data: Path, requests: pd.DataFrame) -> dict[str, Guess]:
-    """What the model of each request's round took the image for, by sample_id, as far as that is recorded."""
+def _guesses(data: Path, requests: pd.DataFrame, known: pools.Pools) -> dict[str, Guess]:
+    """What the model of each request's round took the image for, by sample_id, as far as that is recorded.
+
+    Of an image that is asked about again, what a probe that has not learned from it says: without any, it would stand
+    out among the others, and a model that has learned its label would tell that label.
+    """
     found: dict[str, Guess] = {}
+    again = {int(number) for number in requests.loc[requests["purpose"] == "again", "requested_round"]}
     for number in {int(number) for number in requests["requested_round"]} - {0}:
         model = rounds.read_manifest(data, number).model
         version = f"{model.name} version {model.version}" if model and model.version else f"round {number}"
         picks = queries.picks(data, number)
-        for sample_id, label, score in zip(
-            picks["sample_id"], picks["predicted_class"], picks["posterior"], strict=True
-        ):
+        rows = list(zip(picks["sample_id"], picks["predicted_class"], picks["posterior"], strict=True))
+        rows += _held_out(data, number, pools.Classes.of(known)) if number in again else []
+        for sample_id, label, score in rows:
             if not pd.isna(label):
-                found[sample_id] = Guess(str(label), None if pd.isna(score) else float(score), version)
+                found.setdefault(sample_id, Guess(str(label), None if pd.isna(score) else float(score), version))
     return found
+
+
+def _held_out(data: Path, number: int, classes: pools.Classes) -> list[tuple[str, str, float]]:
+    """Image, class and probability, by the probe of a round that has not learned from the image."""
+    told = believed(data, number, classes)
+    if told is None:
+        return []
+    best_N = told.posterior_N_C.argmax(axis=1)
+    names = [told.classes[best] for best in best_N]
+    return list(zip(told.sample_ids, names, told.posterior_N_C.max(axis=1).tolist(), strict=True))
