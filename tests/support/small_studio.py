@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
 
-TOKEN = "small"
+TOKEN, PERSONAL = "small", "some.personal.token"
+ACCESS = 5  # calls that a personal token buys
 Fault = Callable[[str, str], str]
 
 
@@ -33,7 +34,9 @@ class SmallStudio(ThreadingHTTPServer):
         self.projects: dict[int, dict[str, Any]] = {}
         self.files: dict[int, dict[str, Any]] = {}
         self.tasks: dict[int, dict[str, Any]] = {}
+        self.storages: dict[int, dict[str, Any]] = {}
         self.calls: list[str] = []
+        self.access = 0  # calls that a personal token's access is still good for
         self.numbers = itertools.count(1)
         self._clock = itertools.count()
 
@@ -90,6 +93,9 @@ class SmallStudio(ThreadingHTTPServer):
             (r"POST projects/(\d+)/import", self._import),
             (r"GET projects/(\d+)/file-uploads", self._file_list),
             (r"GET import/file-upload/(\d+)", lambda number: (200, self.files[int(number)])),
+            (r"GET storages/s3", self._storage_list),
+            (r"POST storages/s3", self._store),
+            (r"PATCH storages/s3/(\d+)", self._restore),
             (r"GET tasks", self._task_list),
             (r"GET tasks/(\d+)", lambda number: (200, self.tasks[int(number)])),
             (r"DELETE tasks/(\d+)", lambda number: (204, self.tasks.pop(int(number)) and None)),
@@ -140,6 +146,23 @@ class SmallStudio(ThreadingHTTPServer):
     def _file_list(self, number: str) -> tuple[int, Any]:
         return 200, [file for file in self.files.values() if file["file"].startswith(f"upload/{number}/")]
 
+    def _storage_list(self) -> tuple[int, Any]:
+        project = int(self.query["project"])
+        return 200, [self._told(one) for one in self.storages.values() if one["project"] == project]
+
+    def _store(self) -> tuple[int, Any]:
+        number = next(self.numbers)
+        self.storages[number] = {"id": number, **self.body}
+        return 201, self._told(self.storages[number])
+
+    def _restore(self, number: str) -> tuple[int, Any]:
+        self.storages[int(number)] |= self.body
+        return 200, self._told(self.storages[int(number)])
+
+    @staticmethod
+    def _told(storage: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in storage.items() if "key" not in name}
+
     def _task_list(self) -> tuple[int, Any]:
         asked = json.loads(self.query["query"])["filters"]
         passes = all if asked["conjunction"] == "and" else any
@@ -182,7 +205,10 @@ class _Handler(BaseHTTPRequestHandler):
             code, said = 401, {"detail": "Invalid token."}
             if fault.isdigit():
                 code, said = int(fault), {"detail": "busy"}
-            elif fault != "before" and self.headers.get("Authorization") == f"Token {TOKEN}":
+            elif path == "token/refresh" and self._body(content) == {"refresh": PERSONAL}:
+                self.server.access = ACCESS
+                code, said = 200, {"access": "for a while"}
+            elif fault != "before" and self._known():
                 query = {name: values[-1] for name, values in parse_qs(address.query).items()}
                 code, said = self.server.answer(self.command, path, query, self._body(content))
         if fault in ("before", "after"):
@@ -193,6 +219,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
+
+    def _known(self) -> bool:
+        """Whether it comes with a token; each access is good for some calls."""
+        said = self.headers.get("Authorization")
+        if said == "Bearer for a while":
+            self.server.access -= 1
+            return self.server.access >= 0
+        return said == f"Token {TOKEN}"
 
     do_POST = do_PATCH = do_DELETE = do_GET
 

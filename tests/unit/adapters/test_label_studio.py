@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.support.small_studio import TOKEN, SmallStudio, small_studio
+from tests.support.small_buckets import s3_server
+from tests.support.small_studio import ACCESS, PERSONAL, TOKEN, SmallStudio, small_studio
 from vabal import pools
-from vabal.adapters import label_studio
+from vabal.adapters import label_studio, storage
 from vabal.adapters.label_studio import client
 from vabal.adapters.versioning import Versioning
 from vabal.cli import app
@@ -30,6 +32,7 @@ from vabal.rounds.initial import initialise
 from vabal.settings.models import StudioSettings
 from vabal.workspace import Workspace
 
+S3 = {"images": "s3"}
 CLASSES = ('a "b" & <c>', "d")
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 
@@ -70,6 +73,17 @@ def studio() -> Iterator[SmallStudio]:
 
 
 @pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[storage.Bucket]:
+    """What Label Studio reads from, beside that of the pools."""
+    with s3_server() as address:
+        keys = {"AWS_ACCESS_KEY_ID": "writer", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": address}
+        keys |= {"LABEL_STUDIO_S3_ACCESS_KEY_ID": "reader", "LABEL_STUDIO_S3_SECRET_ACCESS_KEY": "not for everybody"}
+        for name, value in keys.items():
+            monkeypatch.setenv(name, value)
+        yield storage.Bucket("vabal-labelling", "parts")
+
+
+@pytest.fixture
 def place(made: Path, studio: SmallStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setenv(client.TOKEN, TOKEN)
     monkeypatch.setattr(client, "PAUSES_S", (0.0, 0.0))
@@ -82,8 +96,10 @@ def place(made: Path, studio: SmallStudio, tmp_path: Path, monkeypatch: pytest.M
     return Workspace(tmp_path / "workspace")
 
 
-def synced(place: Workspace, **options: bool) -> SyncReport:
-    return label_studio.sync(place, place.params(), NOW, **options)
+def synced(place: Workspace, settings: dict[str, Any] | None = None, *, everything: bool = False) -> SyncReport:
+    usual = place.params().labelling.studio
+    told = None if usual is None else {"labelling.studio": usual.model_dump() | (settings or {})}
+    return label_studio.sync(place, place.params(told), NOW, everything=everything)
 
 
 def requested(place: Workspace) -> dict[str, str]:
@@ -178,6 +194,68 @@ def test_a_project_with_another_question_is_refused_in_one_line(place: Workspace
     assert studio.tasks == {}
 
 
+def test_where_every_request_is_answered_a_sync_has_nothing_to_do(place: Workspace, studio: SmallStudio) -> None:
+    synced(place)
+    for name in studio.names():
+        studio.people_say(name, "d")
+    report = synced(place)
+    assert (report.requests, report.made, report.taken.labels) == (0, 0, 9)
+
+
+def test_images_lie_in_a_bucket_of_their_own_that_the_project_has_a_storage_for(
+    place: Workspace, studio: SmallStudio, bucket: storage.Bucket
+) -> None:
+    assert synced(place, S3).made == 9
+    addresses = {task["data"]["image"] for task in studio.tasks.values()}
+    assert addresses == {f"s3://vabal-labelling/parts/{name}.png" for name in requested(place)}
+    pictures = {name: bucket.read(name) for name in bucket.objects() if name.startswith("img-")}
+    assert len(pictures) == 9
+    assert studio.files == {}
+    [source] = studio.storages.values()
+    told = {"bucket": "vabal-labelling", "prefix": "parts", "presign": True, "synchronizable": False}
+    told |= {"s3_endpoint": os.environ["AWS_ENDPOINT_URL"], "aws_access_key_id": "reader"}
+    assert {name: source[name] for name in told} == told
+    del studio.tasks[min(studio.tasks)]
+    for name in pictures:
+        bucket.s3.delete_object(Bucket=bucket.bucket, Key=f"parts/{name}")
+    assert synced(place, S3).made == 1
+    assert {name: bucket.read(name) for name in bucket.objects() if name.startswith("img-")} == pictures
+    assert (len(studio.tasks), len(studio.storages)) == (9, 1)
+    studio.storages.clear()
+    assert synced(place, S3).made == 0
+    assert len(studio.storages) == 1
+    kept = "".join(path.read_text(errors="replace") for path in place.root.rglob("*") if path.is_file())
+    assert "not for everybody" not in kept
+
+
+def test_a_storage_gets_new_keys_and_one_that_does_not_work_is_one_line_without_them(
+    place: Workspace, studio: SmallStudio, bucket: storage.Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced(place, S3)
+    studio.people_say(min(requested(place)), "d")
+    [source] = studio.storages.values()
+    with monkeypatch.context() as renewed:
+        renewed.setenv("LABEL_STUDIO_S3_SECRET_ACCESS_KEY", "a newer one")
+        source["title"] = "somebody's"
+        synced(place, S3)
+        assert source["aws_secret_access_key"] == "not for everybody"
+        source["title"] = "VaB-AL: images of requests"
+        synced(place, S3)
+        assert source["aws_secret_access_key"] == "a newer one"
+    studio.people_say(max(requested(place)), "d")
+    monkeypatch.setattr(studio, "_restore", lambda _number: (400, {"detail": f"no: {studio.body}"}))
+    with pytest.raises(Unavailable, match=r"cannot use s3://vabal-labelling/parts \(400: .*keys that may list") as said:
+        synced(place, S3)
+    assert "not for everybody" not in str(said.value)
+    assert str(said.value).endswith("(before that: 1 labels and 0 rejections taken in)")
+    assert len(opinions(place)) == 2
+    with pytest.raises(UserError, match=r"labelling\.studio\.bucket: `vabal` holds the pools"):
+        synced(place, {**S3, "bucket": "vabal"})
+    monkeypatch.setenv("LABEL_STUDIO_S3_ACCESS_KEY_ID", "")
+    with pytest.raises(UserError, match="only one of LABEL_STUDIO_S3_ACCESS_KEY_ID"):
+        synced(place, S3)
+
+
 # -- in ------------------------------------------------------------------------------------------------------------
 
 
@@ -198,8 +276,8 @@ def test_what_people_say_edit_skip_and_delete_is_taken_in_once(place: Workspace,
         (ids[fourth], "d", "label-studio-1"),
     ]
     before = (opinions(place), arrivals.pending(place.inbox))
-    for options in ({}, {"everything": True}):
-        assert synced(place, **options).taken.name is None
+    for everything in (False, True):
+        assert synced(place, everything=everything).taken.name is None
     assert (opinions(place), arrivals.pending(place.inbox)) == before
     studio.people_edit(said, CLASSES[0])
     studio.people_delete(gone)
@@ -283,6 +361,55 @@ def test_an_answer_that_is_dropped_costs_a_look_and_makes_nothing_twice(place: W
     assert sorted(studio.names()) == sorted(requested(place))
     assert len(studio.files) == 9
     assert len(studio.projects) == 1
+
+
+def test_a_sync_ends_in_time_keeps_what_it_did_and_the_next_goes_on(
+    place: Workspace, studio: SmallStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = 0.0
+
+    def slow(method: str, path: str) -> str:
+        nonlocal later
+        later += 600.0 * (method == "POST" and path.endswith("/import"))
+        return ""
+
+    monkeypatch.setattr(client, "monotonic", lambda: time.monotonic() + later)
+    studio.fault = slow
+    with pytest.raises(Unavailable, match=r"not done after 60 minutes .*\(before that: 2 of 9 tasks made\)$"):
+        synced(place)
+    made = len(studio.tasks)
+    assert made == 3  # of the last one no answer was waited for
+    assert synced(place, {"minutes": 1000.0}).made == 6
+
+
+def test_a_personal_token_is_renewed_whenever_what_it_bought_expires(
+    place: Workspace, studio: SmallStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(client.TOKEN, PERSONAL)
+    assert synced(place).made == 9
+    assert studio.calls.count("POST token/refresh") >= len(studio.calls) // (ACCESS + 2) > 3
+    monkeypatch.setenv(client.TOKEN, "some.revoked.token")
+    with pytest.raises(Unavailable, match=r"refuses the token of LABEL_STUDIO_API_KEY \(POST token/refresh\)"):
+        synced(place)
+
+
+def test_an_answer_that_is_dropped_is_not_taken_for_an_earlier_request(studio: SmallStudio, place: Workspace) -> None:
+    desk = label_studio.LabelStudio(StudioSettings(url=studio.url, project="again"), "parts")
+    desk.open(CLASSES)
+    desk.ask("img-1", 1, b"picture", "image/png", None)
+    dropped: list[str] = []
+
+    def fault(method: str, path: str) -> str:
+        if method == "POST" and path.endswith("/import") and not dropped:
+            dropped.append(path)
+            return "before"
+        return ""
+
+    studio.fault = fault
+    desk.ask("img-1", 2, b"picture", "image/png", None)
+    desk.close()
+    assert dropped
+    assert [task["data"]["round"] for task in studio.tasks.values()] == [1, 2]
 
 
 def test_killed_before_and_after_any_call_the_next_run_ends_in_the_same_state(

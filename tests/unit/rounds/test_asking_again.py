@@ -13,6 +13,7 @@ from tests.support.small_backbones import small_backbone
 from tests.support.small_pools import WHEN
 from tests.support.small_rounds import first_round, learned
 from vabal import audit, pools
+from vabal.adapters.label_studio.syncing import guesses_of
 from vabal.audit.replay import replay
 from vabal.labels import again, answers, arrivals
 from vabal.labels.again import choose
@@ -88,6 +89,11 @@ def test_a_night_asks_again_and_the_audit_derives_what(context: RoundContext, tm
     assert len(requests.picked_ids(place).ids) == 8
     assert requests.answers(place).share == 0
     assert export_requests(after, place.data, tmp_path / "out", place.inbox).again == 3
+    asked = pools.open_requests(after)
+    guesses = guesses_of(place.data, asked, after)
+    assert set(asked["sample_id"]) <= set(guesses)  # none stands out among those that people see
+    assert {guess.model for guess in guesses.values()} == {"vabal-classifier version 1"}
+    assert all(1 / 3 <= guess.score <= 1 for guess in guesses.values() if guess.score is not None)
 
 
 @pytest.mark.parametrize("context", ["probe"], indirect=True)

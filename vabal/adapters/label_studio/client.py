@@ -8,11 +8,11 @@ import itertools
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 from xml.sax.saxutils import quoteattr
@@ -63,7 +63,7 @@ class LabelStudio:
         self._wanted = settings.project or title
         self._token = token
         self._bucket = bucket
-        self._minutes, self._until = settings.minutes, time.monotonic() + 60 * settings.minutes
+        self._minutes, self._until = settings.minutes, monotonic() + 60 * settings.minutes
         self._client = httpx.Client()
         self._uploads: dict[str, str] | None = None
         self._project: dict[str, Any] = {}
@@ -202,7 +202,11 @@ class LabelStudio:
             result = [{**region, "value": {"choices": [guess.label]}}]
             task["predictions"] = [{"model_version": guess.model, "score": guess.score, "result": result}]
         path = f"projects/{self._project['id']}/import"
-        self._once(lambda: self._call("POST", path, json=[task]), lambda: next(self.known([name]), None))
+
+        def made() -> Known | None:
+            return next((known for known in self.known([name]) if known.round == number), None)
+
+        self._once(lambda: self._call("POST", path, json=[task]), made)
 
     def lost(self, tasks: Sequence[Known]) -> set[str]:
         """The names of those whose image is in the bucket no more. Label Studio keeps an upload with its project."""
@@ -260,7 +264,7 @@ class LabelStudio:
             except _Broken:
                 if pause is None:
                     raise
-                time.sleep(pause)
+                sleep(pause)
                 found = look()
                 if found is not None:
                     return found
@@ -275,7 +279,7 @@ class LabelStudio:
             except _Broken:
                 if pause is None:
                     raise
-                time.sleep(pause)
+                sleep(pause)
         raise AssertionError
 
     def _answer(self, method: str, path: str, **options: Any) -> Any:
@@ -326,7 +330,7 @@ class LabelStudio:
 
     def _left(self) -> float:
         """Seconds that the sync may still take. Raises Unavailable where there are none."""
-        left = self._until - time.monotonic()
+        left = self._until - monotonic()
         if left <= 0:
             raise Unavailable(
                 f"the sync with Label Studio at {self._url} was not done after {self._minutes:g} minutes "
@@ -344,6 +348,8 @@ class LabelStudio:
         said = _said(answer)
         for secret in (self._token, *(self._bucket.secrets if self._bucket else ())):
             said = said.replace(secret, "***")
+        if answer.status_code == 404 and ("projects/" in what or what.startswith("GET storages/")):
+            return self._no_project()
         if self._bucket is not None and "storages/" in what and answer.status_code not in (401, 403, 429):
             kind = _Broken if answer.status_code >= 500 else Unavailable
             return kind(
@@ -357,8 +363,6 @@ class LabelStudio:
                 f"Label Studio at {self._url} refuses the token of {TOKEN} ({what}): {said}; a legacy token has to be "
                 "allowed in its organization's settings"
             )
-        if answer.status_code == 404 and "projects/" in what:
-            return self._no_project()
         if answer.is_redirect:
             return UserError(f"{self._url} leads on to {answer.headers.get('location')}: name that place")
         return Unavailable(f"Label Studio at {self._url} refuses {what} ({answer.status_code}): {said}")

@@ -66,7 +66,7 @@ def sync(workspace: Workspace, params: Params, now: datetime, *, everything: boo
                 wanted = len(found.missing)
                 pictures.mkdir(mode=0o700)
                 files = write_images(known, workspace.data, found.wanted, pictures)
-                guesses = _guesses(workspace.data, found.missing, known) if settings.predictions else {}
+                guesses = guesses_of(workspace.data, found.missing, known) if settings.predictions else {}
             for _ in labels.push(desk, pictures, files, found, guesses):
                 made += 1
             shutil.rmtree(pictures)
@@ -96,7 +96,7 @@ def _since(note: Path, place: str) -> datetime | None:
         return None
 
 
-def _guesses(data: Path, requests: pd.DataFrame, known: pools.Pools) -> dict[str, Guess]:
+def guesses_of(data: Path, requests: pd.DataFrame, known: pools.Pools) -> dict[str, Guess]:
     """What the model of each request's round took the image for, by sample_id, as far as that is recorded.
 
     Of an image that is asked about again, what a probe that has not learned from it says: without any, it would stand
