@@ -234,14 +234,15 @@ def test_a_storage_gets_new_keys_and_one_that_does_not_work_is_one_line_without_
     synced(place, S3)
     studio.people_say(min(requested(place)), "d")
     [source] = studio.storages.values()
+    [(hidden, first)] = [(name, value) for name, value in source.items() if name.endswith("secret_access_key")]
     with monkeypatch.context() as renewed:
         renewed.setenv("LABEL_STUDIO_S3_SECRET_ACCESS_KEY", "a newer one")
         source["title"] = "somebody's"
         synced(place, S3)
-        assert source["aws_secret_access_key"] == "not for everybody"
+        assert source[hidden] == first
         source["title"] = "VaB-AL: images of requests"
         synced(place, S3)
-        assert source["aws_secret_access_key"] == "a newer one"
+        assert source[hidden] == "a newer one"
     studio.people_say(max(requested(place)), "d")
     monkeypatch.setattr(studio, "_restore", lambda _number: (400, {"detail": f"no: {studio.body}"}))
     with pytest.raises(Unavailable, match=r"cannot use s3://vabal-labelling/parts \(400: .*keys that may list") as said:
