@@ -47,7 +47,7 @@ def test_other_weights_scores_and_picks_are_told_and_end_with_exit_code_1(
     assert said.code == 1
     assert "weights of the classifier: other bytes" in said.out
     assert "rank correlation" in said.out
-    assert " of 8 the same\nround 1 again: not identical\n" in said.out
+    assert " of 8 the same\nshortlist.parquet: other bytes\nround 1 again: not identical\n" in said.out
 
 
 def test_another_installed_version_is_named_first(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
