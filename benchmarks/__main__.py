@@ -27,8 +27,10 @@ from benchmarks import (
     growth,
     imports,
     junk,
+    large,
     memory,
     night,
+    typiclust,
     vae_step,
     waiting,
 )
@@ -109,6 +111,21 @@ def _badge(result: dict[str, Any]) -> list[Check]:
     ]
 
 
+def _typiclust(result: dict[str, Any]) -> list[Check]:
+    what = "typiclust: mean squared distance to a centre / the published's"
+    return [
+        Check("typiclust: speed / published code's way", result["ratio"], ">=", typiclust.TARGET_RATIO),
+        Check(what, result["inertia"], "<=", typiclust.TARGET_INERTIA),
+    ]
+
+
+def _large(result: dict[str, Any]) -> list[Check]:
+    return [
+        Check("large: peak memory at 1 000 000 x 512, GB", result["largest_gb"], "<=", large.MOST_GB),
+        Check("large: the largest exponent in N", result["largest_exponent"], "<=", large.MOST_EXPONENT),
+    ]
+
+
 def _bald(result: dict[str, Any]) -> list[Check]:
     return [Check("bald: runs of the layers before the first dropout", result["stem_calls_a_piece"], "<=", 1.0)]
 
@@ -169,6 +186,8 @@ BENCHMARKS = {
     "coreset": Benchmark(coreset.run, _coreset),
     "badge": Benchmark(badge.run, _badge),
     "bald": Benchmark(bald.run, _bald),
+    "typiclust": Benchmark(typiclust.run, _typiclust),
+    "large": Benchmark(large.run, _large),
     "growth": Benchmark(growth.run, _growth),
     "features": Benchmark(features.run, _features),
     "imports": Benchmark(imports.run, _imports),

@@ -76,6 +76,8 @@ def test_every_bound_of_the_issue_has_a_benchmark() -> None:
         "coreset",
         "badge",
         "bald",
+        "typiclust",
+        "large",
         "growth",
         "features",
         "memory",
@@ -96,6 +98,8 @@ def test_the_bounds_of_the_issue_are_checked() -> None:
         "vae_step": {"ratio": 3.0},
         "coreset": {"ratio": 3.0, "memory_ratio": 1.3, "same_picks": True},
         "badge": {"ratio": 10.0, "ratio_plain": 3.0},
+        "typiclust": {"ratio": 5.0, "inertia": 1.0},
+        "large": {"largest_gb": 4.0, "largest_exponent": 1.2},
         "bald": {"stem_calls_a_piece": 1.0},
         "junk": {"junk_ratio": 0.5, "gain": 0.0},
     }
@@ -106,6 +110,8 @@ def test_the_bounds_of_the_issue_are_checked() -> None:
     measured["vae_step"]["ratio"] = 3.1
     measured["coreset"]["same_picks"] = False
     measured["badge"]["ratio"] = 9.9
+    measured["typiclust"]["ratio"] = 4.9
+    measured["large"]["largest_gb"] = 4.1
     measured["bald"]["stem_calls_a_piece"] = 2.0
     measured["junk"]["junk_ratio"] = 0.6
     for name, result in measured.items():

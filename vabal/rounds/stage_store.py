@@ -54,7 +54,7 @@ STAGE_CODE: Final = (
     *("rounds/steps/", "rounds/tables.py", "strategies/", "vae/"),
 )
 _OF_NO_STAGE: Final = ("learning/pretraining/",)  # what it makes, a round reads as a file of weights
-STAGE_LIBRARIES: Final = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "scipy", "scikit-learn")
+STAGE_LIBRARIES: Final = ("torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "scipy")
 
 
 class StageStore(Protocol):

@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 GROUP = "vabal.strategies"
-# Imported when asked for: some of them bring scikit-learn along.
+# Imported when asked for: some of them bring SciPy or torch along.
 _BUILT_IN = {
     "vabal": "vabal.strategies.vabal:VabalStrategy",
     "random": "vabal.strategies.random:RandomStrategy",

@@ -15,7 +15,7 @@ many seeds at once: one for every 128 seeds, one whenever the rows that were rej
 read the features, and one at the end, for the ranks of the rest.
 
 Cost: O(N (C + D)) a pick, in matrix products; a draw itself is O((C + D) seeds since the last sweep). Memory beside the
-features: N (C + 4) numbers, and blocks. Picks and ranks are the same on any number of threads.
+features: N (C + 5) numbers, and blocks. Picks and ranks are the same on any number of threads.
 """
 
 from collections.abc import Callable
@@ -52,9 +52,12 @@ class BadgeStrategy(SequentialStrategy):
         return seeds(_residuals(pool, kind), features_N_D, budget, context.seed)
 
 
-def seeds(residual_N_C: Numbers, features_N_D: Numbers, budget: int, seed: int) -> tuple[NDArray[np.int64], Exact]:
+def seeds(
+    residual_N_C: Numbers, features_N_D: Numbers, budget: int, seed: int, first: int | None = None
+) -> tuple[NDArray[np.int64], Exact]:
     """The rows drawn, in order, and the squared distance_N of each embedding to the nearest of them.
 
+    The first is the one with the largest norm, if it is not given.
     Products are of the residuals' type, float32 or float64; features of another are converted in blocks. Where no
     embedding is apart from those drawn (all zero, say: a single class, or a classifier that is certain), the rest is
     drawn uniformly. Raises ValueError for a budget below one or beyond the samples.
@@ -64,7 +67,7 @@ def seeds(residual_N_C: Numbers, features_N_D: Numbers, budget: int, seed: int) 
     numbers = np.random.default_rng(seed)
     with side_by_side() as run:
         search = _Search(residual_N_C, features_N_D, budget, run)
-        search.add(int(search.norm_N.argmax()))
+        search.add(int(search.norm_N.argmax()) if first is None else first)
         while len(search.picked) < budget:
             row = search.draw(numbers.random)
             if row is None:
@@ -92,8 +95,8 @@ class _Search:
         count, numbers = len(features_N_D), residual_N_C.shape[1] + features_N_D.shape[1]
         self.norm_N = np.empty(count)
         run(self._square, blocks(count, _SWEEP_ROWS))
-        # of |g|^2 + |g'|^2, which are nearly equal where the distance is as small as that
-        self.rounding_N = 2 * (numbers + 8) * float(np.finfo(kind).eps) * self.norm_N
+        # of |g|^2, which is nearly |g'|^2 where the distance is as small as that
+        self._rounding = 2 * (numbers + 8) * float(np.finfo(kind).eps)
         self.bound_N = np.full(count, np.inf)
         self.seen_N = np.zeros(count, dtype=np.int32)
         self.mass_M = np.empty(-(-count // _MASS_ROWS))
@@ -152,7 +155,7 @@ class _Search:
         to_new_K *= self._features_K_D[new] @ self.features_N_D[row].astype(to_new_K.dtype, copy=False)
         to_new_K += self._norm_K[new]
         nearest = float(to_new_K.min(initial=np.inf)) + self.norm_N[row]
-        return min(float(self.bound_N[row]), 0.0 if nearest <= self.rounding_N[row] else nearest)
+        return min(float(self.bound_N[row]), 0.0 if nearest <= self._rounding * self.norm_N[row] else nearest)
 
     def _lower(self, row: int, distance: float) -> None:
         self.bound_N[row], self.seen_N[row] = distance, len(self.picked)
@@ -174,7 +177,7 @@ class _Search:
         to_new_B_K *= self._features(rows) @ self._features_K_D[new].T
         to_new_B_K += self._norm_K[new]
         nearest_B = to_new_B_K.min(axis=1, initial=np.inf) + self.norm_N[rows]
-        nearest_B[nearest_B <= self.rounding_N[rows]] = 0
+        nearest_B[nearest_B <= self._rounding * self.norm_N[rows]] = 0
         np.minimum(self.bound_N[rows], nearest_B, out=self.bound_N[rows])
 
     def _square(self, rows: slice) -> None:

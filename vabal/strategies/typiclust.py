@@ -7,16 +7,15 @@ most. Again and again the cluster with the fewest labels, among these the larges
 one with the smallest mean distance to its 20 nearest neighbours in the cluster (typicality is the inverse). Clusters of
 less than 5 samples wait until nothing else is left.
 
-As the authors do, up to 50 clusters are found by k-means, more by mini-batch k-means. Otherwise than theirs, a picked
-or labelled sample stays a neighbour of the others, so that a cluster is measured once.
+As the authors do, up to 50 clusters are found by k-means, more by mini-batch k-means (`k_means`). Otherwise than theirs
+a picked or labelled sample stays a neighbour of the others, so that a cluster is measured once.
 
 For large pools: clusters are fitted on at most 65 536 samples, and all samples are then assigned in blocks; a cluster
 of more than 4 096 samples is measured on so many of them, which are a random part, as the pool's order is one. Cost:
 O(N D K) for K clusters, and at most O(4096 N D) for neighbours. Memory beside the features: the normalised samples that
-are fitted, which k-means copies once, a few numbers a sample, and blocks.
+are fitted, a few numbers a sample, and blocks. Picks are the same on any number of threads.
 """
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
@@ -27,7 +26,9 @@ from numpy.typing import NDArray
 
 from vabal.learning.needs import Needs
 from vabal.strategies.base import Context, Shard
+from vabal.strategies.k_means import lloyd, mini_batches
 from vabal.strategies.sequential import SequentialStrategy
+from vabal.strategies.side_by_side import blocks, side_by_side
 
 Numbers = NDArray[np.floating]
 Indices = NDArray[np.int64]
@@ -37,7 +38,6 @@ SMALLEST_CLUSTER = 5
 NEIGHBOURS = 20
 
 _EXACT_CLUSTERS = 50  # up to so many, k-means; beyond, mini-batch k-means
-_BATCH_ROWS = 5000
 _FITTED_ROWS = 2**16
 _MEASURED_ROWS = 2**12
 _BLOCK_ROWS = 2**12
@@ -67,31 +67,24 @@ class TypiclustStrategy(SequentialStrategy):
 
 
 def cluster_centres(features_N_D: Numbers, labeled_L_D: Numbers, clusters: int, seed: int) -> NDArray[np.float32]:
-    """centres_K_D of k-means on the normalised samples, labelled and unlabelled.
-
-    On one thread: with several, k-means adds up in an order of its own, and the last digits differ from run to run.
-    """
-    from sklearn.cluster import KMeans, MiniBatchKMeans  # noqa: PLC0415 -- takes a second
-    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
-    from threadpoolctl import threadpool_limits  # noqa: PLC0415 -- scikit-learn's
-
+    """centres_K_D of k-means on the normalised samples, labelled and unlabelled."""
     fitted_M_D = _sample(features_N_D, labeled_L_D, seed)
-    settings = {"n_clusters": min(clusters, len(fitted_M_D)), "n_init": 1, "random_state": seed % 2**32}
-    exact = clusters <= _EXACT_CLUSTERS
-    model = KMeans(**settings) if exact else MiniBatchKMeans(**settings, batch_size=_BATCH_ROWS)
-    with warnings.catch_warnings(), threadpool_limits(1):
-        # fewer distinct samples than clusters: some clusters then stay empty, which is no harm
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return np.asarray(model.fit(fitted_M_D).cluster_centers_, dtype=np.float32)
+    fit = lloyd if clusters <= _EXACT_CLUSTERS else mini_batches
+    return fit(fitted_M_D, min(clusters, len(fitted_M_D)), seed % 2**32)
 
 
 def nearest(features_N_D: Numbers, centres_K_D: NDArray[np.float32]) -> Indices:
     """cluster_N: the centre nearest to each normalised sample, the first of equally near ones."""
     cluster_N = np.empty(len(features_N_D), dtype=np.int64)
     constant_K = (centres_K_D**2).sum(axis=1) / 2
-    for start in range(0, len(features_N_D), _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
-        cluster_N[rows] = (_normalised(features_N_D[rows]) @ centres_K_D.T - constant_K).argmax(axis=1)
+
+    def look(rows: slice) -> None:
+        near_B_K = _normalised(features_N_D[rows]) @ centres_K_D.T
+        near_B_K -= constant_K
+        cluster_N[rows] = near_B_K.argmax(axis=1)
+
+    with side_by_side() as run:
+        run(look, blocks(len(features_N_D), _BLOCK_ROWS))
     return cluster_N
 
 
@@ -123,19 +116,28 @@ def typical(
 
 
 def mean_distance(features_M_D: Numbers, neighbours: int = NEIGHBOURS) -> NDArray[np.float64]:
-    """distance_M: each sample's mean distance to its nearest neighbours among the others, 0 where there are none."""
+    """distance_M: each sample's mean distance to its nearest neighbours among the others, 0 where there are none.
+
+    Products are of the features' type: with float32, squared distances are right to 1e-6 of the squared lengths.
+    """
     count = min(neighbours, len(features_M_D) - 1)
     distance_M = np.zeros(len(features_M_D))
     if not count:
         return distance_M
-    exact_M_D = features_M_D.astype(np.float64)
-    square_M = (exact_M_D**2).sum(axis=1)
-    for start in range(0, len(exact_M_D), _BLOCK_NEIGHBOURS):
-        rows = np.arange(start, min(start + _BLOCK_NEIGHBOURS, len(exact_M_D)))
-        squared_B_M = square_M[rows, None] + square_M - 2 * exact_M_D[rows] @ exact_M_D.T
-        squared_B_M[np.arange(len(rows)), rows] = np.inf  # no neighbour of itself
-        nearest_B_K = np.partition(squared_B_M, count - 1, axis=1)[:, :count]
-        distance_M[rows] = np.sqrt(np.maximum(nearest_B_K, 0)).mean(axis=1)
+    square_M = np.einsum("md,md->m", features_M_D, features_M_D)
+    doubled_D_M = (-2 * features_M_D).T
+
+    def look(rows: slice) -> None:
+        squared_B_M = features_M_D[rows] @ doubled_D_M
+        squared_B_M += square_M
+        squared_B_M += square_M[rows, None]
+        squared_B_M[np.arange(len(squared_B_M)), np.arange(rows.start, rows.stop)] = np.inf  # no neighbour of itself
+        squared_B_M.partition(count - 1, axis=1)
+        nearest_B_K = np.maximum(squared_B_M[:, :count], 0, dtype=np.float64)
+        distance_M[rows] = np.sqrt(nearest_B_K).mean(axis=1)
+
+    with side_by_side() as run:
+        run(look, blocks(len(features_M_D), _BLOCK_NEIGHBOURS))
     return distance_M
 
 
