@@ -32,6 +32,7 @@ SETTINGS = {
     "probabilities.members": 2,
     "selection.budget": 4,
     "selection.strategy": "random",
+    "selection.control_share": 0.0,
     "compute.threads": 1,
     "compute.device": "cpu",
 }

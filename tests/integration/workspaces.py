@@ -42,6 +42,7 @@ SETTINGS: dict[str, Any] = {
     "probabilities.draws": 5,
     "probabilities.members": 2,
     "selection.budget": 12,
+    "selection.control_share": 0.0,  # its own tests draw one
     "compute.threads": 1,
 }
 DIGITS = ("--imbalance", "dominant:0:0.3", "--initial", "40")

@@ -237,7 +237,9 @@ class Cell:
         return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', readable)[:100]}-{self.key}.json"
 
     def params(self, size: int, channels: int) -> Params:
-        """The settings of the run. Raises UserError for one that does not exist or does not fit."""
+        """The settings of the run: a preset's, but without its control arm, so that strategies are compared and nothing
+        beside them. Raises UserError for one that does not exist or does not fit."""
         raw: dict[str, Any] = {"seed": self.seed, "images": {"size": size, "channels": channels}}
+        raw["selection"] = {"control_share": 0.0}
         chosen = {**self.common["settings"], **self.settings, "selection.strategy": self.strategy}
         return params.parse(params.override(raw, {**chosen, "selection.budget": self.common["budget"]}), where="bench")

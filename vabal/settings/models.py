@@ -230,7 +230,8 @@ class SelectionSettings(Section):
     control_share: Share = Field(
         0.0,
         description="Share of the budget, at least one sample, drawn uniformly before the picks: what its labels tell "
-        "of pool and model holds without bias (`vabal control`). 0: none is drawn.",
+        "of pool and model holds without bias (`vabal control`). 0: none is drawn. Left out: the preset's; a benchmark "
+        "draws none unless it is told to.",
     )
     batch: Literal["topk", "gumbel", "quota", "spread", "quota_spread", "coverage"] = Field(
         "topk",
