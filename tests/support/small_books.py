@@ -255,10 +255,11 @@ class Books:
         drawn = control.draw([waiting], count, rounds.derive_seed(SEED, self.number, "control"))
         everywhere = len(waiting)
         waiting = waiting[~np.isin(waiting.astype(str), drawn)]
+        compact = asked.record == "compact"
         seen, scored = self._seen(waiting, len(state.classes)), self.root / "scored.parquet"
         with tables.ScoredWriter(scored, strategies.schema(len(state.classes))) as writer:
             context = strategies.Context(
-                lambda: seen,
+                lambda: (shard.compact() if compact else shard for shard in seen),
                 settings,
                 seed,
                 self._terms(state, settings) if strategy.needs.vae else None,  # as every version before 0.2.0
@@ -269,13 +270,14 @@ class Books:
             self.asked = self._again(folder, state, settings, len(drawn))
             selection = strategy.select(context, asked.budget - len(drawn) - len(self.asked))
         ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
-        tables.write_candidates(scored, folder / "candidates.parquet", ranks, strategy.name)
+        tables.write_candidates(scored, folder / "candidates.parquet", ranks, strategy.name, compact=compact)
         table = strategies.selection_table(selection.picks, state.classes, selection.strategy).to_pandas()
         if drawn:
-            arm = control.as_candidates(self._shard(np.array(drawn, dtype=object), len(state.classes)))
+            shard = self._shard(np.array(drawn, dtype=object), len(state.classes))
+            arm = control.as_candidates(shard.compact() if compact else shard)
             pq.write_table(arm.to_table(state.classes), scored, store_schema=False)
             ranks = {name: len(table) + place for place, name in enumerate(drawn, start=1)}
-            tables.write_candidates(scored, folder / "control.parquet", ranks, strategy.name)
+            tables.write_candidates(scored, folder / "control.parquet", ranks, strategy.name, compact=compact)
             beside = strategies.selection_table(arm, state.classes, selection.strategy).to_pandas()
             beside = beside.assign(rank=list(ranks.values()), probability=len(drawn) / everywhere)
             table = pd.concat([table.astype(object), beside.astype(object)], ignore_index=True)

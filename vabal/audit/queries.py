@@ -122,7 +122,7 @@ def picks(data: Path, round_number: int) -> pd.DataFrame:
     known = latest.reindex(table["sample_id"]).reset_index(drop=True)
     return table.assign(
         score=table["score"].mask(table["probability"].notna()),
-        margin=pd.Series([row.get("margin") for row in rows], dtype=float),
+        margin=pd.Series([margin_of(row) for row in rows], dtype=float),
         posterior=pd.Series([max(posterior_of(row), default=None) for row in rows], dtype=float),
         label=known["label"],
         annotator=known["annotator"],
@@ -147,6 +147,14 @@ def posterior_of(candidate: Mapping[str, Any]) -> list[float]:
         weights = [math.exp(value - largest) for value in candidate["logits"]]
         return [weight / sum(weights) for weight in weights]
     return list(candidate.get("mean_posteriors") or [])
+
+
+def margin_of(candidate: Mapping[str, Any]) -> float | None:
+    """As recorded, or what a compact record leaves to be computed; None where the round recorded too little."""
+    if candidate.get("margin") is not None:
+        return float(candidate["margin"])
+    shares = sorted(posterior_of(candidate))
+    return shares[-1] - shares[-2] if len(shares) > 1 else None
 
 
 def _picked_rows(path: Path) -> list[dict[str, Any]]:

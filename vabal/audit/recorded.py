@@ -27,8 +27,10 @@ _ROWS_AT_ONCE = 2**16
 class Derived:
     """What the derivation came to: columns with the samples whose value does not follow, statements of the manifest
     that are not so, and the best candidates by the recorded scores, in order: the picks, or with a rule that
-    searches those among which the picks were searched."""
+    searches those among which the picks were searched. `rounding` is how far a score may lie from the derived one,
+    relative to it."""
 
+    rounding: float = 1e-9
     odd: dict[str, list[str]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     best: Candidates | None = None
@@ -37,8 +39,9 @@ class Derived:
         """Column by column; another processor may round the last bit of an exponential otherwise."""
         for column in fields(Candidates)[1:]:
             absolute = {"score_N": 1e-9, "margin_N": margins}.get(column.name, 0.0)
-            name = column.name.partition("_N")[0]
-            self.note(name, recorded, _apart(getattr(recorded, column.name), getattr(derived, column.name), absolute))
+            relative = self.rounding if column.name == "score_N" else 1e-9
+            values, others = getattr(recorded, column.name), getattr(derived, column.name)
+            self.note(column.name.partition("_N")[0], recorded, _apart(values, others, absolute, relative))
 
     def note(self, column: str, recorded: Candidates, wrong_N: NDArray[np.bool_] | bool) -> None:
         wrong = recorded.sample_ids[np.broadcast_to(wrong_N, len(recorded))]
@@ -46,12 +49,12 @@ class Derived:
             self.odd.setdefault(column, []).extend(str(sample_id) for sample_id in wrong)
 
 
-def _apart(values: Any, others: Any, absolute: float) -> NDArray[np.bool_] | bool:
+def _apart(values: Any, others: Any, absolute: float, relative: float = 1e-9) -> NDArray[np.bool_] | bool:
     if values is None or others is None:
         return (values is None) != (others is None)
     if np.shape(values) != np.shape(others):
         return True
-    apart: NDArray[np.bool_] = ~np.isclose(values, others, rtol=1e-9, atol=absolute)
+    apart: NDArray[np.bool_] = ~np.isclose(values, others, rtol=relative, atol=absolute)
     return np.asarray(apart if apart.ndim == 1 else apart.any(axis=1))
 
 
@@ -101,6 +104,7 @@ def shard_of(part: Candidates) -> Shard:
         part.sample_ids,
         logits_N_C=part.logits_N_C,
         log_likelihood_N_C=part.log_likelihood_N_C,
+        level_N=part.level_N,
         vae_class_N=part.vae_class_N,
         predictive_N_C=predictive_N_C,
         expected_entropy_N=part.expected_entropy_N,

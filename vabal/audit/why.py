@@ -132,7 +132,7 @@ def _standing(contest: Contest, record: Record, row: int, notes: list[str]) -> S
     said = f"picked, rank {rank}" if rank else "not picked"
     terms = _terms(contest, record, one, score, notes)
     shut_out = "; the guard put it last, for it is among the least likely" if terms.get("guard") else ""
-    facts = {name: told[name] for name in _FACTS if told.get(name) is not None}
+    facts = _facts(told)
     if told.get("votes"):
         facts["votes"] = dict(zip(contest.classes, told["votes"], strict=True))
     noise = contest.noise(row)
@@ -149,6 +149,12 @@ def _standing(contest: Contest, record: Record, row: int, notes: list[str]) -> S
         facts,
         dict(zip(contest.classes, posterior, strict=True)) if posterior else {},
     )
+
+
+def _facts(told: dict[str, Any]) -> dict[str, Any]:
+    """What was recorded beside the score, and the margin, which a compact record leaves to be computed."""
+    told = told | {"margin": queries.margin_of(told)}
+    return {name: told[name] for name in _FACTS if told.get(name) is not None}
 
 
 def _terms(contest: Contest, record: Record, one: Candidates, score: float, notes: list[str]) -> dict[str, float]:
@@ -186,7 +192,7 @@ def _drawn(folder: Path, contest: Contest, sample_id: str, selection: pd.DataFra
         "control",
         said,
         rank,
-        facts={name: told[name] for name in _FACTS if told.get(name) is not None},
+        facts=_facts(told),
         posterior=dict(zip(contest.classes, queries.posterior_of(told), strict=False)),
     )
 

@@ -87,6 +87,7 @@ def mistake_score(
     margin_N: Any = None,
     posterior_N_C: Any = None,
     sample_ids: Sequence[Any] | NDArray[Any] | None = None,
+    level_N: Any = None,
 ) -> Values:
     """score_N (float64): p(mistake) of Eq. 6 up to a monotone function; the highest are asked about first.
 
@@ -97,6 +98,9 @@ def mistake_score(
     pool lacks. `guard` puts the samples last whose likelihood, over all classes, is below the pool's `floor`. Where
     prior, precision, likelihood and guard are off, class_terms may be None. Each sample's score depends on its own row
     alone, bit for bit.
+
+    level_N, where given, is each sample's likelihood over all classes (a mean); with `likelihood_weight: 0` the values
+    of log_likelihood_N_C do not count then.
 
     Raises ValueError for something missing, UserError naming the samples whose numbers are not finite.
     """
@@ -123,7 +127,9 @@ def mistake_score(
         all_finite(margins_N[:, None], "the classifier's margin", sample_ids)
         score_N = score_N + chosen.margin_weight * np.log(np.maximum(1 - margins_N, SMALLEST_DOUBT))
     if chosen.guard:
-        score_N = score_N - GUARDED * _is_junk(float64(log_likelihood_N_C), class_terms)
+        over_all_N = _level(float64(log_likelihood_N_C)) if level_N is None else float64(level_N)
+        all_finite(over_all_N[:, None], "the log likelihood", sample_ids)
+        score_N = score_N - GUARDED * _is_junk(over_all_N, class_terms)
     all_finite(score_N[:, None], "the score", sample_ids)
     if isinstance(log_likelihood_N_C, Tensor):
         return torch.from_numpy(score_N)
@@ -144,11 +150,11 @@ def _log_terms(class_terms: ClassTerms | None, chosen: Any, classes: int) -> NDA
     return np.asarray(chosen.exponent * log_terms_C)
 
 
-def _is_junk(values_N_C: NDArray[np.float64], class_terms: ClassTerms | None) -> NDArray[np.bool_]:
+def _is_junk(level_N: NDArray[np.float64], class_terms: ClassTerms | None) -> NDArray[np.bool_]:
     moments = None if class_terms is None else class_terms.moments
     if moments is None or moments.floor is None:
         raise ValueError("guard is set: class_terms.with_moments(pool_moments(..., guard)) comes first")
-    return np.asarray(_level(values_N_C) < moments.floor)
+    return np.asarray(level_N < moments.floor)
 
 
 def _level(values_N_C: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -266,7 +266,8 @@ class Learner:
             start, count = parts[0][0], len(parts[0][1])
             keep = np.flatnonzero(wanted_N[start : start + count])
             values: dict[str, Any] = {name: part[keep] for name, (_, part) in zip(columns, parts, strict=True)}
-            yield strategies.Shard(sample_ids[start + keep], **values)
+            shard = strategies.Shard(sample_ids[start + keep], **values)
+            yield shard.compact() if self.params.selection.record == "compact" else shard
 
     def control(self, sample_ids: Iterable[NDArray[Any]], candidates: int) -> list[str]:
         """What is drawn uniformly of these candidates, before the picks."""

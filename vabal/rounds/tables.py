@@ -176,14 +176,29 @@ def _write_rows(
     schema: pa.Schema,
     distance_N: NDArray[np.float32] | None = None,
 ) -> None:
-    """Bit for bit; uncompressed, for there is next to nothing to gain."""
+    """Bit for bit."""
     count, width = rows_N_D.shape
     flat = pa.array(np.ascontiguousarray(rows_N_D).ravel(), pa.float32())
     lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * width, pa.int32()), flat)
     table = pa.table([pa.array([str(sample_id) for sample_id in sample_ids], pa.string()), lists], schema=schema)
     if distance_N is not None:
         table = table.append_column(NEAREST, pa.array(distance_N, pa.float32()))
-    pq.write_table(table, path, compression="none", use_dictionary=False, store_schema=False)
+    pq.write_table(table, path, store_schema=False, **_packing(table.schema))
+
+
+def _packing(schema: pa.Schema) -> dict[str, Any]:
+    """How pyarrow is to write these columns small: the bytes of numbers by their places, ids by what they share."""
+    encodings = {}
+    for field in schema:
+        listed = pa.types.is_list(field.type)
+        kind = field.type.value_type if listed else field.type
+        path = f"{field.name}.list.element" if listed else field.name
+        if pa.types.is_floating(kind) and field.name not in _FEW_VALUES:
+            encodings[path] = "BYTE_STREAM_SPLIT"
+        elif field.name == "sample_id":
+            encodings[path] = "DELTA_BYTE_ARRAY"
+    few = [name for name in _FEW_VALUES if name in schema.names]
+    return {"compression": "zstd", "use_dictionary": few, "column_encoding": encodings}
 
 
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -245,23 +260,28 @@ class ScoredWriter:
 
 
 _GROUP_ROWS = 1 << 15
-_FEW_VALUES = ["predicted_class", "vae_class", "own_class", "strategy"]  # a dictionary of ids or scores would only cost
+# One a class, or one for all: a dictionary of ids or scores would only cost.
+_FEW_VALUES = ["predicted_class", "vae_class", "own_class", "strategy", "prior", "precision"]
 
 
-def write_candidates(scored: Path, path: Path, ranks: Mapping[str, int], strategy: str) -> None:
+def write_candidates(
+    scored: Path, path: Path, ranks: Mapping[str, int], strategy: str, *, compact: bool = False
+) -> None:
     """Every candidate of the file `scored` (columns of `strategies.schema`) with its rank, where it has one.
 
-    Memory holds a row group at a time.
+    A `compact` table leaves margins out that `Candidates.from_table` computes from what stands beside them. Memory
+    holds a row group at a time.
     """
     source = pq.ParquetFile(scored)
     picked, rank_of = pa.array(list(ranks), pa.string()), pa.array(list(ranks.values()), pa.int32())
-    with pq.ParquetWriter(
-        path, CANDIDATES, compression="zstd", use_dictionary=_FEW_VALUES, store_schema=False
-    ) as writer:
+    with pq.ParquetWriter(path, CANDIDATES, store_schema=False, **_packing(CANDIDATES)) as writer:
         for group in range(source.num_row_groups):
             table = source.read_row_group(group)
             table = table.append_column("rank", rank_of.take(pc.index_in(table.column("sample_id"), value_set=picked)))
             table = table.append_column("strategy", pa.array([strategy] * table.num_rows, pa.string()))
+            if compact and min(table.column(name).null_count for name in ("logits", "posteriors")) == 0:
+                place = table.schema.get_field_index("margin")
+                table = table.set_column(place, "margin", pa.nulls(table.num_rows, pa.float64()))
             writer.write_table(table.select(CANDIDATES.names).cast(CANDIDATES))
 
 

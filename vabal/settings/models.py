@@ -244,6 +244,11 @@ class SelectionSettings(Section):
         description="Inverse temperature of `gumbel` and of quotas: the smaller, the more even. With `spread`, the "
         "weight of the score against the distance; with `coverage`, the power of exp(score) by which samples weigh.",
     )
+    record: Literal["full", "compact"] = Field(
+        "full",
+        description="What a round keeps of every candidate, and picks by: all digits, or no more than picks depend on, "
+        "which takes a third of the space (docs/audit.md). Left out: the preset's.",
+    )
     features: Literal["classifier", "backbone"] = Field(
         "classifier",
         description="What `typiclust` clusters: the classifier's last features, or those of the frozen network of the "

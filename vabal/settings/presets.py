@@ -20,7 +20,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "guard": 0.1,
             "margin_weight": 1.0,
         },
-        "selection": {"batch": "coverage", "control_share": 0.1},
+        "selection": {"batch": "coverage", "control_share": 0.1, "record": "compact"},
     },
     # The same without the guard, and so without a VAE.
     "without_vae": {
@@ -33,7 +33,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "likelihood_weight": 0.0,
             "margin_weight": 1.0,
         },
-        "selection": {"batch": "coverage", "control_share": 0.1},
+        "selection": {"batch": "coverage", "control_share": 0.1, "record": "compact"},
     },
     # The text; docs/method.md takes it sentence by sentence, and names what it leaves open.
     "paper": {
@@ -82,7 +82,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "margin_weight": 0.0,
             "members": 1,
         },
-        "selection": {"batch": "topk", "control_share": 0.0},
+        "selection": {"batch": "topk", "control_share": 0.0, "record": "full"},
     },
     # The authors' repository; docs/method.md lists what of it is here and what is not.
     "published_code": {
@@ -131,6 +131,6 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
             "margin_weight": 0.0,
             "members": 1,
         },
-        "selection": {"batch": "topk", "control_share": 0.0},
+        "selection": {"batch": "topk", "control_share": 0.0, "record": "full"},
     },
 }

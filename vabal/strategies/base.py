@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vabal.learning.needs import Needs, check_finite
+from vabal.strategies import compact
 from vabal.strategies.batch import Picker
-from vabal.strategies.candidates import Candidates
+from vabal.strategies.candidates import Candidates, margin, softmax
 from vabal.strategies.coverage import labeled_distances
 from vabal.strategies.rules import BatchRule, Rule, rule_named
 
@@ -23,13 +24,15 @@ class Shard:
 
     Of a committee (dropout passes, or the members of an ensemble): `predictive_N_C` is the mean of its posteriors,
     `expected_entropy_N` the mean of their entropies in nats, `votes_N_C` how many of them predict each class.
-    `predicted_loss_N` is the output of the auxiliary loss's module; `images_N_H_W_K` are uint8.
+    `predicted_loss_N` is the output of the auxiliary loss's module; `images_N_H_W_K` are uint8. `level_N` stands in the
+    place of log_likelihood_N_C where a compact record has no more of it.
     """
 
     sample_ids: NDArray[Any]
     logits_N_C: NDArray[np.floating] | None = None
     features_N_D: NDArray[np.floating] | None = None
     log_likelihood_N_C: NDArray[np.floating] | None = None
+    level_N: NDArray[np.floating] | None = None
     vae_class_N: NDArray[np.integer] | None = None
     predictive_N_C: NDArray[np.floating] | None = None
     expected_entropy_N: NDArray[np.floating] | None = None
@@ -39,6 +42,16 @@ class Shard:
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+    def compact(self) -> "Shard":
+        """With the digits that a compact record keeps (`strategies.compact`) of what the networks say."""
+        seen: dict[str, Any] = {}
+        if self.logits_N_C is not None:
+            seen["logits_N_C"] = compact.logits(self.logits_N_C)
+        for name in ("predictive_N_C", "expected_entropy_N"):
+            if getattr(self, name) is not None:
+                seen[name] = compact.single(getattr(self, name))
+        return replace(self, **seen)
 
 
 @dataclass(frozen=True)
@@ -253,7 +266,10 @@ class ScoringStrategy(BaseStrategy):
 
     def scored(self, shard: Shard, context: Context) -> Candidates:
         """The shard's candidates with scores, and what these were computed from."""
-        return recording(self.score(shard, context), shard, self.inputs)
+        told = recording(self.score(shard, context), shard, self.inputs)
+        if not compact.asked_for(context.settings):
+            return told
+        return replace(told, score_N=compact.single(told.score_N))
 
     def select(self, context: Context, budget: int) -> Selection:
         """Scores shard by shard and keeps the best: memory does not grow with the pool.
@@ -290,6 +306,8 @@ def _searched(selection: Selection, rule: BatchRule, context: Context) -> Select
         return no_picks(selection.strategy, budget, context.seed)
     seen = _seen(best.sample_ids, rule, context) if context.listed is None else context.listed(best.sample_ids)
     features_N_D, distance_N = seen
+    if compact.asked_for(context.settings):
+        features_N_D = compact.features(features_N_D)
     picks = best.take(rule.order(best, features_N_D, budget, selection.beta, distance_N))
     listed = Shortlist(best.sample_ids, features_N_D, rule.per_pick, distance_N)
     return replace(selection, picks=picks, shortlist=listed)
@@ -337,18 +355,7 @@ def posteriors(shard: Shard) -> NDArray[np.float64]:
     """The classifier's probabilities_N_C. Raises ValueError if the shard came without logits."""
     if shard.logits_N_C is None:
         raise ValueError("the shard came without logits: declare Needs(posteriors=True)")
-    logits_N_C = np.asarray(shard.logits_N_C, dtype=np.float64)
-    from scipy.special import softmax  # noqa: PLC0415 -- the books need no SciPy
-
-    return np.asarray(softmax(logits_N_C, axis=1)) if len(logits_N_C) else logits_N_C
-
-
-def margin(probabilities_N_C: NDArray[np.float64]) -> NDArray[np.float64]:
-    """margin_N: the best probability less the second."""
-    if not len(probabilities_N_C) or probabilities_N_C.shape[1] < 2:
-        return np.ones(len(probabilities_N_C))
-    best_two = np.partition(probabilities_N_C, -2, axis=1)[:, -2:]
-    return np.asarray(best_two[:, 1] - best_two[:, 0])
+    return softmax(shard.logits_N_C)
 
 
 def with_prediction(shard: Shard, score_N: NDArray[np.float64]) -> Candidates:

@@ -1,6 +1,6 @@
 """What a strategy says of every candidate: the columns of `candidates.parquet`, and of `selection.parquet`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,8 @@ class Candidates:
     or those of the ensemble whose mean posterior the score takes; `vae_class_N` is Eq. 7's; `prior_N` and `precision_N`
     are those of `own_class_N`, the class whose term the score takes (left out: `vae_class_N`). log_likelihood_N_C,
     posterior_N_C and what stands behind it, which is the shard's (`base.Shard`), are what the score was computed from:
-    with them and the class terms it can be derived again.
+    with them and the class terms it can be derived again. `level_N` stands in the place of log_likelihood_N_C where a
+    compact record needs no more of it.
     """
 
     sample_ids: NDArray[Any]
@@ -62,6 +63,7 @@ class Candidates:
     expected_entropy_N: NDArray[np.float64] | None = None
     votes_N_C: NDArray[np.int32] | None = None
     predicted_loss_N: NDArray[np.float32] | None = None
+    level_N: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -74,7 +76,9 @@ class Candidates:
 
     @property
     def log_likelihood_N(self) -> NDArray[np.float32] | None:
-        """Of each sample's own class."""
+        """Of each sample's own class; or its level, where that is what there is."""
+        if self.level_N is not None:
+            return self.level_N
         own_class_N = self.vae_class_N if self.own_class_N is None else self.own_class_N
         if self.log_likelihood_N_C is None or own_class_N is None:
             return None
@@ -109,7 +113,13 @@ class Candidates:
 
     @classmethod
     def from_table(cls, table: pa.Table | pa.RecordBatch, classes: Sequence[str]) -> "Candidates":
-        """What `to_table` wrote, bit for bit. Raises ValueError for a class that is not in the list."""
+        """What `to_table` wrote, bit for bit; margins that a compact record leaves out are computed.
+
+        Raises ValueError for a class that is not in the list.
+        """
+        numbers = {attribute: _numbers(table, name) for name, attribute in COLUMNS.items()}
+        if numbers["margin_N"] is None:
+            numbers["margin_N"] = _margins(numbers)
         return cls(
             np.array(table.column("sample_id").to_pylist(), dtype=object),
             _numbers(table, "score"),
@@ -118,7 +128,8 @@ class Candidates:
             prior_N=_numbers(table, "prior"),
             precision_N=_numbers(table, "precision"),
             own_class_N=_indices(table, "own_class", classes),
-            **{attribute: _numbers(table, name) for name, attribute in COLUMNS.items()},
+            level_N=_level(table),
+            **numbers,
         )
 
 
@@ -158,6 +169,22 @@ def concatenate(parts: Sequence[Candidates]) -> Candidates:
         for name, values in columns.items()
     }
     return Candidates(**joined)
+
+
+def softmax(logits_N_C: NDArray[np.floating]) -> NDArray[np.float64]:
+    """probabilities_N_C of logits."""
+    from scipy.special import softmax as of  # noqa: PLC0415 -- the books need no SciPy
+
+    wide_N_C = np.asarray(logits_N_C, dtype=np.float64)
+    return np.asarray(of(wide_N_C, axis=1)) if len(wide_N_C) else wide_N_C
+
+
+def margin(probabilities_N_C: NDArray[np.float64]) -> NDArray[np.float64]:
+    """margin_N: the best probability less the second."""
+    if not len(probabilities_N_C) or probabilities_N_C.shape[1] < 2:
+        return np.ones(len(probabilities_N_C))
+    best_two = np.partition(probabilities_N_C, -2, axis=1)[:, -2:]
+    return np.asarray(best_two[:, 1] - best_two[:, 0])
 
 
 def class_columns(vae_class_N: NDArray[np.integer], class_terms: "ClassTerms") -> tuple[Any, Any]:
@@ -215,3 +242,21 @@ def _numbers(table: pa.Table | pa.RecordBatch, name: str) -> Any:
 
 
 _OF_LISTS = {"mean_posteriors": pa.float64(), "votes": pa.int32()}
+
+
+def _margins(numbers: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """Of a compact record: from what is there of the posteriors."""
+    if numbers["logits_N_C"] is not None:
+        return margin(softmax(numbers["logits_N_C"]))
+    return None if numbers["posterior_N_C"] is None else margin(numbers["posterior_N_C"].astype(np.float64))
+
+
+def _level(table: pa.Table | pa.RecordBatch) -> NDArray[np.float32] | None:
+    """The column log_likelihood where a table that could have the log likelihood of every class has none."""
+    names = table.schema.names
+    if not {"log_likelihood", "log_likelihoods", "logits"} <= set(names):
+        return None
+    if not len(table) or table.column("log_likelihoods").null_count < len(table):
+        return None
+    values = _numbers(table, "log_likelihood")
+    return None if values is None else values.astype(np.float32)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vabal.learning.needs import Needs
 from vabal.probabilities import ClassTerms, mistake_score, pool_moments
+from vabal.strategies import compact
 from vabal.strategies.base import (
     Context,
     ScoringStrategy,
@@ -52,9 +53,9 @@ class VabalStrategy(ScoringStrategy):
         if not needed or terms is None or terms.moments is not None:
             return context
         first = next((shard for shard in context.shards() if len(shard.sample_ids)), None)
-        if first is None or _given(first.log_likelihood_N_C, needs.vae, "log likelihoods") is None:
+        if first is None or _given(_told(first, context.settings), needs.vae, "log likelihoods") is None:
             return context
-        likelihoods = (_required(shard.log_likelihood_N_C, "log likelihoods") for shard in context.shards())
+        likelihoods = (_required(_told(shard, context.settings), "log likelihoods") for shard in context.shards())
         shards = (values_N_C.astype(np.float32) for values_N_C in likelihoods)
         moments = pool_moments(shards, chosen.guard, terms.labeled_floor)
         return replace(context, class_terms=terms.with_moments(moments))
@@ -70,13 +71,16 @@ class VabalStrategy(ScoringStrategy):
         chosen = context.settings.probabilities.classes
         own_class_N = predicted_N if vae_class_N is None or chosen in ("classifier", "posterior") else vae_class_N
         prior_N, precision_N = (None, None) if terms is None else class_columns(own_class_N, terms)
+        told = _as(np.float32, _given(_told(shard, context.settings), needs.vae, "log likelihoods"))
+        levels = told is not None and _levels_do(context.settings)
         unscored = Candidates(
             sample_ids=shard.sample_ids,
             score_N=np.zeros(len(predicted_N)),
             predicted_class_N=predicted_N,
             vae_class_N=vae_class_N,
             own_class_N=None if terms is None else own_class_N,
-            log_likelihood_N_C=_as(np.float32, _given(shard.log_likelihood_N_C, needs.vae, "log likelihoods")),
+            log_likelihood_N_C=None if levels else told,
+            level_N=told[:, 0] if levels else None,
             prior_N=prior_N,
             precision_N=precision_N,
             margin_N=margin(probabilities_N_C),
@@ -146,6 +150,21 @@ def _with(
     return _score(candidates, class_terms, settings.model_copy(update={"probabilities": chosen}))
 
 
+def _levels_do(settings: Any) -> bool:
+    """Whether the score takes no more of the log likelihoods than each sample's mean, and no more is recorded."""
+    return compact.asked_for(settings) and not settings.probabilities.likelihood_weight
+
+
+def _told(shard: Shard, settings: Any) -> NDArray[np.floating] | None:
+    """The shard's log likelihoods, or one column: their level."""
+    told_N_C, level_N = shard.log_likelihood_N_C, shard.level_N
+    if not _levels_do(settings):
+        return told_N_C
+    if told_N_C is not None:
+        level_N = compact.level(told_N_C)
+    return None if level_N is None else level_N[:, None]
+
+
 def _asks_the_vae(chosen: Any) -> bool:
     """Whether a part of the score takes the VAE's likelihoods, or its classes (Eq. 7)."""
     prior = chosen.use_prior and chosen.prior_pool != "labels"
@@ -165,7 +184,7 @@ def _posteriors(shard: Shard, members: int) -> NDArray[np.float64]:
 
 def _score(candidates: Candidates, class_terms: ClassTerms | None, settings: Any) -> NDArray[np.float64]:
     likelihoods_N_C = candidates.log_likelihood_N_C
-    if likelihoods_N_C is None and not _asks_the_vae(settings.probabilities):
+    if likelihoods_N_C is None and (candidates.level_N is not None or not _asks_the_vae(settings.probabilities)):
         of_each_class = candidates.posterior_N_C if candidates.logits_N_C is None else candidates.logits_N_C
         likelihoods_N_C = np.zeros_like(_required(of_each_class, "posteriors"))  # of weight 0
     return mistake_score(
@@ -177,6 +196,7 @@ def _score(candidates: Candidates, class_terms: ClassTerms | None, settings: Any
         margin_N=candidates.margin_N,
         posterior_N_C=candidates.posterior_N_C,
         sample_ids=candidates.sample_ids,
+        level_N=candidates.level_N,
     )
 
 

@@ -105,7 +105,8 @@ def _write_control(
     with tables.ScoredWriter(folder / _SCORED_CONTROL, strategies.schema(len(context.classes))) as writer:
         writer.write(arm.to_table(context.classes))
     ranks = {sample_id: rank for rank, sample_id in enumerate(drawn, start=picks + 1)}
-    tables.write_candidates(folder / _SCORED_CONTROL, folder / tables.CONTROL_FILE, ranks, name)
+    compact = context.params.selection.record == "compact"
+    tables.write_candidates(folder / _SCORED_CONTROL, folder / tables.CONTROL_FILE, ranks, name, compact=compact)
     (folder / _SCORED_CONTROL).unlink()
     table: pd.DataFrame = strategies.selection_table(arm, context.classes, name).to_pandas()
     return table.assign(rank=table["rank"] + picks, probability=len(drawn) / context.report["candidates"])
@@ -124,7 +125,8 @@ def _write_selection(
     both = picks if arm is None else pd.concat([picks.astype(object), arm.astype(object)], ignore_index=True)
     tables.write_selection(both, folder / "selection.parquet")
     ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
-    tables.write_candidates(folder / _SCORED, folder / "candidates.parquet", ranks, name)
+    compact = context.params.selection.record == "compact"
+    tables.write_candidates(folder / _SCORED, folder / "candidates.parquet", ranks, name, compact=compact)
     (folder / _SCORED).unlink()
     listed, terms = selection.shortlist, selection.class_terms
     if listed is not None:
