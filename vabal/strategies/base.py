@@ -266,10 +266,7 @@ class ScoringStrategy(BaseStrategy):
 
     def scored(self, shard: Shard, context: Context) -> Candidates:
         """The shard's candidates with scores, and what these were computed from."""
-        told = recording(self.score(shard, context), shard, self.inputs)
-        if not compact.asked_for(context.settings):
-            return told
-        return replace(told, score_N=compact.single(told.score_N))
+        return recording(self.score(shard, context), shard, self.inputs)
 
     def select(self, context: Context, budget: int) -> Selection:
         """Scores shard by shard and keeps the best: memory does not grow with the pool.

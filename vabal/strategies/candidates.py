@@ -118,7 +118,7 @@ class Candidates:
         Raises ValueError for a class that is not in the list.
         """
         numbers = {attribute: _numbers(table, name) for name, attribute in COLUMNS.items()}
-        if numbers["margin_N"] is None:
+        if "margin" in table.schema.names and table.column("margin").null_count == len(table):
             numbers["margin_N"] = _margins(numbers)
         return cls(
             np.array(table.column("sample_id").to_pylist(), dtype=object),

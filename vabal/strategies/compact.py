@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Of the fraction: bfloat16's for differences of logits (off by 0.2 % at most), float16's for the others.
+# Of the fraction: bfloat16's for differences of logits (off by 0.4 % at most), float16's for the others.
 _LOGIT_BITS, _LEVEL_BITS, _FEATURE_BITS = 7, 10, 10
 SCORE_ROUNDING = 2.0**-22  # relative: where two processors round a score's last digit otherwise
 

@@ -22,7 +22,7 @@ from vabal.strategies.base import (
     margin,
     posteriors,
 )
-from vabal.strategies.candidates import Candidates, class_columns
+from vabal.strategies.candidates import Candidates, class_columns, softmax
 from vabal.strategies.rules import Rule
 
 _FROM_THE_POOL = ("standardised", "contrast")  # reductions of the likelihood that need the candidates' moments
@@ -91,7 +91,8 @@ class VabalStrategy(ScoringStrategy):
 
     def _has_posteriors(self, settings: Any) -> bool:
         """Whether posteriors are recorded; else logits are, which say the same and more."""
-        return bool(settings.probabilities.members > 1 or settings.probabilities.classes == "posterior")
+        several, chosen = settings.probabilities.members > 1, settings.probabilities.classes
+        return bool(several or (chosen == "posterior" and not compact.asked_for(settings)))
 
     def terms(
         self, candidates: Candidates, *, class_terms: ClassTerms | None, settings: Any
@@ -187,17 +188,21 @@ def _score(candidates: Candidates, class_terms: ClassTerms | None, settings: Any
     if likelihoods_N_C is None and (candidates.level_N is not None or not _asks_the_vae(settings.probabilities)):
         of_each_class = candidates.posterior_N_C if candidates.logits_N_C is None else candidates.logits_N_C
         likelihoods_N_C = np.zeros_like(_required(of_each_class, "posteriors"))  # of weight 0
-    return mistake_score(
+    posterior_N_C: Any = candidates.posterior_N_C
+    if posterior_N_C is None and settings.probabilities.classes == "posterior":
+        posterior_N_C = softmax(_required(candidates.logits_N_C, "posteriors"))
+    score_N: NDArray[np.float64] = mistake_score(
         _required(likelihoods_N_C, "log likelihoods"),
         class_terms,
         settings.probabilities,
         vae_class_N=candidates.vae_class_N,
         predicted_class_N=candidates.predicted_class_N,
         margin_N=candidates.margin_N,
-        posterior_N_C=candidates.posterior_N_C,
+        posterior_N_C=posterior_N_C,
         sample_ids=candidates.sample_ids,
         level_N=candidates.level_N,
     )
+    return compact.single(score_N) if compact.asked_for(settings) else score_N
 
 
 def _as(dtype: Any, values: Any) -> NDArray[Any] | None:
