@@ -184,7 +184,12 @@ class Books:
         state, came = pools.apply_labels(state, frame, number)
         folder = self.data / f"rounds/{number:04d}"
         folder.mkdir(parents=True)
-        asked = {"strategy": strategy, "budget": budget, "control_share": 0.0, **(chosen or {})}  # tests of the arm ask for one
+        asked = {
+            "strategy": strategy,
+            "budget": budget,
+            "control_share": 0.0,
+            **(chosen or {}),
+        }  # tests of the arm ask for one
         settings = params.parse(
             {
                 "seed": SEED,

@@ -23,8 +23,7 @@ from vabal.probabilities import ClassTerms
 from vabal.rounds import derive_seed, tables
 from vabal.rounds.stage_store import code_version
 from vabal.settings.models import Params
-from vabal.strategies import Candidates, Context, Labeled, Strategy, record_of, rule_named, with_prediction
-from vabal.strategies import compact
+from vabal.strategies import Candidates, Context, Labeled, Strategy, compact, record_of, rule_named, with_prediction
 from vabal.strategies.base import Listed, recording
 
 

@@ -150,9 +150,10 @@ def posterior_of(candidate: Mapping[str, Any]) -> list[float]:
 
 
 def margin_of(candidate: Mapping[str, Any]) -> float | None:
-    """As recorded, or what a compact record leaves to be computed; None where the round recorded too little."""
-    if candidate.get("margin") is not None:
-        return float(candidate["margin"])
+    """As recorded, or what a compact record, with NaN in its place, leaves to be computed; None where there is none."""
+    recorded = candidate.get("margin")
+    if recorded is None or not math.isnan(recorded):
+        return recorded
     shares = sorted(posterior_of(candidate))
     return shares[-1] - shares[-2] if len(shares) > 1 else None
 

@@ -269,8 +269,8 @@ def write_candidates(
 ) -> None:
     """Every candidate of the file `scored` (columns of `strategies.schema`) with its rank, where it has one.
 
-    A `compact` table leaves margins out that `Candidates.from_table` computes from what stands beside them. Memory
-    holds a row group at a time.
+    A `compact` table has NaN in the place of margins, which `Candidates.from_table` computes from what stands beside
+    them. Memory holds a row group at a time.
     """
     source = pq.ParquetFile(scored)
     picked, rank_of = pa.array(list(ranks), pa.string()), pa.array(list(ranks.values()), pa.int32())
@@ -279,10 +279,16 @@ def write_candidates(
             table = source.read_row_group(group)
             table = table.append_column("rank", rank_of.take(pc.index_in(table.column("sample_id"), value_set=picked)))
             table = table.append_column("strategy", pa.array([strategy] * table.num_rows, pa.string()))
-            if compact and min(table.column(name).null_count for name in ("logits", "posteriors")) == 0:
-                place = table.schema.get_field_index("margin")
-                table = table.set_column(place, "margin", pa.nulls(table.num_rows, pa.float64()))
+            table = _without_margin(table) if compact else table
             writer.write_table(table.select(CANDIDATES.names).cast(CANDIDATES))
+
+
+def _without_margin(table: pa.Table) -> pa.Table:
+    told = any(table.column(name).null_count == 0 for name in ("logits", "posteriors"))
+    if not told or table.column("margin").null_count:
+        return table
+    place = table.schema.get_field_index("margin")
+    return table.set_column(place, "margin", pa.array(np.full(table.num_rows, np.nan), pa.float64()))
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -266,8 +266,9 @@ class SelectionSettings(Section):
 
 class MethodSettings(Section):
     preset: Literal["vabal", "without_vae", "paper", "published_code"] = Field(
-        "vabal", description="Where `vae`, `probabilities` and parts of `selection` (batch, control_share, record) come from, where they "
-        "are left out."
+        "vabal",
+        description="Where `vae`, `probabilities` and of `selection` the settings `batch`, `control_share` and "
+        "`record` come from, where they are left out.",
     )
 
 

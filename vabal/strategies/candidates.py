@@ -115,11 +115,11 @@ class Candidates:
     def from_table(cls, table: pa.Table | pa.RecordBatch, classes: Sequence[str]) -> "Candidates":
         """What `to_table` wrote, bit for bit; margins that a compact record leaves out are computed.
 
-        Raises ValueError for a class that is not in the list.
+        Raises ValueError for a class that is not in the list, or margins left out for some alone.
         """
         numbers = {attribute: _numbers(table, name) for name, attribute in COLUMNS.items()}
-        if "margin" in table.schema.names and table.column("margin").null_count == len(table):
-            numbers["margin_N"] = _margins(numbers)
+        if numbers["margin_N"] is not None and np.isnan(numbers["margin_N"]).any():
+            numbers["margin_N"] = _computed_margins(numbers)
         return cls(
             np.array(table.column("sample_id").to_pylist(), dtype=object),
             _numbers(table, "score"),
@@ -244,8 +244,10 @@ def _numbers(table: pa.Table | pa.RecordBatch, name: str) -> Any:
 _OF_LISTS = {"mean_posteriors": pa.float64(), "votes": pa.int32()}
 
 
-def _margins(numbers: Mapping[str, Any]) -> NDArray[np.float64] | None:
-    """Of a compact record: from what is there of the posteriors."""
+def _computed_margins(numbers: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """Of a compact record, which has NaN in their place: from what is there of the posteriors."""
+    if not np.isnan(numbers["margin_N"]).all():
+        raise ValueError("margin: left to be computed for some candidates alone")
     if numbers["logits_N_C"] is not None:
         return margin(softmax(numbers["logits_N_C"]))
     return None if numbers["posterior_N_C"] is None else margin(numbers["posterior_N_C"].astype(np.float64))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -101,7 +102,8 @@ def test_a_compact_table_takes_a_third_of_a_full_one_and_leaves_out_what_follows
     *_, small = select("compact", tmp_path)
     told = pq.ParquetFile(small).read()
     empty = {name for name in told.schema.names if told.column(name).null_count == len(told)}
-    assert {"margin", "posteriors", "log_likelihoods"} <= empty
+    assert {"posteriors", "log_likelihoods"} <= empty
+    assert np.isnan(told.column("margin").to_numpy()).all()
     assert not {"score", "logits", "log_likelihood", "predicted_class"} & empty
 
     def bytes_of(path: Path) -> int:
@@ -120,3 +122,12 @@ def test_the_shortlist_of_a_compact_record_has_float16_s_digits(tmp_path: Path) 
     whole, *_ = select("full", tmp_path)
     assert whole.shortlist is not None
     assert (whole.shortlist.features_N_D.view(np.uint32) & 0x1FFF).any()
+
+
+def test_margins_are_left_out_of_all_candidates_or_of_none(tmp_path: Path) -> None:
+    *_, path = select("compact", tmp_path)
+    told = pq.ParquetFile(path).read()
+    place = told.schema.get_field_index("margin")
+    forged_N = np.where(np.arange(len(told)) == 3, 0.5, np.nan)
+    with pytest.raises(ValueError, match="margin: left to be computed for some candidates alone"):
+        Candidates.from_table(told.set_column(place, "margin", pa.array(forged_N)), NAMES)
