@@ -8,6 +8,7 @@ was not found.
 
 import argparse
 import json
+import math
 import random
 import shutil
 import sys
@@ -195,7 +196,9 @@ def _another(numbers: random.Random, value: Any, others: Sequence[Any] = ()) -> 
         return not value
     if isinstance(value, int):
         return value + numbers.choice((-1, 1, 2))
-    return value * 1.1 + 0.01 if isinstance(value, float) else value + timedelta(days=1)
+    if isinstance(value, float):
+        return 0.5 if math.isnan(value) else value * 1.1 + 0.01  # NaN: left to be computed
+    return value + timedelta(days=1)
 
 
 def _row(numbers: random.Random, path: Path) -> str | None:
