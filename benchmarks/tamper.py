@@ -196,9 +196,9 @@ def _another(numbers: random.Random, value: Any, others: Sequence[Any] = ()) -> 
         return not value
     if isinstance(value, int):
         return value + numbers.choice((-1, 1, 2))
-    if isinstance(value, float):
-        return 0.5 if math.isnan(value) else value * 1.1 + 0.01  # NaN: left to be computed
-    return value + timedelta(days=1)
+    if isinstance(value, float) and math.isnan(value):
+        value = 0.5  # it was left to be computed
+    return value * 1.1 + 0.01 if isinstance(value, float) else value + timedelta(days=1)
 
 
 def _row(numbers: random.Random, path: Path) -> str | None:
