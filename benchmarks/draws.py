@@ -30,7 +30,8 @@ from vabal.probabilities import estimate_class_terms, estimate_likelihood, mista
 from vabal.probabilities import noise as probabilities_noise
 from vabal.settings.learners import ClassifierSettings
 from vabal.settings.presets import PRESETS
-from vabal.strategies.base import Shard, margin, posteriors
+from vabal.strategies.base import Shard, posteriors
+from vabal.strategies.candidates import margin
 
 LABELED, PICKS = 200, 100
 REFERENCE = 4000  # draws of the reference; its own error is a sixth of that of PLAIN draws

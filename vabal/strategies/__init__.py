@@ -20,7 +20,6 @@ from vabal.strategies.base import (
     Shard,
     Shortlist,
     Strategy,
-    margin,
     needs_of,
     no_picks,
     posteriors,
@@ -28,7 +27,7 @@ from vabal.strategies.base import (
     with_prediction,
 )
 from vabal.strategies.batch import Picker, pick
-from vabal.strategies.candidates import Candidates, schema, selection_table
+from vabal.strategies.candidates import Candidates, margin, schema, selection_table
 from vabal.strategies.rules import BatchRule, Rule, rule_named
 from vabal.strategies.sequential import SequentialStrategy
 

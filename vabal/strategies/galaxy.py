@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vabal.learning.needs import Needs, check_finite
-from vabal.strategies.base import Context, Shard, margin, posteriors
+from vabal.strategies.base import Context, Shard, posteriors
+from vabal.strategies.candidates import margin
 from vabal.strategies.sequential import SequentialStrategy
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from vabal.learning.needs import Needs
 from vabal.probabilities import ClassTerms
-from vabal.strategies.base import Context, ScoringStrategy, Shard, margin, posteriors
-from vabal.strategies.candidates import Candidates
+from vabal.strategies.base import Context, ScoringStrategy, Shard, posteriors
+from vabal.strategies.candidates import Candidates, margin
 
 
 class MarginStrategy(ScoringStrategy):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vabal.learning.needs import Needs
-from vabal.strategies.base import Context, Labeled, ScoringStrategy, Selection, Shard, margin, posteriors
-from vabal.strategies.candidates import Candidates
+from vabal.strategies.base import Context, Labeled, ScoringStrategy, Selection, Shard, posteriors
+from vabal.strategies.candidates import Candidates, margin
 from vabal.strategies.noise import hash_ids
 
 BATCH = 32  # images of each pool a step

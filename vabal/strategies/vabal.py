@@ -19,10 +19,9 @@ from vabal.strategies.base import (
     Context,
     ScoringStrategy,
     Shard,
-    margin,
     posteriors,
 )
-from vabal.strategies.candidates import Candidates, class_columns, softmax
+from vabal.strategies.candidates import Candidates, class_columns, margin, softmax
 from vabal.strategies.rules import Rule
 
 _FROM_THE_POOL = ("standardised", "contrast")  # reductions of the likelihood that need the candidates' moments
@@ -72,15 +71,15 @@ class VabalStrategy(ScoringStrategy):
         own_class_N = predicted_N if vae_class_N is None or chosen in ("classifier", "posterior") else vae_class_N
         prior_N, precision_N = (None, None) if terms is None else class_columns(own_class_N, terms)
         told = _as(np.float32, _given(_told(shard, context.settings), needs.vae, "log likelihoods"))
-        levels = told is not None and _levels_do(context.settings)
+        level_N = told[:, 0] if told is not None and _levels_do(context.settings) else None
         unscored = Candidates(
             sample_ids=shard.sample_ids,
             score_N=np.zeros(len(predicted_N)),
             predicted_class_N=predicted_N,
             vae_class_N=vae_class_N,
             own_class_N=None if terms is None else own_class_N,
-            log_likelihood_N_C=None if levels else told,
-            level_N=told[:, 0] if levels else None,
+            log_likelihood_N_C=told if level_N is None else None,
+            level_N=level_N,
             prior_N=prior_N,
             precision_N=precision_N,
             margin_N=margin(probabilities_N_C),

@@ -94,6 +94,7 @@ def test_a_compact_score_is_that_of_a_full_record_but_for_what_rounding_leaves(t
     assert small.margin_N is not None
     assert np.abs(full.margin_N - small.margin_N).max() < 0.01
     assert full.predicted_class_N is not None
+    assert small.predicted_class_N is not None
     assert np.array_equal(full.predicted_class_N, small.predicted_class_N)
 
 
