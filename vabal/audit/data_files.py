@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -9,35 +10,55 @@ import pyarrow.parquet as pq
 
 from vabal import pools
 from vabal.audit.findings import UNREADABLE, Finding, Record, few, one_line
+from vabal.audit.shared import Each
 from vabal.files import file_sha256, sha256
 from vabal.progress import track
 
 # -- files --------------------------------------------------------------------------------------------------------
 
 
-def check_files(data: Path, records: Sequence[Record]) -> Iterator[Finding]:
-    """The sha256 of every file of every round, of every shard, and of the tables as the newest round published them."""
+def check_files(data: Path, records: Sequence[Record], since: int = 0, each: Each = map) -> Iterator[Finding]:
+    """The sha256 of every file of every round, of every shard, and of the tables as the newest round published them.
+
+    Of rounds before `since` the files are not read.
+    """
+    for record, shard, first in _contradictions(records):
+        what = f"names another sha256 for {_shard_file(shard)} than round {first}"
+        yield Finding(record.round, record.file, what)
+    expected = expected_files(records, since)
+    problems = each(partial(_file_problem, data), [(file, digest) for _, file, digest in expected])
+    for (round_number, file, _), problem in track(zip(expected, problems, strict=True), "verify files", len(expected)):
+        if problem is not None:
+            yield Finding(round_number, file, problem)
+
+
+def _contradictions(records: Sequence[Record]) -> Iterator[tuple[Record, str, int]]:
+    first: dict[str, tuple[int, str]] = {}
+    for record in records:
+        for shard, digest in record.shards.items():
+            number, known = first.setdefault(_shard_file(shard), (record.round, digest))
+            if known != digest:
+                yield record, shard, number
+
+
+def expected_files(records: Sequence[Record], since: int = 0) -> list[tuple[int, str, str]]:
+    """Round, name below `data/` and sha256 of what rounds from `since` on published, the tables being the newest's."""
     expected: list[tuple[int, str, str]] = []
     shards: dict[str, tuple[int, str]] = {}
     for record in records:
         expected += [(record.round, f"{record.folder}/{name}", digest) for name, digest in record.files.items()]
         for shard, digest in record.shards.items():
-            first, known = shards.setdefault(_shard_file(shard), (record.round, digest))
-            if known != digest:
-                what = f"names another sha256 for {_shard_file(shard)} than round {first}"
-                yield Finding(record.round, record.file, what)
+            shards.setdefault(_shard_file(shard), (record.round, digest))
     expected += [(first, file, digest) for file, (first, digest) in shards.items()]
     if records:
         expected += [(records[-1].round, name, digest) for name, digest in records[-1].tables.items()]
-    for round_number, file, digest in track(expected, "verify files", len(expected)):
-        problem = _file_problem(data / file, digest)
-        if problem is not None:
-            yield Finding(round_number, file, problem)
+    return [item for item in expected if item[0] >= since]
 
 
-def _file_problem(path: Path, recorded: str) -> str | None:
+def _file_problem(data: Path, expected: tuple[str, str]) -> str | None:
+    file, recorded = expected
     try:
-        return None if file_sha256(path) == recorded else "changed: its sha256 is not the recorded one"
+        return None if file_sha256(data / file) == recorded else "changed: its sha256 is not the recorded one"
     except FileNotFoundError:
         return "missing"
     except OSError as error:
@@ -68,24 +89,34 @@ def check_strangers(data: Path, records: Sequence[Record]) -> Iterator[Finding]:
 # -- images -------------------------------------------------------------------------------------------------------
 
 
-def check_images(data: Path, catalog: pd.DataFrame, records: Sequence[Record]) -> Iterator[Finding]:
-    """The sha256 of every image's bytes against the catalog, shard by shard, one row group in memory."""
+def check_images(
+    data: Path, catalog: pd.DataFrame, records: Sequence[Record], since: int = 0, each: Each = map
+) -> Iterator[Finding]:
+    """The sha256 of every image's bytes against the catalog, shard by shard, one row group in memory.
+
+    Shards that came before round `since` are not read.
+    """
     first = {_shard_file(shard): record.round for record in reversed(records) for shard in record.shards}
-    groups = catalog.groupby("shard", sort=True)
-    for shard, rows in track(groups, "verify images", groups.ngroups):
-        file = _shard_file(str(shard))
+    groups = [(_shard_file(str(shard)), rows) for shard, rows in catalog.groupby("shard", sort=True)]
+    groups = [(file, rows) for file, rows in groups if first.get(file, since) >= since]
+    told = each(partial(_check_shard, data), groups)
+    for (file, rows), what in track(zip(groups, told, strict=True), "verify images", len(groups)):
         if file not in first:
+            shard = rows["shard"].iloc[0]
             yield Finding(None, "catalog.parquet", f"names the shard {shard}, which no round published")
-        if not (data / file).is_file():
-            continue  # `check_files` names it
-        try:
-            wrong = _wrong_images(data / file, rows)
-        except UNREADABLE as error:
-            yield Finding(first.get(file), file, f"cannot be read: {one_line(error)}")
-        else:
-            if wrong:
-                what = f"holds other images than the catalog says: {few(pd.Series(wrong))}"
-                yield Finding(first.get(file), file, what)
+        if what is not None:
+            yield Finding(first.get(file), file, what)
+
+
+def _check_shard(data: Path, expected: tuple[str, pd.DataFrame]) -> str | None:
+    file, rows = expected
+    if not (data / file).is_file():
+        return None  # `check_files` names it
+    try:
+        wrong = _wrong_images(data / file, rows)
+    except UNREADABLE as error:
+        return f"cannot be read: {one_line(error)}"
+    return f"holds other images than the catalog says: {few(pd.Series(wrong))}" if wrong else None
 
 
 def _wrong_images(path: Path, rows: pd.DataFrame) -> list[str]:

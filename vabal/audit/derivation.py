@@ -108,16 +108,17 @@ def _run_again(
         labeled=labeled,
         write=compare,
         listed=_listed(table.path.parent),
+        searches=not rule_named((table.record.selection or {})["rule"]).searches,  # what is wrapped finds its order so
     )
     selection = strategy.select(context, budget)
     if table.waiting:
         raise ValueError("not every candidate was scored again")
     derived.wrong += wrong_moments(terms, selection.class_terms)
     said = {"rule": selection.rule, "beta": selection.beta}
+    if rule_named(selection.rule).searches:  # `_check_order` looks at the list, and searches it
+        return said
     if selection.shortlist is None:
         return said | {"shortlist": None}
-    if rule_named(selection.rule).searches:  # `_check_order` looks at the list
-        return said
     # How many are listed for each pick was the code's constant of then, and shows in the file.
     listed = len(tables.read_shortlist(table.path.parent / "shortlist.parquet").sample_ids)
     told = (table.record.selection or {})["shortlist"] * budget

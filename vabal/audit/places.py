@@ -2,11 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from vabal.audit.shared import Each
 from vabal.promotion import registered
 from vabal.rounds.versions import Pinned, Tag
 
@@ -66,10 +67,21 @@ class Outside:
     registry: Registry | None = None  # with --remote alone
     pending: int | None = None  # the round whose publication was cut short: git may not know it yet
     notes: list[str] = field(default_factory=list)
+    since: int = 0  # the first round that is checked in full
+    earlier: frozenset[str] = frozenset()  # files below `data/` of rounds before it: their bytes are not read
+    each: Each = map
     _md5: dict[Path, str] = field(default_factory=dict)
 
     def md5(self, path: Path) -> str:
         if path not in self._md5:
-            with path.open("rb") as stream:
-                self._md5[path] = hashlib.file_digest(stream, "md5").hexdigest()
+            self._md5[path] = _md5(path)
         return self._md5[path]
+
+    def read_ahead(self, paths: Sequence[Path]) -> None:
+        """Shares the reading of what `md5` will be asked for."""
+        self._md5 |= zip(paths, self.each(_md5, paths), strict=True)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()

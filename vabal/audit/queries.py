@@ -4,10 +4,12 @@ Whether that record is intact is `vabal.audit.verification`'s question.
 """
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,10 +39,12 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
     """
     classes = pools.read_classes(data)
     events = pools.named(_label_events(data), classes)
-    latest = _latest_labels(events)
+    latest = dict(zip(*(pools.standing(events)[name].tolist() for name in ("sample_id", "label")), strict=True))
+    numbers = manifest_numbers(data)
+    labeled = _labeled_by_class(events, classes.names, numbers)
     promotions = read_record(data.parent)
     records = []
-    for number in manifest_numbers(data):
+    for number in numbers:
         manifest = read_manifest(data, number)
         model = manifest.model or ModelRecord()
         tag = tag_name(number)
@@ -49,7 +53,7 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
                 "round": number,
                 "strategy": manifest.strategy,
                 **{name: manifest.counts[name] for name in ("catalog", "labeled", "unlabeled", "holdout", "picks")},
-                "labeled_by_class": _labeled_by_class(events[events["round"] <= number], classes.names),
+                "labeled_by_class": labeled[number],
                 **_labels_of_picks(data, number, latest, classes.names),
                 "metrics": manifest.metrics or {},
                 "model": model.name,
@@ -68,16 +72,28 @@ def rounds(data: Path, tags: Mapping[str, str] | None = None) -> list[dict[str, 
     return records
 
 
-def _labels_of_picks(data: Path, number: int, latest: "pd.Series[str]", classes: Sequence[str]) -> dict[str, Any]:
-    path = round_folder(data, number) / tables.SELECTION_FILE
-    known = latest.reindex(tables.read_selection(path)["sample_id"] if path.exists() else [])
-    answered = known.index.isin(latest.index)
-    by_class = known.value_counts()
+def _labels_of_picks(
+    data: Path, number: int, latest: Mapping[str, str | None], classes: Sequence[str]
+) -> dict[str, Any]:
+    """`latest` is the last word on every sample that has one."""
+    picked = _picked_ids(round_folder(data, number) / tables.SELECTION_FILE)
+    said = [None if pd.isna(latest[name]) else latest[name] for name in picked if name in latest]
+    by_class = Counter(said)
     return {
-        "picks_by_class": {name: int(by_class.get(name, 0)) for name in classes},
-        "picks_open": int((~answered).sum()),
-        "picks_rejected": int((answered & known.isna()).sum()),
+        "picks_by_class": {name: by_class[name] for name in classes},
+        "picks_open": len(picked) - len(said),
+        "picks_rejected": by_class[None],
     }
+
+
+def _picked_ids(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with readable(path, BRING_BACK):
+        file = pq.ParquetFile(path)
+        if "sample_id" in file.schema_arrow.names:
+            return list(map(str, file.read(columns=["sample_id"], use_threads=False).column(0).to_pylist()))
+    return list(tables.read_selection(path)["sample_id"])  # which says what is wrong with it
 
 
 def _label_events(data: Path) -> pd.DataFrame:
@@ -87,14 +103,20 @@ def _label_events(data: Path) -> pd.DataFrame:
     return events[~pools.among(events["sample_id"], held)]
 
 
-def _labeled_by_class(events: pd.DataFrame, classes: Sequence[str]) -> dict[str, int]:
-    counts = _latest_labels(events).value_counts()
-    return {name: int(counts.get(name, 0)) for name in classes}
-
-
-def _latest_labels(events: pd.DataFrame) -> "pd.Series[str]":
-    """The last word on every sample that has one; null where it was a rejection."""
-    return pools.standing(events).set_index("sample_id")["label"]
+def _labeled_by_class(
+    events: pd.DataFrame, classes: Sequence[str], numbers: Sequence[int]
+) -> dict[int, dict[str, int]]:
+    """By round, the labels that stood in it, in one pass: each event that counts takes the place of the one before."""
+    counting = pools.counting(events)
+    sample, label = (counting[name].to_numpy(dtype=object) for name in ("sample_id", "label"))
+    code_E = pd.Series(pd.Index(classes).get_indexer(pd.Index(label)))
+    before_E = code_E.groupby(sample).shift(fill_value=-1).astype(np.int64)
+    round_E = np.searchsorted(numbers, counting["round"].to_numpy(dtype=np.int64))
+    change_R_C = np.zeros((len(numbers) + 1, len(classes) + 1), dtype=np.int64)  # the last ones are nobody's
+    np.add.at(change_R_C, (round_E, code_E.to_numpy()), 1)
+    np.add.at(change_R_C, (round_E, before_E.to_numpy()), -1)
+    count_R_C = change_R_C.cumsum(axis=0)
+    return {number: dict(zip(classes, count_R_C[place].tolist(), strict=False)) for place, number in enumerate(numbers)}
 
 
 # -- picks --------------------------------------------------------------------------------------------------------
@@ -289,11 +311,9 @@ def _candidacies(data: Path, sample_id: str) -> list[dict[str, Any]]:
             for row in _rows_of(candidates, sample_id, columns):
                 events.append({"round": number, "what": "candidate", **row})
         if selection.exists():
-            chosen = tables.read_selection(selection).set_index("sample_id")
-            if sample_id in chosen.index:
-                rank, drawn = (chosen[name][sample_id] for name in ("rank", "probability"))
-                told = {"probability": None if pd.isna(drawn) else float(drawn)}
-                events.append({"round": number, "what": "requested", "rank": int(rank), **told})
+            for row in _rows_of(selection, sample_id, ["rank", "probability"]):
+                told = {"probability": row.get("probability")}
+                events.append({"round": number, "what": "requested", "rank": row["rank"], **told})
     return events
 
 
@@ -306,16 +326,35 @@ def _asked_again(data: Path, sample_id: str) -> list[dict[str, Any]]:
 
 
 def _rows_of(path: Path, sample_id: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """A sample's rows of a table, in the file's order, a row group in memory at a time."""
+    """A sample's rows of a table, in the file's order, a row group in memory at a time.
+
+    Row groups whose ids, by their statistics, lie all before or all behind the sample's are not read: where rows stand
+    in the order of their ids, that is all but one.
+    """
     rows: list[dict[str, Any]] = []
     with readable(path, BRING_BACK):
         file = pq.ParquetFile(path)
+        place = file.schema_arrow.get_field_index("sample_id")
         for group in range(file.num_row_groups):
-            ids = file.read_row_group(group, columns=["sample_id"]).column("sample_id")
+            if not _may_hold(file.metadata.row_group(group).column(place).statistics, sample_id):
+                continue
+            ids = file.read_row_group(group, columns=["sample_id"], use_threads=False).column("sample_id")
             found = pa.compute.equal(ids, sample_id)
             if pa.compute.any(found).as_py():
-                rows += file.read_row_group(group, columns=columns).filter(found).to_pylist()
+                rows += file.read_row_group(group, columns=columns, use_threads=False).filter(found).to_pylist()
     return rows
+
+
+def _may_hold(statistics: Any, sample_id: str) -> bool:
+    """False where the least and the largest id of a row group say that the sample is not there.
+
+    Parquet orders text by its UTF-8 bytes, and statistics may be cut short: a shorter least value is less, and of a
+    largest one the writer sees to it that it is not less.
+    """
+    if statistics is None or not statistics.has_min_max:
+        return True
+    least, largest, wanted = (str(value).encode() for value in (statistics.min, statistics.max, sample_id))
+    return bool(least <= wanted <= largest)
 
 
 # -- the image itself ---------------------------------------------------------------------------------------------

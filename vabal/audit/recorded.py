@@ -21,6 +21,7 @@ from vabal.settings.params import recorded
 from vabal.strategies import Candidates, Picker, Shard, Strategy, record_of, rule_named
 
 _ROWS_AT_ONCE = 2**16
+_KEPT = 2**28  # bytes of a table, unpacked, that a strategy's passes find in memory
 
 
 @dataclass
@@ -64,21 +65,25 @@ class CandidatesTable:
     def __init__(self, path: Path, record: Record, classes: Sequence[str], derived: Derived) -> None:
         self.path, self.record, self.classes, self.derived = path, record, classes, derived
         self.waiting: deque[Candidates] = deque()
-        names = pq.ParquetFile(path).schema_arrow.names
+        file = pq.ParquetFile(path)
+        names, groups = file.schema_arrow.names, range(file.num_row_groups)
+        self._keeps = sum(file.metadata.row_group(group).total_byte_size for group in groups) <= _KEPT
+        self._kept: list[Candidates] | None = None
         if record.version > 1 and names != tables.CANDIDATES.names:
             odd = sorted(set(names).symmetric_difference(tables.CANDIDATES.names)) or ["their order"]
             raise ValueError(f"its columns are not those of a candidates' table: {', '.join(odd)}")
 
     def parts(self) -> Iterator[Candidates]:
-        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=_ROWS_AT_ONCE):
-            batch.validate(full=True)
-            yield Candidates.from_table(batch, self.classes)
+        """All of them; kept for the next pass where they take little memory."""
+        if self._kept is None:
+            yield from (part for part, _ in self._read())
+        else:
+            yield from self._kept
 
     def checked_parts(self) -> Iterator[Candidates]:
         """The same, with those columns looked at that stand in no `Candidates`."""
-        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=_ROWS_AT_ONCE):
-            batch.validate(full=True)
-            part = Candidates.from_table(batch, self.classes)
+        kept: list[Candidates] = []
+        for part, batch in self._read():
             partly = [name for name in batch.schema.names if 0 < batch.column(name).null_count < len(batch)]
             if set(partly) - {"rank"}:
                 raise ValueError(f"{partly[-1]}: empty for some candidates")
@@ -87,7 +92,15 @@ class CandidatesTable:
             told = batch.column("log_likelihood")
             values = None if told.null_count else told.to_numpy(zero_copy_only=False)
             self.derived.note("log_likelihood", part, _apart(values, part.log_likelihood_N, 0.0))
+            if self._keeps:
+                kept.append(part)
             yield part
+        self._kept = kept if self._keeps else None
+
+    def _read(self) -> Iterator[tuple[Candidates, pa.RecordBatch]]:
+        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False):
+            batch.validate(full=True)
+            yield Candidates.from_table(batch, self.classes), batch
 
     def shards(self) -> Iterator[Shard]:
         """A pass over what the strategy saw of the candidates."""

@@ -4,14 +4,17 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
 
 from vabal import pools
+from vabal.audit.chain import read_records
 from vabal.audit.findings import UNREADABLE, Finding, Record, few, one_line, span
 from vabal.audit.manifests import check_intake, check_predictions
-from vabal.audit.selections import check_candidates
+from vabal.audit.selections import check_candidates, read_selections
+from vabal.audit.shared import Each
 from vabal.errors import UserError
 from vabal.labels.consensus import CONSENSUS, settle
 from vabal.pools import IntakeReport, Pools
@@ -121,58 +124,127 @@ def _request(state: Pools, picks: pd.DataFrame | None, round_number: int) -> tup
     return pools.mark_requested(state, list(picks.loc[good, "sample_id"]), round_number), problems
 
 
-def check_pools(
-    data: Path, current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]
-) -> Iterator[Finding]:
-    """What the events and selections lead to, against every manifest's digests and counts, every round's candidates,
-    picks and predictions, and the tables of now."""
-    from vabal.audit.asked_again import check_again  # noqa: PLC0415 -- loads torch, which the other checks do without
-    from vabal.audit.derivation import check_round  # noqa: PLC0415 -- the same
-    from vabal.audit.drawn import check_control  # noqa: PLC0415 -- the same
-    from vabal.audit.drift import check_drift  # noqa: PLC0415 -- the same
-    from vabal.audit.enough import asked  # noqa: PLC0415 -- SciPy
+@dataclass(frozen=True)
+class Checked:
+    """What came of a round: findings, the tables that have an `other` digest than it recorded, after the newest round
+    also what is to be said of the tables of `now`; and what stopped the check, if it `ended` early."""
 
-    wrong: dict[str, list[int]] = {}
-    digests: dict[str, str] = {}
-    step = Replayed(current, current, ())
-    steps = zip(records, replay(current, records, selections), strict=True)
-    for record, step in track(steps, "verify pools", len(records)):
-        digests = pools.digests(step.after)
-        for name, digest in digests.items():
-            if record.pools_after.get(name) != digest:
-                wrong.setdefault(name, []).append(record.round)
+    findings: tuple[Finding, ...] = ()
+    other: tuple[str, ...] = ()
+    now: tuple[Finding, ...] = ()
+    ended: str | None = None
+
+
+class Rounds:
+    """The rounds of a record, replayed once from the first to the last, and checked as one is asked for."""
+
+    def __init__(
+        self, data: Path, current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]
+    ) -> None:
+        self.data, self.current, self.records, self.selections = data, current, records, selections
+        self._steps = enumerate(replay(current, records, selections))
+        self._known: dict[str, tuple[pd.DataFrame, str]] = {}
+
+    def check(self, place: int, since: int = 0) -> Checked:
+        """The round in this place of the record; places must be asked for in their order. Of a round before `since`
+        only its pools are."""
+        findings: list[Finding] = []
+        try:
+            step = next((step for at, step in self._steps if at == place), None)
+            if step is None:  # an earlier place has told what ended the replay
+                return Checked(ended="the replay ended")
+            record, digests = self.records[place], pools.digests(step.after, self._known)
+            other = [name for name, digest in digests.items() if record.pools_after.get(name) != digest]
+            if record.round >= since:
+                for finding in self._of_round(record, step):
+                    findings.append(finding)
+            newest = place == len(self.records) - 1
+            now = tuple(self._of_now(digests, step.after)) if newest else ()
+        except UNREADABLE as error:
+            return Checked(tuple(findings), ended=one_line(error))
+        return Checked(tuple(findings), tuple(other), now)
+
+    def _of_round(self, record: Record, step: Replayed) -> Iterator[Finding]:
+        from vabal.audit.asked_again import check_again  # noqa: PLC0415 -- loads torch, which the other checks do without
+        from vabal.audit.derivation import check_round  # noqa: PLC0415 -- the same
+        from vabal.audit.drawn import check_control  # noqa: PLC0415 -- the same
+        from vabal.audit.drift import check_drift  # noqa: PLC0415 -- the same
+        from vabal.audit.enough import asked  # noqa: PLC0415 -- SciPy
+
+        data, picks = self.data, self.selections.get(record.round)
         yield from _check_counts(record, step.after)
         file = f"{record.folder}/selection.parquet"
         yield from (Finding(record.round, file, problem) for problem in step.problems)
         offered = step.taken_in if asked(data, record) else _without_candidates(step.taken_in)
-        yield from check_candidates(data, record, offered, selections.get(record.round))
+        yield from check_candidates(data, record, offered, picks)
         yield from check_intake(record, step.images, step.events, step.came)
-        yield from _check_consensus(data, record, current.label_events, pools.Classes.of(step.taken_in))
+        yield from _check_consensus(data, record, self.current.label_events, pools.Classes.of(step.taken_in))
         yield from check_predictions(data, record, step.taken_in)
-        if record.round > 0:  # the first round's labels came with the source, or were asked for before any model was
-            picks = selections.get(record.round)
-            recorded = None
-            if picks is not None:
-                recorded = [str(name) for name in picks.loc[picks["probability"].isna(), "sample_id"]]
-                yield from check_control(data, record, offered, picks)
-            yield from check_drift(data, record, step.taken_in.catalog, step.taken_in.holdout["sample_id"])
-            any_offered = bool((offered.unlabeled["status"] == pools.AVAILABLE).any())
-            yield from check_again(data, record, step.taken_in, step.again, any_offered=any_offered)
-            yield from check_round(data, record, offered, recorded, again=len(step.again))
-    order = current.label_events["round"]
-    if not order.is_monotonic_increasing:
+        if not record.round:  # the first round's labels came with the source, or were asked for before any model was
+            return
+        recorded = None
+        if picks is not None:
+            recorded = [str(name) for name in picks.loc[picks["probability"].isna(), "sample_id"]]
+            yield from check_control(data, record, offered, picks)
+        yield from check_drift(data, record, step.taken_in.catalog, step.taken_in.holdout["sample_id"])
+        any_offered = bool((offered.unlabeled["status"] == pools.AVAILABLE).any())
+        yield from check_again(data, record, step.taken_in, step.again, any_offered=any_offered)
+        yield from check_round(data, record, offered, recorded, again=len(step.again))
+
+    def _of_now(self, expected: Mapping[str, str], after: Pools) -> Iterator[Finding]:
+        """The tables of now against what the replay left."""
+        head = self.records[-1]
+        for name, digest in _digests_now(self.current).items():
+            if digest != expected[name]:
+                what = f"is not what the label events and picks lead to{_difference(name, self.current, after)}"
+                yield Finding(head.round, pools.TABLE_FILES[name], what)
+            elif digest != head.pools_after.get(name):
+                what = f"its digest is not the one that round {head.round} recorded"
+                yield Finding(head.round, pools.TABLE_FILES[name], what)
+
+
+@lru_cache(maxsize=1)
+def _own_rounds(data: Path) -> Rounds:
+    """Those that a process of its own reads for itself."""
+    records, _ = read_records(data)
+    current, _ = read_pools(data, records)
+    selections, _ = read_selections(data, records)
+    if current is None:
+        raise UserError(f"{data} changed while it was checked")
+    return Rounds(data, current, records, selections)
+
+
+def check_elsewhere(data: Path, since: int, place: int) -> Checked:
+    """`Rounds.check` in a process that was handed no rounds."""
+    return _own_rounds(data).check(place, since)
+
+
+def check_pools(rounds: Rounds, since: int = 0, each: Each = map) -> Iterator[Finding]:
+    """What the events and selections lead to, against every manifest's digests and counts, every round's candidates,
+    picks and predictions, and the tables of now. Of the rounds before `since` only the pools that the last of them left
+    are looked at."""
+    records, wrong, now = rounds.records, dict[str, list[int]](), tuple[Finding, ...]()
+    first = next((place for place, record in enumerate(records) if record.round >= since), len(records))
+    places = range(max(first - 1, 0), len(records))
+    if each is map:
+        told: Iterator[Checked] = map(partial(rounds.check, since=since), places)
+    else:
+        told = each(partial(check_elsewhere, rounds.data, since), places)
+    for place, checked in track(zip(places, told, strict=True), "verify pools", len(places)):
+        yield from checked.findings
+        if checked.ended is not None:
+            yield Finding(records[-1].round, "label_events.parquet", f"damaged, the check ended early: {checked.ended}")
+            return
+        for name in checked.other:
+            wrong.setdefault(name, []).append(records[place].round)
+        now = checked.now
+    if not rounds.current.label_events["round"].is_monotonic_increasing:
         yield Finding(records[-1].round, "label_events.parquet", "its events do not stand in the order of their rounds")
     for name, rounds_ in wrong.items():
-        for first, last in _runs(rounds_):
-            what = f"made again from images, label events and picks, it is not what {span(first, last)} recorded"
-            yield Finding(first, pools.TABLE_FILES[name], what)
-    head = records[-1].round
-    for name, digest in _digests_now(current).items():
-        if digest != digests[name]:
-            what = f"is not what the label events and picks lead to{_difference(name, current, step.after)}"
-            yield Finding(head, pools.TABLE_FILES[name], what)
-        elif digest != records[-1].pools_after.get(name):
-            yield Finding(head, pools.TABLE_FILES[name], f"its digest is not the one that round {head} recorded")
+        for first_, last in _runs(rounds_):
+            what = f"made again from images, label events and picks, it is not what {span(first_, last)} recorded"
+            yield Finding(first_, pools.TABLE_FILES[name], what)
+    yield from now
 
 
 def _without_candidates(taken_in: Pools) -> Pools:

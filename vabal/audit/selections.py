@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vabal import pools, rounds
 from vabal.audit.findings import UNREADABLE, Finding, Record, few, one_line
 from vabal.pools import Pools
+from vabal.pools.columns import strings
 from vabal.promotion import record as promotion_record
 from vabal.promotion.record import GitWitness
 from vabal.rounds import tables
@@ -44,24 +48,38 @@ def check_candidates(data: Path, record: Record, taken_in: Pools, selection: pd.
     if not (data / file).is_file():  # `check_files` names it
         return
     try:
-        candidates = _read_frame(data / file, ["rank", *tables.SCORED])
+        candidates = _read(data / file, ["rank", *tables.SCORED])
     except UNREADABLE as error:
         yield Finding(record.round, file, f"cannot be read: {one_line(error)}")
         return
     unlabeled = taken_in.unlabeled
     available = unlabeled.loc[unlabeled["status"] == pools.AVAILABLE, "sample_id"]
-    ids = candidates["sample_id"]
-    if selection is not None:  # the control arm was drawn before the strategy saw the others
-        ids = pd.concat([ids, selection.loc[selection["probability"].notna(), "sample_id"]], ignore_index=True)
-    odd = pd.concat([ids[~pools.among(ids, available)], available[~pools.among(available, ids)], ids[ids.duplicated()]])
+    # The control arm was drawn before the strategy saw the others.
+    nobody: pd.Series[str] = pd.Series([], dtype="str")
+    drawn = nobody if selection is None else selection.loc[selection["probability"].notna(), "sample_id"]
+    odd = _odd(candidates.column("sample_id"), drawn, available)
     if len(odd):
         what = f"are not the samples that could be picked then: {few(odd)}"
         yield Finding(record.round, file, what)
     if selection is not None:
-        yield from _check_selection(record, selection, candidates)
+        picked = candidates.filter(pc.is_valid(candidates.column("rank"))).to_pandas()
+        yield from _check_selection(record, selection, picked)
 
 
-def _check_selection(record: Record, selection: pd.DataFrame, candidates: pd.DataFrame) -> Iterator[Finding]:
+def _odd(candidates: pa.ChunkedArray, drawn: "pd.Series[str]", available: "pd.Series[str]") -> Any:
+    """Samples that are no candidates and should be, or the other way round, or twice; `drawn` ones count as such."""
+    expected = strings(available[~pools.among(available, drawn)] if len(drawn) else available).combine_chunks()
+    if candidates.cast(pa.large_string()).combine_chunks().equals(expected):
+        in_order = pc.all(pc.less(expected[:-1], expected[1:])).as_py()
+        if in_order is not False and len(drawn) + len(expected) == len(available):
+            return []
+    ids = pd.concat([candidates.to_pandas(), drawn], ignore_index=True)
+    return pd.concat(
+        [ids[~pools.among(ids, available)], available[~pools.among(available, ids)], ids[ids.duplicated()]]
+    )
+
+
+def _check_selection(record: Record, selection: pd.DataFrame, picked: pd.DataFrame) -> Iterator[Finding]:
     file = f"{record.folder}/selection.parquet"
     missing = [name for name in tables.SCORED if name not in selection.columns]
     if missing:
@@ -71,7 +89,7 @@ def _check_selection(record: Record, selection: pd.DataFrame, candidates: pd.Dat
     if ranks != list(range(1, len(ranks) + 1)):
         yield Finding(record.round, file, "ranks are not 1, 2, 3, ...")
     selection = selection[selection["probability"].isna()]
-    picked = candidates[candidates["rank"].notna()].sort_values("rank")
+    picked = picked.sort_values("rank")
     one, other = (
         table[["rank", *tables.SCORED]].astype(object).reset_index(drop=True) for table in (selection, picked)
     )
@@ -84,16 +102,15 @@ def _check_selection(record: Record, selection: pd.DataFrame, candidates: pd.Dat
         yield Finding(record.round, file, f"differs from candidates.parquet in {few(odd)}")
 
 
-def _read_frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _read(path: Path, columns: Sequence[str]) -> pa.Table:
     """Some columns of a round's parquet file. Raises ValueError if one is missing, and what pyarrow raises."""
     file = pq.ParquetFile(path)
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"it lacks the column {', '.join(missing)}")
-    table = file.read(columns=list(columns))
+    table = file.read(columns=list(columns), use_threads=False)
     table.validate(full=True)  # text that is none would stop pandas later
-    frame: pd.DataFrame = table.to_pandas()
-    return frame
+    return table
 
 
 def check_promotions(data: Path, witness: GitWitness | None = None) -> Iterator[Finding]:

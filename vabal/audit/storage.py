@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from vabal.audit.data_files import expected_files
 from vabal.audit.findings import UNREADABLE, Finding, Record, one_line, span
 from vabal.audit.places import DECISION, Outside
 from vabal.errors import Unavailable, UserError
@@ -37,9 +38,12 @@ def check_here(records: Sequence[Record], tags: Mapping[str, Tag], outside: Outs
 def check_pins(data: Path, records: Sequence[Record], tags: Mapping[str, Tag], outside: Outside) -> Iterator[Finding]:
     """The pins at each round's tag name the files that the round's manifest names, byte for byte.
 
-    The newest round's are those in `data/`. Of past rounds the listing is read where the cache has it.
+    The newest round's are those in `data/`. Of past rounds the listing is read where the cache has it; of rounds before
+    `outside.since` the bytes are not.
     """
-    unseen = []
+    unseen, told = [], dict[tuple[str, str], str | None]()
+    read = [data / file for _, file, _ in expected_files(records, outside.since)]
+    outside.read_ahead([path for path in dict.fromkeys(read) if path.is_file()])
     for record in track(records, "verify pins", len(records)):
         tag, newest = tags.get(tag_name(record.round)), record is records[-1]
         pinned = outside.repository.pinned(tag.commit) if tag else None
@@ -55,7 +59,7 @@ def check_pins(data: Path, records: Sequence[Record], tags: Mapping[str, Tag], o
         elif listing is None:
             unseen.append(record.round)
         else:
-            yield from _compare(data, record, listing, outside, newest=newest)
+            yield from _compare(data, record, listing, outside, told, newest=newest)
             if len(listing) != pinned.files:
                 yield Finding(record.round, PINS, f"says {pinned.files} files, there are {len(listing)}")
     if unseen and outside.bucket is None:
@@ -68,16 +72,18 @@ def _listing_of(data: Path, outside: Outside) -> dict[str, str]:
     return {path.relative_to(data).as_posix(): outside.md5(path) for path in files}
 
 
-def expected_files(records: Sequence[Record], record: Record) -> set[str]:
-    """The files below `data/` as the round left them."""
-    past = [item for item in records if item.round <= record.round]
-    rounds = {f"{item.folder}/{name}" for item in past for name in (*item.files, "manifest.json")}
-    return {*record.tables, *rounds, *(f"images/{shard}.parquet" for shard in record.shards)}
-
-
 def _compare(
-    data: Path, record: Record, listing: Mapping[str, str], outside: Outside, *, newest: bool
+    data: Path,
+    record: Record,
+    listing: Mapping[str, str],
+    outside: Outside,
+    told: dict[tuple[str, str], str | None],
+    *,
+    newest: bool,
 ) -> Iterator[Finding]:
+    """`told` remembers what was said of a file and its md5: every later listing names it again."""
+    if record.round < outside.since:
+        return
     at = f"at git tag {tag_name(record.round)}"
     own = {
         name for name in listing if name in TABLE_FILES.values() or name.startswith((f"{record.folder}/", "images/"))
@@ -89,12 +95,18 @@ def _compare(
     for name, md5 in sorted(listing.items()):
         if name in TABLE_FILES.values() and not newest:
             problem = _table_problem(outside.repository.cached(md5), record.tables.get(name))
-        elif not (data / name).is_file():
-            problem = "a file that is not here"  # where it should be, `check_files` names it too
         else:
-            problem = None if outside.md5(data / name) == md5 else "other bytes than are here"
+            if (name, md5) not in told:
+                told[name, md5] = _file_problem(data / name, md5, earlier=name in outside.earlier, outside=outside)
+            problem = told[name, md5]
         if problem is not None:
             yield Finding(record.round, PINS, f"pins {problem} for {name} {at}")
+
+
+def _file_problem(path: Path, md5: str, *, earlier: bool, outside: Outside) -> str | None:
+    if not path.is_file():
+        return "a file that is not here"  # where it should be, `check_files` names it too
+    return None if earlier or outside.md5(path) == md5 else "other bytes than are here"
 
 
 def _table_problem(cached: Path | None, sha256: str | None) -> str | None:
@@ -137,14 +149,16 @@ def check_bucket(data: Path, records: Sequence[Record], tags: Mapping[str, Tag],
     except Unavailable as error:
         yield Finding(None, "S3", f"the bucket was not looked at: {error}")
         return
-    sound: dict[str, str | None] = {}
+    sound, told = dict[str, str | None](), dict[tuple[str, str], str | None]()
+    records = [record for record in records if record.round >= outside.since]
     for record in track(records, "verify objects", len(records)):
         tag = tags.get(tag_name(record.round))
         pinned = outside.repository.pinned(tag.commit) if tag else None
         if pinned is None:
             continue  # named by others
         try:
-            yield from _check_objects(data, record, pinned, objects, sound, outside, newest=record is records[-1])
+            newest = record is records[-1]
+            yield from _check_objects(data, record, pinned, objects, (sound, told), outside, newest=newest)
         except UNREADABLE as error:
             yield Finding(record.round, "S3", f"the objects of {PINS} cannot be read: {one_line(error)}")
 
@@ -154,12 +168,14 @@ def _check_objects(
     record: Record,
     pinned: Pinned,
     objects: Mapping[str, tuple[int, str]],
-    sound: dict[str, str | None],
+    known: tuple[dict[str, str | None], dict[tuple[str, str], str | None]],
     outside: Outside,
     *,
     newest: bool,
 ) -> Iterator[Finding]:
+    """`known` is what was found of objects, and of files here, by then."""
     assert outside.bucket is not None  # noqa: S101 -- asked before
+    sound, told = known
     name = outside.repository.object_name(pinned.digest)
     if name not in objects:
         yield Finding(record.round, "S3", f"the bucket lacks {name}, the listing of {PINS}")
@@ -174,7 +190,10 @@ def _check_objects(
         total += objects.get(wanted, (0, ""))[0]
         if md5 not in sound:
             local = data / file if (newest or file not in TABLE_FILES.values()) and (data / file).is_file() else None
-            sound[md5] = _object_problem(wanted, md5, objects, local, outside)
+            if file in outside.earlier:
+                sound[md5] = None if wanted in objects else "missing in the bucket"
+            else:
+                sound[md5] = _object_problem(wanted, md5, objects, local, outside)
         if sound[md5] is not None:
             yield Finding(record.round, "S3", f"{wanted} ({file}): {sound[md5]}")
         elif _is_another_table(record, file, md5, outside, newest=newest):
@@ -182,7 +201,7 @@ def _check_objects(
     if total != pinned.size and all(sound[md5] is None for md5 in listing.values()):
         yield Finding(record.round, "S3", f"the objects have {total} bytes together, {PINS} says {pinned.size}")
     if outside.repository.listing(pinned.digest) is None:
-        yield from _compare(data, record, listing, outside, newest=newest)
+        yield from _compare(data, record, listing, outside, told, newest=newest)
 
 
 def _is_another_table(record: Record, file: str, md5: str, outside: Outside, *, newest: bool) -> bool:

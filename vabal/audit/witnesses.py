@@ -167,6 +167,7 @@ def _is_anchored(record: Record) -> bool:
 def check_registry(data: Path, records: Sequence[Record], outside: Outside) -> Iterator[Finding]:
     """Every version that a round registered is in the registry, with the files that the round's manifest names."""
     assert outside.registry is not None  # noqa: S101 -- asked before
+    records = [record for record in records if record.round >= outside.since]
     for record in track(records, "verify versions", len(records)):
         name = record.model.version if record.model else None
         if name is None:

@@ -31,6 +31,14 @@ class AuditOptions:
     remote: Annotated[
         bool, typer.Option("--remote", help="With --verify: ask S3, the git remote and the registry too.")
     ] = False
+    since: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="ROUND", help="With --verify: rounds before are taken as verified before."),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="With --verify: processes; default: by cores and size of the record."),
+    ] = None
     as_json: AsJson = False
 
 
@@ -46,7 +54,7 @@ def audit(options: AuditOptions) -> None:
     place = chosen.with_pools()
     versions = Versioning(place.root)
     if options.verify:
-        _verify(place, versions, remote=options.remote, as_json=options.as_json)
+        _verify(place, versions, options)
     else:
         _tell(place, versions, options)
 
@@ -58,6 +66,8 @@ def _require_that_they_fit(options: AuditOptions) -> None:
         raise UserError(f"--why asks about a round: name it, as in `vabal audit 2 --why {options.why}`")
     if sum([options.verify, options.sample is not None, options.why is not None]) > 1:
         raise UserError("--verify, --sample and --why are questions of their own: ask one")
+    if not options.verify and (options.since is not None or options.workers is not None):
+        raise UserError("--since and --workers are for --verify: `vabal audit --verify --since ROUND`")
 
 
 def _tell(place: "Workspace", versions: "Versioning", options: AuditOptions) -> None:
@@ -86,17 +96,24 @@ def _tell(place: "Workspace", versions: "Versioning", options: AuditOptions) -> 
         audited.show_rounds(records, as_json=options.as_json)
 
 
-def _verify(place: "Workspace", versions: "Versioning", *, remote: bool, as_json: bool) -> None:
+def _verify(place: "Workspace", versions: "Versioning", options: AuditOptions) -> None:
     """Raises typer.Exit with 1 where something was found."""
+    from vabal.audit import shared
     from vabal.audit.verification import verify
     from vabal.cli import audited
     from vabal.promotion.agreement import witness_here
 
     tags = versions.tag_messages()
     with console.bars(), chosen.reading(place):
-        outside = _outside(place, versions, remote=remote)
-        report = verify(place.data, tags, outside=outside, promotions=witness_here(place.data, versions))
-    audited.show_report(report, as_json=as_json)
+        report = verify(
+            place.data,
+            tags,
+            outside=_outside(place, versions, remote=options.remote),
+            promotions=witness_here(place.data, versions),
+            since=options.since or 0,
+            workers=options.workers or shared.usual(place.data),
+        )
+    audited.show_report(report, as_json=options.as_json)
     if not report.ok:
         raise typer.Exit(1)
 

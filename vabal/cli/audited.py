@@ -330,7 +330,8 @@ def show_report(report: "AuditReport", *, as_json: bool = False) -> None:
     for note in report.notes:
         tables.say(console, f"note: {note}")
     if report.ok:
-        tables.say(console, f"intact: {checked}; every digest, the chain, the pools' arithmetic and every pick")
+        what = "every digest, the chain, the pools' arithmetic and every pick"
+        tables.say(console, f"intact: {checked}; {what}{f' from round {report.since} on' if report.since else ''}")
         return
     rows = [(finding.round, finding.file, finding.what) for finding in report.findings]
     tables.show_table(console, [("round", "right"), ("file", "whole"), ("what", "left")], rows)

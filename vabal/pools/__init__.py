@@ -25,7 +25,7 @@ from vabal.pools.digest import digests, table_digest
 from vabal.pools.files import load, read, read_classes, read_one, read_table, save, table_files, write_table
 from vabal.pools.groups import NEAR, groups_of, merged
 from vabal.pools.invariants import check, places
-from vabal.pools.opinions import standing
+from vabal.pools.opinions import counting, standing
 from vabal.pools.tables import (
     AVAILABLE,
     CLASS_CHANGES,
@@ -78,6 +78,7 @@ __all__ = [
     "changes_of",
     "check",
     "classes_at",
+    "counting",
     "counts",
     "digests",
     "groups_of",

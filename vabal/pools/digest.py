@@ -45,14 +45,20 @@ def table_digest(table: pd.DataFrame, key: Sequence[str]) -> str:
     return hasher.hexdigest()
 
 
-def digests(pools: Pools) -> dict[str, str]:
+def digests(pools: Pools, known: dict[str, tuple[pd.DataFrame, str]] | None = None) -> dict[str, str]:
     """The canonical digest of every table, and of the class names under "classes".
 
     Rows are identified by `sample_id`; those of events by their position, since their order is their meaning. Of a
-    table of `SPARSE` without a row there is no digest.
+    table of `SPARSE` without a row there is no digest. `known` remembers tables and digests from call to call, for who
+    asks of one pools after the other: a table that is still the same object is not read again.
     """
     there = [name for name in SCHEMAS if name not in SPARSE or len(getattr(pools, name))]
-    values = {name: digest(name, getattr(pools, name)) for name in there}
+    before = {} if known is None else known
+    for name in there:
+        table = getattr(pools, name)
+        if name not in before or before[name][0] is not table:
+            before[name] = table, digest(name, table)
+    values = {name: before[name][1] for name in there}
     text = json.dumps(list(pools.classes), ensure_ascii=False, separators=(",", ":"))
     return {**values, "classes": sha256(text.encode())}
 

@@ -28,6 +28,14 @@ def standing(events: pd.DataFrame, by: Sequence[str] = ("sample_id",)) -> pd.Dat
     return ordered.drop_duplicates(list(by), keep="last").sort_index()
 
 
+def counting(events: pd.DataFrame) -> pd.DataFrame:
+    """The events, in the order of their rounds, that stood when they came: as old as the newest on their sample."""
+    ordered = events.sort_values("round", kind="stable")
+    time = pd.Series(opinion_times(ordered), index=ordered.index)
+    stood: pd.DataFrame = ordered[time == time.groupby(ordered["sample_id"].to_numpy(dtype=object)).cummax()]
+    return stood
+
+
 def opinion_times(events: pd.DataFrame) -> np.ndarray:
     """How young each event's opinion is, to be compared within a sample: microseconds, as `standing` says."""
     said, imported = (_micros(events[name]) for name in ("labeled_at", "imported_at"))

@@ -84,6 +84,7 @@ class Context:
     feature_dims: tuple[int, ...] | None = None
     device: str = "cpu"
     listed: "Callable[[NDArray[Any]], Listed] | None" = None  # what a search sees, where shards have no features
+    searches: bool = True  # False: who asks follows the search itself, and wants scores and the rule alone
 
     def deep(self, features_N_D: NDArray[np.floating]) -> NDArray[np.floating]:
         """The features of the last stage, which the classifier's linear layer sees; a view."""
@@ -293,7 +294,8 @@ class ScoringStrategy(BaseStrategy):
             class_terms=context.class_terms,
             notes=shortfall(budget, picker.candidates),
         )
-        return _searched(selection, rule, context) if rule.searches else selection
+        wanted = context.searches or not len(selection.picks)
+        return _searched(selection, rule, context) if rule.searches and wanted else selection
 
 
 def _searched(selection: Selection, rule: BatchRule, context: Context) -> Selection:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vabal.strategies.columns import rows_of_lists
@@ -210,11 +211,11 @@ def _indices(table: Any, name: str, classes: Sequence[str]) -> NDArray[np.int32]
     names = table.column(name)
     if names.null_count or not len(names):
         return None
-    places = {label: index for index, label in enumerate(classes)}
-    try:
-        return np.array([places[label] for label in names.to_pylist()], dtype=np.int32)
-    except KeyError as error:
-        raise ValueError(f"{name}: {error.args[0]!r} is not in the list of classes") from None
+    indices = pc.index_in(names, value_set=pa.array(classes, names.type))
+    if indices.null_count:
+        strange = names.filter(pc.is_null(indices))[0].as_py()
+        raise ValueError(f"{name}: {strange!r} is not in the list of classes")
+    return np.asarray(indices.to_numpy(zero_copy_only=False) if isinstance(indices, pa.Array) else indices.to_numpy())
 
 
 def _column(values: Any, kind: pa.DataType, length: int) -> pa.Array:

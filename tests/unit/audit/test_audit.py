@@ -853,6 +853,7 @@ def test_every_reading_command_prints_json_that_parses(kept: Books, capsys: pyte
         "files": 19,
         "images": 45,
         "notes": [],
+        "since": 0,
     }
 
 
