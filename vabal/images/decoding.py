@@ -204,6 +204,8 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         except MemoryError:
             raise Unreadable("too large for this machine's memory") from None
         except Exception as error:  # noqa: BLE001  (PIL's readers raise any type on damaged files)
+            if isinstance(error.__cause__, KeyboardInterrupt):  # so Python wraps it where a reader is being imported
+                raise error.__cause__ from None
             raise Unreadable(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 

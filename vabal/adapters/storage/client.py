@@ -137,7 +137,8 @@ def _explanation(code: str, bucket: str, deed: str) -> str:
     if code in WRONG_KEYS:
         return f"S3 at {_address()} refuses the keys ({code}): check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if code == "BucketAlreadyExists":
-        return f"bucket `{bucket}` at {_address()} belongs to someone else: name another one in params.yaml"
+        named = "storage.bucket, or of pictures for people who label labelling.studio.bucket"
+        return f"bucket `{bucket}` at {_address()} belongs to someone else: name another one in params.yaml ({named})"
     if code in DENIED:
         return f"not allowed to {deed} bucket `{bucket}` at {_address()} ({code}): the keys need that permission"
     return f"S3 at {_address()} answered {code or 'an error'} when asked to {deed} bucket `{bucket}`"
