@@ -91,6 +91,9 @@ class Desk:
     def known(self, names: list[str], *, whole: bool = False) -> list[Known]:
         return [Known(number, names[0], asked, {}) for number, asked in self.tasks]
 
+    def lost(self, tasks: list[Known]) -> list[str]:  # noqa: ARG002 -- its pictures are all there
+        return []
+
 
 @pytest.mark.parametrize(("tasks", "missing"), [((), ["a"]), (((1, 1),), ["a"]), (((1, 1), (2, 3)), [])])
 def test_asking_again_takes_a_task_of_its_own(

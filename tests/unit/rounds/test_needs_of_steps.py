@@ -25,6 +25,7 @@ SETTINGS = {
     "features.batch_size": 13,
     "pool.shard_rows": 40,
     "selection.budget": 6,
+    "selection.control_share": 0.0,
     "compute.threads": 1,
     "compute.device": "cpu",
 }

@@ -21,6 +21,7 @@ SETTINGS = {
     "backbone.sizes": [16],
     "pool.shard_rows": 40,
     "selection.budget": 6,
+    "selection.record": "full",
     "selection.strategy": "vabal",
     "vae.epochs": 1,
     "vae.min_steps": 0,
