@@ -1,6 +1,8 @@
 """A workspace's `data/` of a few samples, made round by round as the flow makes it, without training anything."""
 
+import copy
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,6 +46,13 @@ class Books:
         self.random = np.random.default_rng(SEED)
         self.drawn: list[str] = []  # the newest round's control arm
         self.asked = pd.DataFrame({"sample_id": [], "reason": []}, dtype="str")  # what it asks about again
+
+    def copied(self, root: Path) -> "Books":
+        """The same in another folder, to change."""
+        shutil.copytree(self.data, root / "data")
+        own = copy.copy(self)
+        own.root, own.data, own.tags = root, root / "data", dict(self.tags)
+        return own
 
     # -- rounds ---------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from vabal.probabilities import ClassTerms
 from vabal.rounds import derive_seed, tables
 from vabal.rounds.stage_store import code_version
 from vabal.settings.models import Params
-from vabal.strategies import Candidates, Context, Labeled, Strategy, compact, record_of, rule_named, with_prediction
+from vabal.strategies import Candidates, Context, Labeled, Strategy, record_of, rule_named, with_prediction
 from vabal.strategies.base import Listed, recording
 
 
@@ -64,7 +64,7 @@ def check_round(
 def _derive(path: Path, record: Record, taken_in: Pools, again: int) -> Derived:
     """The strategy run again on what is recorded, or what can be said of the scores where too little is."""
     said, settings, strategy, terms = read_statements(record, taken_in.classes)
-    derived = Derived(compact.SCORE_ROUNDING if compact.asked_for(settings) else 1e-9)
+    derived = Derived(record_of(strategy).rounding(settings))
     table = CandidatesTable(path, record, taken_in.classes, derived)
     picker = picker_of(said)
     for part in table.checked_parts():

@@ -31,7 +31,7 @@ from vabal.learning.recipe import CrossFit
 from vabal.rounds.manifests import derive_seed
 from vabal.settings.learners import ClassifierSettings
 from vabal.settings.models import Params
-from vabal.strategies import control
+from vabal.strategies import compact, control
 from vabal.vae import FeatureVAE
 
 CHUNK_ROWS = 4096  # rows in memory at once, where they carry no images
@@ -267,7 +267,7 @@ class Learner:
             keep = np.flatnonzero(wanted_N[start : start + count])
             values: dict[str, Any] = {name: part[keep] for name, (_, part) in zip(columns, parts, strict=True)}
             shard = strategies.Shard(sample_ids[start + keep], **values)
-            yield shard.compact() if self.params.selection.record == "compact" else shard
+            yield shard.compact() if compact.asked_for(self.params) else shard
 
     def control(self, sample_ids: Iterable[NDArray[Any]], candidates: int) -> list[str]:
         """What is drawn uniformly of these candidates, before the picks."""

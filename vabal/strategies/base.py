@@ -182,6 +182,10 @@ class BaseStrategy:
         """Rule and beta under these settings; None where only the selection itself says so."""
         return None
 
+    def rounding(self, settings: Any) -> float:  # noqa: ARG002
+        """How far a score may lie from one that is derived again, relative to it: processors round otherwise."""
+        return 1e-9
+
     def scores_are(self, candidates: int, budget: int) -> NDArray[np.float64] | None:  # noqa: ARG002
         """The scores of so many candidates, the highest first, where all selections have the same; else None."""
         return None

@@ -88,6 +88,10 @@ class VabalStrategy(ScoringStrategy):
         )
         return replace(unscored, score_N=_score(unscored, terms, context.settings))
 
+    def rounding(self, settings: Any) -> float:
+        """Of float32's digits, where a compact record has no more."""
+        return compact.SCORE_ROUNDING if compact.asked_for(settings) else super().rounding(settings)
+
     def _has_posteriors(self, settings: Any) -> bool:
         """Whether posteriors are recorded; else logits are, which say the same and more."""
         several, chosen = settings.probabilities.members > 1, settings.probabilities.classes

@@ -1,9 +1,7 @@
 """The audit: what it tells of rounds, picks and samples, and that any change to a past round is found and named."""
 
-import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -38,10 +36,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Books:
 @pytest.fixture
 def books(kept: Books, tmp_path: Path) -> Books:
     """A copy of the same, to change."""
-    shutil.copytree(kept.data, tmp_path / "data")
-    own = copy.copy(kept)
-    own.root, own.data, own.tags = tmp_path, tmp_path / "data", dict(kept.tags)
-    return own
+    return kept.copied(tmp_path)
 
 
 # -- what it tells ----------------------------------------------------------------------------------------------

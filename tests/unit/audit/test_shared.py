@@ -1,8 +1,6 @@
 """The check shared among processes, and begun at a later round: the same findings; what is not looked at is said."""
 
-import copy
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,10 +25,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Books:
 
 @pytest.fixture
 def books(kept: Books, tmp_path: Path) -> Books:
-    shutil.copytree(kept.data, tmp_path / "data")
-    own = copy.copy(kept)
-    own.root, own.data, own.tags = tmp_path, tmp_path / "data", dict(kept.tags)
-    return own
+    return kept.copied(tmp_path)
 
 
 def change(path: Path, column: str, value: Any) -> None:

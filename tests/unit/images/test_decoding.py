@@ -252,3 +252,18 @@ def test_equal_pixels_have_one_digest_whatever_the_file() -> None:
     both = [file_of(grey_array), file_of(np.repeat(grey_array[..., None], 3, axis=2), "BMP")]
     assert len({images.read(data, LIMITS).digest() for data in both}) == 1
     assert images.read(file_of(array[::-1].copy()), LIMITS).digest() != images.read(files[0], LIMITS).digest()
+
+
+def test_an_interrupt_while_a_reader_is_imported_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 wraps what is raised while a class is being made, as readers' are at the first image."""
+
+    class Interrupted:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise KeyboardInterrupt
+
+    def imported(*_: object) -> None:
+        type("Reader", (), {"is_animated": Interrupted()})
+
+    monkeypatch.setitem(Image.OPEN, "PNG", (imported, Image.OPEN["PNG"][1]))
+    with pytest.raises(KeyboardInterrupt):
+        images.decode(file_of(picture(0)), 8, 1)

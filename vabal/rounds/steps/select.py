@@ -29,7 +29,7 @@ from vabal.rounds.steps.compare import write_compared
 from vabal.rounds.steps.estimate import LOG_LIKELIHOOD, VAE_CLASS, class_terms, labeled_rows, load_feature_dims
 from vabal.rounds.steps.held_out import Probed, probed
 from vabal.rounds.steps.keys import selection_key
-from vabal.strategies import control
+from vabal.strategies import compact, control
 from vabal.strategies.candidates import concatenate
 
 _SCORED = "scored.parquet"  # the candidates before they have ranks
@@ -105,8 +105,8 @@ def _write_control(
     with tables.ScoredWriter(folder / _SCORED_CONTROL, strategies.schema(len(context.classes))) as writer:
         writer.write(arm.to_table(context.classes))
     ranks = {sample_id: rank for rank, sample_id in enumerate(drawn, start=picks + 1)}
-    compact = context.params.selection.record == "compact"
-    tables.write_candidates(folder / _SCORED_CONTROL, folder / tables.CONTROL_FILE, ranks, name, compact=compact)
+    short = compact.asked_for(context.params)
+    tables.write_candidates(folder / _SCORED_CONTROL, folder / tables.CONTROL_FILE, ranks, name, compact=short)
     (folder / _SCORED_CONTROL).unlink()
     table: pd.DataFrame = strategies.selection_table(arm, context.classes, name).to_pandas()
     return table.assign(rank=table["rank"] + picks, probability=len(drawn) / context.report["candidates"])
@@ -125,8 +125,8 @@ def _write_selection(
     both = picks if arm is None else pd.concat([picks.astype(object), arm.astype(object)], ignore_index=True)
     tables.write_selection(both, folder / "selection.parquet")
     ranks = {sample_id: rank for rank, sample_id in enumerate(selection.sample_ids, start=1)}
-    compact = context.params.selection.record == "compact"
-    tables.write_candidates(folder / _SCORED, folder / "candidates.parquet", ranks, name, compact=compact)
+    short = compact.asked_for(context.params)
+    tables.write_candidates(folder / _SCORED, folder / "candidates.parquet", ranks, name, compact=short)
     (folder / _SCORED).unlink()
     listed, terms = selection.shortlist, selection.class_terms
     if listed is not None:
