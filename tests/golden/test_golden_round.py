@@ -31,6 +31,8 @@ SETTINGS = {
     "vae.min_steps": 60,
     "probabilities.draws": 10,
     "selection.budget": 20,
+    "selection.control_share": 0.0,  # recorded before there was an arm, by all digits
+    "selection.record": "full",
     "compute.threads": 1,
     "compute.device": "cpu",
 }

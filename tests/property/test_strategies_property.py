@@ -54,7 +54,8 @@ def entropy(posteriors_N_C: Any) -> Any:
 
 
 def take(shard: Shard, rows: Any, sample_ids: Any = None) -> Shard:
-    columns = {field.name: getattr(shard, field.name)[rows] for field in fields(Shard)}
+    filled = [field.name for field in fields(Shard) if getattr(shard, field.name) is not None]
+    columns = {name: getattr(shard, name)[rows] for name in filled}
     return Shard(**columns if sample_ids is None else columns | {"sample_ids": sample_ids})
 
 

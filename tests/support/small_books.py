@@ -405,13 +405,13 @@ def _said(drawn: strategies.Selection) -> dict[str, Any]:
     return said | {"shortlist": drawn.shortlist.per_pick if drawn.shortlist else None}
 
 
-def build(root: Path) -> Books:
-    """Three rounds: a correction, a rejection, an answer that is still out, new images."""
-    books = Books(root).begin().round("random")
+def build(root: Path, **selection: Any) -> Books:
+    """Three rounds: a correction, a rejection, an answer that is still out, new images. `selection` are settings."""
+    books = Books(root).begin().round("random", **selection)
     first = books.picked(1)
     answers: dict[str, str | None] = {**dict.fromkeys(first[:4], "dog"), first[4]: None, "s006": "emu"}
-    books.round("vabal", labels=answers, new=5)
-    return books.round("entropy", labels={books.picked(2)[0]: "cat"})
+    books.round("vabal", labels=answers, new=5, **selection)
+    return books.round("entropy", labels={books.picked(2)[0]: "cat"}, **selection)
 
 
 def forge(books: Books, number: int, **changes: Any) -> None:

@@ -39,6 +39,12 @@ def books(kept: Books, tmp_path: Path) -> Books:
     return kept.copied(tmp_path)
 
 
+@pytest.fixture
+def full(tmp_path: Path) -> Books:
+    """The same with all digits and columns, as earlier versions recorded them."""
+    return build(tmp_path, record="full")
+
+
 # -- what it tells ----------------------------------------------------------------------------------------------
 
 
@@ -510,15 +516,15 @@ def test_a_raised_score_is_found_because_it_no_longer_follows_from_its_likelihoo
     assert whats[0].startswith("the score of sample s022 does not follow from its other columns")
 
 
-def test_a_raised_posterior_is_found_because_the_score_does_not_follow_from_it(books: Books) -> None:
+def test_a_raised_posterior_is_found_because_the_score_does_not_follow_from_it(full: Books) -> None:
     def raised(table: pd.DataFrame) -> pd.DataFrame:
         named = zip(table["sample_id"], table["posteriors"], strict=True)
         other = [[0.1, 0.1, 0.8] if name == "s022" else list(row) for name, row in named]
         return table.assign(posteriors=pd.Series(other))
 
-    rewrite(books.data / "rounds/0002/candidates.parquet", raised)
-    forge(books, 2)
-    whats = [finding.what for finding in books.verify().findings]
+    rewrite(full.data / "rounds/0002/candidates.parquet", raised)
+    forge(full, 2)
+    whats = [finding.what for finding in full.verify().findings]
     assert any(" of sample s022 does not follow from its other columns" in what for what in whats), whats
 
 
@@ -653,15 +659,15 @@ def test_a_shortlist_that_cannot_be_searched_is_a_finding_though_its_digest_was_
     assert found(books.verify()) == [(2, "rounds/0002/shortlist.parquet")]
 
 
-def test_one_posterior_left_out_does_not_switch_the_check_of_scores_off(books: Books) -> None:
+def test_one_posterior_left_out_does_not_switch_the_check_of_scores_off(full: Books) -> None:
     def doctored(table: pd.DataFrame) -> pd.DataFrame:
         table = table.copy()
         table.at[0, "posteriors"] = None
         return table.assign(score=table["score"].where(table["sample_id"] != "s022", 1e3))
 
-    rewrite(books.data / "rounds/0002/candidates.parquet", doctored)
-    forge(books, 2)
-    whats = [finding.what for finding in books.verify().findings if finding.file.endswith("candidates.parquet")]
+    rewrite(full.data / "rounds/0002/candidates.parquet", doctored)
+    forge(full, 2)
+    whats = [finding.what for finding in full.verify().findings if finding.file.endswith("candidates.parquet")]
     assert any("posteriors: its lists are not all there" in what for what in whats)
 
 
@@ -685,12 +691,12 @@ def of_earlier_version(books: Books) -> None:
         forge(books, number, version=1)
 
 
-def test_a_history_of_an_earlier_version_verifies_as_it_did(books: Books) -> None:
-    of_earlier_version(books)
-    assert books.verify().findings == ()
-    rewrite(books.data / "rounds/0002/candidates.parquet", lambda table: table.assign(margin=table["margin"] + 1e-3))
-    forge(books, 2)
-    assert any("margin" in finding.what for finding in books.verify().findings)
+def test_a_history_of_an_earlier_version_verifies_as_it_did(full: Books) -> None:
+    of_earlier_version(full)
+    assert full.verify().findings == ()
+    rewrite(full.data / "rounds/0002/candidates.parquet", lambda table: table.assign(margin=table["margin"] + 1e-3))
+    forge(full, 2)
+    assert any("margin" in finding.what for finding in full.verify().findings)
 
 
 def test_a_round_does_not_get_out_of_a_check_by_an_earlier_version(books: Books) -> None:
@@ -702,27 +708,27 @@ def test_a_round_does_not_get_out_of_a_check_by_an_earlier_version(books: Books)
 
 @pytest.mark.parametrize("classes", ["posterior", "predicted"])
 def test_a_spread_batch_of_a_version_that_recorded_places_for_scores_verifies_as_it_did(
-    books: Books, classes: str
+    full: Books, classes: str
 ) -> None:
-    of_earlier_version(books)
-    folder, picked = books.data / "rounds/0002", books.picked(2)
+    of_earlier_version(full)
+    folder, picked = full.data / "rounds/0002", full.picked(2)
     place_of = {sample_id: float(len(picked) - place) for place, sample_id in enumerate(picked)}
     for name in ("candidates.parquet", "selection.parquet"):
         rewrite(folder / name, lambda table: table.assign(score=table["sample_id"].map(place_of).fillna(-1.0)))
     table = pq.ParquetFile(folder / "candidates.parquet").read().drop_columns(["posteriors"])
     pq.write_table(table, folder / "candidates.parquet", store_schema=False)
     (folder / "shortlist.parquet").unlink()
-    manifest = rounds.read_manifest(books.data, 2).to_json()
+    manifest = rounds.read_manifest(full.data, 2).to_json()
     settings = manifest["settings"]
     settings["probabilities"]["classes"] = classes
     settings["selection"]["batch"] = "spread"
     said = {name: manifest["selection"][name] for name in ("budget", "beta", "seed")} | {"rule": "topk"}
-    forge(books, 2, selection=said, settings=settings)
-    forge(books, 3, parent=rounds.read_manifest(books.data, 2).digest)
-    assert books.verify().findings == ()
+    forge(full, 2, selection=said, settings=settings)
+    forge(full, 3, parent=rounds.read_manifest(full.data, 2).digest)
+    assert full.verify().findings == ()
     rewrite(folder / "selection.parquet", lambda table: table.iloc[::-1].assign(rank=table["rank"].to_numpy()))
-    forge(books, 2, selection=said, settings=settings)
-    assert books.verify().findings
+    forge(full, 2, selection=said, settings=settings)
+    assert full.verify().findings
 
 
 def test_other_class_terms_than_the_scores_were_made_with_are_found(books: Books) -> None:
