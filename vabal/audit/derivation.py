@@ -97,8 +97,7 @@ def _run_again(
     derived = table.derived
 
     def compare(part: Candidates) -> None:
-        recorded = table.waiting.popleft()
-        derived.compare(recorded, part)
+        derived.compare(table.waiting.popleft(), part)
 
     context = Context(
         shards=table.shards,

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -55,28 +56,48 @@ def sync(workspace: Workspace, params: Params, now: datetime, *, everything: boo
         pulled = labels.pull(workspace.inbox, known, desk, None if everything else _since(note, desk.place), now)
         if pulled.until is not None:
             write_bytes(note, canonical_json({"place": desk.place, "until": pulled.until.isoformat()}))
-        made, wanted = 0, 0
+        pushed = _Pushed()
         try:
-            desk.shelve()
-            pictures = workspace.state / "sync"
-            shutil.rmtree(pictures, ignore_errors=True)  # what a killed run left
-            with rounds.reading(workspace, versions):  # a round may have been published meanwhile
-                known = pools.load(workspace.data)
-                found = labels.compare(workspace.inbox, known, desk)
-                wanted = len(found.missing)
-                pictures.mkdir(mode=0o700)
-                files = write_images(known, workspace.data, found.wanted, pictures)
-                guesses = guesses_of(workspace.data, found.missing, known) if settings.predictions else {}
-            for _ in labels.push(desk, pictures, files, found, guesses):
-                made += 1
-            shutil.rmtree(pictures)
-            dropped = labels.drop_twins(desk, found.twice)
+            _push(workspace, versions, desk, pushed, predictions=settings.predictions)
         except Unavailable as error:
-            taken = pulled.taken
-            before = [f"{taken.labels} labels and {taken.rejections} rejections taken in"] if taken.name else []
-            before += [f"{made} of {wanted} tasks made"] if made else []
-            raise Unavailable(f"{error} (before that: {', '.join(before)})" if before else str(error)) from None
-        return SyncReport(desk.place, len(found.open), made, dropped, pulled.taken, pulled.withdrawn)
+            raise Unavailable(f"{error}{_before(pulled, pushed)}") from None
+        return SyncReport(desk.place, pushed.open, pushed.made, pushed.dropped, pulled.taken, pulled.withdrawn)
+
+
+@dataclass
+class _Pushed:
+    """Requests that are open, tasks that they want, those that were made by now, and twins that were dropped."""
+
+    open: int = 0
+    wanted: int = 0
+    made: int = 0
+    dropped: int = 0
+
+
+def _push(workspace: Workspace, versions: Versioning, desk: LabelStudio, told: _Pushed, *, predictions: bool) -> None:
+    """Make the tasks, and count them in `told`, which says how far it came where the server goes away."""
+    desk.shelve()
+    pictures = workspace.state / "sync"
+    shutil.rmtree(pictures, ignore_errors=True)  # what a killed run left
+    with rounds.reading(workspace, versions):  # a round may have been published meanwhile
+        known = pools.load(workspace.data)
+        found = labels.compare(workspace.inbox, known, desk)
+        told.open, told.wanted = len(found.open), len(found.missing)
+        pictures.mkdir(mode=0o700)
+        files = write_images(known, workspace.data, found.wanted, pictures)
+        guesses = guesses_of(workspace.data, found.missing, known) if predictions else {}
+    for _ in labels.push(desk, pictures, files, found, guesses):
+        told.made += 1
+    shutil.rmtree(pictures)
+    told.dropped = labels.drop_twins(desk, found.twice)
+
+
+def _before(pulled: labels.Pulled, pushed: _Pushed) -> str:
+    """What was done before the server went away; empty if nothing was."""
+    taken = pulled.taken
+    done = [f"{taken.labels} labels and {taken.rejections} rejections taken in"] if taken.name else []
+    done += [f"{pushed.made} of {pushed.wanted} tasks made"] if pushed.made else []
+    return f" (before that: {', '.join(done)})" if done else ""
 
 
 def _bucket(settings: StudioSettings, params: Params) -> "ImageBucket | None":
