@@ -4,11 +4,12 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vabal.errors import UserError
 
@@ -100,6 +101,14 @@ def sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
+def remove(path: Path) -> None:
+    """A file, a link or a folder with what is in it; another process may be quicker."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(path: Path, refusal: str | None = None) -> Iterator[None]:
     """Holds the lock `path`, a file that is made and stays; the lock ends with its process.
@@ -112,3 +121,37 @@ def locked(path: Path, refusal: str | None = None) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(str(refusal)) from None
         yield
+
+
+class Remote(Protocol):
+    """A file that lies elsewhere, whole, and never changes."""
+
+    name: str
+    size: int  # bytes
+
+    def read(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each range (offset, bytes), in the order given."""
+
+    def here(self) -> Path:
+        """The file brought to this machine, and kept."""
+
+
+class Shared(Protocol):
+    """Files that are made once and never change, by names like `decoded/....npy`, where several machines find them."""
+
+    def find(self, name: str, path: Path) -> Remote | None:
+        """The file, if it is there; its `here` brings it to `path`."""
+
+    def publish(self, name: str, path: Path) -> None:
+        """Put the file there, for all to find; whole, or not at all."""
+
+    def names(self, folder: str) -> set[str]:
+        """What is there below `folder`: names behind the slash."""
+
+
+def found(shared: Shared | None, name: str, path: Path) -> Path | Remote | None:
+    """The file at `path`, or where others can have put it; None if it is nowhere."""
+    if path.exists():
+        os.utime(path)  # it was asked for: what nobody asks for goes first
+        return path
+    return None if shared is None else shared.find(name, path)

@@ -104,6 +104,16 @@ class Workspace:
         return self.state / "decoded"
 
     @property
+    def shards(self) -> Path:
+        """Shards of images that were fetched from where several machines share them."""
+        return self.state / "shards"
+
+    @property
+    def weights(self) -> Path:
+        """Files of a backbone's weights that were fetched likewise."""
+        return self.state / "weights"
+
+    @property
     def embeddings(self) -> Path:
         return self.state / "embeddings"
 

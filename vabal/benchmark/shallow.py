@@ -22,8 +22,8 @@ from sklearn.svm import SVC
 
 from vabal.benchmark import gradients
 from vabal.files import file_sha256, locked, sha256
+from vabal.images.rows import RowWriter
 from vabal.learning import committee
-from vabal.learning.features import RowWriter
 from vabal.learning.needs import Needs
 from vabal.learning.probe import balanced_weights, standardisation
 from vabal.rounds.learner import TrainingSet

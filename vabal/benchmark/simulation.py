@@ -385,15 +385,17 @@ class _Selecting:
         if not learner.needs.vae:
             return learner.counted_terms(labels_L, len(self.pool.classes), cross_fitted), {}
         unlabeled_N_D = trained.features_N_D[self.left_P]
+        stand_in_N = learner.stand_in(len(unlabeled_N_D))
         seen_N_D, predicted_N = unlabeled_N_D, trained.logits_N_C[self.left_P].argmax(axis=1)
         if not learner.params.vae.shuffle:
             read_P = self.pool.as_read(self.left_P)
             seen_N_D, predicted_N = trained.features_N_D[read_P], trained.logits_N_C[read_P].argmax(axis=1)
+        seen_N_D, predicted_N = seen_N_D[stand_in_N], predicted_N[stand_in_N]
         network, training = learner.vae(seen_N_D, predicted_N, trained.feature_dims, len(self.pool.classes))
         _run(training)
         self.networks += 1
         labeled = trained.features_N_D[self.labeled_L], labels_L
-        terms = learner.class_terms(network, labeled, [unlabeled_N_D], cross_fitted)
+        terms = learner.class_terms(network, labeled, [unlabeled_N_D[stand_in_N]], cross_fitted)
         ((log_likelihood_N_C, vae_class_N),) = learner.likelihood(network, [unlabeled_N_D])
         return terms, {"log_likelihood_N_C": log_likelihood_N_C, "vae_class_N": vae_class_N}
 

@@ -1,10 +1,17 @@
 """What the round's tasks work with: the round as a ticket tells of it, MLflow, and where the stages' outputs lie."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefect.logging import get_run_logger
+
 from vabal.adapters import storage
-from vabal.rounds import OpenRound
+from vabal.files import private_folder
+from vabal.rounds import OpenRound, scratch, steps
 from vabal.rounds.context import RoundContext, own_store
 from vabal.rounds.stage_store import LocalStageStore, StageStore, stage_folder
 from vabal.settings.models import Params
@@ -13,17 +20,43 @@ from vabal.workspace import Workspace
 if TYPE_CHECKING:
     from vabal.adapters.tracking import Tracking
 
-# What every task of a round is told: workspace, settings, the round, intake's key, MLflow's run.
+SCRATCH = "VABAL_SCRATCH"
+
+# What every task of a round is told: workspace (None: it is on another machine), settings, the round, intake's key,
+# MLflow's run, and the backbone's weights where they lie in the stage store.
 Ticket = dict[str, Any]
 
 
 def context_of(ticket: Ticket) -> RoundContext:
-    workspace = Workspace(Path(ticket["workspace"]))
+    """The round at work: in its workspace, or, where that is on another machine, in this one's scratch folder."""
+    away = ticket["workspace"] is None
+    workspace = scratch_place() if away else Workspace(Path(ticket["workspace"]))
     workspace.environment()
     params = Params.model_validate(ticket["params"])
-    return RoundContext(
-        workspace, params, OpenRound.from_json(ticket["round"]), stage_store(workspace, params), ticket["intake"]
-    )
+    stages = stage_store(workspace, params)
+    if away:
+        params = steps.with_weights(params, ticket["weights"], workspace, stages)
+    return RoundContext(workspace, params, OpenRound.from_json(ticket["round"]), stages, ticket["intake"])
+
+
+@contextmanager
+def at_work(ticket: Ticket) -> Iterator[RoundContext]:
+    """The same for as long as a task works; then what is kept for later goes back below its limit."""
+    context = context_of(ticket)
+    with scratch.at_work(context.workspace):
+        yield context
+    limit = context.params.compute.scratch_gigabytes
+    # A workspace's own store is where the round's outputs are, so all of this round stay.
+    before = None if ticket["workspace"] is None else datetime.fromisoformat(context.round.started).timestamp()
+    said = scratch.trim(context.workspace, limit, before).line(limit)
+    if said:
+        get_run_logger().info(said)
+
+
+def scratch_place() -> Workspace:
+    """Where a machine without the workspace keeps what it fetches: `$VABAL_SCRATCH`, or `~/.cache/vabal`."""
+    folder = os.environ.get(SCRATCH) or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vabal")
+    return Workspace(private_folder(Path(folder).expanduser().absolute()))
 
 
 def tracking_of(params: Params, owner: str = "") -> "Tracking":

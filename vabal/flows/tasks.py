@@ -16,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from vabal import pools, rounds, strategies
 from vabal.adapters.versioning import Versioning
 from vabal.errors import Unavailable
-from vabal.flows.context import Ticket, context_of, tracking_of
+from vabal.flows.context import Ticket, at_work, context_of, tracking_of
 from vabal.flows.meanwhile import telling
 from vabal.flows.publication import carry_out, refuse_taken_anchor
 from vabal.labels.agreement import agreement as opinions_on
@@ -50,11 +50,23 @@ def run_all(step: Callable[..., StageReference], calls: list[tuple[Any, ...]]) -
     """
     context = FlowRunContext.get()
     if context is None or isinstance(context.task_runner, ThreadPoolTaskRunner) or not isinstance(step, Task):
-        return plan.one_by_one(step, calls)
+        refs = plan.one_by_one(step, calls)
+    else:
+        refs = _on_ray(step, calls)
+    if step is train_classifier:  # it has learned: a rerun goes on with what this round took in
+        ticket = calls[0][0]
+        rounds.keep(Workspace(Path(ticket["workspace"])), rounds.OpenRound.from_json(ticket["round"]))
+    return refs
+
+
+def _on_ray(step: Task[..., StageReference], calls: list[tuple[Any, ...]]) -> list[StageReference]:
+    """Side by side on Ray's workers, which have nothing of the workspace's folder where stages lie in S3."""
     from prefect_ray.context import remote_options  # noqa: PLC0415 -- Ray takes seconds to import
 
-    with remote_options(num_gpus=Params.model_validate(calls[0][0]["params"]).compute.gpus_per_task):
-        futures = [step.submit(*arguments) for arguments in calls]
+    params = Params.model_validate(calls[0][0]["params"])
+    with remote_options(num_gpus=params.compute.gpus_per_task):
+        told = {"workspace": None} if params.stages.startswith("s3://") else {}
+        futures = [step.submit(ticket | told, *arguments) for ticket, *arguments in calls]
     return [future.result() for future in futures]
 
 
@@ -107,6 +119,7 @@ def intake(workspace: str, settings: dict[str, Any], enough: str | None = None) 
     return ticket | {
         "mlflow_run": _opened(context, settings),
         "shards": steps.shard_names(context),
+        "weights": steps.share(context),
         # What came in last is learned from and published, though there is nothing left to pick.
         "needs_vae": context.needs.vae and context.report["candidates"] > 0,
         "needs_class_terms": context.needs.class_terms and context.report["candidates"] > 0,
@@ -127,25 +140,24 @@ def _opened(context: RoundContext, settings: dict[str, Any]) -> str:
 
 @task(name="embed-images", task_run_name="embed-images {shard}", **LEARNING)
 def embed_images(ticket: Ticket, shard: str) -> StageReference:
-    with telling(ticket):
-        return steps.embed_images(context_of(ticket), shard)
+    with at_work(ticket) as context, telling(ticket):
+        return steps.embed_images(context, shard)
 
 
 @task(name="train-classifier", task_run_name="train-classifier", **LEARNING)
 def train_classifier(ticket: Ticket) -> StageReference:
-    context = context_of(ticket)
-    with telling(ticket):
-        ref = steps.train_classifier(context)
-    _log_training(ticket, context, ref)
-    rounds.keep(context.workspace, context.round)  # it has learned: a rerun goes on with what this round took in
+    with at_work(ticket) as context:
+        with telling(ticket):
+            ref = steps.train_classifier(context)
+        _log_training(ticket, context, ref)
     return ref
 
 
 @task(name="evaluate", task_run_name="evaluate", **LEARNING)
 def evaluate(ticket: Ticket, trained: StageReference) -> StageReference:
-    context = context_of(ticket)
-    ref = steps.evaluate(context, trained)
-    measured = steps.evaluation(context, ref)
+    with at_work(ticket) as context:
+        ref = steps.evaluate(context, trained)
+        measured = steps.evaluation(context, ref)
     tracking_of(context.params).log_metrics(ticket["mlflow_run"], measured)
     get_run_logger().log(logging.INFO if measured else logging.WARNING, words.in_words(measured))
     return ref
@@ -153,16 +165,16 @@ def evaluate(ticket: Ticket, trained: StageReference) -> StageReference:
 
 @task(name="extract-features", task_run_name="extract-features {shard}", **LEARNING)
 def extract_features(ticket: Ticket, trained: StageReference, shard: str) -> StageReference:
-    with telling(ticket):
-        return steps.extract_features(context_of(ticket), trained, shard)
+    with at_work(ticket) as context, telling(ticket):
+        return steps.extract_features(context, trained, shard)
 
 
 @task(name="train-vae", task_run_name="train-vae", **LEARNING)
 def train_vae(ticket: Ticket, extracted: list[StageReference]) -> StageReference:
-    context = context_of(ticket)
-    with telling(ticket):
-        ref = steps.train_vae(context, extracted)
-    _log_training(ticket, context, ref)
+    with at_work(ticket) as context:
+        with telling(ticket):
+            ref = steps.train_vae(context, extracted)
+        _log_training(ticket, context, ref)
     return ref
 
 
@@ -170,19 +182,20 @@ def train_vae(ticket: Ticket, extracted: list[StageReference]) -> StageReference
 def estimate_class_terms(
     ticket: Ticket, trained: StageReference, extracted: list[StageReference], encoded: StageReference | None
 ) -> StageReference:
-    return steps.estimate_class_terms(context_of(ticket), trained, extracted, encoded)
+    with at_work(ticket) as context:
+        return steps.estimate_class_terms(context, trained, extracted, encoded)
 
 
 @task(name="estimate-probabilities", task_run_name="estimate-probabilities {extracted[shard]}", **LEARNING)
 def estimate_likelihood(ticket: Ticket, extracted: StageReference, encoded: StageReference) -> StageReference:
-    with telling(ticket):
-        return steps.estimate_likelihood(context_of(ticket), extracted, encoded)
+    with at_work(ticket) as context, telling(ticket):
+        return steps.estimate_likelihood(context, extracted, encoded)
 
 
 @task(name="select-batch", task_run_name="select-batch", **LEARNING)
 def select_batch(ticket: Ticket, extracted: list[StageReference], estimated: dict[str, Any] | None) -> StageReference:
-    context = context_of(ticket)
-    ref = steps.select_batch(context, extracted, estimated)
+    with at_work(ticket) as context:
+        ref = steps.select_batch(context, extracted, estimated)
     get_run_logger().info("select-batch: %s", steps.selection_in_words(context, ref))
     for note in steps.selection_document(context, ref)["notes"]:
         get_run_logger().warning(note)

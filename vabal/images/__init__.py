@@ -7,11 +7,13 @@ from vabal._lazy import members
 if TYPE_CHECKING:
     from vabal.images.decoded import DecodedShards
     from vabal.images.decoding import Unreadable, decode, probe, read, shape, thumbnail
+    from vabal.images.shard_files import SharedShards
     from vabal.images.shards import encoded, encoded_many, write_shards
     from vabal.images.unreadable import note_left_out, quarantine, safe_name
 
 __all__ = [
     "DecodedShards",
+    "SharedShards",
     "Unreadable",
     "decode",
     "encoded",
@@ -38,6 +40,7 @@ __getattr__ = members(
             "shape",
             "thumbnail",
         ),
+        "shard_files": ("SharedShards",),
         "shards": (
             "encoded",
             "encoded_many",

@@ -5,18 +5,23 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 from vabal.errors import UserError
+from vabal.files import Shared, found
 from vabal.images.decoding import Unreadable, decode, decoder
-from vabal.images.shards import GROUP_ROWS, digest_in, open_shard, rows_of
+from vabal.images.rows import read_rows
+from vabal.images.shard_files import ShardFiles, ShardFolders
+from vabal.images.shards import GROUP_ROWS, rows_of
 from vabal.settings.base import BitDepth
 
 __all__ = ["DecodedShards"]
+
+_FOLDER: Final = "decoded"  # where several machines share what they decoded
 
 
 class DecodedShards:
@@ -24,22 +29,25 @@ class DecodedShards:
 
     The first pass over a shard decodes it and fills a cache (`.npy` files in `cache`, named for the shard's content,
     the image size and what decoded it); later passes read raw bytes. `data` is a folder with `images/`, or several of
-    them, searched in turn; `names` follows `catalog`, or else the first folder's catalog.parquet, or else the file
-    names.
+    them, searched in turn, or says where shards lie; `names` follows `catalog`, or else what `data` says. With `shared`
+    what one machine decoded is there for all.
     """
 
     def __init__(
         self,
-        data: Path | Sequence[Path],
+        data: Path | Sequence[Path] | ShardFiles,
         cache: Path,
         size: int,
         channels: int,
         *,
         catalog: pd.DataFrame | None = None,
         bit_depth: BitDepth = "auto",
+        shared: Shared | None = None,
     ) -> None:
         self._bit_depth: BitDepth = bit_depth
-        self._folders = [data] if isinstance(data, Path) else list(data)
+        folders = [data] if isinstance(data, Path) else data
+        self._files: ShardFiles = ShardFolders(folders) if isinstance(folders, Sequence) else folders
+        self._shared = shared
         self._cache = cache
         self._shape = (size, size, channels)
         self._catalog = catalog
@@ -48,35 +56,31 @@ class DecodedShards:
         """Shard names in catalog order."""
         if self._catalog is not None:
             return [str(name) for name in self._catalog["shard"].unique()]
-        path = self._folders[0] / "catalog.parquet"
-        if path.exists():
-            return [str(name) for name in pq.read_table(path, columns=["shard"]).column("shard").unique().to_pylist()]
-        return sorted(file.stem for folder in self._folders for file in (folder / "images").glob("*.parquet"))
+        return self._files.names()
 
     def rows(self, shard: str) -> int:
         """How many images the shard holds."""
-        return int(self._open(shard).metadata.num_rows)
+        return self._files.rows(shard)
 
     def sample_ids(self, shard: str) -> np.ndarray:
         """The shard's sample ids, in row order (an object array of str)."""
-        ids: np.ndarray = self._open(shard).read(columns=["sample_id"]).column("sample_id").to_numpy()
-        return ids
+        return self._files.sample_ids(shard)
 
     def batches(self, shard: str, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (first row, images_N_H_W_K uint8) over the whole shard in row order.
 
         Raises UserError naming the sample if an image of the shard cannot be decoded.
         """
-        file = self._open(shard)
-        total = file.metadata.num_rows
-        path = self._cached(shard, file)
-        if self._usable(path, total):
+        total, path = self.rows(shard), self._cached(shard)
+        if self._usable(path, total) or self._fetched(path, total):
             yield from self._read_batches(path, total, batch_size)
             return
         with _cache_file(path, (total, *self._shape)) as cache:
-            for start, images in _rebatch(self._decode_groups(file, shard), batch_size, self._shape):
+            for start, images in _rebatch(self._decode_groups(self._files.open(shard), shard), batch_size, self._shape):
                 cache.write(images.data)
                 yield start, images
+        if self._shared is not None:
+            self._shared.publish(f"{_FOLDER}/{path.name}", path)
 
     def gather(self, catalog_rows: pd.DataFrame) -> np.ndarray:
         """images_N_H_W_K uint8 of these catalog rows, in the order given."""
@@ -90,19 +94,22 @@ class DecodedShards:
 
     def keep(self, shard: str) -> None:
         """Decodes the shard into the cache, if it is not there."""
-        file = self._open(shard)
-        if not self._usable(self._cached(shard, file), file.metadata.num_rows):
+        if not self._usable(self._cached(shard), self.rows(shard)):
             for _ in self.batches(shard, GROUP_ROWS):
                 pass
 
     def _gather_shard(self, shard: str, rows: np.ndarray, places: np.ndarray, images: np.ndarray) -> None:
-        file = self._open(shard)
-        total = file.metadata.num_rows
+        total, path = self.rows(shard), self._cached(shard)
         if len(rows) and (rows.min() < 0 or rows.max() >= total):
             raise UserError(f"shard {shard} has {total} images, no row {int(rows.max())}")
-        path = self._cached(shard, file)
         order = np.argsort(rows, kind="stable")
         if 2 * len(rows) > total:
+            self.keep(shard)
+        elif not self._files.is_here(shard) and not self._usable(path, total):
+            there = found(self._shared, f"{_FOLDER}/{path.name}", path)
+            if there is not None:
+                images[places[order]] = read_rows(there, rows[order])
+                return
             self.keep(shard)
         if self._usable(path, total):
             with path.open("rb", buffering=0) as raw:
@@ -111,27 +118,34 @@ class DecodedShards:
                     raw.seek(begin + int(row) * images[place].nbytes)
                     raw.readinto(images[place].data)
             return
-        encoded_rows = rows_of(file, rows[order].tolist())
+        encoded_rows = rows_of(self._files.open(shard), rows[order].tolist())
         for place, (sample_id, data) in zip(places[order], encoded_rows, strict=True):
             images[place] = self._decode(shard, sample_id, data)
 
-    def _open(self, shard: str) -> pq.ParquetFile:
-        paths = [folder / "images" / f"{shard}.parquet" for folder in self._folders]
-        return open_shard(next((path for path in paths if path.exists()), paths[0]))
-
     def content(self, shard: str) -> str:
         """A name for the shard's decoded images: another shard, size or decoder has another."""
-        return self._cached(shard, self._open(shard)).stem
+        return self._cached(shard).stem
 
-    def _cached(self, shard: str, file: pq.ParquetFile) -> Path:
-        digest = digest_in(file, shard)
+    def _cached(self, shard: str) -> Path:
+        digest = self._files.digest(shard)
         size, _, channels = self._shape
         return self._cache / f"{shard}-{digest[:16]}-{size}x{channels}-{self._bit_depth}-{decoder()}.npy"
+
+    def _fetched(self, path: Path, total: int) -> bool:
+        """Whether another machine had decoded the shard; then it is here as well."""
+        there = None if path.exists() else found(self._shared, f"{_FOLDER}/{path.name}", path)
+        if there is None or isinstance(there, Path):
+            return False
+        there.here()
+        return self._usable(path, total)
 
     def _usable(self, path: Path, total: int) -> bool:
         """Whether the cache file is there and as long as it must be (a full disk may have cut it)."""
         expected = len(_npy_header((total, *self._shape))) + total * int(np.prod(self._shape))
-        return path.exists() and path.stat().st_size == expected
+        if not path.exists() or path.stat().st_size != expected:
+            return False
+        os.utime(path)  # it was asked for: what nobody asks for goes first
+        return True
 
     def _read_batches(self, path: Path, total: int, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
         with path.open("rb", buffering=0) as raw:  # plain reads: pages of a memory map would count as resident memory

@@ -20,15 +20,28 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from vabal.files import canonical_json, file_sha256, locked, private_folder, sha256, sync_file, write_bytes
+from vabal.files import (
+    Remote,
+    Shared,
+    canonical_json,
+    file_sha256,
+    found,
+    locked,
+    private_folder,
+    remove,
+    sha256,
+    sync_file,
+    write_bytes,
+)
 from vabal.images import DecodedShards
+from vabal.images.rows import RowWriter, read_rows, row_batches
 from vabal.learning import backbones, network
 from vabal.learning.backbones import Backbone, Layer
-from vabal.learning.features import RowWriter, row_batches
 from vabal.learning.needs import check_finite
 from vabal.learning.probe import Embedded
 from vabal.settings.learners import BackboneSettings
 
+_FOLDER: Final = "embeddings"  # where several machines share them
 _LIBRARIES: Final = ("torch", "timm", "torchvision")
 _OURS: Final = re.compile(
     r"(.+-[0-9a-f]{16}(\.npy|\.json)?|\..+-[0-9a-f]{16}\..+)"
@@ -40,8 +53,11 @@ Batches = Iterable[tuple[int, NDArray[np.uint8]]]
 class Embedder:
     """The backbone of the settings, loaded once it is needed, and the folder that keeps what it says."""
 
-    def __init__(self, settings: BackboneSettings, device: torch.device | str, cache: Path) -> None:
-        self.settings, self.device, self.cache = settings, torch.device(device), cache
+    def __init__(
+        self, settings: BackboneSettings, device: torch.device | str, cache: Path, shared: Shared | None = None
+    ) -> None:
+        """With `shared` what one machine embedded is there for all."""
+        self.settings, self.device, self.cache, self.shared = settings, torch.device(device), cache, shared
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -116,10 +132,10 @@ class Embedder:
         self, name: str, rows: int, batches: Callable[[], Batches], sample_ids: NDArray[Any] | None = None
     ) -> Path:
         """The file of the embeddings that are called `name`; made from `batches` of images if it is not there."""
+        place = self.find(name)
+        if place is not None:
+            return place if isinstance(place, Path) else place.here()
         path = self.cache / f"{name}-{self.key}.npy"
-        if path.exists():
-            os.utime(path)
-            return path
         private_folder(self.cache)
         with locked(self.cache / f".{name}-{self.key}.lock"):
             if not path.exists():
@@ -130,10 +146,17 @@ class Embedder:
                             names = None if sample_ids is None else sample_ids[start : start + len(images)]
                             writer.append(self.embed(images, names))
                     sync_file(temporary)
+                    if self.shared is not None:
+                        self.shared.publish(f"{_FOLDER}/{path.name}", temporary)
                     temporary.replace(path)
                 finally:
                     temporary.unlink(missing_ok=True)
         return path
+
+    def find(self, name: str) -> Path | Remote | None:
+        """Where the embeddings that are called `name` lie; None where nobody has made them."""
+        file = f"{name}-{self.key}.npy"
+        return found(self.shared, f"{_FOLDER}/{file}", self.cache / file)
 
 
 def forget(folder: Path, before: float) -> int:
@@ -143,10 +166,7 @@ def forget(folder: Path, before: float) -> int:
         return 0
     old = [path for path in folder.iterdir() if _OURS.fullmatch(path.name) and path.lstat().st_mtime < before]
     for path in old:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        remove(path)
     return len(old)
 
 
@@ -161,7 +181,7 @@ class EmbeddedShards:
         return self._shards.rows(shard)
 
     def embed(self, shard: str, reported: Callable[[Batches], Batches] | None = None) -> Path:
-        """The file of the shard's embeddings, made if it is not there."""
+        """The file of the shard's embeddings, made if it is not there, and brought here."""
 
         def images() -> Batches:
             batches = self._shards.batches(shard, self._batch_size)
@@ -172,7 +192,7 @@ class EmbeddedShards:
 
     def has(self, shard: str) -> bool:
         """Whether the shard's embeddings are there: nothing need be computed for them."""
-        return (self.embedder.cache / f"{self._shards.content(shard)}-{self.embedder.key}.npy").exists()
+        return self.embedder.find(self._shards.content(shard)) is not None
 
     def batches(self, shard: str, batch_size: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield (first row, embeddings_N_E) over the whole shard in row order."""
@@ -185,5 +205,6 @@ class EmbeddedShards:
         rows = catalog_rows["row"].to_numpy(dtype=np.int64)
         for shard in dict.fromkeys(shards):
             places = np.flatnonzero(shards == shard)
-            gathered[places] = np.load(self.embed(str(shard)), mmap_mode="r")[rows[places]]
+            there = self.embedder.find(self._shards.content(str(shard)))
+            gathered[places] = read_rows(self.embed(str(shard)) if there is None else there, rows[places])
         return gathered

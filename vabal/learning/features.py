@@ -1,21 +1,16 @@
-"""Features and logits of a pool, streamed to `.npy` files and back: memory does not grow with the pool.
+"""Features and logits of a pool, streamed to `.npy` files and back: memory does not grow with the pool."""
 
-Files are appended to and read at offsets, never mapped: the pages of a mapped file count as resident memory.
-"""
-
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vabal.errors import UserError
 from vabal.files import canonical_json, write_bytes
+from vabal.images.rows import RowWriter, row_batches
 from vabal.learning.needs import check_finite
 from vabal.learning.network import Network
 from vabal.learning.recipe import Inputs, pieces, place
@@ -90,121 +85,6 @@ def feature_batches(folder: Path, batch_size: int) -> Iterator[FeatureBatch]:
     pairs = zip(row_batches(folder / FEATURES, batch_size), row_batches(folder / LOGITS, batch_size), strict=True)
     for (start, features_N_D), (_, logits_N_C) in pairs:
         yield FeatureBatch(start, features_N_D, logits_N_C)
-
-
-class RowWriter:
-    """Appends rows to a `.npy` file whose number of rows is known beforehand; a context manager.
-
-    `columns` of None makes a one-dimensional array. Leaving it normally before all rows came raises ValueError.
-    """
-
-    def __init__(self, path: Path, rows: int, columns: int | None, dtype: str = "<f4") -> None:
-        self.path = path
-        self.rows = rows
-        self.written = 0
-        self._row_shape = () if columns is None else (columns,)
-        self._dtype = np.dtype(dtype)
-        self._file: BinaryIO = path.open("wb")
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (rows, *self._row_shape)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def append(self, values: NDArray[Any]) -> None:
-        """Adds rows at the end. Raises ValueError for rows of another shape, or too many."""
-        if values.shape[1:] != self._row_shape or self.written + len(values) > self.rows:
-            raise ValueError(
-                f"{self.path.name}: rows of shape {values.shape} do not fit behind {self.written} of {self.rows} rows"
-            )
-        self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
-        self.written += len(values)
-
-    def __enter__(self) -> "RowWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        if kind is None and self.written != self.rows:
-            raise ValueError(f"{self.path.name}: {self.written} rows came, expected {self.rows}")
-
-
-def row_batches(path: Path, batch_size: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yields (start, rows) of the `.npy` file, each batch an array of its own. Raises UserError for a damaged file."""
-    with _open(path) as file:
-        shape, dtype, _ = _header(file, path)
-        per_row = int(np.prod(shape[1:], dtype=np.int64))
-        for start in range(0, shape[0], batch_size):
-            count = min(batch_size, shape[0] - start)
-            yield start, np.fromfile(file, dtype, count * per_row).reshape(count, *shape[1:])
-
-
-class RowReader:
-    """Reads rows of a `.npy` file, one by one, in any order: for few rows at a time of a large file.
-
-    Of a memory map every page that was ever touched stays resident, here nothing does. A context manager. Raises
-    UserError for a damaged file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._name = path.name
-        self._file = _open(path)
-        try:
-            self._shape, self._dtype, self._first = _header(self._file, path)
-        except UserError:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> "RowReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def __call__(self, rows_N: Sequence[int] | NDArray[np.integer]) -> NDArray[Any]:
-        """These rows, in the order given. Raises IndexError for one that is not there."""
-        values = np.empty((len(rows_N), *self._shape[1:]), self._dtype)
-        size, file = self._dtype.itemsize * int(np.prod(self._shape[1:], dtype=np.int64)), self._file.fileno()
-        into = values.view(np.uint8).reshape(len(rows_N), size)
-        for position, row in enumerate(np.asarray(rows_N).tolist()):
-            if not 0 <= row < self._shape[0]:
-                raise IndexError(f"{self._name}: row {row} of {self._shape[0]}")
-            if os.preadv(file, [into[position]], self._first + row * size) != size:
-                raise UserError(f"{self._name}: became shorter while it was read; run the round again")
-        return values
-
-
-def read_rows(path: Path, rows_N: Sequence[int] | NDArray[np.integer]) -> NDArray[Any]:
-    """These rows of the `.npy` file, as a `RowReader` reads them."""
-    with RowReader(path) as read:
-        return read(rows_N)
-
-
-def shape_of(path: Path) -> tuple[int, ...]:
-    """The shape of the array in the `.npy` file. Raises UserError for a damaged or unfinished file."""
-    with _open(path) as file:
-        return _header(file, path)[0]
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; run the round again to make it anew") from None
-
-
-def _header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, type and the first number's offset; the file's size must be what they say."""
-    try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("another version of the format")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    except ValueError:
-        raise UserError(f"{path}: not an array of rows; delete it and run the round again") from None
-    first = file.tell()
-    expected = first + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if fortran_order or not shape or dtype.hasobject or path.stat().st_size != expected:
-        raise UserError(f"{path}: incomplete or not an array of rows; delete it and run the round again")
-    return shape, dtype, first
 
 
 def _read_ahead(batches: Iterable[tuple[int, Inputs]]) -> Iterator[tuple[int, Inputs]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vabal import images, strategies
 from vabal.errors import UserError
+from vabal.files import Remote, Shared
 from vabal.learning.metrics import Metric
 from vabal.progress import advance, measured, which
 from vabal.rounds.opened import OpenRound
@@ -38,22 +39,34 @@ class RoundContext:
     intake_key: str
     home: Path | None = None  # where files of the settings are; None: in the workspace
 
+    @property
+    def shared(self) -> Shared | None:
+        """What machines that have nothing else in common share; None where they have a file system."""
+        return self.stages.shared
+
     @cached_property
-    def local(self) -> LocalStageStore:
-        """Intake's view of the pools and the selection belong to the workspace, wherever the learning runs."""
-        return own_store(self.workspace)
+    def local(self) -> StageStore:
+        """Intake's view of the pools and the selection belong to the workspace, where others can see it."""
+        return own_store(self.workspace) if self.shared is None else self.stages
 
     @cached_property
     def view(self) -> Path:
-        """A folder laid out like `data/` with the pools as they are after intake."""
+        """A folder laid out like `data/` with the pools as they are after intake; elsewhere without images."""
         place = self.local.get("intake", self.intake_key)
         if place is None:
-            raise UserError(f"the intake of round {self.round.round} is gone from {self.local.folder}: run it again")
+            raise UserError(f"the intake of round {self.round.round} is gone from the stage store: run it again")
         return place
+
+    def _of_intake(self, name: str) -> Path:
+        """One file of the view, without the others."""
+        place = self.local.file("intake", self.intake_key, name)
+        if place is None:
+            raise UserError(f"the intake of round {self.round.round} is gone from the stage store: run it again")
+        return whole(place)
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads((self.view / "intake.json").read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(self._of_intake("intake.json").read_text(encoding="utf-8"))
         return document
 
     @cached_property
@@ -81,20 +94,31 @@ class RoundContext:
 
     @cached_property
     def shards(self) -> images.DecodedShards:
-        settings = self.params.images
+        settings, shared = self.params.images, self.shared
+        files: Path | images.SharedShards = self.view if shared is None else self._shared_shards(shared)
         return images.DecodedShards(
-            self.view, self.workspace.decoded, settings.size, settings.channels, bit_depth=settings.bit_depth
+            files,
+            self.workspace.decoded,
+            settings.size,
+            settings.channels,
+            bit_depth=settings.bit_depth,
+            shared=shared,
         )
+
+    def _shared_shards(self, shared: Shared) -> images.SharedShards:
+        own = own_store(self.workspace).get("intake", self.intake_key)  # with images where the intake ran
+        sha256s = {name: self.report["shards"][name] for name in self.report["order"]}
+        return images.SharedShards(shared, sha256s, self.workspace.shards, own)
 
     @cached_property
     def embedded(self) -> "EmbeddedShards | None":
         """The embeddings of the pool's images, where the classifier is a probe."""
-        return self._by(self.learner.embedder(self.workspace.embeddings))
+        return self._by(self.learner.embedder(self.workspace.embeddings, self.shared))
 
     @cached_property
     def frozen(self) -> "EmbeddedShards | None":
         """The features of the pool's images, where the strategy asks for a frozen network's."""
-        return self._by(self.learner.frozen(self.workspace.embeddings))
+        return self._by(self.learner.frozen(self.workspace.embeddings, self.shared))
 
     def _by(self, embedder: "Embedder | None") -> "EmbeddedShards | None":
         from vabal.learning.embeddings import EmbeddedShards  # noqa: PLC0415 -- torch
@@ -114,7 +138,7 @@ class RoundContext:
 
     def roles(self, shard: str) -> tuple[np.ndarray, np.ndarray]:
         """Role and label index (-1: unknown) of each row of a shard."""
-        with np.load(self.view / "roles" / f"{shard}.npz") as arrays:
+        with np.load(self._of_intake(f"roles-{shard}.npz")) as arrays:
             return arrays["role"], arrays["label"]
 
     def seed(self, purpose: str) -> int:
@@ -129,14 +153,33 @@ StageReference = dict[str, str]
 def stage(store: StageStore, key: StageKey, produce: Callable[[Path], None]) -> StageReference:
     """The stage's output: looked up, or else produced. `produce` fills the folder that it is given."""
     digest = key.digest
-    if store.get(key.stage, digest) is None:
+    if not store.has(key.stage, digest):
         with store.produce(key.stage, digest) as folder:
             produce(folder)
     return {"stage": key.stage, "key": digest}
 
 
 def output_of(context: RoundContext, ref: StageReference) -> Path:
+    """The folder of an output, all of it."""
     return stage_output(context, ref["stage"], ref["key"])
+
+
+def file_of(context: RoundContext, ref: StageReference, name: str) -> Path | Remote:
+    """One file of an output: here, or where it lies, for who reads some of its rows."""
+    place = context.stages.file(ref["stage"], ref["key"], name)
+    if place is None:
+        raise UserError(f"stage {ref['stage']} ({ref['key']}) is gone from the stage store: run the round again")
+    return place
+
+
+def path_of(context: RoundContext, ref: StageReference, name: str) -> Path:
+    """One file of an output, here, without the others."""
+    return whole(file_of(context, ref, name))
+
+
+def whole(place: Path | Remote) -> Path:
+    """The file, brought here where it lies elsewhere."""
+    return place if isinstance(place, Path) else place.here()
 
 
 def stage_output(context: RoundContext, stage: str, key: str) -> Path:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from vabal import probabilities, strategies, vae
+from vabal.files import Shared
 from vabal.learning import backbones, classifier, committee, finetune, finetune_committee, probe, recipe
 from vabal.learning.committee import Committee
 from vabal.learning.device import device_of, one_thread
@@ -122,15 +123,15 @@ class Learner:
 
     # -- trained --
 
-    def embedder(self, cache: Path) -> Embedder | None:
+    def embedder(self, cache: Path, shared: Shared | None = None) -> Embedder | None:
         """What turns images into a probe's inputs; None where the classifier sees the images themselves."""
         if self.params.classifier.learner != "probe":
             return None
-        return Embedder(self.params.backbone, self.device, cache)
+        return Embedder(self.params.backbone, self.device, cache, shared)
 
-    def frozen(self, cache: Path) -> Embedder | None:
+    def frozen(self, cache: Path, shared: Shared | None = None) -> Embedder | None:
         """What turns images into features, where the strategy asks for a frozen network's; else None."""
-        return Embedder(self.params.backbone, self.device, cache) if self.needs.embeddings else None
+        return Embedder(self.params.backbone, self.device, cache, shared) if self.needs.embeddings else None
 
     def classifier(self, known: TrainingSet, num_classes: int) -> tuple[Network, Iterator[Metric]]:
         """The same for every strategy."""
@@ -197,6 +198,14 @@ class Learner:
     def _on_one_thread(self, training: Iterator[Metric]) -> Iterator[Metric]:
         with one_thread(self.device):
             yield from training
+
+    def stand_in(self, pool: int) -> NDArray[np.bool_]:
+        """Which of so many rows of the unlabelled pool the VAE and the class terms see: `vae.rows` of a larger one."""
+        chosen_N, most = np.ones(pool, dtype=np.bool_), self.params.vae.rows
+        if 0 < most < pool:
+            generator = np.random.default_rng(self.seed("vae rows"))
+            chosen_N[generator.choice(pool, pool - most, replace=False)] = False
+        return chosen_N
 
     # -- estimated --
 
@@ -285,6 +294,7 @@ class Learner:
         feature_dims: tuple[int, ...],
         write: Callable[[strategies.Candidates], None] | None = None,
         drawn: int = 0,
+        features: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None,
     ) -> strategies.Selection:
         """The round's picks; none where there are no candidates. `drawn` places of the budget are taken by the control
         arm and by what is asked again."""
@@ -300,6 +310,7 @@ class Learner:
             write=write,
             feature_dims=feature_dims,
             device=str(self.device),
+            features=features,
         )
         return self.strategy.select(offered, budget)
 

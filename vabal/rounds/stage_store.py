@@ -9,6 +9,7 @@ A store marks its folder as its own when it makes it, and removes nothing but wh
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import shutil
 import stat
@@ -22,7 +23,17 @@ from typing import Any, Final, Protocol
 
 import vabal
 from vabal.errors import UserError
-from vabal.files import canonical_json, private_folder, sha256, sync_folder, sync_tree, write_once
+from vabal.files import (
+    Remote,
+    Shared,
+    canonical_json,
+    private_folder,
+    remove,
+    sha256,
+    sync_folder,
+    sync_tree,
+    write_once,
+)
 from vabal.workspace import VERSIONING
 
 MARK: Final = ".vabal-stages"
@@ -31,6 +42,9 @@ STAGES: Final = (
     *("intake", "train-classifier", "train-committee", "evaluate", "extract-features", "extract-committee"),
     *("train-vae", "class-terms", "estimate-probabilities", "select-batch"),
 )
+# Beside the stages: files that outlast a night, in S3, and on this machine single files of outputs that lie in S3.
+SHARED: Final = ("decoded", "embeddings", "shards", "weights")
+PARTS: Final = "parts"
 _KEY: Final = re.compile(r"[0-9a-f]{16}")
 _OURS: Final = re.compile(r"[0-9a-f]{16}|\.[0-9a-f]{16}\.[0-9a-f]{32}")  # an output, or one that is being written
 # Folders of a workspace that hold something else: `.vabal` has the store's own place, `.vabal/stages`.
@@ -39,7 +53,8 @@ _TAKEN: Final = ("data", "inbox", "quarantine", "mlruns", ".git", VERSIONING)
 # What can change a stage's output: these modules of the package, and the libraries that compute it. A test walks the
 # imports from `rounds/steps/` and compares (tests/unit/rounds/test_code_version.py).
 STAGE_CODE: Final = (
-    *("files.py", "images/__init__.py", "images/decoded.py", "images/decoding.py", "images/shards.py"),
+    *("files.py", "images/__init__.py", "images/decoded.py", "images/decoding.py", "images/rows.py"),
+    *("images/shard_files.py", "images/shards.py"),
     *("labels/again.py", "labels/arrivals.py", "labels/consensus.py", "labels/crowdlab.py", "labels/suspicion.py"),
     *(
         "learning/",
@@ -62,7 +77,16 @@ class StageStore(Protocol):
 
     def claim(self) -> None: ...
 
+    @property
+    def shared(self) -> Shared | None: ...
+
     def get(self, stage: str, key: str) -> Path | None: ...
+
+    def has(self, stage: str, key: str) -> bool: ...
+
+    def file(self, stage: str, key: str, name: str) -> Path | Remote | None: ...
+
+    def publish(self, stage: str, key: str) -> None: ...
 
     def produce(self, stage: str, key: str) -> Any: ...
 
@@ -130,6 +154,8 @@ def stage_folder(root: Path, setting: str) -> Path:
 class LocalStageStore:
     """Stage outputs as folders below `folder`, which is this store's own."""
 
+    shared: Shared | None = None
+
     def __init__(self, folder: Path, owner: str = "", *, adopt: bool = False) -> None:
         """`owner` names the workspace in the folder's mark. `adopt`: a folder without a mark becomes ours.
 
@@ -177,7 +203,22 @@ class LocalStageStore:
     def get(self, stage: str, key: str) -> Path | None:
         """The finished output, or None."""
         place = self.folder / stage / key
-        return place if place.is_dir() else None
+        if not place.is_dir():
+            return None
+        os.utime(place)  # it was asked for: what nobody asks for goes first
+        return place
+
+    def has(self, stage: str, key: str) -> bool:
+        """Whether the output is finished."""
+        return self.get(stage, key) is not None
+
+    def file(self, stage: str, key: str, name: str) -> Path | None:
+        """One file of a finished output, or None."""
+        place = self.get(stage, key)
+        return None if place is None else place / name
+
+    def publish(self, stage: str, key: str) -> None:
+        """Nothing: who uses this store sees its folder."""
 
     @contextmanager
     def produce(self, stage: str, key: str) -> Iterator[Path]:
@@ -211,12 +252,15 @@ class LocalStageStore:
         """
         if self._owner() != self.owner:
             return 0
-        old = [place for place in self._outputs() if place.lstat().st_mtime < before]
+        old = [place for place in self.outputs() if place.lstat().st_mtime < before]
         for place in old:
-            shutil.rmtree(place)
+            remove(place)
         return len(old)
 
-    def _outputs(self) -> Iterator[Path]:
+    def outputs(self) -> Iterator[Path]:
+        """Every output that lies here, finished or half-written, and every file of one that was fetched alone."""
+        if _is_folder(self.folder / PARTS):
+            yield from sorted((self.folder / PARTS).iterdir())
         for stage in STAGES:
             if not _is_folder(self.folder / stage):
                 continue

@@ -169,6 +169,11 @@ class VaeSettings(Section):
     max_steps: Annotated[int, Field(ge=0)] = Field(
         500, description="Training ends here (but not before `min_steps`), if the pool is large; 0: never."
     )
+    rows: Annotated[int, Field(ge=0)] = Field(
+        100_000,
+        description="A larger unlabelled pool is stood for by so many of its images, drawn uniformly, in training and "
+        "where class terms are estimated; 0: by all.",
+    )
     batch_size: PositiveInt = Field(128, description="Samples a step at most; an epoch is shared out evenly.")
     shuffle: bool = Field(True, description="Another random order each epoch; off: the pool's, as the published code.")
 
@@ -345,6 +350,11 @@ class ComputeSettings(Section):
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of torch; 0: as torch chooses.")
     task_runner: Literal["local", "ray"] = Field("local", description="Where tasks run: in the flow's process, or Ray.")
     gpus_per_task: NonNegativeFloat = Field(0.0, description="GPUs that Ray sets aside for a task.")
+    scratch_gigabytes: PositiveFloat = Field(
+        200.0,
+        description="What a machine keeps of stages' outputs, decoded images, embeddings and shards, below .vabal or "
+        "a worker's scratch folder; what was not used for longest goes first.",
+    )
 
 
 class Params(Section):

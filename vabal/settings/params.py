@@ -30,7 +30,7 @@ def parse(raw: object, *, where: str = "params.yaml") -> Params:
 _BEFORE: Final[dict[str, dict[str, Any]]] = {
     "pool": {"drift_images": 0},
     "selection": {"narrowing": False},
-    "vae": {"max_steps": 0},
+    "vae": {"max_steps": 0, "rows": 0},
     "probabilities": {"sampling": "anchored"},
 }
 

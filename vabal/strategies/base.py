@@ -83,6 +83,7 @@ class Context:
     write: Callable[[Candidates], None] | None = None
     feature_dims: tuple[int, ...] | None = None
     device: str = "cpu"
+    features: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None  # of some candidates, for the search alone
     listed: "Callable[[NDArray[Any]], Listed] | None" = None  # what a search sees, where shards have no features
     searches: bool = True  # False: who asks follows the search itself, and wants scores and the rule alone
 
@@ -177,6 +178,7 @@ class BaseStrategy:
     labeled_inputs: bool = False
     derivable: bool = False
     uniform: bool = False  # its picks are a uniform draw
+    only_searches_features: bool = False  # no score takes them, so those of the shortlist are enough
 
     def batch(self, settings: Any) -> tuple[Rule, float] | None:  # noqa: ARG002
         """Rule and beta under these settings; None where only the selection itself says so."""
@@ -326,6 +328,10 @@ def _seen(sample_ids: NDArray[Any], rule: BatchRule, context: Context) -> Listed
 
 def _features_of(sample_ids: NDArray[Any], context: Context) -> NDArray[np.float32]:
     """The last stage's features of these candidates, in their order, gathered in one pass over the shards."""
+    if context.features is not None:
+        asked_for = np.ascontiguousarray(context.deep(context.features(sample_ids)))
+        check_finite("features_N_D", asked_for, sample_ids)
+        return asked_for
     row_of = {str(sample_id): row for row, sample_id in enumerate(sample_ids)}
     gathered: NDArray[np.float32] | None = None
     for shard in context.shards():

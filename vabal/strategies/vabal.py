@@ -33,6 +33,7 @@ class VabalStrategy(ScoringStrategy):
     name: ClassVar[str] = "vabal"
     needs: ClassVar[Needs] = Needs(features=True, posteriors=True, vae=True, class_terms=True)
     derivable: bool = True
+    only_searches_features: bool = True
 
     def needs_under(self, settings: Any) -> Needs:
         """The VAE and the class terms, where a part of the score takes them, and the networks beside the classifier."""

@@ -9,7 +9,8 @@ import torch
 
 from tests.support.small_networks import random_images, small_network
 from vabal.errors import UserError
-from vabal.learning.features import RowWriter, extract, feature_batches, read_rows, row_batches, shape_of
+from vabal.images.rows import RowWriter, read_rows, row_batches, shape_of
+from vabal.learning.features import extract, feature_batches
 from vabal.learning.network import ResNetClassifier
 
 

@@ -61,11 +61,7 @@ def preflight(bucket: str, prefix: str = "") -> None:
     Raises Unavailable with one line: S3 is down, the keys are wrong, the bucket is someone else's, what is forbidden.
     """
     s3 = client()
-    with explained(bucket, "reach"):
-        exists = _bucket_exists(s3, bucket)
-    if not exists:
-        with explained(bucket, "create"):
-            _create_bucket(s3, bucket)
+    make_bucket(s3, bucket)
     key = "/".join(filter(None, [prefix.strip("/"), PROBE]))
     with explained(bucket, "write to"):
         s3.put_object(Bucket=bucket, Key=key, Body=b"vabal")
@@ -73,6 +69,15 @@ def preflight(bucket: str, prefix: str = "") -> None:
         content = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
     if content != b"vabal":
         raise Unavailable(f"S3 at {_address()} gave back other bytes than were written to bucket `{bucket}`")
+
+
+def make_bucket(s3: "S3Client", bucket: str) -> None:
+    """Make the bucket if it is missing. Raises Unavailable in one line."""
+    with explained(bucket, "reach"):
+        exists = _bucket_exists(s3, bucket)
+    if not exists:
+        with explained(bucket, "create"):
+            _create_bucket(s3, bucket)
 
 
 def _bucket_exists(s3: "S3Client", bucket: str) -> bool:

@@ -5,12 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from botocore.exceptions import ClientError
-
-from vabal.adapters.storage.client import MISSING, client, error_code, explained
+from vabal.adapters.storage.client import explained, make_bucket
+from vabal.adapters.storage.shared import S3Files
 from vabal.errors import UserError
-from vabal.files import canonical_json
-from vabal.rounds.stage_store import MARK, STAGES, LocalStageStore
+from vabal.files import Remote, canonical_json, found
+from vabal.rounds.stage_store import MARK, PARTS, SHARED, STAGES, LocalStageStore
 
 MARKER = "_complete"
 
@@ -34,7 +33,7 @@ class S3StageStore:
         self.bucket = parts.netloc
         self.prefix = parts.path.strip("/")
         self.cache = cache
-        self._s3 = client(attempts=4)
+        self.shared = S3Files(self.bucket, self.prefix)
 
     def claim(self) -> None:
         """Mark the prefix as a stage store's.
@@ -42,40 +41,49 @@ class S3StageStore:
         Raises UserError if something else lies below it, Unavailable if S3 is away or the keys may not write there.
         """
         self.cache.claim()
-        mark = self._object(MARK)
+        make_bucket(self.shared.s3, self.bucket)
+        if self.shared.has(MARK):
+            return
         with explained(self.bucket, "write stages to"):
-            if self._has(mark):
-                return
-            found = self._s3.list_objects_v2(Bucket=self.bucket, Prefix=self._object(""))
-            names = [item["Key"].removeprefix(self._object("")) for item in found.get("Contents", [])]
-            foreign = [name for name in names if name.split("/")[0] not in STAGES]
-            if foreign:
-                where = f"s3://{self.bucket}/{self.prefix}"
-                raise UserError(f"stages: {where} holds other things (as {foreign[0]}): name another prefix")
-            self._s3.put_object(Bucket=self.bucket, Key=mark, Body=canonical_json({"stages": 1}))
-
-    def _has(self, key: str) -> bool:
-        try:
-            self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-        except ClientError as error:
-            if error_code(error) in MISSING:
-                return False
-            raise
-        return True
+            found = self.shared.s3.list_objects_v2(Bucket=self.bucket, Prefix=self.shared.key(""))
+        names = [item["Key"].removeprefix(self.shared.key("")) for item in found.get("Contents", [])]
+        foreign = [name for name in names if name.split("/")[0] not in (*STAGES, *SHARED)]
+        if foreign:
+            where = f"s3://{self.bucket}/{self.prefix}"
+            raise UserError(f"stages: {where} holds other things (as {foreign[0]}): name another prefix")
+        self.shared.write(MARK, canonical_json({"stages": 1}))
 
     def get(self, stage: str, key: str) -> Path | None:
         """The finished output as a local folder, downloaded if need be, or None. Raises Unavailable if S3 is."""
         place = self.cache.get(stage, key)
         if place is not None:
             return place
-        with explained(self.bucket, "read stages from"):
-            names = self._names(stage, key)
-            if MARKER not in names:
-                return None
-            with self.cache.produce(stage, key) as temporary:
-                for name in sorted(names - {MARKER}):
-                    self._s3.download_file(self.bucket, self._object(stage, key, name), str(temporary / name))
+        names = self._names(stage, key)
+        if MARKER not in names:
+            return None
+        with self.cache.produce(stage, key) as temporary:
+            for name in sorted(names - {MARKER}):
+                part = self._part(stage, key, name)
+                if part.exists():
+                    part.rename(temporary / name)
+                else:
+                    self.shared.fetch(f"{stage}/{key}/{name}", temporary / name)
         return self.cache.get(stage, key)
+
+    def has(self, stage: str, key: str) -> bool:
+        """Whether the output is finished, without fetching it."""
+        return self.cache.get(stage, key) is not None or self.shared.has(f"{stage}/{key}/{MARKER}")
+
+    def file(self, stage: str, key: str, name: str) -> Path | Remote | None:
+        """One file of a finished output: here, or where it lies."""
+        place = self.cache.get(stage, key)
+        if place is not None:
+            return place / name
+        return found(self.shared, f"{stage}/{key}/{name}", self._part(stage, key, name))
+
+    def _part(self, stage: str, key: str, name: str) -> Path:
+        """Where a file of an output is kept that was fetched alone."""
+        return self.cache.folder / PARTS / f"{stage}-{key}-{name}"
 
     @contextmanager
     def produce(self, stage: str, key: str) -> Iterator[Path]:
@@ -85,10 +93,19 @@ class S3StageStore:
         """
         with self.cache.produce(stage, key) as temporary:
             yield temporary
-            with explained(self.bucket, "write stages to"):
-                for path in sorted(temporary.iterdir()):
-                    self._s3.upload_file(str(path), self.bucket, self._object(stage, key, path.name))
-                self._s3.put_object(Bucket=self.bucket, Key=self._object(stage, key, MARKER), Body=b"")
+            self._upload(stage, key, temporary)
+
+    def publish(self, stage: str, key: str) -> None:
+        """What this machine made by itself, for all to find: the files of the output's folder, no folders in it."""
+        place = self.cache.get(stage, key)
+        if place is not None and not self.shared.has(f"{stage}/{key}/{MARKER}"):
+            self._upload(stage, key, place)
+
+    def _upload(self, stage: str, key: str, folder: Path) -> None:
+        for path in sorted(folder.iterdir()):
+            if path.is_file():
+                self.shared.publish(f"{stage}/{key}/{path.name}", path)
+        self.shared.write(f"{stage}/{key}/{MARKER}", b"")
 
     def forget(self, before: float) -> int:
         """Remove outputs from before that time (seconds since 1970) from this machine's cache; S3 keeps everything.
@@ -97,18 +114,13 @@ class S3StageStore:
         """
         return self.cache.forget(before)
 
-    def _object(self, *names: str) -> str:
-        return "/".join([*([self.prefix] if self.prefix else []), *names])
-
     def _names(self, stage: str, key: str) -> set[str]:
         """The files of an output. Raises UserError for a name that no stage gives, which could lead elsewhere."""
-        prefix = self._object(stage, key, "")
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-        names = {item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", [])}
+        names = self.shared.names(f"{stage}/{key}")
         strange = sorted(name for name in names if name != Path(name).name or name in ("", ".", ".."))
         if strange:
             raise UserError(
-                f"stages: s3://{self.bucket}/{prefix} holds {strange[0]!r}, which no stage put there: remove it, or "
-                "name another prefix"
+                f"stages: s3://{self.bucket}/{self.shared.key(stage, key, '')} holds {strange[0]!r}, which no stage "
+                "put there: remove it, or name another prefix"
             )
         return names

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         selection_folder,
         selection_in_words,
     )
+    from vabal.rounds.steps.share import share, with_weights
     from vabal.rounds.steps.take_in import intake, intake_again, refuse_unserved
     from vabal.rounds.steps.train import load_classifier, train_classifier
 
@@ -44,9 +45,11 @@ __all__ = [
     "selection_folder",
     "selection_in_words",
     "shard_names",
+    "share",
     "train_classifier",
     "train_vae",
     "weights",
+    "with_weights",
 ]
 
 __getattr__ = members(
@@ -77,6 +80,10 @@ __getattr__ = members(
             "selection_document",
             "selection_folder",
             "selection_in_words",
+        ),
+        "share": (
+            "share",
+            "with_weights",
         ),
         "take_in": (
             "intake",

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 
 from vabal import pools
+from vabal.images.rows import RowReader
 from vabal.learning import features
 from vabal.rounds import drift, tables
-from vabal.rounds.context import RoundContext, StageReference, output_of
+from vabal.rounds.context import RoundContext, StageReference, file_of
 
 
 def compared_images(context: RoundContext) -> drift.Compared:
@@ -28,7 +29,7 @@ def write_compared(context: RoundContext, extracted: Sequence[StageReference], f
     for ref in extracted:
         here = np.flatnonzero(rows["shard"] == ref["shard"])
         if len(here):
-            with features.RowReader(output_of(context, ref) / features.FEATURES) as read:
+            with RowReader(file_of(context, ref, features.FEATURES)) as read:
                 parts.update(zip(here.tolist(), read(rows["row"].to_numpy()[here]), strict=True))
     coordinates_N_Z = drift.components(np.stack([parts[place] for place in range(len(rows))]))
     tables.write_shortlist(np.array(found.sample_ids, dtype=object), coordinates_N_Z, folder / tables.DRIFT_FILE)

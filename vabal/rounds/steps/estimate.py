@@ -1,14 +1,18 @@
 """The steps train-vae and estimate-probabilities."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vabal import probabilities, vae
-from vabal.files import canonical_json, write_bytes
+from vabal.files import Remote, canonical_json, write_bytes
+from vabal.images.rows import RowReader, RowWriter, read_rows, row_batches, shape_of
 from vabal.learning import features
 from vabal.rounds.context import (
     ASKED,
@@ -17,7 +21,9 @@ from vabal.rounds.context import (
     REJECTED,
     RoundContext,
     StageReference,
+    file_of,
     output_of,
+    path_of,
     read_json,
     run_training,
     stage,
@@ -41,15 +47,9 @@ def train_vae(context: RoundContext, extracted: Sequence[StageReference]) -> Sta
 def _train_vae(context: RoundContext, extracted: Sequence[StageReference], folder: Path) -> None:
     shards, predicted = [], []
     with ExitStack() as files:
-        for ref in extracted:
-            role, _ = context.roles(ref["shard"])
-            rows = np.flatnonzero(np.isin(role, POOL_ROLES))
-            if not len(rows):
-                continue
-            place = output_of(context, ref)
-            shards.append((files.enter_context(features.RowReader(place / features.FEATURES)), rows))
-            logits = features.row_batches(place / features.LOGITS, CHUNK_ROWS)
-            predicted.append(np.concatenate([logits_N_C.argmax(axis=1) for _, logits_N_C in logits])[rows])
+        for ref, rows in _drawn(context, extracted):
+            shards.append(_readable(file_of(context, ref, features.FEATURES), rows, files))
+            predicted.append(_predicted(file_of(context, ref, features.LOGITS), rows))
         pool, dims = vae.PoolFeatures(shards), load_feature_dims(context, extracted)
         network, training = context.learner.vae(pool, np.concatenate(predicted), dims, len(context.classes))
         collected = run_training("train-vae", training, vae.epochs_of(len(pool), context.params.vae))
@@ -57,10 +57,41 @@ def _train_vae(context: RoundContext, extracted: Sequence[StageReference], folde
     write_bytes(folder / "training.json", canonical_json([list(metric) for metric in collected]))
 
 
+def _drawn(
+    context: RoundContext, extracted: Sequence[StageReference]
+) -> Iterator[tuple[StageReference, NDArray[np.int64]]]:
+    """The rows of each shard that stand for the unlabelled pool: all, or `vae.rows` of them, drawn uniformly."""
+    rows_of = [np.flatnonzero(np.isin(context.roles(ref["shard"])[0], POOL_ROLES)) for ref in extracted]
+    chosen = context.learner.stand_in(sum(map(len, rows_of)))
+    first = 0
+    for ref, rows in zip(extracted, rows_of, strict=True):
+        kept = rows[chosen[first : first + len(rows)]]
+        first += len(rows)
+        if len(kept):
+            yield ref, kept
+
+
+def _readable(
+    place: Path | Remote, rows: NDArray[np.int64], files: ExitStack
+) -> tuple[Callable[[NDArray[np.int64]], NDArray[Any]], NDArray[np.int64]]:
+    """A function that reads rows, and those rows: from a file, or from memory where a few of them lay elsewhere."""
+    if isinstance(place, Path):
+        return files.enter_context(RowReader(place)), rows
+    held = read_rows(place, rows)
+    return held.__getitem__, np.arange(len(rows))
+
+
+def _predicted(place: Path | Remote, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What the classifier predicts of these rows of a file of logits, a chunk at a time."""
+    with RowReader(place) as read:
+        parts = [read(rows[start : start + CHUNK_ROWS]).argmax(axis=1) for start in range(0, len(rows), CHUNK_ROWS)]
+    return np.concatenate(parts)
+
+
 def load_feature_dims(context: RoundContext, extracted: Sequence[StageReference]) -> tuple[int, ...]:
     """How many features each of the classifier's stages, or each layer that a probe sees, has."""
-    dims = tuple(read_json(output_of(context, extracted[0]), features.DIMS))
-    found = features.shape_of(output_of(context, extracted[0]) / features.FEATURES)[1]
+    dims = tuple(json.loads(path_of(context, extracted[0], features.DIMS).read_bytes()))
+    found = shape_of(file_of(context, extracted[0], features.FEATURES))[1]
     if sum(dims) != found:
         raise ValueError(f"{found} features, expected {sum(dims)}")
     return dims
@@ -109,7 +140,7 @@ def labeled_rows(
     found, known = [], []
     for ref in extracted:
         rows, labels = _labels(context, ref)
-        found.append(features.read_rows(output_of(context, ref) / file, rows))
+        found.append(read_rows(file_of(context, ref, file), rows))
         known.append(labels)
     return np.concatenate(found), np.concatenate(known)
 
@@ -122,11 +153,10 @@ def _labels(context: RoundContext, extracted: StageReference) -> tuple[np.ndarra
 
 
 def _unlabeled_features(context: RoundContext, extracted: Sequence[StageReference]) -> Iterator[np.ndarray]:
-    for ref in extracted:
-        role, _ = context.roles(ref["shard"])
-        wanted = np.isin(role, POOL_ROLES)
-        for start, rows in features.row_batches(output_of(context, ref) / features.FEATURES, CHUNK_ROWS):
-            yield rows[wanted[start : start + len(rows)]]
+    for ref, rows in _drawn(context, extracted):
+        with RowReader(file_of(context, ref, features.FEATURES)) as read:
+            for start in range(0, len(rows), CHUNK_ROWS):
+                yield read(rows[start : start + CHUNK_ROWS])
 
 
 def _cross_fitted(context: RoundContext, trained: StageReference) -> tuple[np.ndarray, np.ndarray] | None:
@@ -150,13 +180,13 @@ def estimate_likelihood(context: RoundContext, extracted: StageReference, encode
 def _estimate_likelihood(
     context: RoundContext, extracted: StageReference, encoded: StageReference, folder: Path
 ) -> None:
-    path = output_of(context, extracted) / features.FEATURES
-    total = features.shape_of(path)[0]
+    path = path_of(context, extracted, features.FEATURES)
+    total = shape_of(path)[0]
     told = of_shard(context, "estimate-probabilities", extracted["shard"])
-    chunks = (rows for _, rows in reported(features.row_batches(path, CHUNK_ROWS), total, told))
+    chunks = (rows for _, rows in reported(row_batches(path, CHUNK_ROWS), total, told))
     with (
-        features.RowWriter(folder / LOG_LIKELIHOOD, total, len(context.classes)) as likelihood,
-        features.RowWriter(folder / VAE_CLASS, total, None, "<i4") as vae_class,
+        RowWriter(folder / LOG_LIKELIHOOD, total, len(context.classes)) as likelihood,
+        RowWriter(folder / VAE_CLASS, total, None, "<i4") as vae_class,
     ):
         for values_N_C, class_N in context.learner.likelihood(load_vae(context, encoded), chunks):
             likelihood.append(values_N_C)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vabal.images.rows import RowWriter
 from vabal.learning import committee, features, finetune_committee, head_committee
 from vabal.learning.embeddings import Embedder
 from vabal.learning.network import FineTuned, LinearProbe, Network, ResNetClassifier
@@ -18,12 +19,12 @@ from vabal.rounds.steps.train import load_classifier
 
 
 def shard_names(context: RoundContext) -> list[str]:
-    return list(context.shards.names())
+    return list(context.report["order"])
 
 
 def embed_images(context: RoundContext, shard: str) -> dict[str, str]:
     """What the frozen backbone says of every image of one shard, where the classifier is a probe; made once."""
-    if context.embedded is not None:
+    if context.embedded is not None and not context.embedded.has(shard):
         rows = context.shards.rows(shard)
         told = of_shard(context, "embed-images", shard)
         context.embedded.embed(shard, lambda batches: reported(batches, rows, told))
@@ -57,7 +58,7 @@ def _committee_columns(context: RoundContext, trained: StageReference, shard: st
     with ExitStack() as files:
         writers = {
             name: files.enter_context(
-                features.RowWriter(folder / f"{name}.npy", rows, classes if name.endswith("_C") else None, kind)
+                RowWriter(folder / f"{name}.npy", rows, classes if name.endswith("_C") else None, kind)
             )
             for name, kind in committee.column_types(context.needs).items()
         }
@@ -97,4 +98,4 @@ def programs(context: RoundContext, trained: StageReference) -> list[Path]:
         return []
     sizes = {"sizes": network.config["backbone"]["sizes"]}
     settings = context.learner.params.backbone.model_copy(update=sizes)
-    return Embedder(settings, context.device, context.workspace.embeddings).programs()
+    return Embedder(settings, context.device, context.workspace.embeddings, context.shared).programs()

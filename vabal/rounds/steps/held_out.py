@@ -58,5 +58,5 @@ def _embeddings(context: RoundContext, rows: pd.DataFrame) -> tuple[NDArray[np.f
     """Of these catalog rows alone, where no learner has those of the pool."""
     if context.embedded is not None:
         return context.embedded.gather(rows), context.embedded.embedder
-    embedder = Embedder(context.learner.params.backbone, context.device, context.workspace.embeddings)
+    embedder = Embedder(context.learner.params.backbone, context.device, context.workspace.embeddings, context.shared)
     return embedder.embed(context.shards.gather(rows), list(rows["sample_id"])), embedder

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vabal import pools, strategies
 from vabal.errors import UserError
 from vabal.files import canonical_json, write_bytes
+from vabal.images.rows import read_rows, row_batches
 from vabal.labels import again
 from vabal.learning import committee, features
 from vabal.rounds import tables
@@ -20,7 +21,9 @@ from vabal.rounds.context import (
     LABELED,
     RoundContext,
     StageReference,
+    file_of,
     output_of,
+    path_of,
     read_json,
     stage,
     stage_output,
@@ -60,6 +63,7 @@ def _select_batch(
             feature_dims=_feature_dims(context, extracted),
             write=lambda part: writer.write(part.to_table(context.classes)),
             drawn=len(drawn) + len(asked),
+            features=partial(_features_of, context, extracted) if _few_features(context) else None,
         )
     arm = _write_control(context, extracted, drawn, len(selection.picks), folder) if drawn else None
     _write_selection(context, selection, folder, arm, asked)
@@ -145,6 +149,27 @@ def _write_selection(
     write_bytes(folder / "selection.json", canonical_json(document))
 
 
+def _few_features(context: RoundContext) -> bool:
+    """Whether a shortlist's features are all that the strategy asks for, which lie in the classifier's files."""
+    return strategies.record_of(context.strategy).only_searches_features and context.frozen is None
+
+
+def _features_of(
+    context: RoundContext, extracted: Sequence[StageReference], sample_ids: NDArray[Any]
+) -> NDArray[np.float32]:
+    """features_N_D of these candidates, in their order."""
+    place_of = pd.Index(sample_ids)
+    parts, places = [], []
+    for ref in extracted:
+        place_N = place_of.get_indexer(pd.Index(context.shards.sample_ids(ref["shard"])))
+        rows = np.flatnonzero(place_N >= 0)
+        if len(rows):
+            parts.append(read_rows(file_of(context, ref, features.FEATURES), rows))
+            places.append(place_N[rows])
+    gathered: NDArray[np.float32] = np.concatenate(parts)[np.argsort(np.concatenate(places))]
+    return gathered
+
+
 def _feature_dims(context: RoundContext, extracted: Sequence[StageReference]) -> tuple[int, ...]:
     if context.frozen is None:
         return load_feature_dims(context, extracted)
@@ -193,7 +218,7 @@ def _candidates(
     for ref, likelihood in zip(extracted, likelihoods, strict=True):
         role, _ = context.roles(ref["shard"])
         files = _columns(context, ref, likelihood)
-        columns: dict[str, Any] = {name: partial(features.row_batches, path) for name, path in files.items()}
+        columns: dict[str, Any] = {name: partial(row_batches, path) for name, path in files.items()}
         if context.frozen is not None:
             columns["features_N_D"] = partial(context.frozen.batches, ref["shard"])
         if context.needs.images:
@@ -206,10 +231,9 @@ def _candidates(
 
 def _columns(context: RoundContext, ref: StageReference, likelihood: StageReference | None) -> dict[str, Path]:
     """Where the columns of a shard lie that the strategy needs."""
-    place = output_of(context, ref)
-    files = {"logits_N_C": place / features.LOGITS}
-    if context.needs.features:
-        files["features_N_D"] = place / features.FEATURES
+    files = {"logits_N_C": path_of(context, ref, features.LOGITS)}
+    if context.needs.features and not _few_features(context):
+        files["features_N_D"] = path_of(context, ref, features.FEATURES)
     if "committee" in ref:
         said = stage_output(context, "extract-committee", ref["committee"])
         files |= {name: said / f"{name}.npy" for name in committee.column_types(context.needs)}

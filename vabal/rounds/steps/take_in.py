@@ -100,7 +100,7 @@ def _write_report(
     *,
     asks: bool,
 ) -> None:
-    """`roles/` and `intake.json`, behind the view's tables and images."""
+    """Roles and `intake.json`, behind the view's tables and images."""
     candidates = _write_roles(after, folder)
     missing = sorted(set(after.classes) - set(after.labeled["label"]))
     if missing and len(after.labeled):
@@ -112,6 +112,7 @@ def _write_report(
         "classes": list(after.classes),
         "digests": pools.digests(after),
         "shards": _shard_digests(workspace, folder, after),
+        "order": [str(name) for name in after.catalog["shard"].unique()],
         "intake": dict(counts),
         "candidates": candidates if asks else 0,
         "changed": sorted(written),
@@ -172,14 +173,13 @@ def _write_roles(after: pools.Pools, folder: Path) -> int:
     role_N[place_N["holdout"]] = HOLDOUT
     for name, role in ((pools.AVAILABLE, CANDIDATE), (pools.REQUESTED, ASKED), (pools.REJECTED, REJECTED)):
         role_N[place_N["unlabeled"][(status == name).to_numpy(dtype=bool)]] = role
-    (folder / "roles").mkdir()
     table = after.catalog[["shard", "row"]].assign(role=role_N, label=label_N)
     for shard, rows in table.groupby("shard", sort=False):
         total = pq.ParquetFile(folder / "images" / f"{shard}.parquet").metadata.num_rows
         roles, labels = np.full(total, NONE, np.uint8), np.full(total, -1, np.int32)
         roles[rows["row"]] = rows["role"]
         labels[rows["row"]] = rows["label"]
-        np.savez(folder / "roles" / f"{shard}.npz", role=roles, label=labels)
+        np.savez(folder / f"roles-{shard}.npz", role=roles, label=labels)
     return int((role_N == CANDIDATE).sum())
 
 
