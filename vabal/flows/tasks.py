@@ -61,13 +61,12 @@ def run_all(step: Callable[..., StageReference], calls: list[tuple[Any, ...]]) -
 
 def _on_ray(step: Task[..., StageReference], calls: list[tuple[Any, ...]]) -> list[StageReference]:
     """Side by side on Ray's workers, which have nothing of the workspace's folder where stages lie in S3."""
-    from prefect_ray.context import remote_options  # noqa: PLC0415 -- Ray takes seconds to import
+    from vabal.flows import spread  # noqa: PLC0415 -- Ray takes seconds to import
 
     params = Params.model_validate(calls[0][0]["params"])
-    with remote_options(num_gpus=params.compute.gpus_per_task):
-        told = {"workspace": None} if params.stages.startswith("s3://") else {}
-        futures = [step.submit(ticket | told, *arguments) for ticket, *arguments in calls]
-    return [future.result() for future in futures]
+    told = {"workspace": None} if params.stages.startswith("s3://") else {}
+    sent = [(ticket | told, *arguments) for ticket, *arguments in calls]
+    return spread.in_order(spread.submit(step, sent, gpus=params.compute.gpus_per_task))
 
 
 @task(name="check-newest", task_run_name="check-newest", **NETWORK)

@@ -2,7 +2,7 @@
 
 from vabal.adapters.storage.anchor import Anchor
 from vabal.adapters.storage.bucket import Bucket
-from vabal.adapters.storage.client import client, preflight
+from vabal.adapters.storage.client import client, make_bucket, preflight
 from vabal.adapters.storage.stages import S3StageStore
 
-__all__ = ["Anchor", "Bucket", "S3StageStore", "client", "preflight"]
+__all__ = ["Anchor", "Bucket", "S3StageStore", "client", "make_bucket", "preflight"]

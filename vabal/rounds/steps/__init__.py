@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         selection_folder,
         selection_in_words,
     )
-    from vabal.rounds.steps.share import share, with_weights
+    from vabal.rounds.steps.sharing import share, with_weights
     from vabal.rounds.steps.take_in import intake, intake_again, refuse_unserved
     from vabal.rounds.steps.train import load_classifier, train_classifier
 
@@ -81,7 +81,7 @@ __getattr__ = members(
             "selection_folder",
             "selection_in_words",
         ),
-        "share": (
+        "sharing": (
             "share",
             "with_weights",
         ),

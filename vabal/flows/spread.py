@@ -1,0 +1,81 @@
+"""A flow's tasks on Ray's workers, over the cores and GPUs of one machine or of many.
+
+`RAY_ADDRESS` names a cluster, without it Ray starts on this machine. Whatever Ray says of workers and nodes that are
+gone becomes one line: what was finished is kept, and the same command goes on behind it.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from prefect import Task
+from prefect.futures import PrefectFuture, as_completed
+
+from vabal.errors import Unavailable, UserError
+
+try:
+    import ray
+    from prefect_ray import RayTaskRunner
+    from prefect_ray.context import remote_options
+except ModuleNotFoundError as missing:
+    raise UserError("Ray is not installed: install it with `pip install 'vabal[ray]'`") from missing
+
+AnyResult = TypeVar("AnyResult")
+
+
+class Cluster(RayTaskRunner[Any]):  # type: ignore[misc]  # it comes without types
+    """Prefect's task runner on Ray, of which a cluster that is not there is told in one line.
+
+    What workers log goes to the Prefect server, and not into the driver's terminal as well.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(init_kwargs={"log_to_driver": False, "logging_level": logging.WARNING})
+
+    def duplicate(self) -> "Cluster":
+        """Another one, as Prefect asks for one a run."""
+        return Cluster()
+
+    def __enter__(self) -> "Cluster":
+        try:
+            super().__enter__()
+        except (ConnectionError, TimeoutError, ray.exceptions.RayError) as error:
+            raise Unavailable(
+                f"Ray cannot be reached or started ({_line(error)}): look at RAY_ADDRESS, and whether its head runs"
+            ) from None
+        return self
+
+
+def submit(task: Task[..., Any], calls: Iterable[tuple[Any, ...]], *, gpus: float) -> list[PrefectFuture[Any]]:
+    """The task once a call, each on a CPU and so many GPUs of a worker."""
+    with remote_options(num_cpus=1, num_gpus=gpus):
+        return [task.submit(*arguments) for arguments in calls]
+
+
+def in_order(futures: Iterable[PrefectFuture[AnyResult]]) -> list[AnyResult]:
+    """What the tasks return. Raises Unavailable, in one line, where workers went away again and again."""
+    return [_result(future.result) for future in futures]
+
+
+def as_they_end(futures: list[PrefectFuture[AnyResult]]) -> Iterator[AnyResult]:
+    """The same, each as soon as it is there."""
+    for future in as_completed(futures):
+        yield _result(future.result)
+
+
+def _result(ask: Callable[[], AnyResult]) -> AnyResult:
+    try:
+        return ask()
+    except ray.exceptions.RayTaskError:
+        raise  # of the task itself
+    except ray.exceptions.RayError as error:
+        raise Unavailable(
+            f"Ray lost a worker too often ({_line(error)}): look at its node's memory and log; then run this again, "
+            "what is finished is kept"
+        ) from None
+
+
+def _line(error: BaseException) -> str:
+    """What Ray says, in one line that people can read."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said[:200]}" if said else type(error).__name__
