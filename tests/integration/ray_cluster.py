@@ -80,7 +80,7 @@ def main(workspace: Path, nodes: Path) -> int:
     add_node(cluster, nodes / "second", workspace)
     ray.init(address=cluster.address, log_to_driver=False)
     seen = any(ray.get([sees.remote(str(workspace / "params.yaml")) for _ in range(2)]))
-    ray.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()
     environment = os.environ | {"RAY_ADDRESS": cluster.address}
     with subprocess.Popen(NIGHT, cwd=workspace, env=environment, stdout=subprocess.PIPE, text=True) as night:
         wait_for(lambda: outputs(workspace, "intake"), night)
@@ -92,7 +92,7 @@ def main(workspace: Path, nodes: Path) -> int:
     after = outputs(workspace, "extract-features")
     told = {"sees": seen, "used": used, "finished": finished, "after": after, "said": said}
     sys.stdout.write(f"{json.dumps(told)}\n")
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
     return night.returncode
 
 

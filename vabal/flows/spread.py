@@ -5,8 +5,10 @@ gone becomes one line: what was finished is kept, and the same command goes on b
 """
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from prefect import Task
 from prefect.futures import PrefectFuture, as_completed
@@ -21,6 +23,14 @@ except ModuleNotFoundError as missing:
     raise UserError("Ray is not installed: install it with `pip install 'vabal[ray]'`") from missing
 
 AnyResult = TypeVar("AnyResult")
+_KNOCK_S: Final = 10.0
+
+
+def _knock(address: str) -> None:
+    """Raises OSError if nobody listens at host:port, which Ray tries for a minute and tells in a dozen lines."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 class Cluster(RayTaskRunner[Any]):  # type: ignore[misc]  # it comes without types
@@ -38,11 +48,12 @@ class Cluster(RayTaskRunner[Any]):  # type: ignore[misc]  # it comes without typ
 
     def __enter__(self) -> "Cluster":
         try:
+            _knock(os.environ.get("RAY_ADDRESS", ""))
             super().__enter__()
-        except (ConnectionError, TimeoutError, ray.exceptions.RayError) as error:
-            raise Unavailable(
-                f"Ray cannot be reached or started ({_line(error)}): look at RAY_ADDRESS, and whether its head runs"
-            ) from None
+        except (OSError, RuntimeError, SystemExit, ray.exceptions.RayError) as error:
+            where = os.environ.get("RAY_ADDRESS")
+            what = f"Ray at {where} (RAY_ADDRESS) cannot be reached" if where else "Ray cannot be started here"
+            raise Unavailable(f"{what}: {_line(error)}") from None
         return self
 
 
