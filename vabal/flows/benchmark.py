@@ -56,12 +56,20 @@ class Sent:
 def bench_cell(cell: dict[str, Any], prepared: dict[str, Any], sent: Sent) -> tuple[cells.CellOutcome, bytes | None]:
     """How the cell ended, and its document. The prepared folder's name tells its content."""
     ready = cells.Prepared(**prepared)
-    if not Path(ready.folder).is_dir():
+    if not _readable(Path(ready.folder)):
         there = scratch_place().state / "bench" / Path(ready.folder).name
         ready = replace(ready, folder=str(sent.below(there)))
     with TemporaryDirectory(prefix="vabal-") as folder:
         outcome = cells.run_cell(grids.Cell(**cell), ready, Path(folder))
         return outcome, (Path(folder) / outcome.file).read_bytes() if outcome.file else None
+
+
+def _readable(folder: Path) -> bool:
+    """Whether this machine sees what the folder holds."""
+    try:
+        return all(path.open("rb").close() is None for path in folder.iterdir() if path.is_file())
+    except OSError:
+        return False
 
 
 def on_task_runner(gpus_per_task: float) -> running.Execute:

@@ -59,7 +59,7 @@ def test_s3_that_fails_is_given_up_in_one_line(fault: str, tmp_path: Path, monke
     with faulty(fault) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         store = S3StageStore("s3://stages/team", LocalStageStore(tmp_path))
-        monkeypatch.setattr(store, "_s3", storage.client(attempts=1))
+        monkeypatch.setattr(store.shared, "s3", storage.client(attempts=1))
         _gives_up(lambda: storage.preflight("vabal"))
         _gives_up(store.claim)
         _gives_up(lambda: store.get("train-vae", KEY))

@@ -262,6 +262,8 @@ def test_a_manifest_from_before_a_setting_tells_what_rounds_did_then() -> None:
     assert recorded(told) == parse({})
     before = {**told, "vae": {key: value for key, value in told["vae"].items() if key != "max_steps"}}
     assert recorded(before).vae.max_steps == 0
+    earlier = {**told, "vae": {key: value for key, value in told["vae"].items() if key != "rows"}}
+    assert recorded(earlier).vae.rows == 0
     drawn = {key: value for key, value in told["probabilities"].items() if key != "sampling"}
     assert recorded({**told, "probabilities": drawn}).probabilities.sampling == "anchored"
     assert recorded({**told, "vae": told["vae"] | {"max_steps": 7}}).vae.max_steps == 7
