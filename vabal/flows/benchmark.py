@@ -67,9 +67,12 @@ def bench_cell(cell: dict[str, Any], prepared: dict[str, Any], sent: Sent) -> tu
 def _readable(folder: Path) -> bool:
     """Whether this machine sees what the folder holds."""
     try:
-        return all(path.open("rb").close() is None for path in folder.iterdir() if path.is_file())
+        for path in folder.iterdir():
+            if path.is_file():
+                path.open("rb").close()
     except OSError:
         return False
+    return True
 
 
 def on_task_runner(gpus_per_task: float) -> running.Execute:
