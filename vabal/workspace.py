@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from vabal import objects
 from vabal.errors import UserError
 from vabal.files import write_once
 
@@ -118,6 +119,11 @@ class Workspace:
         return self.state / "embeddings"
 
     @property
+    def objects(self) -> Path:
+        """What was read of images that stay where they are."""
+        return self.root / ".vabal" / "objects"
+
+    @property
     def fingerprints(self) -> Path:
         return self.state / "fingerprints"
 
@@ -131,9 +137,13 @@ class Workspace:
         return load_params(self.root / "params.yaml", overrides)
 
     def environment(self) -> None:
-        """Fill in addresses and keys of the local stack from `.vabal/env`; what is set already wins."""
+        """Fill in addresses and keys of the local stack from `.vabal/env`; what is set already wins.
+
+        And where this process keeps what it reads of images that stay where they are.
+        """
         self._close_to_others()
         reach_loopback(os.environ)
+        objects.keep_in(self.objects, self._objects_gigabytes)
         os.environ.setdefault("DVC_NO_ANALYTICS", "1")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -149,6 +159,13 @@ class Workspace:
             key, separator, value = line.partition("=")
             if separator and key.strip() in ENVIRONMENT:
                 os.environ.setdefault(key.strip(), value.strip())
+
+    def _objects_gigabytes(self) -> float:
+        """How much of them is kept: as `params.yaml` says, or, where there is none yet, by default."""
+        from vabal.settings.models import ComputeSettings  # noqa: PLC0415 -- as in `params`
+
+        there = (self.root / "params.yaml").is_file()
+        return (self.params().compute if there else ComputeSettings()).objects_gigabytes
 
     def _close_to_others(self) -> None:
         """`.vabal`, its folders, and its files with keys are for their owner only, also where they once were not."""

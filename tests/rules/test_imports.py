@@ -30,8 +30,8 @@ ADAPTER_VENDORS = {
 # The rooms of the package, leftmost first: each may import from those to its right, and from itself.
 ROOMS = (
     *("cli", "flows", "adapters", "pages", "benchmark", "audit", "promotion", "rounds", "sources", "labels", "pools"),
-    *("strategies", "probabilities", "vae", "learning", "images", "workspace", "settings", "files", "errors"),
-    *("progress", "statistics"),
+    *("strategies", "probabilities", "vae", "learning", "images", "workspace", "settings", "objects", "files"),
+    *("errors", "progress", "statistics"),
 )
 # Rooms of the core that learn: no adapter may know of them.
 LEARNED = {"strategies", "probabilities", "vae", "learning"}

@@ -34,8 +34,16 @@ def workspace() -> "Workspace":
     from vabal.workspace import Workspace
 
     place = Workspace.find(start())
-    place.environment()
+    _prepare(place)
     return place
+
+
+def _prepare(place: "Workspace") -> None:
+    """Addresses and keys of its servers, and who reads images that stay in S3."""
+    from vabal.adapters import reading
+
+    place.environment()
+    reading.reach_objects()
 
 
 def with_pools() -> "Workspace":
@@ -47,8 +55,11 @@ def with_pools() -> "Workspace":
 
 def workspace_if_any() -> "Workspace | None":
     """The workspace whose servers a command may use that needs none."""
+    from vabal.adapters import reading
+
     with suppress(UserError):
         return workspace()
+    reading.reach_objects()
     return None
 
 
@@ -61,7 +72,7 @@ def folder(*, search: bool = True) -> Path:
     if search:
         with suppress(UserError):
             place = Workspace.find(here)
-    place.environment()
+    _prepare(place)
     return place.root
 
 

@@ -26,7 +26,8 @@ class InitOptions:
     source: Annotated[
         str,
         typer.Option(
-            help="digits, folder:PATH, npz:PATH, cifar10:ROOT, cifar100:ROOT, neu:ROOT, elpv[:two-levels]",
+            help="digits, folder:PATH, s3://BUCKET/PREFIX, uris:MANIFEST.csv, npz:PATH, cifar10:ROOT, cifar100:ROOT, "
+            "neu:ROOT, elpv[:two-levels]",
             autocompletion=complete.sources,
         ),
     ]

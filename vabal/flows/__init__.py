@@ -1,1 +1,5 @@
 """The flows: the night and the promotion for Prefect, their deployment, and a benchmark on Ray. They only wire."""
+
+from vabal.adapters import reading
+
+reading.reach_objects()

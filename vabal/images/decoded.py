@@ -157,12 +157,13 @@ class DecodedShards:
                 yield start, images
 
     def _decode_groups(self, file: pq.ParquetFile, shard: str) -> Iterator[np.ndarray]:
+        start = 0
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            images = np.empty((table.num_rows, *self._shape), dtype=np.uint8)
-            columns = zip(table.column("sample_id"), table.column("image"), strict=True)
-            for index, (sample_id, data) in enumerate(columns):
-                images[index] = self._decode(shard, sample_id.as_py(), data.as_py())
+            count = file.metadata.row_group(group).num_rows
+            images = np.empty((count, *self._shape), dtype=np.uint8)
+            for index, (sample_id, data) in enumerate(rows_of(file, range(start, start + count))):
+                images[index] = self._decode(shard, sample_id, data)
+            start += count
             yield images
 
     def _decode(self, shard: str, sample_id: str, data: bytes) -> np.ndarray:

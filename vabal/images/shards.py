@@ -1,7 +1,8 @@
 """Images: kept in shards as their files' own bytes, and read back decoded, streaming. What is wrong is set aside.
 
 How one image is read stands in `decoding`. A shard is an immutable parquet file `images/<shard>.parquet` with the
-columns sample_id and image. Its footer carries a digest of its content, under which the decoded cache is kept.
+columns sample_id and image, or, of images that stay where they are, sample_id, uri, etag, version, sha256 and size. Its
+footer carries a digest of its images' content, under which the decoded cache is kept.
 """
 
 import hashlib
@@ -14,9 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vabal import objects
 from vabal.errors import BRING_BACK, UserError
-from vabal.files import sync_folder
+from vabal.files import sha256, sync_folder
 from vabal.images.decoding import decoder, extension, for_browser, png, too_large
+from vabal.objects import Reference
 from vabal.settings.models import PoolSettings
 
 __all__ = [
@@ -35,6 +38,14 @@ __all__ = [
 _SHARD_SCHEMA: Final = pa.schema(
     [pa.field("sample_id", pa.string(), nullable=False), pa.field("image", pa.binary(), nullable=False)]
 )
+_REFERENCE_SCHEMA: Final = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("sample_id", "uri", "etag")),
+        pa.field("version", pa.string()),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+    ]
+)
 _GROUP_BYTES: Final = 8_000_000
 GROUP_ROWS: Final = 1024
 _DIGEST_KEY: Final = b"vabal_digest"
@@ -44,9 +55,11 @@ _DIGEST_KEY: Final = b"vabal_digest"
 
 
 def write_shards(
-    items: Iterable[tuple[str, bytes]], folder: Path, *, settings: PoolSettings, name_prefix: str
+    items: Iterable[tuple[str, bytes | Reference]], folder: Path, *, settings: PoolSettings, name_prefix: str
 ) -> list[tuple[str, int, str]]:
     """Write images, as the bytes given, into `folder/<name_prefix>-0000.parquet` and so on; returns (shard, row, id).
+
+    Of an image that stays where it is, its reference: a shard holds either.
 
     Streams: at most one row group (8 MB or 1 024 images) is in memory. Deterministic for one version of pyarrow. Every
     shard appears whole or not at all. Raises ValueError if one of them exists already.
@@ -57,8 +70,12 @@ def write_shards(
     count = 0
     try:
         for sample_id, data in items:
+            stays = isinstance(data, Reference)
+            if writer is not None and writer.of_references != stays:
+                writer.close()
+                writer = None
             if writer is None:
-                writer = _ShardWriter(folder / f"{name_prefix}-{count:04d}.parquet")
+                writer = _ShardWriter(folder / f"{name_prefix}-{count:04d}.parquet", of_references=stays)
                 count += 1
             placed.append((writer.path.stem, writer.rows, sample_id))
             writer.add(sample_id, data)
@@ -75,44 +92,51 @@ def write_shards(
 
 
 class _ShardWriter:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, of_references: bool) -> None:
         if path.exists():
             raise ValueError(f"{path} exists: shards are never written over")
         self.path = path
+        self.of_references = of_references
         self.rows = 0
         self.bytes = 0
-        self._ids: list[str] = []
-        self._images: list[bytes] = []
+        self._schema = _REFERENCE_SCHEMA if of_references else _SHARD_SCHEMA
+        self._waiting: list[tuple[str | bytes | int | None, ...]] = []
         self._group_bytes = 0
         self._digest = hashlib.sha256()
         self._temporary = path.with_name(f".{path.name}.{os.urandom(16).hex()}.tmp")
         self._file: BinaryIO = self._temporary.open("xb")
         self._parquet = pq.ParquetWriter(
             self._file,
-            _SHARD_SCHEMA,
-            compression="none",
+            self._schema,
+            compression="zstd" if of_references else "none",
             use_dictionary=False,
             write_statistics=False,
             store_schema=False,
         )
 
-    def add(self, sample_id: str, data: bytes) -> None:
-        self._digest.update(f"{len(sample_id)} {sample_id} {len(data)} ".encode() + hashlib.sha256(data).digest())
-        self._ids.append(sample_id)
-        self._images.append(data)
+    def add(self, sample_id: str, image: bytes | Reference) -> None:
+        """The digest is of what the image is, wherever its bytes are."""
+        if isinstance(image, Reference):
+            size, content, here = image.size, bytes.fromhex(image.sha256), len(image.uri) + len(image.etag)
+            self._waiting.append((sample_id, image.uri, image.etag, image.version, image.sha256, size))
+        else:
+            size, content, here = len(image), hashlib.sha256(image).digest(), len(image)
+            self._waiting.append((sample_id, image))
+        self._digest.update(f"{len(sample_id)} {sample_id} {size} ".encode() + content)
         self.rows += 1
-        self.bytes += len(data)
-        self._group_bytes += len(data)
-        if self._group_bytes >= _GROUP_BYTES or len(self._ids) >= GROUP_ROWS:
+        self.bytes += here
+        self._group_bytes += here
+        if self._group_bytes >= _GROUP_BYTES or len(self._waiting) >= GROUP_ROWS:
             self._write_group()
 
     def _write_group(self) -> None:
-        columns = [pa.array(self._ids, pa.string()), pa.array(self._images, pa.binary())]
-        self._parquet.write_table(pa.Table.from_arrays(columns, schema=_SHARD_SCHEMA))
-        self._ids, self._images, self._group_bytes = [], [], 0
+        columns = zip(*self._waiting, strict=True)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
+        self._parquet.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
+        self._waiting, self._group_bytes = [], 0
 
     def close(self) -> None:
-        if self._ids:
+        if self._waiting:
             self._write_group()
         self._parquet.add_key_value_metadata({_DIGEST_KEY: self._digest.hexdigest().encode()})
         self._parquet.close()
@@ -170,7 +194,56 @@ def open_shard(path: Path) -> pq.ParquetFile:
 
 
 def rows_of(file: pq.ParquetFile, rows: Sequence[int]) -> Iterator[tuple[str, bytes]]:
-    """(sample_id, bytes) of ascending rows of a shard."""
+    """(sample_id, bytes) of ascending rows of a shard; of those that stay where they are, several are fetched at once.
+
+    Raises UserError for a row that there is not, and for an object that is gone or changed.
+    """
+    if holds_references(file):
+        return objects.read_many(
+            (table.column("sample_id")[place].as_py(), _reference(table, place)) for table, place in _places(file, rows)
+        )
+    return (
+        (table.column("sample_id")[place].as_py(), table.column("image")[place].as_py())
+        for table, place in _places(file, rows)
+    )
+
+
+def contents_of(file: pq.ParquetFile) -> Iterator[tuple[str, str]]:
+    """(sample_id, sha256) of every row of a shard: of its bytes, or as it says where they are elsewhere."""
+    images = "sha256" if holds_references(file) else "image"
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=["sample_id", images])
+        for sample_id, image in zip(table.column("sample_id"), table.column(images), strict=True):
+            yield sample_id.as_py(), image.as_py() if images == "sha256" else sha256(image.as_buffer())
+
+
+def contents_many(data: Path, catalog_rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """(sample_id, sha256) of these catalog rows, as their shards have them; nothing is fetched."""
+    for shard, rows in catalog_rows.groupby("shard"):
+        wanted = set(rows["row"])
+        file = open_shard(data / "images" / f"{shard}.parquet")
+        yield from (pair for row, pair in enumerate(contents_of(file)) if row in wanted)
+
+
+def references(data: Path, shard: str) -> Iterator[tuple[str, Reference]]:
+    """(sample_id, where the image is) of a shard whose images stay where they are; nothing of any other shard."""
+    file = open_shard(data / "images" / f"{shard}.parquet")
+    if holds_references(file):
+        for table, place in _places(file, range(file.metadata.num_rows)):
+            yield table.column("sample_id")[place].as_py(), _reference(table, place)
+
+
+def holds_references(file: pq.ParquetFile) -> bool:
+    """Whether the shard's images stay where they are."""
+    return "uri" in file.schema_arrow.names
+
+
+def _reference(table: pa.Table, place: int) -> Reference:
+    return Reference(*(table.column(name)[place].as_py() for name in _REFERENCE_SCHEMA.names[1:]))
+
+
+def _places(file: pq.ParquetFile, rows: Sequence[int]) -> Iterator[tuple[pa.Table, int]]:
+    """Where ascending rows of a shard stand: a row group's table, and the place in it."""
     group, first, table = -1, 0, None
     end = 0
     for row in rows:
@@ -181,4 +254,4 @@ def rows_of(file: pq.ParquetFile, rows: Sequence[int]) -> Iterator[tuple[str, by
             first, end, table = end, end + file.metadata.row_group(group).num_rows, None
         if table is None:
             table = file.read_row_group(group)
-        yield table.column("sample_id")[row - first].as_py(), table.column("image")[row - first].as_py()
+        yield table, row - first

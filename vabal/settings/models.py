@@ -355,6 +355,11 @@ class ComputeSettings(Section):
         description="What a machine keeps of stages' outputs, decoded images, embeddings and shards, below .vabal or "
         "a worker's scratch folder; what was not used for longest goes first.",
     )
+    objects_gigabytes: PositiveFloat = Field(
+        20.0,
+        description="What a machine keeps, below .vabal/objects, of images that stay in S3; what was not used for "
+        "longest goes first.",
+    )
 
 
 class Params(Section):

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from vabal.errors import shown
+from vabal.objects import Reference
 from vabal.settings.models import ImageSettings
 from vabal.sources.folder_names import Split
 
@@ -15,7 +16,8 @@ from vabal.sources.folder_names import Split
 class Item:
     """One image as its file's bytes. `split` is set where a source brings its own; `origin` is for messages.
 
-    Where a link led to the file (`linked`), its bytes are someone else's: they are not copied aside if unreadable.
+    Where a link led to the file (`linked`), its bytes are someone else's: they are not copied aside if unreadable. One
+    with a `reference` stays where it is: the pool keeps that in the place of its bytes.
     """
 
     sample_id: str
@@ -25,6 +27,7 @@ class Item:
     split: Split | None = None
     origin: str = ""
     linked: bool = False
+    reference: Reference | None = None
 
 
 class Source(Protocol):

@@ -11,9 +11,13 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, Protocol
 
 from vabal.errors import UserError, shown, some
+from vabal.images import Unreadable
+from vabal.images.shards import too_large
+from vabal.objects import Reference
+from vabal.settings.models import ImageSettings
 
 IMAGE_SUFFIXES: Final = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".webp"),
@@ -46,12 +50,65 @@ class Found:
     linked: bool
 
 
+@dataclass(frozen=True)
+class Got:
+    """A file as it was read; without its bytes, and with the `reason`, where it cannot be used."""
+
+    path: PurePosixPath
+    data: bytes = b""
+    reason: str | None = None
+    reference: Reference | None = None  # where it stays, if its bytes do
+
+
+class Tree(Protocol):
+    """Files below one place: a folder (`Walk`), or a bucket (`vabal.sources.buckets.Objects`)."""
+
+    @property
+    def kind(self) -> str:
+        """What `--source` calls such a place."""
+
+    @property
+    def place(self) -> str:
+        """For people."""
+
+    @property
+    def files(self) -> Sequence[Found]: ...
+
+    @property
+    def folders(self) -> Sequence[PurePosixPath]:
+        """Those that were looked through."""
+
+    @property
+    def linked(self) -> frozenset[PurePosixPath]:
+        """Files whose bytes are someone else's."""
+
+    def notes(self) -> list[str]:
+        """What was left out, a line for each reason."""
+
+    def images(self, paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
+        """Those that look like images, by their names or first bytes."""
+
+    def tops(self) -> list[str]:
+        """What the whole address of a file begins with, any of these."""
+
+    def name_of(self, path: PurePosixPath) -> str:
+        """What people know a file by."""
+
+    def table(self, path: PurePosixPath) -> bytes:
+        """The bytes of a table. Raises UserError."""
+
+    def read(self, paths: Sequence[PurePosixPath], limits: ImageSettings) -> Iterator[Got]:
+        """The files, in this order."""
+
+
 @dataclass
 class Walk:
     """What is below a folder. `left_out`: paths (for people) by the reason why they are not among the files.
 
     `folders` are those that were looked through, `links` those that were followed.
     """
+
+    kind = "folder"
 
     root: Path
     files: list[Found] = field(default_factory=list)
@@ -60,12 +117,41 @@ class Walk:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     @property
+    def place(self) -> str:
+        return shown(self.root)
+
+    @property
     def paths(self) -> list[PurePosixPath]:
         return [file.path for file in self.files]
 
     @property
     def linked(self) -> frozenset[PurePosixPath]:
         return frozenset(file.path for file in self.files if file.linked)
+
+    def images(self, paths: Sequence[PurePosixPath]) -> list[PurePosixPath]:
+        return [path for path in paths if looks_like_an_image(self.root / path)]
+
+    def tops(self) -> list[str]:
+        return [str(self.root.absolute()), str(self.root.resolve())]
+
+    def name_of(self, path: PurePosixPath) -> str:
+        return shown(self.root / path)
+
+    def table(self, path: PurePosixPath) -> bytes:
+        try:
+            return (self.root / path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{self.name_of(path)}: {error.strerror}") from None
+
+    def read(self, paths: Sequence[PurePosixPath], limits: ImageSettings) -> Iterator[Got]:
+        for path in paths:
+            file = self.root / path
+            try:
+                too_large(file.stat().st_size, limits)
+                yield Got(path, file.read_bytes())
+            except (OSError, Unreadable) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                yield Got(path, reason=reason or type(error).__name__)
 
     def leave_out(self, reason: str, path: PurePosixPath | str) -> None:
         self.left_out.setdefault(reason, []).append(shown(path))
@@ -136,7 +222,7 @@ def _entries(found: Walk, folder: PurePosixPath) -> Iterator[tuple[PurePosixPath
         return
     for entry in entries:
         path = folder / entry.name
-        reason = _aside(entry.name)
+        reason = aside(entry.name)
         if reason:
             if count := _images_in(Path(entry.path)):
                 found.leave_out(reason, f"{path} ({count})" if entry.is_dir(follow_symlinks=False) else path)
@@ -158,7 +244,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _aside(name: str) -> str | None:
+def aside(name: str) -> str | None:
+    """Why a file or folder of that name is no image of people's; None for any other."""
     folded = name.casefold()
     if folded in _SIDE_FOLDERS or folded in _SIDE_FILES:
         return SIDE

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,7 +19,8 @@ from vabal.pools import INCOMING, NEAR, Pools, merged, typed, write_table
 from vabal.settings.models import Params
 from vabal.sources.arrays import Npz
 from vabal.sources.base import Item, Source
-from vabal.sources.files import Files, files_below
+from vabal.sources.files import Files, files_below, one_file
+from vabal.sources.folders import walk
 from vabal.sources.sifting import FilteredItem, ItemFilter, name_of
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -187,13 +188,12 @@ def _reasons(sieve: ItemFilter, twins: _Twins) -> list[tuple[str, str]]:
 
 def _arriving(path: Path) -> Source:
     if path.is_dir():
-        return files_below(path)
+        return files_below(walk(path))
     if not path.exists():
         raise UserError(f"{shown(path)}: no such file or folder")
     if path.suffix.lower() == ".npz":
         return Npz(path)
-    name = PurePosixPath(path.name)
-    return Files(path.parent, [name], linked=[name] if path.is_symlink() else [])
+    return one_file(path)
 
 
 def _store(

@@ -1,11 +1,10 @@
 """Which files the names in a source's `labels.csv` mean."""
 
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import unquote
 
@@ -33,8 +32,12 @@ class Listed:
     notes: list[str] = field(default_factory=list)
 
 
-def resolve(root: Path, table: str, listed: Mapping[PurePosixPath, Known], paths: Sequence[PurePosixPath]) -> Listed:
-    """Find the files (of `paths`, relative to `root`) that the names of a table mean.
+def resolve(
+    where: str, tops: Sequence[str], listed: Mapping[PurePosixPath, Known], paths: Sequence[PurePosixPath]
+) -> Listed:
+    """Find the files (of `paths`, below a place) that the names of the table `where` mean.
+
+    `tops`: how the place is written in whole addresses.
 
     A name is a path below the folder, in either Unicode form, with either slash; an absolute one leads there, or one
     with the folder's own name in front. Failing that, the one file that has this name in another case, with an
@@ -42,14 +45,14 @@ def resolve(root: Path, table: str, listed: Mapping[PurePosixPath, Known], paths
     Raises UserError for names that lead elsewhere, if no name means a file, or if two names of one file disagree.
     """
     found = Listed()
-    where = f"{shown(root)}/{table}"
+    own = f"{PurePosixPath(tops[-1]).name}/"
     exact = {_key(path): path for path in paths}
     folded, plain, bases = (_unique(paths, of) for of in (_folded, _without_extension, _base))
     loose: list[str] = []
     meant: dict[PurePosixPath, PurePosixPath] = {}
     for name, values in listed.items():
-        key = _below(root, where, name)
-        path = exact.get(key) or exact.get(key.removeprefix(f"{root.resolve().name}/"))
+        key = _below(tops, where, name)
+        path = exact.get(key) or exact.get(key.removeprefix(own))
         if path is None:
             path = folded.get(key.casefold()) or plain.get(key.casefold())
             if path is None and "/" not in key:
@@ -67,7 +70,7 @@ def resolve(root: Path, table: str, listed: Mapping[PurePosixPath, Known], paths
     if listed and not found.known:
         raise UserError(f"{where}: none of its {len(listed)} names is a file there: {some(found.missing)}")
     if loose:
-        found.notes.append(f"{table}: names that mean a file all the same: {some(loose)}")
+        found.notes.append(f"{PurePosixPath(where).name}: names that mean a file all the same: {some(loose)}")
     return found
 
 
@@ -75,18 +78,18 @@ def _key(path: PurePosixPath | str) -> str:
     return unicodedata.normalize("NFC", shown(path)).replace("\\", "/")
 
 
-def _below(root: Path, where: str, name: PurePosixPath) -> str:
+def _below(tops: Sequence[str], where: str, name: PurePosixPath) -> str:
     """The name as a path below the folder, as a key. Raises UserError for one that leads elsewhere."""
     text = str(name)
     address = _ADDRESS.fullmatch(text)
-    if address and address[1].lower() != "file":
-        raise UserError(f"{where}: {shown(text)!r} is an address: fetch the images, and name their files")
-    if address:
+    if address and address[1].lower() == "file":
         text = "/" + unquote(address[2])
-    if text.startswith("/"):
-        for top in (root.absolute(), root.resolve()):
-            if text.startswith(f"{top}{os.sep}"):
-                text = text[len(str(top)) + 1 :]
+    elif address:
+        text = f"{address[1].lower()}://{address[2]}"  # as a path it has lost a slash
+    for top in tops:
+        text = text.removeprefix(f"{top}/")
+    if address and _ADDRESS.fullmatch(text):
+        raise UserError(f"{where}: {shown(text)!r} is an address: fetch the images, and name their files")
     if text.startswith("/") or re.match(r"[A-Za-z]:/", text) or ".." in PurePosixPath(text).parts:
         raise UserError(f"{where}: {shown(name)!r} is no path below this folder")
     return _key(text)

@@ -17,13 +17,14 @@ import pandas as pd
 from vabal import images, pools
 from vabal.errors import UserError
 from vabal.files import sha256, sync_folder, write_bytes
+from vabal.objects import Reference
 from vabal.pools import Pools
 from vabal.progress import track
 from vabal.settings.base import BitDepth
 from vabal.settings.models import ImageSettings, Params
 from vabal.sources.base import Source
 from vabal.sources.draws import Draws, plan_draws
-from vabal.sources.surveys import Contradiction, DrawSettings, class_names, survey, understood
+from vabal.sources.surveys import Contradiction, DrawSettings, Survey, class_names, survey, understood
 
 # --- round 0 ----------------------------------------------------------------------------------------------------------
 
@@ -108,7 +109,7 @@ def build_pools(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
-        catalog = _write_images(source, found.items, plan, settings, temporary)
+        catalog = _write_images(source, found, plan, settings, temporary)
         made = _tables(catalog, found.items, plan, classes, source.name)
         pools.save(made, temporary)
         temporary.replace(folder)
@@ -135,12 +136,15 @@ def write_oracle(path: Path, oracle: pd.DataFrame) -> None:
     write_bytes(path, oracle[["sample_id", "label"]].to_csv(index=False, lineterminator="\n").encode())
 
 
-def _write_images(source: Source, items: pd.DataFrame, plan: Draws, settings: Params, folder: Path) -> pd.DataFrame:
+def _write_images(source: Source, found: Survey, plan: Draws, settings: Params, folder: Path) -> pd.DataFrame:
     """Write the shards of what the plan keeps; returns the catalog."""
-    facts = items.set_index("sample_id")
+    facts = found.items.set_index("sample_id")
     kept = [*plan.holdout, *plan.initial, *plan.rest]
     wanted = dict(zip(facts.loc[kept, "sha256"], kept, strict=True))
-    stream = _second_pass(source, settings.images, wanted)
+    stream: Iterator[tuple[str, bytes | Reference]] = _second_pass(source, settings.images, wanted)
+    if found.references:  # they were read once, and that was enough
+        stay = set(kept)
+        stream = ((name, image) for name, image in found.references.items() if name in stay)
     placed = images.write_shards(stream, folder / "images", settings=settings.pool, name_prefix="pool")
     if len(placed) != len(kept):
         raise UserError(f"source {source.name}: {len(kept) - len(placed)} images changed while they were read")
@@ -149,7 +153,9 @@ def _write_images(source: Source, items: pd.DataFrame, plan: Draws, settings: Pa
     return pd.concat([catalog, about], axis=1).assign(added_round=0)
 
 
-def _second_pass(source: Source, settings: ImageSettings, wanted: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+def _second_pass(
+    source: Source, settings: ImageSettings, wanted: dict[str, str]
+) -> Iterator[tuple[str, bytes | Reference]]:
     """(sample_id, bytes) of the images that the plan keeps, told apart by their content."""
     left = dict(wanted)
     for item in track(source.items(settings), "write shards", None):

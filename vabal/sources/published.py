@@ -10,7 +10,7 @@ from vabal.errors import UserError
 from vabal.settings.models import ImageSettings
 from vabal.sources.base import Item
 from vabal.sources.files import Files
-from vabal.sources.folders import IMAGE_SUFFIXES, walk
+from vabal.sources.folders import IMAGE_SUFFIXES, Walk, walk
 from vabal.sources.listing import Known
 
 
@@ -48,7 +48,7 @@ class Neu(Files):
         if unknown or not paths:
             said = f"no NEU class in the name of {unknown[0]} or of its folder" if unknown else "no images"
             raise UserError(f"{root}: {said}; expected files such as Cr_1.bmp, crazing_1.jpg or crazing/1.jpg")
-        super().__init__(root, paths, known, linked=found.linked, notes=found.notes())
+        super().__init__(found, paths, known, linked=found.linked, notes=found.notes())
         present = {file.label for file in known.values()}
         self.classes = tuple(name for name in self._NAMES.values() if name in present)
 
@@ -85,7 +85,7 @@ class Elpv(Files):
         word = self._level if labels == self.LABELS[0] else self._verdict
         rows = [line.split() for line in lines if line.strip()]
         known = {PurePosixPath(path): f"{kind}-{word(float(share))}" for path, share, kind in rows}
-        super().__init__(root, list(known), {path: Known(label) for path, label in known.items()})
+        super().__init__(Walk(root), list(known), {path: Known(label) for path, label in known.items()})
         self.classes = tuple(sorted(set(known.values())))
         self.place = ""  # in an installed package: nobody's folder, and no news
 

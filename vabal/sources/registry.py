@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vabal import objects
 from vabal.errors import UserError
 from vabal.sources.arrays import Cifar, Digits, Npz
 from vabal.sources.base import Source
+from vabal.sources.buckets import MANIFEST, is_manifest, source_of
 from vabal.sources.files import Folder
+from vabal.sources.folders import walk
 from vabal.sources.layouts import LAYOUTS
 from vabal.sources.published import Elpv, Neu
 
@@ -15,9 +18,13 @@ from vabal.sources.published import Elpv, Neu
 class Asked(NamedTuple):
     """What stands behind a kind: the place, and what goes with it for kinds that take it."""
 
-    place: Path
+    text: str
     classes: Sequence[str] | None
     layout: str | None
+
+    @property
+    def place(self) -> Path:
+        return Path(self.text).expanduser()
 
 
 class Kind(NamedTuple):
@@ -38,7 +45,11 @@ class Kind(NamedTuple):
 
 KINDS = {
     "digits": Kind("digits", lambda _: Digits()),
-    "folder": Kind("folder:PATH", lambda asked: Folder(asked.place, asked.classes, asked.layout), takes_classes=True),
+    "folder": Kind(
+        "folder:PATH", lambda asked: Folder(walk(asked.place), asked.classes, asked.layout), takes_classes=True
+    ),
+    "s3": Kind("s3://BUCKET/PREFIX", lambda asked: _in_bucket(f"s3:{asked.text}", asked), takes_classes=True),
+    "uris": Kind("uris:MANIFEST.csv", lambda asked: _in_bucket(asked.text, asked), takes_classes=True),
     "npz": Kind("npz:PATH", lambda asked: Npz(asked.place, asked.classes), takes_classes=True),
     "cifar10": Kind("cifar10:ROOT", lambda asked: Cifar("cifar10", asked.place)),
     "cifar100": Kind("cifar100:ROOT", lambda asked: Cifar("cifar100", asked.place)),
@@ -65,7 +76,7 @@ def open_source(spec: str, classes: Sequence[str] | None = None, layout: str | N
         raise UserError(f"--classes: source {kind} has its own class names")
     if classes is not None and (not all(classes) or len(set(classes)) < len(classes)):
         raise UserError(f"--classes {','.join(classes)}: each class is named once, between commas")
-    return known.open(Asked(Path(place).expanduser(), classes, layout or None))
+    return known.open(Asked(place, classes, layout or None))
 
 
 def with_layout(spec: str, layout: str | None) -> str:
@@ -74,8 +85,14 @@ def with_layout(spec: str, layout: str | None) -> str:
     chosen = layout or kind.partition("+")[2]
     if "+" not in kind and layout is None:
         return spec
-    if kind.partition("+")[0] != "folder":
-        raise UserError(f"--layout: says how a folder:PATH is read, not {spec!r}")
+    if kind.partition("+")[0] not in ("folder", "s3"):
+        raise UserError(f"--layout: says how a folder:PATH is read, or an s3://BUCKET/PREFIX, not {spec!r}")
     if chosen not in LAYOUTS:
         raise UserError(f"--layout {chosen!r}: known are {', '.join(LAYOUTS)}")
-    return f"folder+{chosen}{colon}{place}"
+    return f"{kind.partition('+')[0]}+{chosen}{colon}{place}"
+
+
+def _in_bucket(address: str, asked: Asked) -> Source:
+    if not objects.is_address(address) and not is_manifest(address):
+        raise UserError(f"--source: {address!r} is no s3://BUCKET/PREFIX, and no manifest (which ends in {MANIFEST})")
+    return source_of(address, asked.classes, asked.layout)

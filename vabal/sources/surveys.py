@@ -1,7 +1,7 @@
 """What a source was understood to be, said before anything is made of it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from vabal import images, pools
 from vabal.errors import UserError, some
 from vabal.images import near_copies
 from vabal.learning.metrics import FEWEST_IMAGES
+from vabal.objects import Reference
 from vabal.settings.base import BitDepth
 from vabal.settings.models import ImageSettings
 from vabal.sources.base import Item, Source
@@ -61,6 +62,7 @@ class Survey:
     near: tuple[tuple[str, str], ...] = ()  # ids of near copies
     several: tuple[str, ...] = ()
     bit_depth: BitDepth = "auto"
+    references: Mapping[str, Reference] = field(default_factory=dict)  # by id: images that stay where they are
 
     @property
     def unreadable(self) -> tuple[tuple[str, str], ...]:
@@ -120,10 +122,13 @@ def survey(source: Source, settings: ImageSettings, *, near_distance: int = 0) -
     """
     sieve = ItemFilter(settings)
     rows, prints = [], []
+    references: dict[str, Reference] = {}
     for new in sieve.sift(source):
         item = new.item
         rows.append((item.sample_id, item.label, item.group, item.split, new.sha256, new.width, new.height))
         prints.append(new.fingerprint if near_distance else b"")
+        if item.reference is not None:
+            references[item.sample_id] = item.reference
     if not rows:
         reasons = grouped([(path, reason) for path, reason, _ in sieve.unreadable])
         raise UserError("; ".join([f"source {source.name}: no readable image in it", *reasons]))
@@ -144,6 +149,7 @@ def survey(source: Source, settings: ImageSettings, *, near_distance: int = 0) -
         tuple((ids[one], ids[other]) for one, other in near),
         tuple(sieve.several),
         _depth(sieve.guessed_bits),
+        references,
     )
 
 
@@ -192,6 +198,7 @@ def understood(source: Source, found: Survey, classes: tuple[str, ...]) -> list[
     notes = list(source.notes) if isinstance(source, Files) else []
     if isinstance(source, Folder):
         head += f"; {source.layout}: {LAYOUTS[source.layout]}"
+    if isinstance(source, Files) and not source.given:
         gone = [name for name in source.classes or () if name not in classes]
         if gone:
             notes.append(f"no readable image of its own in {some(gone)}: no class (named with --classes, it is one)")
@@ -235,7 +242,7 @@ def class_names(source: Source, items: pd.DataFrame | None = None) -> tuple[str,
     if not names:
         raise UserError(f"source {source.name} has no labels: name its classes with --classes a,b,c")
     gone: list[str] = []
-    if items is not None and isinstance(source, Folder) and not source.given:
+    if items is not None and isinstance(source, Files) and not source.given:
         gone = without_image(names, items)
         names = tuple(name for name in names if name not in gone)
     if len(names) < 2:

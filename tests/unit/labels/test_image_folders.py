@@ -19,6 +19,7 @@ from vabal.labels.names import blind_names
 from vabal.pools import Pools
 from vabal.settings.models import PoolSettings
 from vabal.sources.files import Folder
+from vabal.sources.folders import walk
 
 LABELS = {"a": "cat", "b": "dog", "c": "cat"}
 
@@ -65,7 +66,7 @@ def test_a_folder_that_went_out_is_a_source_and_its_tables_are_labels(labelled: 
     export_images(labelled, tmp_path / "data", ["a", "b", "c", "d"], tmp_path / "out")
     shown = blind_names(labelled.catalog)
     for kept in ("labels.csv", "metadata.jsonl"):
-        source = Folder(tmp_path / "out")
+        source = Folder(walk(tmp_path / "out"))
         assert source.classes == ("cat", "dog")
         found = {Path(item.origin).stem: item.label for item in source.items()}
         assert found == {shown[name]: LABELS.get(name) for name in "abcd"}
@@ -162,16 +163,16 @@ def a_folder(root: Path, table: str, text: str) -> Path:
 
 def test_metadata_gives_a_sources_labels_and_groups(tmp_path: Path) -> None:
     text = '{"file_name": "cat/1.png", "label": "b", "group": "x"}\n{"file_name": "dog/2.png", "label": 7}\n'
-    items = {item.sample_id: item for item in Folder(a_folder(tmp_path / "one", "metadata.jsonl", text)).items()}
+    items = {item.sample_id: item for item in Folder(walk(a_folder(tmp_path / "one", "metadata.jsonl", text))).items()}
     assert {name: item.label for name, item in items.items()} == {"cat-1": "b", "dog-2": "7", "dog-3": None}
     assert items["cat-1"].group == "x"
     table = "file_name,label\ncat/1.png,b\n"
-    assert Folder(a_folder(tmp_path / "two", "metadata.csv", table)).classes == ("b",)
+    assert Folder(walk(a_folder(tmp_path / "two", "metadata.csv", table))).classes == ("b",)
 
 
 def test_metadata_without_labels_leaves_the_folders_their_say(tmp_path: Path) -> None:
     text = '{"file_name": "cat/1.png", "caption": "a label on a cat"}\n'
-    assert Folder(a_folder(tmp_path, "metadata.jsonl", text)).classes == ("cat", "dog")
+    assert Folder(walk(a_folder(tmp_path, "metadata.jsonl", text))).classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -185,4 +186,4 @@ def test_metadata_without_labels_leaves_the_folders_their_say(tmp_path: Path) ->
 )
 def test_wrong_metadata_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        Folder(a_folder(tmp_path, "metadata.jsonl", text))
+        Folder(walk(a_folder(tmp_path, "metadata.jsonl", text)))

@@ -89,6 +89,7 @@ def reached() -> set[str]:
 # Reached from the steps, and without a say in what they put out.
 WITHOUT_A_SAY = {
     "errors.py": "what is told to people",
+    "objects.py": "where bytes are read from, which are compared with their sha256",
     "progress.py": "what is told to people",
     "rounds/manifests.py": "seeds and digests, which are inputs of keys",
     "rounds/opened.py": "the round's number, parent and inbox, which are inputs of keys",

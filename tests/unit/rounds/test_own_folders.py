@@ -22,6 +22,7 @@ from vabal.settings import params
 from vabal.settings.models import Params
 from vabal.sources import ItemFilter, ingestion
 from vabal.sources.files import files_below
+from vabal.sources.folders import walk
 from vabal.workspace import Workspace
 
 
@@ -183,7 +184,7 @@ def test_what_a_link_leads_to_is_noted_and_never_copied_to_quarantine(tmp_path: 
     (source / "class").symlink_to(tmp_path / "outside")
     (source / "gone.png").symlink_to(tmp_path / "nowhere")
     sieve = ItemFilter(Params().images)
-    assert list(sieve.sift(files_below(source))) == []
+    assert list(sieve.sift(files_below(walk(source)))) == []
     sieve.quarantine(tmp_path / "quarantine", WHEN)
     copied = [path.read_bytes() for path in (tmp_path / "quarantine").iterdir() if path.suffix != ".csv"]
     assert copied == [b"no image"]

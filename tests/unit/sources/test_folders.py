@@ -580,7 +580,7 @@ def test_a_name_that_several_files_might_mean_means_none(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["https://example.org/a.png"], "'https:/example.org/a.png' is an address: fetch the images"),
+        (["https://example.org/a.png"], "'https://example.org/a.png' is an address: fetch the images"),
         (["/elsewhere/a.png"], "is no path below this folder"),
         (["C:/pics/a.png"], "is no path below this folder"),
         (["sub/../../a.png"], "is no path below this folder"),

@@ -30,11 +30,15 @@ MISSING = ("404", "NoSuchBucket", "NoSuchKey", "NotFound")
 DENIED = ("403", "AccessDenied", "Forbidden", "AllAccessDisabled")
 
 
-def client(*, attempts: int = 2) -> "S3Client":
-    """An S3 client for the address and keys of the environment (AWS_ENDPOINT_URL and the usual variables)."""
+def client(*, attempts: int = 2, connections: int = 10) -> "S3Client":
+    """An S3 client for the address and keys of the environment (AWS_ENDPOINT_URL and the usual variables).
+
+    `connections` are kept open for threads that use it at once.
+    """
     settings = Config(
         connect_timeout=min(CONNECT_TIMEOUT_S, limits.silence()),
         read_timeout=limits.silence(),
+        max_pool_connections=connections,
         retries={"total_max_attempts": attempts, "mode": "standard"},
         s3={"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else {},
         proxies={} if _is_here() else None,

@@ -9,9 +9,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vabal import images, pools, strategies
+from vabal import pools, strategies
 from vabal.errors import UserError
-from vabal.files import canonical_json, file_sha256, sha256, write_bytes
+from vabal.files import canonical_json, file_sha256, write_bytes
+from vabal.images.shards import contents_many
 from vabal.labels import arrivals as labels_arrivals
 from vabal.labels.consensus import settle
 from vabal.learning import committee
@@ -147,8 +148,7 @@ def _refuse_unreadable(arrivals: Sequence[labels_arrivals.Arrival]) -> None:
     for arrival in arrivals:
         expected = dict(zip(arrival.catalog["sample_id"], arrival.catalog["sha256"], strict=True))
         try:
-            read = images.encoded_many(arrival.shards.parent, arrival.catalog)
-            found = {name: sha256(content) for name, content in read}
+            found = dict(contents_many(arrival.shards.parent, arrival.catalog))
         except (UserError, pa.ArrowException, OSError):
             found = {}
         if found != expected:
