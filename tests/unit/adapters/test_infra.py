@@ -1,7 +1,9 @@
 """The files of infra/ that no test can run here: what can be said about them by reading."""
 
 import json
+import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import yaml
 
 from tests.support.blocks import problem
 from vabal.adapters import messages
+from vabal.adapters.stack.folder import SERVICES, open_stack, write_environment
+from vabal.adapters.stack.services import COMMANDS, QUIET
 
 INFRA = Path(__file__).parents[3] / "infra"
 PLACEHOLDER = re.compile(r"{{ (\w+) }}")
@@ -77,6 +81,26 @@ def test_the_notifier_runs_a_command_that_there_is_in_the_workers_workspace(comp
     }
     assert {messages.WEBHOOK, messages.SMTP} < set(notifier["environment"])
     assert set(notifier) <= set(worker) | {"command"}  # keys of a service that the Compose specification has
+
+
+def test_the_procfile_starts_what_vabal_up_starts_with_the_same_options_and_settings(
+    tmp_path: Path,
+) -> None:
+    lines = (INFRA / "Procfile").read_text().splitlines()
+    listed = dict(line.split(": ", 1) for line in lines if not line.startswith("#"))
+    assert tuple(listed) == SERVICES
+    stack, ports = open_stack(tmp_path), {"s3": 1, "mlflow": 2, "prefect": 3}
+    known = write_environment(stack, ports).keys() | os.environ.keys() | QUIET.keys()
+    # Of the user's own environment, and the servers' home; a worker's name tells one `vabal up` from another.
+    known |= {"HOME", "PATH", "NO_PROXY", "no_proxy"}
+    for service in SERVICES:
+        command, environment = COMMANDS[service](stack, ports)
+        words = [Path(word).name for word in shlex.split(listed[service])]
+        options = {word for word in command if word.startswith("--") and word not in ("--name", "--workspace")}
+        assert options == {word for word in words if word.startswith("--")}, service
+        settings = {word.partition("=")[0] for word in shlex.split(listed[service]) if re.match(r"[A-Z0-9_]+=", word)}
+        assert environment.keys() - known <= settings, service
+    assert "sqlite:///mlflow.db" in listed["mlflow"]
 
 
 def test_every_image_is_pinned_and_none_is_of_a_project_that_has_ended(compose: dict[str, Any]) -> None:
