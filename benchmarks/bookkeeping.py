@@ -133,6 +133,7 @@ def cpu_seconds() -> float:
 @contextmanager
 def _watched() -> Iterator[Spent]:
     """Within the block, what the round does is timed by purpose."""
+    from vabal.adapters import processes  # noqa: PLC0415
     from vabal.rounds import steps, tables  # noqa: PLC0415
     from vabal.strategies.random import RandomStrategy  # noqa: PLC0415
 
@@ -142,7 +143,7 @@ def _watched() -> Iterator[Spent]:
     with ExitStack() as patches:
         for owner, name, purpose in watched:
             patches.enter_context(patch.object(owner, name, spent.watch(getattr(owner, name), purpose)))
-        patches.enter_context(patch.object(subprocess, "run", spent.watch_processes(subprocess.run)))
+        patches.enter_context(patch.object(processes, "run", spent.watch_processes(processes.run)))
         yield spent
 
 

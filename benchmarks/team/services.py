@@ -6,6 +6,7 @@ variables of the env file, the volumes (folders), and the settings of infra/Dock
 """
 
 import os
+import random
 import re
 import secrets
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,9 @@ def found(command: list[str], environment: Mapping[str, str]) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        return int(free.getsockname()[1])
+    """One that nobody listens on, and below those that the system gives to connections."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind((HOST, port))
+            return port
+    raise SystemExit("no free port from 20000 to 29999")

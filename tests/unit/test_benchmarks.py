@@ -13,11 +13,12 @@ import torch
 
 from benchmarks import draws, estimate, evidence, growth, junk, vae_step
 from benchmarks.__main__ import BENCHMARKS, Benchmark, Check, main
-from benchmarks.bookkeeping import Spent, _summary
+from benchmarks.bookkeeping import Spent, _summary, _watched
 from benchmarks.memory import memory_mb
 from benchmarks.random_pool import _pools, encoded_images
 from tests.support.small_cells import cell
 from vabal import images, pools
+from vabal.adapters.git import Git
 from vabal.benchmark import comparison, simulation
 from vabal.benchmark.summary import Summary
 from vabal.learning.backbones import Layer
@@ -231,6 +232,12 @@ def test_started_programs_are_counted_and_their_time_kept_apart() -> None:
     assert spent.starts == {program: 2}
     assert spent.wall[program] >= 0.05
     assert spent.cpu[program] > 0
+
+
+def test_what_a_round_starts_is_seen_by_the_bookkeeping(tmp_path: Path) -> None:
+    with _watched() as spent:
+        Git(tmp_path).tags()
+    assert spent.starts == {"git": 1}
 
 
 def test_the_peak_of_memory_is_not_below_what_is_resident_now() -> None:
