@@ -7,6 +7,7 @@ without its night, and servers die under a night. Fails at the first thing that 
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ def main() -> int:
     if found is None:
         print("skipped: no Postgres on this machine (Debian's package `postgresql` has one)")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # with what is below, not without
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_", "PREFECT_", "GIT_", "PG"))]:
         del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="team-") as name, webhook() as told:

@@ -17,6 +17,7 @@ from tests.support.receivers import Received
 from vabal.adapters import processes
 from vabal.adapters.orchestration import POOL, Server
 from vabal.flows import schedule
+from vabal.flows.deploy import FINAL
 from vabal.labels.oracle import answer
 from vabal.settings.params import parse, read_yaml
 from vabal.workspace import Workspace
@@ -115,6 +116,7 @@ class Nights:
     def make(self) -> str:
         """The workspaces: pools, stages and the record's anchor in S3, the last in a bucket with Object Lock."""
         self._s3.create_bucket(Bucket="anchors", ObjectLockEnabledForBucket=True)
+        self._s3.create_bucket(Bucket="stages")
         for place in (self.north, self.south):
             name = place.root.name
             chosen = SETTINGS | {"storage.bucket": f"vabal-{name}", "stages": f"s3://stages/{name}"}
@@ -216,10 +218,18 @@ class Nights:
         return run
 
     def _running(self, place: Place) -> dict[str, Any]:
-        def running() -> Any:
-            return [run for run in self._runs(place.deployments[0]) if run["state_type"] == "RUNNING"]
+        name = place.deployments[0]
+        before = {run["id"] for run in self._runs(name) if run["state_type"] in FINAL}
 
-        run: dict[str, Any] = until(running, f"a night of {place.root.name}")[0]
+        def begun() -> Any:
+            return [run for run in self._runs(name) if run["state_type"] != "SCHEDULED" and run["id"] not in before]
+
+        until(
+            lambda: [run for run in begun() if run["state_type"] in ("RUNNING", *FINAL)],
+            f"a night of {place.root.name}",
+        )
+        run: dict[str, Any] = begun()[0]
+        check(run["state_type"] == "RUNNING", f"a night of {place.root.name} ended at once: {run['state']}")
         return run
 
     def _until_trained(self, run: dict[str, Any]) -> None:

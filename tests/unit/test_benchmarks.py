@@ -21,6 +21,7 @@ from vabal import images, pools
 from vabal.adapters.git import Git
 from vabal.benchmark import comparison, simulation
 from vabal.benchmark.summary import Summary
+from vabal.errors import UserError
 from vabal.learning.backbones import Layer
 from vabal.learning.probe import Embedded
 from vabal.settings import params
@@ -235,7 +236,7 @@ def test_started_programs_are_counted_and_their_time_kept_apart() -> None:
 
 
 def test_what_a_round_starts_is_seen_by_the_bookkeeping(tmp_path: Path) -> None:
-    with _watched() as spent:
+    with _watched() as spent, pytest.raises(UserError):  # no repository
         Git(tmp_path).tags()
     assert spent.starts == {"git": 1}
 
