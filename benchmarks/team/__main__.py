@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from vabal.adapters.orchestration import Server
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.team", description=__doc__)
     parser.add_argument("tools", type=Path)
+    parser.add_argument("--only", nargs="*", default=[], metavar="SCENE", help="both, machine, worker, postgres, ...")
     chosen = parser.parse_args()
     found = tools.find(chosen.tools.absolute())
     if found is None:
@@ -38,7 +40,7 @@ def main() -> int:
         folder.chmod(0o711)  # Postgres has a user of its own
         team = Team(folder, found, f"http://127.0.0.1:{told.port}")
         try:
-            return play(team, told)
+            return play(team, told, chosen.only)
         except BrokenError as error:
             print(f"not as it has to be: {error}")
             return 1
@@ -46,7 +48,7 @@ def main() -> int:
             team.end()
 
 
-def play(team: Team, told: Received) -> int:
+def play(team: Team, told: Received, only: Sequence[str] = ()) -> int:
     seconds = team.up()
     team.start("worker-2")
     took = ", ".join(f"{name} {each:.0f} s" for name, each in seconds.items())
@@ -56,10 +58,14 @@ def play(team: Team, told: Received) -> int:
     os.environ[limits.SILENCE] = "120"  # what asks here waits longer than the night does
     check_pool(server)
     nights = Nights(team, server, told)
-    scenes = [nights.make, nights.at_once, nights.machine_dies, nights.worker_dies]
-    scenes += [partial(nights.server_dies, service) for service in SERVERS]
-    scenes += [nights.records_hold]
-    for scene in scenes:
+    scenes: dict[str, Callable[[], str]] = {
+        "both": nights.at_once,
+        "machine": nights.machine_dies,
+        "worker": nights.worker_dies,
+        **{service: partial(nights.server_dies, service) for service in SERVERS},
+        "record": nights.records_hold,
+    }
+    for scene in [nights.make, *(scenes[name] for name in scenes if not only or name in only)]:
         begun = time.monotonic()
         print(f"{scene()} [{time.monotonic() - begun:.0f} s]", flush=True)
     return 0

@@ -64,10 +64,13 @@ class Place:
         )
 
     def label(self) -> None:
-        """Answer what is asked for, as people would."""
-        self("labels", "export", str(self.root / "requests"))
-        answer(self.root / "requests" / "requests.csv", Workspace(self.root))
-        self("labels", "import", str(self.root / "requests" / "requests.csv"))
+        """Answer what is asked for, as people would; nothing is before the first night."""
+        if self.published == 0:
+            return
+        folder = self.root / f"requests-{self.published}"
+        self("labels", "export", str(folder))
+        answer(folder / "requests.csv", Workspace(self.root))
+        self("labels", "import", str(folder / "requests.csv"))
 
     @property
     def deployments(self) -> tuple[str, str]:
@@ -75,7 +78,8 @@ class Place:
 
     @property
     def published(self) -> int:
-        return len(json.loads(self("audit", "--json"))) - 1
+        """Nights so far; round 0 is none."""
+        return max(int(entry["round"]) for entry in json.loads(self("audit", "--json")))
 
 
 def finished(process: "subprocess.Popen[str]") -> str:
