@@ -175,7 +175,7 @@ class Nights:
         worker = self._worker_of(run["id"])
         self.team.kill(worker, tree=False)
         until(lambda: self._state(run) not in ("RUNNING", "PENDING"), "the night's end")
-        check(self._state(run) == "COMPLETED", f"the night ended {self._state(run)}")
+        check(self._state(run) == "COMPLETED", f"the night ended {self.server.flow_run(run['id'])['state']}")
         self._until_promoted(self.south)
         self.team.start(worker)
         return "a worker killed alone: its night went on to its end, the other worker had the promotion"

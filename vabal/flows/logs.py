@@ -1,6 +1,9 @@
 """What a user can mend, or the system refuses, is logged in one line; a bug keeps its traceback."""
 
 import logging
+import os
+import stat
+import sys
 
 from prefect.logging.handlers import PrefectConsoleHandler
 from rich.console import Console
@@ -52,6 +55,24 @@ def leave_the_end_to_the_command(console: Console) -> None:
         if isinstance(handler, PrefectConsoleHandler):
             handler.addFilter(_BetweenLevels(logging.INFO if console.is_terminal else logging.WARNING))
             handler.console = console
+
+
+def outlive_the_worker() -> None:
+    """A run's lines go to its worker by a pipe: once that is dead they go nowhere, and the run goes on. Idempotent.
+
+    As it comes, the console that Prefect logs through ends the process with the first line that nobody reads.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, PrefectConsoleHandler):
+            handler.console.on_broken_pipe = _write_to_nobody  # type: ignore[method-assign]
+
+
+def _write_to_nobody() -> None:
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+            os.dup2(nobody, stream.fileno())
+    os.close(nobody)
 
 
 def one_line_for_user_errors() -> None:

@@ -17,7 +17,7 @@ from vabal.adapters import storage
 from vabal.adapters.versioning import Versioning
 from vabal.errors import UserError
 from vabal.flows.context import tracking_of
-from vabal.flows.logs import one_line_for_user_errors
+from vabal.flows.logs import one_line_for_user_errors, outlive_the_worker
 from vabal.flows.report import keep_report
 from vabal.promotion import champion
 from vabal.promotion.record import Entry, read_record
@@ -70,6 +70,7 @@ def promote_challenger(workspace: str, version: str | None = None) -> State[Any]
     is an answer, not a crash. The message names the numbers.
     """
     one_line_for_user_errors()
+    outlive_the_worker()
     place = Workspace.find(Path(workspace))
     place.environment()
     try:

@@ -12,7 +12,7 @@ from vabal import rounds, strategies
 from vabal.errors import Unavailable
 from vabal.flows import publication, tasks, waiting
 from vabal.flows.context import check_backbone, check_servers, claim_stores
-from vabal.flows.logs import one_line_for_user_errors
+from vabal.flows.logs import one_line_for_user_errors, outlive_the_worker
 from vabal.rounds.steps.plan import learn
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
@@ -32,6 +32,7 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
     A second call after a crash goes on behind the last finished stage.
     """
     one_line_for_user_errors()
+    outlive_the_worker()
     log = get_run_logger()
     place = Workspace.find(Path(workspace))
     place.environment()

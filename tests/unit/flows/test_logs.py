@@ -1,6 +1,8 @@
 """What a flow in the command's own process tells on the console."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -49,3 +51,31 @@ def test_a_line_of_progress_is_for_those_who_see_no_bars() -> None:
     assert shown.filter(record)
     setattr(record, OF_PROGRESS, True)
     assert not shown.filter(record)
+
+
+TALKING = """
+import logging, sys
+from prefect.logging.configuration import setup_logging
+from vabal.flows import logs
+
+setup_logging()
+if sys.argv[1] == "outlives":
+    logs.outlive_the_worker()
+sys.stdin.readline()
+for word in ("nobody", "reads", "this"):
+    logging.getLogger("prefect.flow_runs.worker").warning(word)
+    print(word, flush=True)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("outlives", 0), ("as it comes", 1)])
+def test_a_run_goes_on_when_the_worker_that_reads_its_lines_is_dead(how: str, code: int) -> None:
+    command = [sys.executable, "-c", TALKING, how]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.wait(120) == code
