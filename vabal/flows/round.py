@@ -107,6 +107,7 @@ def _work(place: Workspace, params: Params, enough: str | None) -> str | None:
         needs_vae=ticket["needs_vae"],
         needs_class_terms=ticket["needs_class_terms"],
         needs_embeddings=params.classifier.learner == "probe",
+        members=ticket["members"],
         run_all=tasks.run_all,
     )
     model = tasks.register_model(ticket, refs["trained"], refs["evaluated"])

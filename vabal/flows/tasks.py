@@ -119,6 +119,7 @@ def intake(workspace: str, settings: dict[str, Any], enough: str | None = None) 
         "mlflow_run": _opened(context, settings),
         "shards": steps.shard_names(context),
         "weights": steps.share(context),
+        "members": context.learner.members if context.params.compute.task_runner == "ray" else [],
         # What came in last is learned from and published, though there is nothing left to pick.
         "needs_vae": context.needs.vae and context.report["candidates"] > 0,
         "needs_class_terms": context.needs.class_terms and context.report["candidates"] > 0,
@@ -150,6 +151,18 @@ def train_classifier(ticket: Ticket) -> StageReference:
             ref = steps.train_classifier(context)
         _log_training(ticket, context, ref)
     return ref
+
+
+@task(name="train-first", task_run_name="train-first", **LEARNING)
+def train_first(ticket: Ticket) -> StageReference:
+    with at_work(ticket) as context, telling(ticket):
+        return steps.train_first(context)
+
+
+@task(name="train-member", task_run_name="train-member {name}", **LEARNING)
+def train_member(ticket: Ticket, first: StageReference, name: str) -> StageReference:
+    with at_work(ticket) as context, telling(ticket):
+        return steps.train_member(context, first, name)
 
 
 @task(name="evaluate", task_run_name="evaluate", **LEARNING)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -40,7 +40,14 @@ _PIXELS_AT_ONCE_ELSEWHERE = 2**20
 
 def count(needs: Needs) -> int:
     """How many networks beside the classifier the needs ask for."""
-    return int(has_passes(needs)) + max(needs.members - 1, 0) + int(needs.auxiliary_loss is not None)
+    return len(names(needs))
+
+
+def names(needs: Needs) -> list[str]:
+    """Of the networks beside the classifier, in the order in which they are trained."""
+    members = [f"member{member}" for member in range(1, needs.members)]
+    passes, loss = [DROPOUT] if has_passes(needs) else [], needs.auxiliary_loss
+    return [*passes, *members, *([loss] if loss is not None else [])]
 
 
 def is_needed(needs: Needs) -> bool:
@@ -129,6 +136,10 @@ class ImageCommittee(Generic[SomeNetwork]):
     @property
     def networks(self) -> dict[str, SomeNetwork]:
         return {name: training.network for name, training in self.trainings.items()}
+
+    def alone(self, name: str) -> Self:
+        """The committee of one of its networks, to be trained by itself: the same as among the others."""
+        return type(self)(self.needs, self.first, self.seed, {name: self.trainings[name]})
 
     def columns(
         self,

@@ -174,16 +174,25 @@ class Learner:
             groups_N=known.groups_L,
         )
 
-    def committee(self, first: Network, known: TrainingSet) -> tuple[ScoringNetworks, Iterator[Metric]]:
-        """The scoring networks that the strategy needs beside the classifier `first`."""
+    @property
+    def members(self) -> list[str]:
+        """Scoring networks that are worth a task each; those on a frozen backbone's features take a second together."""
+        return [] if self.params.classifier.learner == "probe" else committee.names(self.needs)
+
+    def committee(
+        self, first: Network, known: TrainingSet, only: str | None = None
+    ) -> tuple[ScoringNetworks, Iterator[Metric]]:
+        """The scoring networks that the strategy needs beside the classifier `first`; or one of its `members`."""
         if isinstance(first, LinearProbe):
             heads = HeadCommittee(self.needs, first, self.seed("classifier"))
             return heads, heads.fit(known.as_embeddings(), self.params.classifier)
         if isinstance(first, FineTuned):
             trunks = finetune.pretrained_trunks(self.params.backbone)
             tuned = finetune_committee.build(self.needs, first, trunks, seed=self.seed("classifier"))
+            tuned = tuned if only is None else tuned.alone(only)
             return tuned, tuned.fit(known.as_images(), self.fine_tuning)
         networks = committee.build(self.needs, first.config, first=first, seed=self.seed("classifier"))
+        networks = networks if only is None else networks.alone(only)
         settings = self.params.classifier
         return networks, networks.fit(known.inputs_L, known.labels_L, settings, device=self.device)
 

@@ -39,8 +39,8 @@ from vabal.workspace import VERSIONING
 MARK: Final = ".vabal-stages"
 # The names that a stage's folder may have: nothing else in a store's folder is ever removed.
 STAGES: Final = (
-    *("intake", "train-classifier", "train-committee", "evaluate", "extract-features", "extract-committee"),
-    *("train-vae", "class-terms", "estimate-probabilities", "select-batch"),
+    *("intake", "train-classifier", "train-committee", "train-member", "evaluate"),
+    *("extract-features", "extract-committee", "train-vae", "class-terms", "estimate-probabilities", "select-batch"),
 )
 # Beside the stages: files that outlast a night, in S3, and on this machine single files of outputs that lie in S3.
 SHARED: Final = ("decoded", "embeddings", "shards", "weights")

@@ -47,7 +47,15 @@ def test_the_steps_run_in_their_order_and_without_a_need_no_vae_is_trained(
     assert refs["selected"]["stage"] == "select_batch"
 
 
-@pytest.mark.parametrize("name", dict.fromkeys([*ALWAYS, *WITH_A_VAE, "select_batch"]))
+def test_scoring_networks_that_are_worth_it_have_a_task_each_behind_the_classifier() -> None:
+    recorded = Recorded()
+    learn(recorded, "round", ["a", "b"], needs_vae=False, members=["member1", "member2"])
+    begun = ["train_first", "train_member", "train_member"]
+    assert [name for name, _ in recorded.called] == [*begun, *ALWAYS, "select_batch"]
+    assert [arguments[2] for name, arguments in recorded.called if name == "train_member"] == ["member1", "member2"]
+
+
+@pytest.mark.parametrize("name", dict.fromkeys([*ALWAYS, *WITH_A_VAE, "train_first", "train_member", "select_batch"]))
 def test_every_step_is_a_task_of_the_flow_and_a_function_of_the_library(name: str) -> None:
     task = getattr(tasks, name)
     assert isinstance(task, Task)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,13 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.support.small_backbones import small_backbone
 from tests.support.small_rounds import first_round
 from vabal import strategies
 from vabal.errors import UserError
 from vabal.learning import committee, features
 from vabal.learning.network import ResNetClassifier
 from vabal.rounds import steps
-from vabal.rounds.context import RoundContext, StageReference, metrics_of, output_of
+from vabal.rounds.context import RoundContext, StageReference, metrics_of, output_of, stage_output
+from vabal.rounds.stage_store import LocalStageStore
 from vabal.strategies import Candidates, Context, Needs, ScoringStrategy, Shard
 
 SETTINGS = {
@@ -120,6 +123,29 @@ def test_the_shards_carry_what_the_scoring_networks_say_of_each_candidate(contex
             np.testing.assert_allclose(getattr(shard, name), values, rtol=1e-4, atol=1e-6)
         seen += len(shard)
     assert seen == CANDIDATES
+
+
+@pytest.mark.parametrize("learner", ["scratch", "finetune"])
+@pytest.mark.parametrize("name", ["ensemble", "learning_loss", "bald"])
+def test_networks_that_were_trained_by_themselves_are_those_of_the_committee(
+    context: RoundContext, name: str, learner: str, tmp_path: Path
+) -> None:
+    quick = {"finetune.epochs": 1, "finetune.min_steps": 2}
+    backbone = {f"backbone.{key}": value for key, value in small_backbone(tmp_path).items()}
+    chosen = {"selection.strategy": name, "classifier.learner": learner, **quick, **backbone}
+    together, apart = (
+        replace(context, params=context.workspace.params(chosen), stages=LocalStageStore(tmp_path / place))
+        for place in ("together", "apart")
+    )
+    trained = steps.train_classifier(together)
+    for member in reversed(apart.learner.members):
+        steps.train_member(apart, steps.train_first(apart), member)
+    assert steps.train_classifier(apart) == trained
+    one, other = (stage_output(who, "train-committee", trained["committee"]) for who in (together, apart))
+    assert {path.name: path.read_bytes() for path in one.iterdir()} == {
+        path.name: path.read_bytes() for path in other.iterdir()
+    }
+    assert len(list((tmp_path / "apart" / "train-member").iterdir())) == len(apart.learner.members) > 0
 
 
 def test_the_classifier_is_one_for_all_strategies_and_its_features_are_shared(context: RoundContext) -> None:

@@ -38,6 +38,7 @@ MADE_OF = {
         {"labeled", "seed"},
     ),
     "train-committee": ({"dropout", "passes", "members", "auxiliary_loss"}, {"classifier", "seed"}),
+    "train-member": ({"dropout", "passes", "members", "auxiliary_loss"}, {"classifier", "seed", "network"}),
     "evaluate": ({"classes", "batch_size"}, {"classifier", "holdout"}),
     "extract-features": ({"images", "batch_size"}, {"classifier", "shard"}),
     "extract-committee": ({"images", "batch_size"}, {"committee", "shard"}),
@@ -50,7 +51,8 @@ MADE_OF = {
     ),
 }
 SEEDED = {
-    *("train-classifier", "train-committee", "train-vae", "class-terms", "estimate-probabilities", "select-batch"),
+    *("train-classifier", "train-committee", "train-member", "train-vae", "class-terms", "estimate-probabilities"),
+    "select-batch",
 }
 
 
@@ -84,6 +86,7 @@ def all_keys(context: RoundContext, refs: Mapping[str, Any] = REFS) -> dict[str,
     made = [
         keys.classifier_key(context, with_places(context, "labeled")),
         keys.committee_key(context, classifier),
+        keys.member_key(context, classifier, "member1"),
         keys.evaluation_key(context, classifier, holdout[holdout["label"].notna()]),
         keys.features_key(context, classifier, shard),
         keys.committee_columns_key(context, refs["committee"], shard),
@@ -135,7 +138,10 @@ def test_a_key_is_made_of_these_settings_and_inputs(context: RoundContext, stage
         ({"features__batch_size": 17}, {"evaluate", "extract-features", "extract-committee"}),
         ({"vae__learning_rate": 0.5}, {"train-vae"}),
         ({"probabilities__draws": 77}, {"class-terms", "estimate-probabilities", "select-batch"}),
-        ({"probabilities__members": 3}, {"train-committee", "class-terms", "estimate-probabilities", "select-batch"}),
+        (
+            {"probabilities__members": 3},
+            {"train-committee", "train-member", "class-terms", "estimate-probabilities", "select-batch"},
+        ),
         (
             {"probabilities__precision_from": "cross_fitted"},
             {"train-classifier", "class-terms", "estimate-probabilities", "select-batch"},
@@ -146,7 +152,10 @@ def test_a_key_is_made_of_these_settings_and_inputs(context: RoundContext, stage
         ({"labelling__consensus": "majority"}, set()),  # intake's
         ({"labelling__consensus": "crowdlab"}, {"select-batch"}),  # which records what the next night's intake needs
         ({"seed": 6}, SEEDED),
-        ({"selection__strategy": "margin"}, {"train-committee", "select-batch"}),  # all else is shared by strategies
+        (
+            {"selection__strategy": "margin"},
+            {"train-committee", "train-member", "select-batch"},
+        ),  # all else is shared by strategies
         ({"storage__bucket": "another"}, set()),
         ({"promotion__min_gain": 0.5}, set()),
     ],
@@ -232,7 +241,7 @@ def test_every_round_has_seeds_of_its_own(context: RoundContext) -> None:
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
-        ("classifier", {"train-committee", "evaluate", "extract-features", "class-terms"}),
+        ("classifier", {"train-committee", "train-member", "evaluate", "extract-features", "class-terms"}),
         ("committee", {"extract-committee"}),
         ("features", {"train-vae", "class-terms", "estimate-probabilities", "select-batch"}),
         ("vae", {"class-terms", "estimate-probabilities"}),
@@ -274,7 +283,7 @@ def test_each_shard_has_an_output_of_its_own(context: RoundContext) -> None:
 def test_scoring_networks_are_those_that_the_strategy_needs(context: RoundContext, needs: dict[str, Any]) -> None:
     other = replace(context)
     other.learner.__dict__["needs"] = replace(context.needs, **needs)
-    assert changed(context, other) == {"train-committee", "select-batch"}
+    assert changed(context, other) == {"train-committee", "train-member", "select-batch"}
 
 
 def test_intake_depends_on_the_parent_the_round_the_entries_of_the_inbox_and_the_consensus() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from vabal.rounds.steps.sharing import share, with_weights
     from vabal.rounds.steps.take_in import intake, intake_again, refuse_unserved
-    from vabal.rounds.steps.train import load_classifier, train_classifier
+    from vabal.rounds.steps.train import load_classifier, train_classifier, train_first, train_member
 
 __all__ = [
     "asked_again",
@@ -47,6 +47,8 @@ __all__ = [
     "shard_names",
     "share",
     "train_classifier",
+    "train_first",
+    "train_member",
     "train_vae",
     "weights",
     "with_weights",
@@ -93,6 +95,8 @@ __getattr__ = members(
         "train": (
             "load_classifier",
             "train_classifier",
+            "train_first",
+            "train_member",
         ),
     },
 )

@@ -47,6 +47,12 @@ def committee_key(context: RoundContext, trained: StageReference) -> StageKey:
     return StageKey("train-committee", settings, {"classifier": trained["key"], "seed": context.seed("classifier")})
 
 
+def member_key(context: RoundContext, trained: StageReference, name: str) -> StageKey:
+    """One of the scoring networks, trained by itself."""
+    whole = committee_key(context, trained)
+    return StageKey("train-member", whole.settings, {**whole.inputs, "network": name})
+
+
 def evaluation_key(context: RoundContext, trained: StageReference, holdout: pd.DataFrame) -> StageKey:
     settings = {"classes": list(context.classes), "batch_size": context.params.features.batch_size}
     inputs = {"classifier": trained["key"], "holdout": pools.table_digest(holdout, ["sample_id"])}

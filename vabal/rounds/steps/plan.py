@@ -22,13 +22,15 @@ def learn(
     needs_vae: bool,
     needs_class_terms: bool = False,
     needs_embeddings: bool = False,
+    members: Sequence[str] = (),
     run_all: RunAll = one_by_one,
 ) -> dict[str, Any]:
     """From the training of the classifier to the selection: what each step put out, by name.
 
     `steps` has the steps by their names, and `begun` is what each of them takes first: `vabal.rounds.steps` itself and
     a `RoundContext`, or the flow's tasks and their ticket. With a VAE come class terms and likelihoods, without one the
-    class terms alone where they are needed. `run_all` may run the calls of a step side by side.
+    class terms alone where they are needed. `run_all` may run the calls of a step side by side; where it does,
+    `members` are the scoring networks that are worth a task each (`Learner.members`).
     """
 
     def run(step: Callable[..., StageReference], *arguments: Any) -> StageReference:
@@ -36,6 +38,9 @@ def learn(
 
     if needs_embeddings:
         run_all(steps.embed_images, [(begun, shard) for shard in shards])
+    if members:
+        first = run(steps.train_first)
+        run_all(steps.train_member, [(begun, first, name) for name in members])
     trained = run(steps.train_classifier)
     evaluated = run(steps.evaluate, trained)
     extracted = run_all(steps.extract_features, [(begun, trained, shard) for shard in shards])
