@@ -42,6 +42,8 @@ ROWS: dict[str, dict[str, Any]] = {
     WITHOUT: {"method.preset": "without_vae"},
     BY_COMPONENTS: {"method.preset": "without_vae"},
     DEFAULT: {},
+    "default, VAE of 400 drawn images": {"vae.rows": 400},
+    "default, VAE of 130 drawn images": {"vae.rows": 130},
     "default with guard 0.05": {"probabilities.guard": 0.05},
 }
 

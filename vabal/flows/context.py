@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.logging import get_run_logger
 
+from vabal import objects
 from vabal.adapters import storage
 from vabal.files import private_folder
 from vabal.rounds import OpenRound, scratch, steps
@@ -31,8 +32,9 @@ def context_of(ticket: Ticket) -> RoundContext:
     """The round at work: in its workspace, or, where that is on another machine, in this one's scratch folder."""
     away = ticket["workspace"] is None
     workspace = scratch_place() if away else Workspace(Path(ticket["workspace"]))
-    workspace.environment()
     params = Params.model_validate(ticket["params"])
+    objects.keep_in(workspace.objects, lambda: params.compute.objects_gigabytes)
+    workspace.environment()
     stages = stage_store(workspace, params)
     if away:
         params = steps.with_weights(params, ticket["weights"], workspace, stages)
