@@ -141,10 +141,14 @@ def _choose_learner(tell: Callable[[str], None], found_here: "list[LearnerChoice
 
 
 def ingest(
-    path: Annotated[Path, typer.Argument(help="An image, a folder of images, or an .npz file.")],
+    path: Annotated[
+        str, typer.Argument(help="An image, a folder of images, an .npz file, s3://BUCKET/PREFIX or uris:MANIFEST.csv.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Add images to the pool; the next round takes them in.
+
+    Those of a bucket stay there; of a prefix that was ingested before only new objects are read.
 
     Example: `vabal ingest camera/2024-06-01`
     """

@@ -168,15 +168,30 @@ def of_shards(data: Path, catalog: pd.DataFrame, cache: Path, settings: ImageSet
 
 
 def _of_shard(data: Path, shard: str, cache: Path, settings: ImageSettings) -> pd.DataFrame:
-    digest = shards.shard_digest(data, shard)
-    path = cache / f"{shard}-{digest[:16]}-{settings.bit_depth}-{_VERSION}.parquet"
+    path = _kept(data, shard, cache, settings)
     if path.exists():
         with suppress(pa.ArrowException):  # damaged: it is made again
             kept: pd.DataFrame = pq.read_table(path, schema=_TABLE).to_pandas()
             return kept
     rows = [(sample_id, *of_file(content, settings)) for sample_id, content in shards.whole_shard(data, shard)]
+    return _keep(rows, path)
+
+
+def remember(
+    data: Path, shard: str, rows: Sequence[tuple[str, str, bytes]], cache: Path, settings: ImageSettings
+) -> None:
+    """Keep what is known already of a shard's images, (sample_id, pixels, print) each, so that nobody reads them."""
+    _keep(rows, _kept(data, shard, cache, settings))
+
+
+def _kept(data: Path, shard: str, cache: Path, settings: ImageSettings) -> Path:
+    digest = shards.shard_digest(data, shard)
+    return cache / f"{shard}-{digest[:16]}-{settings.bit_depth}-{_VERSION}.parquet"
+
+
+def _keep(rows: Sequence[tuple[str, str, bytes]], path: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=_TABLE.names)
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     pq.write_table(pa.Table.from_pandas(table, _TABLE, preserve_index=False), temporary)
     temporary.replace(path)

@@ -225,6 +225,12 @@ def contents_many(data: Path, catalog_rows: pd.DataFrame) -> Iterator[tuple[str,
         yield from (pair for row, pair in enumerate(contents_of(file)) if row in wanted)
 
 
+def reference_table(data: Path, shard: str, columns: Sequence[str]) -> pa.Table | None:
+    """Columns of a shard whose images stay where they are; None for any other shard."""
+    file = open_shard(data / "images" / f"{shard}.parquet")
+    return file.read(columns=list(columns)) if holds_references(file) else None
+
+
 def references(data: Path, shard: str) -> Iterator[tuple[str, Reference]]:
     """(sample_id, where the image is) of a shard whose images stay where they are; nothing of any other shard."""
     file = open_shard(data / "images" / f"{shard}.parquet")

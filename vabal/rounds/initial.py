@@ -138,6 +138,7 @@ def _build(
         folder=folder,
         quarantine=place.quarantine,
         tell=tell,
+        fingerprints=place.fingerprints,
     )
     plan, contents = round_zero(folder, asked.drawn(opened.name), chosen.seed)
     sources.write_oracle(place.state / "oracle.csv", built.oracle)

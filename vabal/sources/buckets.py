@@ -1,6 +1,7 @@
 """Images that stay in a bucket: those below a prefix, as a folder's, or those that a manifest of addresses names."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -76,7 +77,11 @@ class Objects:
             else:
                 yield Got(path, data or b"", reference=reference)
 
-    def without(self, uris: Mapping[str, object]) -> "Objects":
+    def covers(self, uri: str) -> bool:
+        """Whether the object would have been found, if it were there."""
+        return uri.startswith(f"{self._top}/")
+
+    def without(self, uris: Collection[str]) -> "Objects":
         """The others."""
         rest = {path: listed for path, listed in self.found.items() if listed.uri not in uris}
         return Objects(self._top, rest, self._left_out)
@@ -209,6 +214,78 @@ class Manifest(Files):
         chosen = tuple(map(class_name, classes)) if classes else None
         self.given = classes is not None
         self.classes = classes_of(tree.place, [said.label for said in known.values()], chosen)
+
+
+# --- what is known already --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Before:
+    """An object that was seen before: its entity tag then, and the image that it is, if it is one."""
+
+    etag: str
+    sample_id: str | None = None
+    said: str = ""  # when and where, for people
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A place against what was seen there before: the objects `new` to it, and how many are the `same`.
+
+    `changed` and `gone` name images of the pool: (address, sample_id and when it was taken in).
+    """
+
+    new: Objects
+    same: int = 0
+    changed: tuple[tuple[str, str], ...] = ()
+    gone: tuple[tuple[str, str], ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people."""
+        said = [f"{self.same} objects are known already, and the same"] if self.same else []
+        if self.changed:
+            listed = [f"{uri} ({what})" for uri, what in self.changed]
+            said.append(
+                f"{len(listed)} changed since taken in, which is no new data: {some(listed)}; the pool keeps "
+                "what they were, and needs those bytes (`vabal audit --verify --remote`)"
+            )
+        if self.gone:
+            listed = [f"{uri} ({what})" for uri, what in self.gone]
+            said.append(f"{len(listed)} of the pool's images gone from there: {some(listed)}")
+        return said
+
+
+def compare(tree: Objects, seen: Mapping[str, Before]) -> Compared:
+    """Nothing is read: listings have entity tags, and an object of a manifest that was seen before is looked at."""
+    there = {listed.uri: listed for listed in tree.found.values()}
+    asked = [uri for uri, listed in there.items() if uri in seen and not listed.etag]
+    store = objects.store()
+    there |= {uri: found or Listed(uri, -1) for uri, found in objects.ahead(asked, store.look, lambda _: 0)}
+    changed, gone, same = [], [], []
+    again: list[str] = []
+    for uri, before in seen.items():
+        listed = there.get(uri)
+        named = (shown(uri), f"{before.sample_id}, {before.said}")
+        if listed is None or listed.size == -1:
+            if before.sample_id is not None and (listed is not None or tree.covers(uri)):
+                gone.append(named)
+        elif listed.etag == before.etag:
+            same.append(uri)
+        elif before.sample_id is not None:
+            changed.append(named)
+        else:
+            again.append(uri)  # what was left out then may be an image now
+    known = seen.keys() - set(again)
+    return Compared(tree.without(known), len(same), tuple(sorted(changed)), tuple(sorted(gone)))
+
+
+def arriving(address: str) -> Objects | None:
+    """What `vabal ingest` names by an address: a manifest, or all below a prefix. None for files."""
+    if address.startswith("uris:"):
+        return manifest(address.removeprefix("uris:"))[0]
+    if not objects.is_address(address):
+        return None
+    return manifest(address)[0] if is_manifest(address) else below(address)
 
 
 def source_of(address: str, classes: Sequence[str] | None = None, layout: str | None = None) -> Files:

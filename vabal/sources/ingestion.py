@@ -1,12 +1,14 @@
 """Images into the inbox: read, sifted and stored, so that the next round takes them."""
 
+import json
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -14,9 +16,12 @@ from vabal import images
 from vabal.errors import UserError, shown
 from vabal.files import make_folder, sync_folder
 from vabal.images import near_copies
+from vabal.images.shards import reference_table
 from vabal.labels.arrivals import HALF, Arrival, content_digest, next_name, one_at_a_time, pending, read, some_of
+from vabal.objects import Reference
 from vabal.pools import INCOMING, NEAR, Pools, merged, typed, write_table
 from vabal.settings.models import Params
+from vabal.sources import buckets
 from vabal.sources.arrays import Npz
 from vabal.sources.base import Item, Source
 from vabal.sources.files import Files, files_below, one_file
@@ -38,6 +43,9 @@ class IngestReport:
     notes: tuple[str, ...] = ()
     near_holdout: tuple[tuple[str, str], ...] = ()  # left out, also for a group: (path, id of the holdout's image)
     near_pool: tuple[tuple[str, str], ...] = ()  # taken in: (path, id of another image of the pool)
+    known: int = 0  # objects that were seen before, not read
+    changed: tuple[tuple[str, str], ...] = ()  # not taken in: (address, the pool's image that it was)
+    gone: tuple[tuple[str, str], ...] = ()  # the same, of objects that are not there any more
 
     def lines(self) -> list[str]:
         """For people."""
@@ -70,7 +78,7 @@ class IngestReport:
 def ingest(
     inbox: Path,
     pools: Pools,
-    path: Path,
+    path: Path | str,
     params: Params,
     *,
     quarantine: Path,
@@ -80,6 +88,9 @@ def ingest(
 ) -> IngestReport:
     """Put the images of a file, a folder (with all below it) or an .npz file into the inbox, unlabelled.
 
+    Of an s3://bucket/prefix, or of a manifest, the images stay there, and objects that were seen before are not read:
+    one that changed since is told, and is no new image.
+
     What counts as a file below a folder, `folders.walk` says. Their ids come from their paths relative to `path`; an id
     that is taken gets the first digits of the content behind it. Images that the pool or the inbox has, by content or
     by pixels, and near copies of images in the holdout are left out, and so are images of a group (`groups` of an
@@ -88,10 +99,12 @@ def ingest(
     on disk, durable, when this returns, and nothing is if it is killed.
     Raises UserError if `path` is missing, empty, or an .npz file that is not as it should be.
     """
-    source = _arriving(path)
+    tree = buckets.arriving(str(path))
     with one_at_a_time(inbox):
         _, arrivals = read(inbox, [name for name in pending(inbox) if name.startswith("images/")])
         there = [pools.catalog, *(arrival.catalog for arrival in arrivals)]
+        compared = None if tree is None else buckets.compare(tree, _seen(pools, arrivals, data, quarantine))
+        source = _arriving(Path(path)) if compared is None else files_below(compared.new)
         known = _known(pools, arrivals, data, fingerprints, params)
         twins = _Twins(known, pools, arrivals, params.pool.near_copies)
         sieve = ItemFilter(
@@ -101,25 +114,74 @@ def ingest(
             pixels=dict(zip(known["pixels"], known["sample_id"], strict=True)),
             refuse=twins.refuse,
         )
-        catalog, folder = _store(inbox, source, sieve, params, twins)
+        catalog, folder = _store(inbox, source, sieve, params, twins, fingerprints)
         sieve.quarantine(quarantine, when)
         duplicates = tuple(name_of(item) for item, _ in sieve.duplicates)
-        images.note_left_out(quarantine, _reasons(sieve, twins), when)
+        left_out = _reasons(sieve, twins)
+        if compared is not None:
+            left_out += [(uri, f"changed since it was taken in ({what})") for uri, what in compared.changed]
+        images.note_left_out(quarantine, left_out, when)
         name = None
         if folder is not None:
             name = f"images/{next_name(inbox, content_digest(catalog))}"
             folder.replace(inbox / name)
             sync_folder(inbox / "images")
+        if compared is not None:
+            names = {item[0] for item in (*_reasons(sieve, twins), *sieve.reasons)}
+            _note_seen(quarantine, compared.new, names)
     return IngestReport(
         path=shown(path),
         name=name,
         sample_ids=tuple(catalog["sample_id"]),
         duplicates=duplicates,
-        unreadable=tuple((place, reason) for place, reason, _ in sieve.unreadable),
-        notes=source.notes if isinstance(source, Files) else (),
+        unreadable=tuple(sieve.reasons),
+        notes=(*(source.notes if isinstance(source, Files) else ()), *(compared.lines() if compared else ())),
         near_holdout=tuple(twins.held),
         near_pool=tuple(twins.free),
+        known=compared.same if compared else 0,
+        changed=compared.changed if compared else (),
+        gone=compared.gone if compared else (),
     )
+
+
+_SEEN: Final = "objects.jsonl"  # below quarantine/: objects that were read and left out
+
+
+def _seen(pools: Pools, arrivals: Sequence[Arrival], data: Path | None, quarantine: Path) -> dict[str, buckets.Before]:
+    """Objects that the pools or the inbox hold, or that were left out, by their addresses."""
+    seen: dict[str, buckets.Before] = {}
+    path = quarantine / _SEEN
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(ValueError):  # cut by a kill: then it is read once more
+            uri, etag = json.loads(line)
+            seen[uri] = buckets.Before(etag)
+    for arrival in arrivals:
+        seen |= _held(arrival.shards.parent, arrival.catalog.assign(said="in the inbox"))
+    if data is not None:
+        rounds = "round " + pools.catalog["added_round"].astype(str)
+        seen |= _held(data, pools.catalog[["sample_id", "shard"]].assign(said=rounds))
+    return seen
+
+
+def _held(data: Path, catalog: pd.DataFrame) -> dict[str, buckets.Before]:
+    said = dict(zip(catalog["sample_id"], catalog["said"], strict=True))
+    held: dict[str, buckets.Before] = {}
+    for shard in catalog["shard"].unique():
+        table = reference_table(data, str(shard), ("sample_id", "uri", "etag"))
+        if table is None:
+            continue
+        for sample_id, uri, etag in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            held[uri] = buckets.Before(etag, sample_id if sample_id in said else None, said.get(sample_id, ""))
+    return held
+
+
+def _note_seen(quarantine: Path, tree: buckets.Objects, left_out: set[str]) -> None:
+    """Objects that were read and left out are not read again as long as they are the same."""
+    found = [listed for path, listed in tree.found.items() if listed.etag and tree.name_of(path) in left_out]
+    if found:
+        quarantine.mkdir(parents=True, exist_ok=True)
+        with (quarantine / _SEEN).open("a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps([listed.uri, listed.etag])}\n" for listed in found)
 
 
 def _known(
@@ -197,7 +259,7 @@ def _arriving(path: Path) -> Source:
 
 
 def _store(
-    inbox: Path, source: Source, sieve: ItemFilter, params: Params, twins: _Twins
+    inbox: Path, source: Source, sieve: ItemFilter, params: Params, twins: _Twins, fingerprints: Path | None
 ) -> tuple[pd.DataFrame, Path | None]:
     """Catalog rows, and a folder under a temporary name with them and their shards; None where nothing is new."""
     make_folder(inbox / "images")
@@ -206,9 +268,10 @@ def _store(
             shutil.rmtree(left)
     folder = inbox / "images" / f".{uuid.uuid4().hex}.tmp"
     facts: dict[str, tuple[str, int, int, str | None]] = {}
+    looks: dict[str, tuple[str, bytes]] = {}  # of images that stay where they are
     try:
         placed = images.write_shards(
-            _noting(sieve.sift(source), facts), folder / "images", settings=params.pool, name_prefix="new"
+            _noting(sieve.sift(source), facts, looks), folder / "images", settings=params.pool, name_prefix="new"
         )
         rows = [(sample_id, shard, row, *facts[sample_id]) for shard, row, sample_id in placed]
         catalog = pd.DataFrame(rows, columns=INCOMING.names)
@@ -224,6 +287,10 @@ def _store(
         catalog["shard"] = catalog["shard"].str.replace("new", prefix, n=1, regex=False)
         write_table(catalog, folder / "catalog.parquet", INCOMING)
         sync_folder(folder / "images")
+        if fingerprints is not None and looks:
+            for shard, of_shard in catalog.groupby("shard", sort=False):
+                known = [(name, *looks[name]) for name in of_shard["sample_id"]]
+                near_copies.remember(folder, str(shard), known, fingerprints, params.images)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -231,8 +298,14 @@ def _store(
 
 
 def _noting(
-    sifted: Iterator[FilteredItem], facts: dict[str, tuple[str, int, int, str | None]]
-) -> Iterator[tuple[str, bytes]]:
+    sifted: Iterator[FilteredItem],
+    facts: dict[str, tuple[str, int, int, str | None]],
+    looks: dict[str, tuple[str, bytes]],
+) -> Iterator[tuple[str, bytes | Reference]]:
     for new in sifted:
         facts[new.item.sample_id] = (new.sha256, new.width, new.height, new.item.group)
-        yield new.item.sample_id, new.item.data
+        if new.item.reference is None:
+            yield new.item.sample_id, new.item.data
+        else:
+            looks[new.item.sample_id] = (new.pixels, new.fingerprint)
+            yield new.item.sample_id, new.item.reference

@@ -17,6 +17,7 @@ import pandas as pd
 from vabal import images, pools
 from vabal.errors import UserError
 from vabal.files import sha256, sync_folder, write_bytes
+from vabal.images import near_copies
 from vabal.objects import Reference
 from vabal.pools import Pools
 from vabal.progress import track
@@ -83,6 +84,7 @@ def build_pools(
     folder: Path,
     quarantine: Path | None = None,
     tell: Callable[[str], None] | None = None,
+    fingerprints: Path | None = None,
 ) -> InitReport:
     """Write the tables and shards of round 0 into the new folder `folder`, whole or not at all.
 
@@ -90,7 +92,8 @@ def build_pools(
     labels, `initial` random samples of the pool are labelled; from one without, they and the holdout are asked for.
     Unreadable files are copied to `quarantine`; of files that show the same picture the first counts, without its label
     where another contradicts it. Near copies never straddle pool and holdout. What was left out is listed in
-    `quarantine/left_out.csv`. What was understood of the source is told, line by line, before anything is written.
+    `quarantine/left_out.csv`. What images that stay where they are look like is kept in `fingerprints`, so that nobody
+    has to read them again for it. What was understood of the source is told, line by line, before anything is written.
     Raises UserError if the settings ask for what the source cannot give.
     """
     wishes = DrawSettings(imbalance, initial, holdout, seed)
@@ -112,6 +115,8 @@ def build_pools(
         catalog = _write_images(source, found, plan, settings, temporary)
         made = _tables(catalog, found.items, plan, classes, source.name)
         pools.save(made, temporary)
+        if fingerprints is not None:
+            _remember(catalog, found, temporary, fingerprints, settings.images)
         temporary.replace(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -144,13 +149,19 @@ def _write_images(source: Source, found: Survey, plan: Draws, settings: Params, 
     stream: Iterator[tuple[str, bytes | Reference]] = _second_pass(source, settings.images, wanted)
     if found.references:  # they were read once, and that was enough
         stay = set(kept)
-        stream = ((name, image) for name, image in found.references.items() if name in stay)
+        stream = ((name, image) for name, (image, _, _) in found.references.items() if name in stay)
     placed = images.write_shards(stream, folder / "images", settings=settings.pool, name_prefix="pool")
     if len(placed) != len(kept):
         raise UserError(f"source {source.name}: {len(kept) - len(placed)} images changed while they were read")
     catalog = pd.DataFrame(placed, columns=["shard", "row", "sample_id"])
     about = facts.loc[catalog["sample_id"], ["sha256", "width", "height", "group"]].reset_index(drop=True)
     return pd.concat([catalog, about], axis=1).assign(added_round=0)
+
+
+def _remember(catalog: pd.DataFrame, found: Survey, folder: Path, fingerprints: Path, settings: ImageSettings) -> None:
+    for shard, rows in catalog.groupby("shard", sort=False) if found.references else ():
+        known = [(name, *found.references[name][1:]) for name in rows["sample_id"]]
+        near_copies.remember(folder, str(shard), known, fingerprints, settings)
 
 
 def _second_pass(

@@ -22,6 +22,7 @@ class FilteredItem:
     width: int
     height: int
     fingerprint: bytes  # for near copies
+    pixels: str  # digest
 
 
 @dataclass
@@ -65,8 +66,13 @@ class ItemFilter:
             self.guessed_bits = max(self.guessed_bits, picture.guessed_bits or 0)
             if picture.first_of_several:
                 self.several.append(name_of(item))
-            yield FilteredItem(replace(item, sample_id=sample_id), content, *picture.image.size, fingerprint)
+            yield FilteredItem(replace(item, sample_id=sample_id), content, *picture.image.size, fingerprint, pixels)
         self.unreadable += [(path, reason, None) for path, reason in source.unreadable]
+
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """What could not be read, (path, reason) each."""
+        return [(path, reason) for path, reason, _ in self.unreadable]
 
     @staticmethod
     def _names(sample_id: str, content: str) -> tuple[str, str, str]:

@@ -62,7 +62,8 @@ class Survey:
     near: tuple[tuple[str, str], ...] = ()  # ids of near copies
     several: tuple[str, ...] = ()
     bit_depth: BitDepth = "auto"
-    references: Mapping[str, Reference] = field(default_factory=dict)  # by id: images that stay where they are
+    # By id, of images that stay where they are: where, and the digest of pixels and the fingerprint that they have.
+    references: Mapping[str, tuple[Reference, str, bytes]] = field(default_factory=dict)
 
     @property
     def unreadable(self) -> tuple[tuple[str, str], ...]:
@@ -122,13 +123,13 @@ def survey(source: Source, settings: ImageSettings, *, near_distance: int = 0) -
     """
     sieve = ItemFilter(settings)
     rows, prints = [], []
-    references: dict[str, Reference] = {}
+    references: dict[str, tuple[Reference, str, bytes]] = {}
     for new in sieve.sift(source):
         item = new.item
         rows.append((item.sample_id, item.label, item.group, item.split, new.sha256, new.width, new.height))
         prints.append(new.fingerprint if near_distance else b"")
         if item.reference is not None:
-            references[item.sample_id] = item.reference
+            references[item.sample_id] = (item.reference, new.pixels, new.fingerprint)
     if not rows:
         reasons = grouped([(path, reason) for path, reason, _ in sieve.unreadable])
         raise UserError("; ".join([f"source {source.name}: no readable image in it", *reasons]))

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from vabal.errors import Unavailable, UserError
 from vabal.files import sha256
 from vabal.images import DecodedShards, shards
 from vabal.images.shards import references, shard_digest
-from vabal.settings.models import PoolSettings
-from vabal.sources import open_source
+from vabal.labels import arrivals
+from vabal.settings.models import Params, PoolSettings
+from vabal.sources import ingestion, open_source
 
 
 @pytest.fixture(scope="module")
@@ -327,3 +329,91 @@ def test_a_shard_holds_images_or_references_and_never_both(tmp_path: Path) -> No
     )
     assert placed == [("p-0000", 0, "a"), ("p-0001", 0, "b"), ("p-0001", 1, "c")]
     assert dict(references(tmp_path, "p-0001")) == {"b": away, "c": away}
+
+
+# --- more images ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ingest(bucket: Any, tmp_path: Path) -> Iterator[Any]:
+    """Ingests an address into the pools of `s3://photos/cam`; returns the report and the requests that it took."""
+    fill(bucket)
+    made = build(open_source("s3://photos/cam"), tmp_path / "data", fingerprints=tmp_path / "prints").pools
+    objects.keep_nowhere()
+    asked: list[str] = []
+    target = bucket.meta.client.meta.endpoint_url
+
+    def noting(method: str, path: str) -> str:
+        asked.append(f"{method} {path.partition('?')[0]}")
+        return ""
+
+    def run(address: str) -> tuple[ingestion.IngestReport, list[str]]:
+        asked.clear()
+        report = ingestion.ingest(
+            tmp_path / "inbox",
+            made,
+            address,
+            Params(),
+            quarantine=tmp_path / "aside",
+            when=datetime(2026, 1, 1, tzinfo=UTC),
+            data=tmp_path / "data",
+            fingerprints=tmp_path / "prints",
+        )
+        return report, list(asked)
+
+    with serving(FaultyServer(noting, target)) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", server.address)
+        objects.reach(objects._open)  # type: ignore[arg-type]
+        yield run
+
+
+def test_a_prefix_that_was_taken_in_gives_its_new_objects_and_no_other_is_read(
+    bucket: Any, tmp_path: Path, ingest: Any
+) -> None:
+    put(bucket, "cam/a/100.png", file_of(picture(100)))
+    put(bucket, "cam/a/copy.png", file_of(picture(0)))
+    put(bucket, "cam/a/no.png", b"no image")
+    report, asked = ingest("s3://photos/cam/")
+    assert report.sample_ids == ("a-100",)
+    assert report.known == 12
+    assert report.duplicates == ("s3://photos/cam/a/copy.png",)
+    assert [path for path, _ in report.unreadable] == ["s3://photos/cam/a/no.png"]
+    new = ["100", "copy", "no"]
+    assert sorted(asked) == sorted(["GET /photos", *(f"GET /photos/cam/a/{name}.png" for name in new)])
+    _, [arrival] = arrivals.read(tmp_path / "inbox", arrivals.pending(tmp_path / "inbox"))
+    assert dict(images.encoded_many(arrival.shards.parent, arrival.catalog)) == {"a-100": file_of(picture(100))}
+    again, asked = ingest("s3://photos/cam/")
+    assert (again.sample_ids, again.name, again.known) == ((), None, 15)
+    assert asked == ["GET /photos"]
+    assert again.lines() == ["0 new images from s3://photos/cam/", "15 objects are known already, and the same"]
+
+
+def test_an_object_that_changed_is_a_finding_and_no_new_image(bucket: Any, tmp_path: Path, ingest: Any) -> None:
+    put(bucket, "cam/a/000.png", file_of(picture(60)))
+    bucket.Object("cam/b/001.png").delete()
+    bucket.Object("cam/b/no.png").put(Body=b"no image")
+    report, asked = ingest("s3://photos/cam")
+    assert report.sample_ids == ()
+    assert report.changed == (("s3://photos/cam/a/000.png", "a-000, round 0"),)
+    assert report.gone == (("s3://photos/cam/b/001.png", "b-001, round 0"),)
+    assert "GET /photos/cam/a/000.png" not in asked
+    said = "\n".join(report.lines())
+    assert "1 changed since taken in, which is no new data: s3://photos/cam/a/000.png (a-000, round 0)" in said
+    assert "1 of the pool's images gone from there: s3://photos/cam/b/001.png (b-001, round 0)" in said
+    assert "changed since it was taken in (a-000, round 0)" in (tmp_path / "aside" / "left_out.csv").read_text()
+    bucket.Object("cam/b/no.png").put(Body=file_of(picture(61)))  # what was no image is one now
+    assert ingest("s3://photos/cam")[0].sample_ids == ("b-no",)
+
+
+def test_a_manifest_that_grows_gives_what_is_new_in_it(bucket: Any, tmp_path: Path, ingest: Any) -> None:
+    put(bucket, "cam/a/000.png", file_of(picture(60)))
+    put(bucket, "other/100.png", file_of(picture(100)))
+    rows = ["s3://photos/cam/a/000.png", "s3://photos/cam/b/001.png", "s3://photos/other/100.png"]
+    (tmp_path / "list.csv").write_text("\n".join(["uri", *rows, "s3://photos/other/none.png"]))
+    report, asked = ingest(f"uris:{tmp_path / 'list.csv'}")
+    assert report.sample_ids == ("other-100",)
+    assert [uri for uri, _ in report.changed] == rows[:1]
+    assert (report.known, report.gone) == (1, ())
+    assert [path for path, _ in report.unreadable] == ["s3://photos/other/none.png"]
+    read = {line for line in asked if line.startswith("GET")}
+    assert read == {"GET /photos/other/100.png", "GET /photos/other/none.png"}
