@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vabal.audit.findings import Finding, Record
 from vabal.audit.places import Outside
+from vabal.audit.staying import check_objects
 from vabal.audit.storage import check_bucket, check_here, check_pins, check_remote_tags
 from vabal.audit.witnesses import (
     asks_for_signature,
@@ -45,5 +46,7 @@ def check_outside(data: Path, records: Sequence[Record], outside: Outside) -> It
         yield from check_remote_tags(tags, outside)
     if outside.bucket is not None:
         yield from check_bucket(data, records, tags, outside)
+    if outside.objects is not None:
+        yield from check_objects(data, records, outside)
     if outside.registry is not None:
         yield from check_registry(data, records, outside)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vabal.audit.shared import Each
+from vabal.objects import Store
 from vabal.promotion import registered
 from vabal.rounds.versions import Pinned, Tag
 
@@ -63,6 +64,7 @@ class Outside:
     sign: bool = False
     anchor: Anchor | None = None
     bucket: Bucket | None = None  # with --remote alone
+    objects: Store | None = None  # images that stay in S3: with --remote alone
     git_remote: str | None = None  # with --remote alone
     registry: Registry | None = None  # with --remote alone
     pending: int | None = None  # the round whose publication was cut short: git may not know it yet

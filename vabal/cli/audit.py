@@ -120,7 +120,7 @@ def _verify(place: "Workspace", versions: "Versioning", options: AuditOptions) -
 
 def _outside(place: "Workspace", versions: "Versioning", *, remote: bool) -> Any:
     """What the audit may ask besides `data/`: git, DVC's cache, the anchor if there is one; with `remote` the rest."""
-    from vabal import rounds
+    from vabal import objects, rounds
     from vabal.audit.places import Outside
 
     params, plan = place.params(), rounds.pending_publication(place)
@@ -132,6 +132,7 @@ def _outside(place: "Workspace", versions: "Versioning", *, remote: bool) -> Any
             outside.anchor = storage.Anchor(params.audit.anchor, params.audit.anchor_years)
         if remote:
             outside.bucket = storage.Bucket(params.storage.bucket, params.storage.prefix)
+            outside.objects = objects.store()
             outside.git_remote = params.storage.git_remote or versions.default_remote()
             if outside.git_remote is None:
                 outside.notes.append("no git remote is known: tags were not compared (storage.git_remote)")

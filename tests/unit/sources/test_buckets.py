@@ -17,11 +17,16 @@ from tests.support.small_buckets import a_bucket, s3_server
 from tests.support.small_pools import file_of, picture
 from tests.support.small_sources import build
 from vabal import images, objects, pools
+from vabal.audit import staying, verify
+from vabal.audit.chain import read_records
+from vabal.audit.places import Outside
+from vabal.audit.staying import check_objects
 from vabal.errors import Unavailable, UserError
 from vabal.files import sha256
 from vabal.images import DecodedShards, shards
 from vabal.images.shards import references, shard_digest
 from vabal.labels import arrivals
+from vabal.rounds.initial import round_zero
 from vabal.settings.models import Params, PoolSettings
 from vabal.sources import ingestion, open_source
 
@@ -417,3 +422,51 @@ def test_a_manifest_that_grows_gives_what_is_new_in_it(bucket: Any, tmp_path: Pa
     assert [path for path, _ in report.unreadable] == ["s3://photos/other/none.png"]
     read = {line for line in asked if line.startswith("GET")}
     assert read == {"GET /photos/other/100.png", "GET /photos/other/none.png"}
+
+
+# --- the audit --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+def test_the_audit_names_images_whose_objects_changed_or_are_gone(
+    bucket: Any, tmp_path: Path, *, versioned: bool
+) -> None:
+    if versioned:
+        bucket.Versioning().enable()
+    fill(bucket)
+    build(open_source("s3://photos/cam"), tmp_path / "data")
+    round_zero(tmp_path / "data", {}, 0)
+    records, _ = read_records(tmp_path / "data")
+    assert verify(tmp_path / "data").ok
+    outside = Outside(repository=None, objects=objects.store())  # type: ignore[arg-type]  # it is not asked
+    assert list(check_objects(tmp_path / "data", records, outside)) == []
+    put(bucket, "cam/a/000.png", file_of(picture(50)))
+    bucket.Object("cam/b/001.png").delete()
+    found = list(check_objects(tmp_path / "data", records, outside))
+    if versioned:
+        assert found == []
+        [note] = outside.notes
+        assert note.startswith("2 objects were written over or deleted in S3; the bucket keeps the versions")
+    else:
+        [finding] = found
+        assert (finding.round, finding.file) == (0, "images/pool-0000.parquet")
+        assert "1 objects changed: s3://photos/cam/a/000.png (sample a-000)" in finding.what
+        assert "1 objects are gone: s3://photos/cam/b/001.png (sample b-001)" in finding.what
+    bucket.objects.all().delete() if not versioned else bucket.object_versions.all().delete()
+    assert "12 objects are gone" in next(check_objects(tmp_path / "data", records, outside)).what
+
+
+def test_the_audit_looks_at_each_object_where_a_prefix_holds_far_more(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(bucket)
+    rows = [f"s3://photos/cam/{'ab'[n % 2]}/{n:03d}.png,{'xy'[n % 2]}" for n in range(2, 10)]
+    (tmp_path / "few.csv").write_text("\n".join(["uri,label", *rows]))
+    build(open_source(f"uris:{tmp_path / 'few.csv'}"), tmp_path / "data", initial=2)
+    round_zero(tmp_path / "data", {}, 0)
+    records, _ = read_records(tmp_path / "data")
+    bucket.Object("cam/b/009.png").delete()
+    monkeypatch.setattr(staying, "_PAGE", 0)
+    outside = Outside(repository=None, objects=objects.store())  # type: ignore[arg-type]  # it is not asked
+    [finding] = check_objects(tmp_path / "data", records, outside)
+    assert finding.what.startswith("1 objects are gone: s3://photos/cam/b/009.png (sample cam-b-009)")
