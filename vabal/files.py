@@ -149,9 +149,17 @@ class Shared(Protocol):
         """What is there below `folder`: names behind the slash."""
 
 
+def touched(path: Path) -> bool:
+    """Marks a file or folder as asked for, as what nobody asks for goes first; False if it is not there."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def found(shared: Shared | None, name: str, path: Path) -> Path | Remote | None:
     """The file at `path`, or where others can have put it; None if it is nowhere."""
-    if path.exists():
-        os.utime(path)  # it was asked for: what nobody asks for goes first
+    if touched(path):
         return path
     return None if shared is None else shared.find(name, path)

@@ -1,6 +1,7 @@
 """What the round's tasks work with: the round as a ticket tells of it, MLflow, and where the stages' outputs lie."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -11,10 +12,11 @@ from prefect.logging import get_run_logger
 
 from vabal import objects
 from vabal.adapters import storage
+from vabal.errors import UserError
 from vabal.files import private_folder
 from vabal.rounds import OpenRound, scratch, steps
 from vabal.rounds.context import RoundContext, own_store
-from vabal.rounds.stage_store import LocalStageStore, StageStore, stage_folder
+from vabal.rounds.stage_store import LocalStageStore, StageStore, code_version, stage_folder
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 SCRATCH = "VABAL_SCRATCH"
 
 # What every task of a round is told: workspace (None: it is on another machine), settings, the round, intake's key,
-# MLflow's run, and the backbone's weights where they lie in the stage store.
+# MLflow's run, the code's version, and the backbone's weights where they lie in the stage store.
 Ticket = dict[str, Any]
 
 
@@ -37,8 +39,18 @@ def context_of(ticket: Ticket) -> RoundContext:
     workspace.environment()
     stages = stage_store(workspace, params)
     if away:
+        _refuse_another_version(ticket["code"])
         params = steps.with_weights(params, ticket["weights"], workspace, stages)
     return RoundContext(workspace, params, OpenRound.from_json(ticket["round"]), stages, ticket["intake"])
+
+
+def _refuse_another_version(code: str) -> None:
+    """Raises UserError on a machine with another package or other libraries: it would compute something else."""
+    if code != code_version():
+        raise UserError(
+            f"this worker ({socket.gethostname()}) runs vabal {code_version()}, the night runs {code}: install the "
+            "same versions of vabal and of the libraries in its lock file on every node, then run the night again"
+        )
 
 
 @contextmanager

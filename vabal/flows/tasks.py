@@ -23,6 +23,7 @@ from vabal.labels.agreement import agreement as opinions_on
 from vabal.promotion import agreement
 from vabal.rounds import record, requests, steps, words
 from vabal.rounds.context import RoundContext, StageReference, metrics_of
+from vabal.rounds.stage_store import code_version
 from vabal.rounds.steps import plan
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
@@ -118,6 +119,7 @@ def intake(workspace: str, settings: dict[str, Any], enough: str | None = None) 
     return ticket | {
         "mlflow_run": _opened(context, settings),
         "shards": steps.shard_names(context),
+        "code": code_version(),
         "weights": steps.share(context),
         "members": context.learner.members if context.params.compute.task_runner == "ray" else [],
         # What came in last is learned from and published, though there is nothing left to pick.

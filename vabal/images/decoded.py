@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from vabal.errors import UserError
-from vabal.files import Shared, found
+from vabal.files import Shared, found, touched
 from vabal.images.decoding import Unreadable, decode, decoder
 from vabal.images.rows import read_rows
 from vabal.images.shard_files import ShardFiles, ShardFolders
@@ -142,10 +142,7 @@ class DecodedShards:
     def _usable(self, path: Path, total: int) -> bool:
         """Whether the cache file is there and as long as it must be (a full disk may have cut it)."""
         expected = len(_npy_header((total, *self._shape))) + total * int(np.prod(self._shape))
-        if not path.exists() or path.stat().st_size != expected:
-            return False
-        os.utime(path)  # it was asked for: what nobody asks for goes first
-        return True
+        return touched(path) and path.stat().st_size == expected
 
     def _read_batches(self, path: Path, total: int, batch_size: int) -> Iterator[tuple[int, np.ndarray]]:
         with path.open("rb", buffering=0) as raw:  # plain reads: pages of a memory map would count as resident memory

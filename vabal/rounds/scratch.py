@@ -8,16 +8,18 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
+from typing import Final
 
 from vabal.files import locked, private_folder, remove
 from vabal.rounds.context import own_store
 from vabal.workspace import Workspace
 
-_MARKS = "at_work"
+_MARKS: Final = "at_work"
+_LOCK: Final = "scratch.lock"
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ def at_work(place: Workspace) -> Iterator[None]:
     """Within the block nothing is dropped of what was used since it began."""
     marks = private_folder(place.state / _MARKS)
     path = marks / f"{os.getpid()}-{uuid.uuid4().hex}"
-    with path.open("w") as file:
-        flock(file, LOCK_EX)  # it ends with the process
+    with ExitStack() as held:
+        with locked(place.state / _LOCK):  # nothing is being dropped while somebody begins
+            file = held.enter_context(path.open("w"))
+            flock(file, LOCK_EX)  # it ends with the process
         try:
             yield
         finally:
@@ -61,7 +65,7 @@ def trim(place: Workspace, gigabytes: float, before: float | None = None) -> Dro
 
     Only of what was used before that time (seconds since 1970; default: now) and before anybody at work began.
     """
-    with locked(place.state / "scratch.lock"):
+    with locked(place.state / _LOCK):
         before = min([time.time() if before is None else before, *_begun(place)])
         kept = sorted((path.lstat().st_mtime, path) for path in _kept(place) if path.exists())
         sizes = {path: _size(path) for _, path in kept}

@@ -12,6 +12,7 @@ from vabal.errors import UserError
 from vabal.flows.context import context_of, scratch_place
 from vabal.rounds import OpenRound
 from vabal.rounds.context import own_store
+from vabal.rounds.stage_store import code_version
 from vabal.settings.params import parse
 
 
@@ -19,7 +20,14 @@ def _ticket(workspace: Path | None, **settings: Any) -> dict[str, Any]:
     begun = OpenRound(1, "0" * 64, (), datetime(2026, 1, 1, tzinfo=UTC).isoformat())
     params = parse({"classifier": {"learner": "scratch"}, **settings}).model_dump(mode="json")
     folder = None if workspace is None else str(workspace)
-    return {"workspace": folder, "params": params, "round": begun.to_json(), "intake": "0" * 16, "weights": None}
+    return {
+        "workspace": folder,
+        "params": params,
+        "round": begun.to_json(),
+        "intake": "0" * 16,
+        "weights": None,
+        "code": code_version(),
+    }
 
 
 def test_a_task_on_a_machine_without_the_workspace_keeps_all_in_its_scratch_folder(
@@ -39,6 +47,13 @@ def test_a_task_on_a_machine_without_the_workspace_keeps_all_in_its_scratch_fold
     assert kept is not None
     assert (kept.folder, kept._gigabytes()) == (tmp_path / "scratch" / ".vabal" / "objects", 3.0)
     assert (tmp_path / "scratch").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_worker_of_another_version_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VABAL_SCRATCH", str(tmp_path))
+    ticket = _ticket(None, stages="s3://nights/team") | {"code": "0.1.0+000000000000"}
+    with pytest.raises(UserError, match=r"^this worker \(\S+\) runs vabal \S+, the night runs 0\.1\.0\+0+: [^\n]*$"):
+        context_of(ticket)
 
 
 def test_a_task_beside_the_workspace_works_in_it(tmp_path: Path) -> None:
