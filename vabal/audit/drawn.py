@@ -21,6 +21,8 @@ def draw_of(record: Record, taken_in: Pools) -> list[str]:
     chosen, available = recorded(record.settings), _available(taken_in)
     selection, strategy = chosen.selection, strategies.get(record.strategy)
     count = control.size(strategy, selection.control_share, selection.budget, len(available))
+    if not count:
+        return []
     return control.draw([available.to_numpy(dtype=object)], count, derive_seed(chosen.seed, record.round, "control"))
 
 

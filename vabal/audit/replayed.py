@@ -117,7 +117,8 @@ def _apply(state: Pools, told: pd.DataFrame, round_number: int) -> tuple[Pools, 
 def _request(state: Pools, picks: pd.DataFrame | None, round_number: int) -> tuple[Pools, tuple[str, ...]]:
     if picks is None:
         return state, ()
-    available = state.unlabeled.loc[state.unlabeled["status"] == pools.AVAILABLE, "sample_id"]
+    named = state.unlabeled[pools.among(state.unlabeled["sample_id"], picks["sample_id"])]
+    available = named.loc[named["status"] == pools.AVAILABLE, "sample_id"]
     good = pools.among(picks["sample_id"], available) & ~picks["sample_id"].duplicated()
     wrong = picks.loc[~good, "sample_id"]
     problems = (f"picks {few(wrong)}, which could not be picked then",) if len(wrong) else ()

@@ -41,6 +41,8 @@ def choose(pools: Pools, held_out: HeldOut | None, most: int) -> pd.DataFrame:
     first. No image of the holdout; none that waits for an opinion already; none whose label was asked about before and
     stood that; and none for the `MOST_TIMES` and first time.
     """
+    if most < 1 and held_out is None:
+        return pd.DataFrame({"sample_id": [], "reason": []}, dtype="str")
     asked = named(pools.asked_again, Classes.of(pools))
     events = named(pools.label_events, Classes.of(pools))
     stands = standing(events).set_index("sample_id")["label"]

@@ -107,14 +107,41 @@ def _settle(pools: Pools, deciding: pd.DataFrame) -> Pools:
     rest = deciding[~in_holdout]
     rejected = rest.loc[rest["label"].isna(), "sample_id"]
     labeled = pools.labeled[~among(pools.labeled["sample_id"], rest["sample_id"])]
-    unlabeled = pools.unlabeled[~among(pools.unlabeled["sample_id"], rest["sample_id"])]
-    refused = pd.DataFrame({"sample_id": rejected, "status": REJECTED, "requested_round": None})
     return replace(
         pools,
         holdout=holdout,
         labeled=by_id(stack([labeled, rest[rest["label"].notna()]], SCHEMAS["labeled"])),
-        unlabeled=by_id(stack([unlabeled, refused], SCHEMAS["unlabeled"])),
+        unlabeled=_refuse(_without(pools.unlabeled, rest.loc[rest["label"].notna(), "sample_id"]), rejected),
     )
+
+
+def _without(unlabeled: pd.DataFrame, sample_ids: pd.Series) -> pd.DataFrame:
+    gone = among(unlabeled["sample_id"], sample_ids).to_numpy()
+    return unlabeled[~gone].reset_index(drop=True) if gone.any() else unlabeled
+
+
+def _refuse(unlabeled: pd.DataFrame, rejected: pd.Series) -> pd.DataFrame:
+    """Those that wait there stay in their places: to sort a large table anew takes longer than all else."""
+    waiting = np.flatnonzero(among(unlabeled["sample_id"], rejected))
+    if len(waiting):
+        unlabeled = _marked(unlabeled, waiting, REJECTED, None)
+    others = rejected[~among(rejected, unlabeled["sample_id"].iloc[waiting])]
+    if others.empty:
+        return unlabeled
+    refused = pd.DataFrame({"sample_id": others, "status": REJECTED, "requested_round": None})
+    return by_id(stack([unlabeled, refused], SCHEMAS["unlabeled"]))
+
+
+def _marked(unlabeled: pd.DataFrame, rows: np.ndarray, status: str, requested_round: int | None) -> pd.DataFrame:
+    """With another status in these rows."""
+    there = np.zeros(len(unlabeled), dtype=bool)
+    there[rows] = True
+    name = pa.scalar(status, pa.large_string())
+    statuses = pc.if_else(pa.array(there), name, strings(unlabeled["status"]))
+    requested = unlabeled["requested_round"].copy()
+    requested.iloc[rows] = pd.NA if requested_round is None else requested_round
+    changed = pd.Series(statuses, dtype=unlabeled["status"].dtype, index=unlabeled.index)
+    return unlabeled.assign(status=changed, requested_round=requested)
 
 
 def apply_images(pools: Pools, new_catalog_rows: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
@@ -123,6 +150,8 @@ def apply_images(pools: Pools, new_catalog_rows: pd.DataFrame, round_number: int
     An image whose sample_id or content the catalog has already is left out and reported, so that the same rows may
     come twice.
     """
+    if new_catalog_rows.empty:
+        return pools, IntakeReport()
     incoming = typed(new_catalog_rows, INCOMING)
     known = among(incoming["sample_id"], pools.catalog["sample_id"]) | among(
         incoming["sha256"], pools.catalog["sha256"]
@@ -199,14 +228,12 @@ def mark_requested(pools: Pools, sample_ids: Sequence[str], round_number: int) -
     Raises ValueError if one of them is not available.
     """
     wanted = pd.Series(list(sample_ids), dtype="str")
-    chosen = among(pools.unlabeled["sample_id"], wanted)
-    available = pools.unlabeled.loc[chosen & (pools.unlabeled["status"] == AVAILABLE), "sample_id"]
+    rows = np.flatnonzero(among(pools.unlabeled["sample_id"], wanted))
+    chosen = pools.unlabeled.iloc[rows]
+    available = chosen.loc[chosen["status"] == AVAILABLE, "sample_id"]
     if len(available) != len(wanted):
         raise ValueError(f"not available, or named twice: {few_ids(_other_than(wanted, available))}")
-    unlabeled = pools.unlabeled.copy()
-    unlabeled.loc[chosen, "status"] = REQUESTED
-    unlabeled.loc[chosen, "requested_round"] = round_number
-    return replace(pools, unlabeled=unlabeled)
+    return replace(pools, unlabeled=_marked(pools.unlabeled, rows, REQUESTED, round_number))
 
 
 def _other_than(wanted: pd.Series, available: pd.Series) -> pd.Series:

@@ -5,7 +5,10 @@
 one.
 """
 
+import os
+import sys
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
@@ -86,7 +89,7 @@ _WRAPPERS = {
 
 def names() -> list[str]:
     """The strategies that are there: built in first, then installed plug-ins."""
-    return [*_BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - set(_BUILT_IN))]
+    return [*_BUILT_IN, *sorted({point.name for point in _installed(_folders())} - set(_BUILT_IN))]
 
 
 def get(name: str) -> Strategy:
@@ -98,7 +101,7 @@ def get(name: str) -> Strategy:
     if colon and wrapper in _WRAPPERS:
         wrapped: Strategy = _named(_WRAPPERS[wrapper])(get(inner))
         return wrapped
-    plugged = {point.value: point for point in entry_points(group=GROUP, name=name)}
+    plugged = {point.value: point for point in _installed(_folders()) if point.name == name}
     if len(plugged) + (name in _BUILT_IN) > 1:
         raise UserError(
             f"more than one strategy is named {name!r} ({', '.join(plugged)}): uninstall one of the packages"
@@ -113,6 +116,17 @@ def get(name: str) -> Strategy:
             "around any of them"
         )
     return _load(next(iter(plugged.values())))
+
+
+@lru_cache(maxsize=1)
+def _installed(_where: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    """Plug-ins. To look takes a seventh of a second, and an audit of many rounds asks often."""
+    return tuple(entry_points(group=GROUP))
+
+
+def _folders() -> tuple[tuple[str, int], ...]:
+    """Where packages are, and when each of these changed last: what is installed meanwhile is found."""
+    return tuple((path, os.stat(path or ".").st_mtime_ns) for path in sys.path if os.path.exists(path or "."))
 
 
 def _named(place: str) -> Callable[..., Strategy]:
