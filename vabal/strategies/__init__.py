@@ -5,12 +5,12 @@
 one.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from vabal.errors import UserError
 from vabal.learning.needs import Needs
@@ -126,7 +126,7 @@ def _installed(_where: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
 
 def _folders() -> tuple[tuple[str, int], ...]:
     """Where packages are, and when each of these changed last: what is installed meanwhile is found."""
-    return tuple((path, os.stat(path or ".").st_mtime_ns) for path in sys.path if os.path.exists(path or "."))
+    return tuple((name, path.stat().st_mtime_ns) for name in sys.path if (path := Path(name)).exists())
 
 
 def _named(place: str) -> Callable[..., Strategy]:

@@ -295,6 +295,15 @@ def test_rejecting_a_labelled_sample_takes_it_back() -> None:
     assert report.rejected == 1
 
 
+def test_rejecting_a_labelled_and_a_waiting_sample_at_once_keeps_the_order_of_ids() -> None:
+    after, report = pools.apply_labels(small_pools(), events_of(("c", None), ("a", None)), 2)
+    pools.check(after)
+    assert after.unlabeled["sample_id"].tolist() == ["a", "b", "c"]
+    assert after.unlabeled["status"].tolist() == ["rejected", "available", "rejected"]
+    assert after.unlabeled["requested_round"].isna().all()
+    assert report.rejected == 2
+
+
 def test_a_label_of_the_holdout_is_corrected_in_place() -> None:
     after, report = pools.apply_labels(small_pools(), events_of(("d", "cat")), 2)
     pools.check(after)

@@ -69,6 +69,16 @@ def test_somebody_else_s_strategy_is_found_by_its_entry_point_and_picks(plug_in:
     assert selection.strategy == "oldest"
 
 
+def test_a_plug_in_that_is_installed_meanwhile_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "late" not in strategies.names()
+    folder = tmp_path / "late-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[vabal.strategies]\nlate = late:Late\n")
+    assert "late" in strategies.names()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("broken", "cannot be loaded"), ("nothing", "is none"), ("random", "more than one strategy is named 'random'")],
