@@ -17,16 +17,18 @@ from tests.support.small_buckets import a_bucket, s3_server
 from tests.support.small_pools import file_of, picture
 from tests.support.small_sources import build
 from vabal import images, objects, pools
+from vabal.adapters.storage import S3StageStore
 from vabal.audit import staying, verify
 from vabal.audit.chain import read_records
 from vabal.audit.places import Outside
 from vabal.audit.staying import check_objects
 from vabal.errors import Unavailable, UserError
-from vabal.files import sha256
-from vabal.images import DecodedShards, shards
+from vabal.files import file_sha256, sha256
+from vabal.images import DecodedShards, SharedShards, shard_files, shards
 from vabal.images.shards import references, shard_digest
 from vabal.labels import arrivals
 from vabal.rounds.initial import round_zero
+from vabal.rounds.stage_store import LocalStageStore
 from vabal.settings.models import Params, PoolSettings
 from vabal.sources import ingestion, open_source
 
@@ -470,3 +472,21 @@ def test_the_audit_looks_at_each_object_where_a_prefix_holds_far_more(
     outside = Outside(repository=None, objects=objects.store())  # type: ignore[arg-type]  # it is not asked
     [finding] = check_objects(tmp_path / "data", records, outside)
     assert finding.what.startswith("1 objects are gone: s3://photos/cam/b/009.png (sample cam-b-009)")
+
+
+def test_a_machine_that_shares_only_s3_with_the_pool_reads_its_images(bucket: Any, tmp_path: Path) -> None:
+    fill(bucket)
+    catalog = build(open_source("s3://photos/cam"), tmp_path / "data").pools.catalog
+    [shard] = catalog["shard"].unique()
+    store = S3StageStore("s3://nights/team", LocalStageStore(tmp_path / "store"))
+    store.claim()
+    sha256s = {shard: file_sha256(tmp_path / "data" / "images" / f"{shard}.parquet")}
+    assert shard_files.share(store.shared, tmp_path / "data", sha256s) == [shard]
+    assert shard_files.share(store.shared, tmp_path / "data", sha256s) == []
+    objects.keep_in(tmp_path / "scratch" / "objects", lambda: 1.0)
+    files = SharedShards(store.shared, sha256s, tmp_path / "scratch" / "shards")
+    there = DecodedShards(files, tmp_path / "scratch" / "decoded", 8, 1, shared=store.shared)
+    here = DecodedShards(tmp_path / "data", tmp_path / "decoded", 8, 1)
+    assert (there.gather(catalog.iloc[[7, 3]]) == here.gather(catalog.iloc[[7, 3]])).all()
+    assert list(there.sample_ids(shard)) == list(here.sample_ids(shard))
+    assert any((tmp_path / "scratch" / "objects").iterdir())
