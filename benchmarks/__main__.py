@@ -59,6 +59,7 @@ class Benchmark:
 
     run: Callable[[], dict[str, Any]]
     checks: Callable[[dict[str, Any]], list[Check]]
+    lines: Callable[[dict[str, Any]], list[str]] | None = None  # what else is printed
 
 
 def _estimate(result: dict[str, Any]) -> list[Check]:
@@ -188,7 +189,7 @@ BENCHMARKS = {
     "bald": Benchmark(bald.run, _bald),
     "typiclust": Benchmark(typiclust.run, _typiclust),
     "large": Benchmark(large.run, _large),
-    "growth": Benchmark(growth.run, _growth),
+    "growth": Benchmark(growth.run, _growth, growth.lines),
     "features": Benchmark(features.run, _features),
     "imports": Benchmark(imports.run, _imports),
     "memory": Benchmark(memory.run, _memory),
@@ -213,6 +214,9 @@ def main(
         print(f"{name} ...", flush=True)
         entry, checks = measure(known[name])
         _write(chosen.out, name, entry)
+        shown = known[name].lines
+        for line in [] if shown is None else shown(entry["result"]):
+            print(f"  {line}".rstrip(), flush=True)
         for check in checks:
             print(_line(check), flush=True)
         print(f"  {entry['seconds']:.0f} s", flush=True)

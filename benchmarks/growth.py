@@ -3,7 +3,10 @@
 CPU seconds with one thread, so that a busy machine shows as little as can be, on random numbers. Of strategies it is
 the selection alone: what training and extraction provide for them is there. Exponents are slopes of the fitted line
 through log time against log size; `last` is the slope between the two largest sizes, where what does not grow with the
-size weighs least.
+size weighs least. Memory is the peak of resident memory above what the process held before, the pool itself left out.
+
+`far` says what `FAR` samples would take, and which of a night and a machine's memory they outgrow: time goes on by the
+last slope, memory along the line through the two largest sizes. That is an extrapolation, not a measurement.
 
 So that all of it takes minutes: the estimate and the class terms take one independent draw where N grows, ten where C
 grows; C grows at `SAMPLES` samples, for the estimate and the class terms at `FEW_SAMPLES`; what would take longer than
@@ -22,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.memory import peak_above
 from benchmarks.threads import one_thread
 from vabal import strategies
 from vabal import vae as vaes
@@ -30,7 +34,9 @@ from vabal.settings.models import ProbabilitySettings, SelectionSettings
 from vabal.settings.presets import PRESETS
 from vabal.strategies import Context, Labeled, Shard
 
-SIZES = (10_000, 100_000, 1_000_000)
+SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+FAR = 100_000_000
+NIGHT_HOURS, MACHINE_GB = 8, 64  # what a night has on one core, and a usual machine
 CLASSES = (10, 100, 1_000)
 SAMPLES, FEW_SAMPLES = 10_000, 1_000
 WIDTHS, SIDE = (4, 4, 4, 4), 8  # features of four stages; images
@@ -57,6 +63,8 @@ def run(
     if plot is not None:
         draw(by_samples, by_classes, plot, classes[0], samples)
     fitted = {name: row["fitted"] for name, row in by_samples.items() if row["fitted"] is not None}
+    for row in by_samples.values():
+        row["far"] = far(row)
     return {
         "samples": {"classes": classes[0], "rows": by_samples},
         "classes": {"samples": samples, "samples_of_the_estimate": few_samples, "rows": by_classes},
@@ -66,13 +74,15 @@ def run(
 
 
 def _table(tasks: dict[int, Iterator[tuple[str, Task]]]) -> dict[str, dict[str, Any]]:
-    """Of each task its seconds by size, None where it was left out, and its exponents."""
-    rows: dict[str, dict[int, float | None]] = {}
+    """Of each task its seconds and megabytes by size, None where it was left out, and its exponents."""
+    seconds: dict[str, dict[int, float | None]] = {}
+    megabytes: dict[str, dict[int, float | None]] = {}
     for size, named in tasks.items():
         for name, task in named:
-            row = rows.setdefault(name, {})
-            row[size] = _seconds(task) if _expected(row, size) <= PATIENCE else None
-    return {name: {"seconds": row, **exponents(row)} for name, row in rows.items()}
+            row = seconds.setdefault(name, {})
+            taken = _measure(task) if _expected(row, size) <= PATIENCE else (None, None)
+            row[size], megabytes.setdefault(name, {})[size] = taken
+    return {name: {"seconds": row, "megabytes": megabytes[name], **exponents(row)} for name, row in seconds.items()}
 
 
 def _expected(row: dict[int, float | None], size: int) -> float:
@@ -86,14 +96,15 @@ def _expected(row: dict[int, float | None], size: int) -> float:
     return float(there[largest] * (size / largest) ** (slope or 0.0))
 
 
-def _seconds(task: Task) -> float:
-    """CPU seconds; the less of two where they are short."""
+def _measure(task: Task) -> tuple[float, float]:
+    """CPU seconds, the less of two where they are short, and megabytes, the more of them."""
     taken: list[float] = []
+    peaks: list[float] = []
     while not taken or (len(taken) < 2 and taken[0] < 1):
         start = time.process_time()
-        task()
+        peaks.append(peak_above(task))
         taken.append(time.process_time() - start)
-    return min(taken)
+    return min(taken), max(peaks)
 
 
 def exponents(seconds: dict[int, float | None]) -> dict[str, float | None]:
@@ -105,6 +116,43 @@ def exponents(seconds: dict[int, float | None]) -> dict[str, float | None]:
     fitted = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
     (size, value), (largest, longest) = logs[-2], logs[-1]
     return {"fitted": fitted, "last": float((longest - value) / (largest - size))}
+
+
+def far(row: dict[str, Any], size: int = FAR) -> dict[str, Any]:
+    """Hours and gigabytes that so many samples would take, going by the two largest sizes, and what stops them."""
+    there = sorted(n for n, value in row["seconds"].items() if value is not None)
+    if len(there) < 2:
+        return {"hours": None, "gigabytes": None, "stopped_by": "too few sizes"}
+    before, largest = there[-2:]
+    hours = row["seconds"][largest] * (size / largest) ** max(row["last"], 0.0) / 3600
+    held, held_before = row["megabytes"][largest], row["megabytes"][before]
+    gigabytes = (held + max(held - held_before, 0.0) / (largest - before) * (size - largest)) / 1000
+    stops = [name for name, much in (("memory", gigabytes > MACHINE_GB), ("time", hours > NIGHT_HOURS)) if much]
+    return {"hours": hours, "gigabytes": gigabytes, "stopped_by": " and ".join(stops) or "nothing"}
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The table, for people."""
+    printed = []
+    for axis, unit in (("samples", "N"), ("classes", "C")):
+        rows = result[axis]["rows"]
+        sizes = list(next(iter(rows.values()))["seconds"])
+        heads = "".join(f"{f'{unit} = {int(size):,}':>16}" for size in sizes)
+        ends = f"   at N = {FAR:,}: hours, GB, stopped by" if axis == "samples" else ""
+        printed += ["", f"{'CPU seconds':<20}{heads}{'fitted':>8}{'last':>6}{ends}"]
+        for name, row in rows.items():
+            there = "".join(_cell(row["seconds"][size], 16, ".3g") for size in sizes)
+            slopes = _cell(row["fitted"], 8, ".2f") + _cell(row["last"], 6, ".2f")
+            end = ""
+            if axis == "samples":
+                then = row["far"]
+                end = f"{_cell(then['hours'], 15, '.2g')}{_cell(then['gigabytes'], 8, '.2g')}  {then['stopped_by']}"
+            printed.append(f"{name:<20}{there}{slopes}{end}")
+    return [*printed, ""]
+
+
+def _cell(value: float | None, width: int, kind: str) -> str:
+    return f"{'-' if value is None else format(value, kind):>{width}}"
 
 
 # -- what is timed --------------------------------------------------------------------------------------------------
@@ -242,4 +290,4 @@ def _panel(axes: Any, table: dict[str, dict[str, Any]], label: str, title: str) 
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+    print("\n".join(lines(run())))
