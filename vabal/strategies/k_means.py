@@ -118,11 +118,13 @@ def mini_batches(features_M_D: Single, clusters: int, seed: int) -> Single:
     centres_K_D = _seeds(features_M_D[seeded], clusters, seed)
     count_K = np.zeros(clusters, dtype=np.int64)
     begin = 0
+    room_B_D = np.empty((min(_BATCH_ROWS, len(order)), features_M_D.shape[1]), dtype=np.float32)  # for all batches
     with side_by_side() as run:
         for _ in range(_BATCHES):
             if begin >= len(order):
                 order, begin = numbers.permutation(len(order)), 0
-            batch_B_D = features_M_D[order[begin : begin + _BATCH_ROWS]]
+            rows_B = order[begin : begin + _BATCH_ROWS]
+            batch_B_D = np.take(features_M_D, rows_B, axis=0, out=room_B_D[: len(rows_B)], mode="clip")
             begin += _BATCH_ROWS
             cluster_B = _nearest(batch_B_D, centres_K_D, run)
             came_K = np.bincount(cluster_B, minlength=clusters)

@@ -42,6 +42,7 @@ _FITTED_ROWS = 2**16
 _MEASURED_ROWS = 2**12
 _BLOCK_ROWS = 2**12
 _BLOCK_NEIGHBOURS = 2**9
+_NORMALISED_ROWS = 2**9
 _SHORTEST = 1e-30  # of a feature vector that has a direction in float32
 
 
@@ -160,11 +161,18 @@ def _members(cluster_N: Indices) -> dict[int, Indices]:
 def _sample(features_N_D: Numbers, labeled_L_D: Numbers, seed: int) -> NDArray[np.float32]:
     """Normalised samples to fit clusters on: all, or as many as bear it, labelled ones in proportion."""
     count, unlabeled = len(features_N_D) + len(labeled_L_D), len(features_N_D)
-    if count <= _FITTED_ROWS:
-        return np.concatenate([_normalised(features_N_D), _normalised(labeled_L_D)])
-    rows = np.sort(np.random.default_rng(seed).choice(count, _FITTED_ROWS, replace=False))
-    drawn_N, drawn_L = rows[rows < unlabeled], rows[rows >= unlabeled] - unlabeled
-    return np.concatenate([_normalised(features_N_D[drawn_N]), _normalised(labeled_L_D[drawn_L])])
+    rows = np.arange(count)
+    if count > _FITTED_ROWS:
+        rows = np.sort(np.random.default_rng(seed).choice(count, _FITTED_ROWS, replace=False))
+    drawn = ((features_N_D, rows[rows < unlabeled]), (labeled_L_D, rows[rows >= unlabeled] - unlabeled))
+    fitted_M_D = np.empty((len(rows), features_N_D.shape[1]), dtype=np.float32)
+    begin = 0
+    for features, drawn_rows in drawn:
+        for block in blocks(len(drawn_rows), _NORMALISED_ROWS):  # whole copies on the way would cost as much as a fit
+            of_block = drawn_rows[block]
+            fitted_M_D[begin : begin + len(of_block)] = _normalised(features[of_block])
+            begin += len(of_block)
+    return fitted_M_D
 
 
 def _normalised(features_N_D: Numbers) -> NDArray[np.float32]:
