@@ -13,7 +13,6 @@ grows; C grows at `SAMPLES` samples, for the estimate and the class terms at `FE
 `PATIENCE` seconds at a size, going by its growth so far, is left out, and the table has null.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
