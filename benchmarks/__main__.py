@@ -128,7 +128,10 @@ def _large(result: dict[str, Any]) -> list[Check]:
 
 
 def _bald(result: dict[str, Any]) -> list[Check]:
-    return [Check("bald: runs of the layers before the first dropout", result["stem_calls_a_piece"], "<=", 1.0)]
+    return [
+        Check("bald: runs of the layers before the first dropout", result["stem_calls_a_piece"], "<=", 1.0),
+        Check("bald: memory / the published code's way", result["memory_ratio"], "<=", bald.MOST_MEMORY),
+    ]
 
 
 def _features(result: dict[str, Any]) -> list[Check]:
@@ -186,7 +189,7 @@ BENCHMARKS = {
     "waiting": Benchmark(waiting.run, _waiting),
     "coreset": Benchmark(coreset.run, _coreset),
     "badge": Benchmark(badge.run, _badge),
-    "bald": Benchmark(bald.run, _bald),
+    "bald": Benchmark(bald.run_with_memory, _bald),
     "typiclust": Benchmark(typiclust.run, _typiclust),
     "large": Benchmark(large.run, _large),
     "growth": Benchmark(growth.run, _growth, growth.lines),

@@ -1,10 +1,17 @@
 """Monte-Carlo dropout's columns against the plain way, the whole network once a pass: `python -m benchmarks.bald`.
 
 Both run in one process, on the same network and images; with the same masks they must agree.
+
+Memory is each way's in a process of its own: what the peak of resident memory is above what was there with the network
+and the images, after a first image. `published` goes the way of published code (ej0cl6/deep-active-learning,
+`predict_prob_dropout_split` and BALD's formula): one pass over all batches after the other with torch's own dropout,
+T x N x C posteriors held; its batches are as large as our pieces.
 """
 
 import copy
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory import peak_above
+from benchmarks.threads import one_thread
 from vabal.learning import committee
 from vabal.learning.committee import DropoutPasses
 from vabal.learning.network import ResNetClassifier
@@ -22,6 +31,9 @@ from vabal.strategies import Needs
 DROPOUT, PASSES = 0.25, 100
 SIZE, CHANNELS, CLASSES = 32, 3, 10
 SEED = 0
+BATCH = 64  # images of SIZE in a piece
+MEMORY = ((16, 64, 20), (16, 8, PASSES), (64, 64, 4))  # width, images, passes
+MOST_MEMORY = 1.0  # of the published way's
 
 
 def run(
@@ -64,6 +76,59 @@ def run(
         "stem_calls_a_piece_plain": stem_calls["plain"] / _pieces(classifier, pixels, there),
         "largest_difference": difference,
     }
+
+
+def run_with_memory() -> dict[str, Any]:
+    """What `run` says, and megabytes of each way; `memory_ratio` is the largest of ours to the published's."""
+    rows = {}
+    for width, images, passes in MEMORY:
+        row: dict[str, Any] = {way: _in_a_process(way, width, images, passes) for way in ("ours", "published")}
+        row["memory_ratio"] = row["ours"]["megabytes"] / row["published"]["megabytes"]
+        row["ratio"] = row["published"]["cpu_seconds"] / row["ours"]["cpu_seconds"]
+        rows[f"width {width}, {images} images, {passes} passes"] = row
+    return {**run(), "memory": rows, "memory_ratio": max(row["memory_ratio"] for row in rows.values())}
+
+
+def _in_a_process(way: str, width: int, images: int, passes: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.bald", way, str(width), str(images), str(passes)]
+    told: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return told
+
+
+def measure(way: str, width: int, images: int, passes: int) -> dict[str, float]:
+    """This process's megabytes and CPU seconds of one way, on one thread."""
+    classifier = ResNetClassifier(num_classes=CLASSES, image_size=SIZE, channels=CHANNELS, width=width).eval()
+    needs = Needs(dropout=DROPOUT, passes=passes)
+    ours = committee.build(needs, classifier.config, first=classifier, seed=SEED)
+    network = place(ours.networks["dropout"], torch.device("cpu")).eval()
+    pixels = np.random.default_rng(0).integers(256, size=(images, SIZE, SIZE, CHANNELS), dtype=np.uint8)
+    ways: dict[str, Callable[[], object]] = {
+        "ours": lambda: ours.columns(pixels),
+        "published": lambda: published(network, pixels, passes),
+    }
+    with one_thread(), torch.inference_mode():
+        network(_batch(pixels[:1]))
+        start = time.process_time()
+        megabytes = peak_above(ways[way])
+    return {"megabytes": megabytes, "cpu_seconds": time.process_time() - start}
+
+
+def published(network: ResNetClassifier, pixels: Images, passes: int) -> Tensor:
+    """information_N, by a pass over all batches after the other."""
+    network.dropouts.train()
+    probabilities_T_N_C = torch.zeros(passes, len(pixels), CLASSES)
+    for number in range(passes):
+        for start in range(0, len(pixels), BATCH):
+            rows = slice(start, start + BATCH)
+            probabilities_T_N_C[number, rows] += torch.softmax(network(_batch(pixels[rows])), dim=1)
+    network.dropouts.eval()
+    mean_N_C = probabilities_T_N_C.mean(0)
+    entropy_N = (-mean_N_C * torch.log(mean_N_C)).sum(1)
+    return entropy_N - (-probabilities_T_N_C * torch.log(probabilities_T_N_C)).sum(2).mean(0)
+
+
+def _batch(pixels: Images) -> Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
 
 
 @torch.inference_mode()
@@ -139,4 +204,7 @@ def _pieces(network: ResNetClassifier, pixels: Images, device: torch.device) -> 
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(sys.argv[1], *map(int, sys.argv[2:5]))))
+    else:
+        print(json.dumps(run_with_memory(), indent=2))

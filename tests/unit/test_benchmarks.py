@@ -14,7 +14,7 @@ import torch
 from benchmarks import draws, estimate, evidence, growth, junk, vae_step
 from benchmarks.__main__ import BENCHMARKS, Benchmark, Check, main
 from benchmarks.bookkeeping import Spent, _summary, _watched
-from benchmarks.memory import memory_mb
+from benchmarks.memory import memory_mb, peak_above
 from benchmarks.random_pool import _pools, encoded_images
 from tests.support.small_cells import cell
 from vabal import images, pools
@@ -102,7 +102,7 @@ def test_the_bounds_of_the_issue_are_checked() -> None:
         "badge": {"ratio": 10.0, "ratio_plain": 3.0},
         "typiclust": {"ratio": 5.0, "inertia": 1.0},
         "large": {"largest_gb": 4.0, "largest_exponent": 1.2},
-        "bald": {"stem_calls_a_piece": 1.0},
+        "bald": {"stem_calls_a_piece": 1.0, "memory_ratio": 1.0},
         "junk": {"junk_ratio": 0.5, "gain": 0.0},
     }
     for name, result in measured.items():
@@ -175,6 +175,22 @@ def test_the_growth_s_plot_names_every_row_and_has_no_date(tmp_path: Path) -> No
     assert "left out" not in text
     growth.draw(rows, rows, tmp_path / "again.svg", 10, 1000)
     assert (tmp_path / "again.svg").read_text() == text
+
+
+def test_what_stops_a_size_is_told_by_the_two_largest_and_the_table_shows_it() -> None:
+    row = {"seconds": {10: 1.0, 100: 10.0, 1000: None}, "megabytes": {10: 1.0, 100: 10.0, 1000: None}, "last": 1.0}
+    assert growth.far(row, 3_600_000) == pytest.approx(
+        {"hours": 100.0, "gigabytes": 360.0, "stopped_by": "memory and time"}
+    )
+    assert growth.far(row, 1000)["stopped_by"] == "nothing"
+    assert growth.far(row | {"seconds": {10: 1.0, 100: None}})["stopped_by"] == "too few sizes"
+    rows = {"badge": row | {"fitted": 1.0, "far": growth.far(row)}}
+    text = "\n".join(growth.lines({"samples": {"rows": rows}, "classes": {"rows": rows}}))
+    assert "N = 1,000" in text and "C = 1,000" in text and "memory and time" in text
+
+
+def test_the_peak_above_is_what_a_work_holds_at_most() -> None:
+    assert 60 < peak_above(lambda: np.ones(2**23).sum()) < 90
 
 
 def test_errors_are_told_with_and_without_what_is_common() -> None:

@@ -231,6 +231,35 @@ def test_a_piece_larger_than_the_cache_goes_pass_by_pass_with_the_same_result(
         np.testing.assert_allclose(split[name], values, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("samples", "side", "passes"), [(64, 32, 1), (1, 32, 64), (33, 32, 1), (1, 8, 1), (2, 256, 1)])
+def test_few_maps_at_a_time_go_through_the_stages_but_never_one_of_several(
+    samples: int, side: int, passes: int
+) -> None:
+    drawn = DropoutPasses(small_network(dropout=0.25), 100, seed=0, device=CPU)
+    rows = samples * passes
+    parts = list(drawn._parts(passes, torch.zeros(samples, 1, side, side)))
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
+    sizes = [part.stop - part.start for part in parts]
+    assert min(sizes) >= min(2, rows)
+    assert max(sizes) < 2 * max(2, committee._PIXELS_IN_STAGES // side**2)
+
+
+def test_maps_that_go_in_parts_give_the_same_bits(with_passes: Committee, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = random_images(7)
+    parts = with_passes.columns(images)
+    monkeypatch.setattr(committee, "_PIXELS_IN_STAGES", 2**30)
+    whole = with_passes.columns(images)
+    monkeypatch.setattr(committee, "_PIXELS_IN_STAGES", 1)
+    pairs = with_passes.columns(images)
+    assert all(np.array_equal(parts[name], whole[name]) and np.array_equal(pairs[name], whole[name]) for name in whole)
+
+
+def test_masks_are_kept_as_bits() -> None:
+    passes = DropoutPasses(small_network(dropout=0.25), 50, seed=0, device=CPU)
+    passes.masks(0, (4, 8, 8))
+    assert sum(bits_T_B.nbytes for bits_T_B in passes._packed.values()) == 50 * 4 * 8 * 8 // 8
+
+
 # -- training -----------------------------------------------------------------------------------------------------
 
 
