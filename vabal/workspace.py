@@ -115,6 +115,11 @@ class Workspace:
         return self.state / "weights"
 
     @property
+    def bench(self) -> Path:
+        """Sources of a benchmark whose images came from the machine that runs it."""
+        return self.state / "bench"
+
+    @property
     def embeddings(self) -> Path:
         return self.state / "embeddings"
 

@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 from running import RunningStack
 
-from tests.support.small_buckets import s3_server
+from tests.support.small_buckets import s3_server, use_s3
 from vabal.adapters import storage
 from vabal.adapters.storage import S3StageStore
 from vabal.adapters.storage.client import explained
@@ -24,19 +24,10 @@ def _keys(bucket: str) -> list[str]:
     return [item["Key"] for item in storage.client().list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
-def _use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-
-
 @pytest.fixture
 def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server() as address:
-        _use(monkeypatch, address)
+        use_s3(monkeypatch, address)
         yield address
 
 
@@ -49,7 +40,7 @@ def test_a_missing_bucket_is_made_and_one_small_object_stays_in_it(stack: Runnin
 def test_a_server_that_is_down_is_told_in_one_line_and_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        _use(monkeypatch, f"http://127.0.0.1:{taken.getsockname()[1]}")
+        use_s3(monkeypatch, f"http://127.0.0.1:{taken.getsockname()[1]}")
     started = time.monotonic()
     with pytest.raises(Unavailable, match=r"^no S3 server at http://127\.0\.0\.1:\d+: .*vabal up[^\n]*$"):
         storage.preflight("vabal")
@@ -66,7 +57,7 @@ def test_wrong_keys_are_told_from_a_server_that_is_down(
 
 
 def test_missing_keys_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _use(monkeypatch, "http://127.0.0.1:9")
+    use_s3(monkeypatch, "http://127.0.0.1:9")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

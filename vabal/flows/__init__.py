@@ -2,4 +2,4 @@
 
 from vabal.adapters import reading
 
-reading.reach_objects()
+reading.reach_objects()  # whichever flow or task a process imports, images that stay in S3 can be read in it

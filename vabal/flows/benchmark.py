@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import ray
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
@@ -21,11 +20,13 @@ from prefect.states import Completed
 from vabal.adapters.tracking import Tracking
 from vabal.benchmark import cells, grids, running
 from vabal.benchmark.variants import Variant
-from vabal.files import locked, private_folder, write_bytes
+from vabal.files import locked, private_folder, touched, write_bytes
 from vabal.flows import spread
 from vabal.flows.context import scratch_place
 from vabal.flows.logs import one_line_for_user_errors
 from vabal.pages import report
+from vabal.rounds import scratch
+from vabal.settings.models import ComputeSettings
 
 AT_ONCE = 64  # tasks that Ray is given; a grid may have thousands
 
@@ -34,16 +35,16 @@ class Sent:
     """The files of a prepared source in Ray's object store; Prefect hands it on as it is."""
 
     def __init__(self, folder: Path) -> None:
-        self.files = {path.name: ray.put(path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()}
+        self.files = {path.name: spread.put(path.read_bytes()) for path in sorted(folder.iterdir()) if path.is_file()}
 
     def below(self, folder: Path) -> Path:
         """The files in a folder of this machine, written by whoever needs them first."""
         private_folder(folder.parent)
         with locked(folder.parent / f".{folder.name}.lock"):
-            if not folder.is_dir():
+            if not touched(folder):
                 with TemporaryDirectory(dir=folder.parent, prefix=".sent-") as temporary:
                     for name, content in self.files.items():
-                        write_bytes(Path(temporary) / "all" / name, ray.get(content))
+                        write_bytes(Path(temporary) / "all" / name, spread.get(content))
                     shutil.move(Path(temporary) / "all", folder)
         return folder
 
@@ -56,9 +57,16 @@ class Sent:
 def bench_cell(cell: dict[str, Any], prepared: dict[str, Any], sent: Sent) -> tuple[cells.CellOutcome, bytes | None]:
     """How the cell ended, and its document. The prepared folder's name tells its content."""
     ready = cells.Prepared(**prepared)
-    if not _readable(Path(ready.folder)):
-        there = scratch_place().state / "bench" / Path(ready.folder).name
-        ready = replace(ready, folder=str(sent.below(there)))
+    if _readable(Path(ready.folder)):
+        return _document(cell, ready)
+    place = scratch_place()
+    with scratch.at_work(place):
+        ended = _document(cell, replace(ready, folder=str(sent.below(place.bench / Path(ready.folder).name))))
+    scratch.trim(place, ComputeSettings().scratch_gigabytes)
+    return ended
+
+
+def _document(cell: dict[str, Any], ready: cells.Prepared) -> tuple[cells.CellOutcome, bytes | None]:
     with TemporaryDirectory(prefix="vabal-") as folder:
         outcome = cells.run_cell(grids.Cell(**cell), ready, Path(folder))
         return outcome, (Path(folder) / outcome.file).read_bytes() if outcome.file else None

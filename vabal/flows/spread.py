@@ -20,7 +20,7 @@ try:
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
 except ModuleNotFoundError as missing:
-    raise UserError("Ray is not installed: install it with `pip install 'vabal[ray]'`") from missing
+    raise UserError("this needs Ray: install it with `pip install 'vabal[ray]'`") from missing
 
 AnyResult = TypeVar("AnyResult")
 _KNOCK_S: Final = 10.0
@@ -30,7 +30,7 @@ def _knock(address: str) -> None:
     """Raises OSError if nobody listens at host:port, which Ray tries for a minute and tells in a dozen lines."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 class Cluster(RayTaskRunner[Any]):  # type: ignore[misc]  # it comes without types
@@ -55,6 +55,16 @@ class Cluster(RayTaskRunner[Any]):  # type: ignore[misc]  # it comes without typ
             what = f"Ray at {where} (RAY_ADDRESS) cannot be reached" if where else "Ray cannot be started here"
             raise Unavailable(f"{what}: {_line(error)}") from None
         return self
+
+
+def put(content: bytes) -> Any:
+    """Bytes into Ray's object store, where workers `get` them by what is returned."""
+    return ray.put(content)
+
+
+def get(content: Any) -> bytes:
+    """What `put` put there."""
+    return bytes(ray.get(content))
 
 
 def submit(task: Task[..., Any], calls: Iterable[tuple[Any, ...]], *, gpus: float) -> list[PrefectFuture[Any]]:

@@ -116,7 +116,12 @@ def intake(workspace: str, settings: dict[str, Any], enough: str | None = None) 
         if not begun.inbox:
             rounds.give_up(place)
             return ticket | {"nothing_to_label": True}
-    return ticket | {
+    return ticket | _to_work_with(context, settings)
+
+
+def _to_work_with(context: RoundContext, settings: dict[str, Any]) -> Ticket:
+    """What the tasks behind intake are told beside the workspace, its settings and the round."""
+    return {
         "mlflow_run": _opened(context, settings),
         "shards": steps.shard_names(context),
         "code": code_version(),

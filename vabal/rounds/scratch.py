@@ -73,6 +73,8 @@ def trim(place: Workspace, gigabytes: float, before: float | None = None) -> Dro
         for used, path in kept:
             if left <= gigabytes * 1e9 or used >= before:
                 break
+            if path.exists() and path.lstat().st_mtime > used:
+                continue  # somebody asked for it just now
             remove(path)
             left, files, gone = left - sizes[path], files + 1, gone + sizes[path]
         return Dropped(files, gone, left)
@@ -80,7 +82,7 @@ def trim(place: Workspace, gigabytes: float, before: float | None = None) -> Dro
 
 def _kept(place: Workspace) -> Iterator[Path]:
     yield from own_store(place).outputs()
-    for folder in (place.decoded, place.embeddings, place.shards, place.weights):
+    for folder in (place.decoded, place.embeddings, place.shards, place.weights, place.bench):
         if folder.is_dir():
             yield from (path for path in folder.iterdir() if not path.name.endswith(".lock"))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.small_buckets import s3_server
+from tests.support.small_buckets import s3_server, use_s3
 from vabal import objects
 from vabal.errors import UserError
 from vabal.flows.context import context_of, scratch_place
@@ -35,8 +35,7 @@ def test_a_task_on_a_machine_without_the_workspace_keeps_all_in_its_scratch_fold
 ) -> None:
     monkeypatch.setenv("VABAL_SCRATCH", str(tmp_path / "scratch"))
     with s3_server() as address:
-        for name, value in {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
+        use_s3(monkeypatch, address)
         ticket = _ticket(None, stages="s3://nights/team", compute={"objects_gigabytes": 3.0})
         context = context_of(ticket)
         assert context.workspace.root == tmp_path / "scratch"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.small_backbones import small_backbone
-from tests.support.small_buckets import s3_server
+from tests.support.small_buckets import s3_server, use_s3
 from tests.support.small_rounds import first_round, learned
 from vabal.adapters import storage
 from vabal.adapters.storage import S3StageStore
@@ -65,8 +65,7 @@ def apart(request: pytest.FixtureRequest, s3: str, tmp_path_factory: pytest.Temp
     quick |= {"finetune.epochs": 1, "finetune.min_steps": 3}
     address = f"s3://{request.param}/nights"
     with first_round(folder, 90, {**SETTINGS, **own, **quick}) as alone, pytest.MonkeyPatch.context() as patch:
-        for name, value in {"ENDPOINT_URL": s3, "ACCESS_KEY_ID": "test", "SECRET_ACCESS_KEY": "test"}.items():
-            patch.setenv(f"AWS_{name}", value)
+        use_s3(patch, s3)
         stages = S3StageStore(address, own_store(alone.workspace))
         stages.claim()
         driver = replace(alone, stages=stages)

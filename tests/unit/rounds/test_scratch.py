@@ -80,6 +80,15 @@ def test_what_another_process_uses_stays_until_it_ends_or_dies(place: Workspace)
     assert list((place.state / "at_work").iterdir()) == []
 
 
+def test_a_benchmark_s_images_count_as_well(place: Workspace) -> None:
+    sent = place.bench / "0123456789abcdef"
+    sent.mkdir(parents=True)
+    (sent / "images.npy").write_bytes(bytes(1000))
+    os.utime(sent, (50, 50))
+    assert scratch.trim(place, 4 * KILO).files == 1
+    assert not sent.exists()
+
+
 def test_a_file_that_has_another_name_costs_nothing(place: Workspace) -> None:
     for path in _all(place)[2:]:
         (place.root / path.parent.name).hardlink_to(path)

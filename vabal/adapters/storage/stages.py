@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from vabal.adapters.storage.client import explained, make_bucket
 from vabal.adapters.storage.shared import S3Files
 from vabal.errors import UserError
-from vabal.files import Remote, canonical_json, found
+from vabal.files import Remote, canonical_json, found, touched
 from vabal.rounds.stage_store import MARK, PARTS, SHARED, STAGES, LocalStageStore
 
 MARKER = "_complete"
@@ -64,7 +64,7 @@ class S3StageStore:
         with self.cache.produce(stage, key) as temporary:
             for name in sorted(names - {MARKER}):
                 part = self._part(stage, key, name)
-                if part.exists():
+                if touched(part):
                     part.rename(temporary / name)
                 else:
                     self.shared.fetch(f"{stage}/{key}/{name}", temporary / name)

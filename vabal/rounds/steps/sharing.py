@@ -1,13 +1,12 @@
 """Before the learning: what it reads, where machines that share nothing else find it."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from vabal.errors import UserError
 from vabal.files import file_sha256, found
 from vabal.images import shard_files
 from vabal.rounds.context import RoundContext, whole
+from vabal.rounds.stage_store import StageStore
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
@@ -33,12 +32,12 @@ def share(context: RoundContext) -> str | None:
     return name
 
 
-def with_weights(params: Params, name: str | None, workspace: Workspace, stages: Any) -> Params:
+def with_weights(params: Params, name: str | None, workspace: Workspace, stages: StageStore) -> Params:
     """The settings with the weights that `share` named, brought below this machine's `workspace`."""
     if name is None:
         return params
-    place = found(stages.shared, f"{_FOLDER}/{name}", workspace.weights / Path(name).name)
+    place = found(stages.shared, f"{_FOLDER}/{name}", workspace.weights / name)
     if place is None:
         raise UserError(f"the backbone's weights ({_FOLDER}/{name}) are gone from the stage store: run the round again")
-    backbone: Mapping[str, Any] = {"weights": f"file:{whole(place)}"}
-    return params.model_copy(update={"backbone": params.backbone.model_copy(update=dict(backbone))})
+    backbone = params.backbone.model_copy(update={"weights": f"file:{whole(place)}"})
+    return params.model_copy(update={"backbone": backbone})
