@@ -1,8 +1,8 @@
 """A night on Ray nodes that have nothing in common with the workspace but S3, MLflow and Prefect.
 
 Arguments: the workspace, and a folder for the nodes. Each node is started in a folder of its own, with a home and a
-scratch folder there, and its processes may not open the workspace. While the night runs another node joins, and the
-first is killed in the middle of the shards. Prints what it saw as JSON.
+scratch folder there, and its processes may not open the workspace. The night begins on two; while it runs another node
+joins, and in the middle of the shards the two are killed, so what is left is the late one's. Prints what it saw as JSON.
 """
 
 import json
@@ -76,8 +76,7 @@ def main(workspace: Path, nodes: Path) -> int:
 
     Workspace(workspace).environment()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    first = add_node(cluster, nodes / "first", workspace)
-    add_node(cluster, nodes / "second", workspace)
+    early = [add_node(cluster, nodes / name, workspace) for name in ("first", "second")]
     ray.init(address=cluster.address, log_to_driver=False)
     seen = any(ray.get([sees.remote(str(workspace / "params.yaml")) for _ in range(2)]))
     ray.shutdown()
@@ -86,7 +85,8 @@ def main(workspace: Path, nodes: Path) -> int:
         wait_for(lambda: outputs(workspace, "intake"), night)
         add_node(cluster, nodes / "late", workspace)
         finished = wait_for(lambda: outputs(workspace, "extract-features"), night)
-        cluster.remove_node(first, allow_graceful=False)
+        for node in early:
+            cluster.remove_node(node, allow_graceful=False)
         said, _ = night.communicate()
     used = {place.name: len(list(place.glob("scratch/.vabal/stages/*"))) for place in nodes.iterdir()}
     after = outputs(workspace, "extract-features")

@@ -13,7 +13,7 @@ PROGRAM = Path(__file__).parent / "ray_cluster.py"
 SHARDS = {"pool.shard_rows": 25}
 
 
-def test_nodes_that_share_only_s3_pick_the_same_though_one_is_killed(stack: RunningStack, tmp_path: Path) -> None:
+def test_nodes_that_share_only_s3_pick_the_same_though_two_die(stack: RunningStack, tmp_path: Path) -> None:
     alone, many, nodes = tmp_path / "alone", tmp_path / "many", tmp_path / "nodes"
     make_workspace(stack, alone, "alone", settings=SHARDS)
     spread = {"stages": "s3://stages-many/nights", "compute.task_runner": "ray"}
@@ -31,4 +31,5 @@ def test_nodes_that_share_only_s3_pick_the_same_though_one_is_killed(stack: Runn
     assert picks(many, 1) == picks(alone, 1)
     assert 0 < len(told["finished"]) < len(told["after"])
     assert told["after"] | told["finished"] == told["after"], "what was finished was made again"
-    assert all(told["used"][name] for name in ("first", "second", "late"))
+    assert told["used"]["first"] + told["used"]["second"]
+    assert told["used"]["late"]

@@ -167,6 +167,21 @@ def refusing(target: str, method: str) -> Iterator[tuple[str, list[str]]]:
         yield server.address, refused
 
 
+@contextmanager
+def failing_once(target: str, method: str, fault: str) -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that passes requests on to `target`, but for the first of `method`; and what failed."""
+    failed: list[str] = []
+
+    def fault_of(asked: str, path: str) -> str:
+        if asked != method or failed:
+            return ""
+        failed.append(path)
+        return fault
+
+    with serving(FaultyServer(fault_of, target)) as server:
+        yield server.address, failed
+
+
 # -- as a process of its own --------------------------------------------------------------------------------------
 
 

@@ -28,11 +28,16 @@ DVC_CONFIG = """\
     url = {url}
 """
 LOCK_PATIENCE_S = 60.0
+# S3's own failures, which pass: what it says in its code, or by HTTP's status alone.
+PASSING = (
+    *("internalerror", "internal error", "internal server error"),
+    *("slowdown", "service unavailable", "serviceunavailable"),
+)
 # What DVC says when S3 is away or breaks off.
 NO_ANSWER = (
     *("could not connect", "connect to the endpoint", "connection refused", "timed out", "timeout on endpoint"),
     *("connection was closed", "connection reset", "not enough data", "incompleteread", "incomplete read"),
-    *("response payload", "slowdown", "service unavailable", "serviceunavailable", "internal server error"),
+    *("response payload", *PASSING),
     *("server disconnected", "bad gateway", "gateway timeout", "http client raised"),
 )
 
@@ -170,15 +175,15 @@ class Dvc:
     # -- DVC's own process -------------------------------------------------------------------------------------
 
     def _dvc(self, *arguments: str) -> str:
-        deadline = time.monotonic() + LOCK_PATIENCE_S
-        while True:
-            done = self._run_dvc(*arguments)
-            if done.returncode == 0:
-                return done.stdout
-            if "Unable to acquire lock" not in done.stderr or time.monotonic() > deadline:
-                break
-            time.sleep(1.0)  # a killed round's DVC is still ending
-        raise _explain(arguments[0], done.stderr, self.root)
+        deadline, again = time.monotonic() + LOCK_PATIENCE_S, True
+        while (done := self._run_dvc(*arguments)).returncode != 0:
+            said = done.stderr.lower()
+            if again and any(word in said for word in PASSING):
+                again = False
+            elif "unable to acquire lock" not in said or time.monotonic() > deadline:
+                raise _explain(arguments[0], done.stderr, self.root)
+            time.sleep(1.0)  # a killed round's DVC is still ending, or S3 had a bad moment
+        return done.stdout
 
     def _run_dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         self._make_site_cache()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.faulty_server import FAULTS, LATE_S, faulty, refusing
+from tests.support.faulty_server import FAULTS, LATE_S, failing_once, faulty, refusing
 from tests.support.small_buckets import s3_server
 from vabal.adapters import limits, orchestration, processes, storage
 from vabal.adapters.orchestration import Server
@@ -223,6 +223,23 @@ def test_a_push_of_the_pools_to_s3_that_fails_is_given_up_in_one_line(
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         said = _gives_up(repository.push, within=75)  # DVC itself gives up after 80 s
     assert "`dvc push` was ended after 4 s" in said if fault == "silent" else "S3" in said
+
+
+@pytest.mark.parametrize("fault", ["500", "503"])
+def test_a_push_that_s3_fails_once_is_sent_again(
+    fault: str, repository: Versioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(limits.SILENCE)
+    with s3_server() as target, failing_once(target, "PUT", fault) as (address, failed):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", target)
+        storage.make_bucket(storage.client(), "vabal")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        repository.push()
+        pushed = [item["Key"] for item in storage.client().list_objects_v2(Bucket="vabal")["Contents"]]
+        for key in pushed:  # the servers of a process keep one memory
+            storage.client().delete_object(Bucket="vabal", Key=key)
+    assert len(failed) == 1
+    assert any(key.endswith(failed[0].rpartition("/")[2]) for key in pushed)
 
 
 def test_a_process_that_runs_past_its_limit_is_ended_with_its_children(tmp_path: Path) -> None:
