@@ -56,7 +56,7 @@ def test_ctrl_c_ends_a_round_with_one_line_and_the_next_goes_on(nights: TwoNight
     assert last == "vabal: stopped; nothing is lost: run the same command again to go on"
     assert all("WARNING" in line for line in warnings)
     assert nights.said["round 1"].out.splitlines() == [
-        "Published: round 1: 8 picked by vabal, 20 labeled, 79 unlabeled",
+        "Published: round 1: 8 picks (vabal), 20 labeled, 79 unlabeled",
         "next: vabal labels export requests/0001",
     ]
 
@@ -109,7 +109,7 @@ def test_what_is_no_image_is_told_listed_and_carried_past(nights: TwoNights) -> 
 
 def test_going_on_with_what_came_is_the_default_and_said_in_the_final_state(nights: TwoNights) -> None:
     said = nights.said["round 2"].out
-    assert "Published: round 2: 8 picked by entropy, 22 labeled, 80 unlabeled" in said
+    assert "Published: round 2: 8 picks (entropy), 22 labeled, 80 unlabeled" in said
     assert "3 of 8 labels of round 1's request are in: going on with what came" in said
 
 
@@ -373,7 +373,7 @@ def test_a_waiting_round_says_so_keeps_others_out_and_goes_on_with_the_labels_th
         waiting.communicate()
     assert waiting.returncode == 0
     left = ask(later, "audit")[3]["picks"]
-    assert out.startswith(f"Published: round 3: {left} picked by random")
+    assert out.startswith(f"Published: round 3: {left} picks (random)")
     assert "going on with what came" not in out
     assert f"500 asked for, {left} left to pick from: all of them are picked" in (tmp_path / "errors").read_text()
     assert ask(later, "audit", "--verify")["ok"] is True
@@ -392,7 +392,7 @@ def test_the_last_labels_are_learned_from_then_there_is_nothing_left_until_new_i
     done(call(later, "labels", "import", str(write_labels(tmp_path / "all.csv", *lines))))
 
     last = done(run(later, "round"))
-    assert last.out.startswith("Published: round 4: 0 picked by vabal")
+    assert last.out.startswith("Published: round 4: 0 picks (vabal)")
     assert "nothing left to label" in last.err
     record = ask(later, "audit")[4]
     assert (record["unlabeled"], record["picks"]) == (1, 0)  # the rejected one stays
@@ -414,7 +414,7 @@ def test_the_last_labels_are_learned_from_then_there_is_nothing_left_until_new_i
     (tmp_path / "new.png").write_bytes(picture(9))
     done(call(later, "ingest", str(tmp_path / "new.png")))
     learned = done(run(later, "round", "--strategy", "random"))
-    assert learned.out.startswith("Published: round 5: 0 picked by random")
+    assert learned.out.startswith("Published: round 5: 0 picks (random)")
     assert said in learned.out
     assert ask(later, "audit", "--verify")["ok"] is True
     settings.write_text(asking)
@@ -454,7 +454,7 @@ def test_people_label_the_first_request_and_the_holdout_of_a_source_without_labe
     lines = [(name, "light" if "light" in shown[name] else "dark", "ada") for name in asked]
     assert ask(root, "labels", "import", str(write_labels(path, *lines)))["labels"] == 22
     published = done(run(root, "round"))
-    assert published.out.splitlines()[0] == "Published: round 1: 5 picked by vabal, 12 labeled, 18 unlabeled"
+    assert published.out.splitlines()[0] == "Published: round 1: 5 picks (vabal), 12 labeled, 18 unlabeled"
     [_, record] = ask(root, "audit")
     assert record["metrics"]["holdout/balanced_accuracy"] > 0.5
     assert ask(root, "audit", "--verify")["ok"] is True

@@ -71,7 +71,7 @@ def test_each_event_is_told_once_by_each_channel_whoever_looks_and_however_often
     notices.Notifier(place, said.append).look()
     assert said == []  # what was before the first look is no news
 
-    make_run(place, "COMPLETED", "Published", "round 3: 100 picked by vabal, 300 labeled, 1799 unlabeled")
+    make_run(place, "COMPLETED", "Published", "round 3: 100 picks (vabal), 300 labeled, 1799 unlabeled")
     make_run(place, "FAILED", message="the pools are damaged")
     make_run(place, "CRASHED", message="no heartbeat for 90 s: its machine or process is gone")
     make_run(place, "RUNNING", "WaitingForLabels", "40 of 100 labels of round 3's request are in")
@@ -86,7 +86,7 @@ def test_each_event_is_told_once_by_each_channel_whoever_looks_and_however_often
     expected = ["published", "failed", "failed", "labels_due", *["refused"] * 3, "promoted"]
     assert events(hook) == expected
     assert len(set(hook.keys)) == len(expected)
-    assert "round 3: 100 picked by vabal" in hook.bodies[0]["text"]
+    assert "round 3: 100 picks (vabal)" in hook.bodies[0]["text"]
     assert [body["subject"].partition(": ")[2] for body in hook.bodies[4:6]] == [
         "nothing new came of it",
         "there are enough labels",

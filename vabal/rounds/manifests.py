@@ -138,7 +138,7 @@ class Manifest(_Part):
     def tag_message(self) -> str:
         """What the annotated tag says: the head of the manifest chain stands here too, outside `data/`."""
         return (
-            f"round {self.round}: {self.counts['picks']} picked by {self.strategy}, "
+            f"round {self.round}: {self.counts['picks']} picks ({self.strategy}), "
             f"{self.counts['labeled']} labeled, {self.counts['unlabeled']} unlabeled\n\nmanifest sha256:{self.digest}"
         )
 

@@ -73,7 +73,7 @@ def test_the_tags_message_tells_the_counts_and_the_manifests_digest() -> None:
     }
     content = canonical_json(small_manifest(3, strategy="vabal", counts=counts))
     assert rounds.Manifest.parse(content).tag_message == (
-        f"round 3: 1 picked by vabal, 1 labeled, 2 unlabeled\n\nmanifest sha256:{hashlib.sha256(content).hexdigest()}"
+        f"round 3: 1 picks (vabal), 1 labeled, 2 unlabeled\n\nmanifest sha256:{hashlib.sha256(content).hexdigest()}"
     )
 
 
