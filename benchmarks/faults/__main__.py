@@ -8,11 +8,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from benchmarks.faults import kills, servers, surroundings
-from benchmarks.faults.nights import Nights
+from benchmarks.faults import buckets, kills, servers, surroundings
+from benchmarks.faults.nights import Nights, save_camera, save_images
 from benchmarks.faults.outcomes import PROMISES, Outcome
 
 GROUPS = ("kills", "surroundings", "servers")
@@ -57,10 +57,22 @@ def _all(folder: Path, chosen: argparse.Namespace) -> Iterator[Outcome]:
             yield from kills.sweep(nights, kills.plan(chosen.seed, "margin", chosen.kills))
             estimating = _prepared(folder, "vabal")
             yield from kills.sweep(estimating, kills.plan(chosen.seed, "vabal", chosen.kills // 10))
+            yield from _with_images_in_s3(folder, chosen)
         if "surroundings" in local:
             yield from surroundings.everything(nights, folder / "elsewhere", chosen.seed)
     if "servers" in wanted:
         yield from servers.everything(folder, chosen.seed)
+
+
+def _with_images_in_s3(folder: Path, chosen: argparse.Namespace) -> Iterator[Outcome]:
+    """Kills of those who read images."""
+    save_images(folder / "some.npz")
+    save_camera(folder / "camera")
+    with buckets.photos(folder / "some.npz", folder / "camera") as photos:
+        nights = Nights(folder / "photos" / "place" / "now", "margin", photos)
+        nights.prepare(folder / "photos" / "before")
+        for outcome in kills.sweep(nights, kills.plan_of_readers(chosen.seed, chosen.kills // 10)):
+            yield replace(outcome, kind=f"{outcome.kind}, images in S3")
 
 
 def _prepared(folder: Path, strategy: str) -> Nights:

@@ -164,8 +164,8 @@ def _be(
         os.environ.update(environment)
         _without_prefect()
         Checkpoint.__init__.__defaults__ = (0.0,)  # a pretraining keeps its state after every step
-        if not os.environ.get("AWS_ENDPOINT_URL"):
-            storage.preflight = lambda *_: None  # the bucket is a folder
+        if (root / ".dvc" / "config").exists() and "s3://" not in (root / ".dvc" / "config").read_text():
+            storage.preflight = lambda *_: None  # the pools' bucket is a folder
         if not real_dvc:
             processes.run = _forking_dvc(processes.run)
         count_calls(str(root.parent), counter, None, False)

@@ -86,6 +86,16 @@ def plan(seed: int, strategy: str, count: int, *, sample: bool = False) -> list[
     return planned
 
 
+def plan_of_readers(seed: int, count: int) -> list[tuple[str, list[Kill]]]:
+    """Who reads images: every named place of `ingest` once, then `init`, `round` and `ingest`, `count` times each."""
+    source = random.Random(f"{seed} readers")  # noqa: S311 -- repeatable
+    planned = [("ingest", [Kill(place) for place in places("ingest", "margin")])]
+    for _ in range(count):
+        for step in ("init", "round", "ingest"):
+            planned.append((step, [Kill(call=source.random()) for _ in range(2)] + [Kill(time=source.random())]))
+    return planned
+
+
 def sweep(nights: Nights, planned: list[tuple[str, list[Kill]]]) -> Iterator[Outcome]:
     """One outcome a history: a step from a copy of what was before it, killed in a row, then run to its end."""
     for step, kills in planned:

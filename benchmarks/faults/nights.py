@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,8 @@ STEPS: dict[str, tuple[str, ...]] = {
     "second promote": ("promote", "--version", "2"),
     "rollback": ("rollback",),
 }
+# The same sources where images stay in S3.
+IN_BUCKET = {"npz:../some.npz": "s3://photos/some", "../camera": "s3://photos/camera"}
 
 
 @dataclass
@@ -70,6 +72,7 @@ class Nights:
 
     folder: Path
     strategy: str
+    photos: Mapping[str, str] = field(default_factory=dict)  # the environment where images stay in S3
     bases: dict[str, Path] = field(default_factory=dict)
     facts: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
@@ -81,10 +84,12 @@ class Nights:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db"}
+        return {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder}/mlflow.db", **self.photos}
 
     def words(self, step: str) -> list[str]:
         words = list(STEPS[step])
+        if self.photos:
+            words = [IN_BUCKET.get(word, word) for word in words]
         if step == "init":
             chosen = {**SETTINGS, "selection.strategy": self.strategy}
             words += [word for name, value in chosen.items() for word in ("--set", f"{name}={value}")]
@@ -140,11 +145,7 @@ def _empty(folder: Path) -> None:
         f"[core]\n    remote = vabal\n['remote \"vabal\"']\n    url = {folder / 'pools'}\n"
     )
     save_images(folder / "some.npz")
-    generator = np.random.default_rng(1)
-    (folder / "camera").mkdir()
-    for name in "abc":
-        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "camera" / f"{name}.png")
-    (folder / "camera" / "cut.png").write_bytes((folder / "camera" / "a.png").read_bytes()[:60])
+    save_camera(folder / "camera")
 
 
 def save_images(path: Path) -> None:
@@ -152,6 +153,15 @@ def save_images(path: Path) -> None:
     labels = np.arange(60) % 3
     pixels = np.random.default_rng(0).integers(0, 60, (60, 8, 8)) + 90 * labels[:, None, None]
     np.savez(path, images=pixels.astype(np.uint8), labels=labels)
+
+
+def save_camera(folder: Path) -> None:
+    """Three images, and one that is cut."""
+    generator = np.random.default_rng(1)
+    folder.mkdir()
+    for name in "abc":
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{name}.png")
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:60])
 
 
 # -- what is so ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Arguments: the workspace, and a folder for the nodes. Each node is started in a folder of its own, with a home and a
 scratch folder there, and its processes may not open the workspace. The night begins on two; while it runs another node
-joins, and in the middle of the shards the two are killed, so what is left is the late one's. Prints what it saw as JSON.
+joins, and in the middle of the shards the two are killed: what is left is for the late one. Prints what it saw as JSON.
 """
 
 import json

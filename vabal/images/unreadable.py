@@ -17,45 +17,45 @@ __all__ = ["note_left_out", "quarantine", "safe_name"]
 def quarantine(folder: Path, path: str, data: bytes | None, reason: str, when: datetime) -> None:
     """Copy an unreadable file into `folder` and note it in quarantine.csv; the same file is noted once.
 
-    `data` is None where the file cannot or should not be copied (too large, no permission): it stays where it is.
+    `data` is None where the file cannot or should not be copied (too large, no permission, in S3): it stays where it
+    is.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    listing = folder / "quarantine.csv"
     copied = ""
     if data is not None:
         copied = safe_name(Path(path).stem, sha256(data)) + Path(path).suffix[:10].lower()
-        if (folder / copied).exists() and _is_listed(listing, copied):
-            return
-        write_bytes(folder / copied, data)
-    _append(listing, ["path", "reason", "when", "copy"], [[path, reason, when.isoformat(timespec="seconds"), copied]])
+        if not (folder / copied).exists():
+            write_bytes(folder / copied, data)
+    row = {"path": path, "reason": reason, "when": when.isoformat(timespec="seconds"), "copy": copied}
+    _note(folder / "quarantine.csv", [row], ("copy",) if copied else ("path", "reason"))
 
 
 def note_left_out(folder: Path, left_out: Sequence[tuple[str, str]], when: datetime) -> None:
-    """Note what was left out though it can be read, (name, reason) each, in `folder/left_out.csv`."""
+    """Note what was left out though it can be read, (name, reason) each, once, in `folder/left_out.csv`."""
     if left_out:
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [[name, reason, when.isoformat(timespec="seconds")] for name, reason in left_out]
-        _append(folder / "left_out.csv", ["name", "reason", "when"], rows)
+        at = when.isoformat(timespec="seconds")
+        rows = [{"name": name, "reason": reason, "when": at} for name, reason in left_out]
+        _note(folder / "left_out.csv", rows, ("name", "reason"))
 
 
-def _append(listing: Path, header: list[str], rows: list[list[str]]) -> None:
-    new = not listing.exists()
+def _note(listing: Path, rows: list[dict[str, str]], key: tuple[str, ...]) -> None:
+    """Append the rows that do not stand there by `key`: whoever was killed behind this notes the same once more."""
+    there = set()
+    if listing.exists():
+        with listing.open(encoding="utf-8", newline="") as file:
+            there = {tuple(row.get(name) for name in key) for row in csv.DictReader(file)}
+    fresh = [row for row in rows if tuple(row[name] for name in key) not in there]
+    if not fresh:
+        return
     with listing.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(header)
-        writer.writerows(rows)
+        writer = csv.DictWriter(file, list(fresh[0]))
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerows(fresh)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(listing.parent)
-
-
-def _is_listed(listing: Path, copied: str) -> bool:
-    """Whether a copy has its line: one that was cut short after copying gets it the next time."""
-    if not listing.exists():
-        return False
-    with listing.open(encoding="utf-8", newline="") as file:
-        return any(row[-1:] == [copied] for row in csv.reader(file))
 
 
 def safe_name(text: str, digest: str = "") -> str:

@@ -131,17 +131,23 @@ def test_people_see_small_images_enlarged_large_ones_shrunk_and_others_as_they_a
 
 
 def test_an_unreadable_file_is_set_aside_once_with_its_reason(tmp_path: Path) -> None:
-    when = datetime(2024, 6, 1, tzinfo=UTC)
-    for _ in range(2):
+    for day in (1, 2):
+        when = datetime(2024, 6, day, tzinfo=UTC)
         images.quarantine(tmp_path / "q", "cam/odd name.PNG", b"broken", "damaged", when)
-    images.quarantine(tmp_path / "q", "cam/huge.png", None, "too large", when)
+        images.quarantine(tmp_path / "q", "cam/huge.png", None, "too large", when)
+        images.note_left_out(tmp_path / "q", [("cam/b.png", "a near copy of a.png")], when)
+    assert len((tmp_path / "q" / "left_out.csv").read_text().splitlines()) == 2
     with (tmp_path / "q" / "quarantine.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["path"], row["reason"]) for row in rows] == [
         ("cam/odd name.PNG", "damaged"),
         ("cam/huge.png", "too large"),
     ]
-    assert (tmp_path / "q" / rows[0]["copy"]).read_bytes() == b"broken"
+    copied = tmp_path / "q" / rows[0]["copy"]
+    assert copied.read_bytes() == b"broken"
+    copied.unlink()
+    images.quarantine(tmp_path / "q", "cam/odd name.PNG", b"broken", "damaged", when)
+    assert copied.read_bytes() == b"broken"
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
