@@ -53,7 +53,7 @@ def test_other_weights_scores_and_picks_are_told_and_end_with_exit_code_1(
 def test_another_installed_version_is_named_first(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vabal.audit.replay.code_version", lambda: "9.9.9+000000000000")
     again = ask(clone, "replay", "2")
-    assert again["versions"][0].startswith("code 9.9.9+000000000000 is installed, the round had 0.")
+    assert again["versions"][0].startswith("code is 9.9.9+000000000000 here, the round had 0.")
     assert call(clone, "replay", "2").out.startswith("another version: code 9.9.9+000000000000 is installed")
     assert again["identical"]
 

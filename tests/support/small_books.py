@@ -244,7 +244,7 @@ class Books:
             "prefect_flow_run": None,
             "metrics": {f"holdout/{name}": value for name, value in measured.items()} if number else None,
             "times": {name: self._when(number).isoformat() for name in ("started", "finished")} if number else None,
-            "environment": record.environment() if number else None,
+            "environment": record.environment(settings) if number else None,
         }
         self.write_manifest(manifest)
 

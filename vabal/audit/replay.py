@@ -23,6 +23,7 @@ from vabal.rounds.context import RoundContext, own_store
 from vabal.rounds.stage_store import code_version
 from vabal.rounds.steps.plan import learn
 from vabal.settings import params
+from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
 
@@ -109,7 +110,7 @@ def replay(workspace: Workspace, round_number: int, home: Path | None = None) ->
     recorded_sha256 = manifest.model.sha256 if manifest.model else None
     return ReplayResult(
         round=round_number,
-        versions=tuple(_other_versions(manifest)),
+        versions=tuple(_other_versions(manifest, context.params)),
         same_weights=file_sha256(steps.weights(context, refs["trained"])) == recorded_sha256,
         same_predictions=_same_file(
             steps.evaluation_folder(context, refs["evaluated"]) / predictions, recorded / predictions
@@ -186,11 +187,11 @@ def _same_file(one: Path, other: Path) -> bool:
     return one.is_file() == other.is_file() and (not one.is_file() or file_sha256(one) == file_sha256(other))
 
 
-def _other_versions(manifest: Manifest) -> list[str]:
+def _other_versions(manifest: Manifest, settings: Params) -> list[str]:
     recorded = {"code": manifest.code, **(manifest.environment or {})}
-    installed: dict[str, Any] = {"code": code_version(), **record.environment()}
+    here: dict[str, Any] = {"code": code_version(), **record.environment(settings)}
     return [
-        f"{name} {installed[name]} is installed, the round had {value}"
+        f"{name} is {here[name]} here, the round had {value}"
         for name, value in recorded.items()
-        if name in installed and installed[name] != value
+        if name in here and here[name] != value
     ]

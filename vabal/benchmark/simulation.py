@@ -286,9 +286,11 @@ def _describe(
     logits_N_C = np.zeros((len(pool.labels_N), len(pool.classes)), dtype=np.float32)
     wanted = np.union1d(pool.pool_P, pool.holdout_M)
     batches = inputs.batches(wanted, learner.params.features.batch_size)
-    for start, features_P_D, logits_P_C in features.describe(network, batches, learner.device, pool.sample_ids[wanted]):
-        rows = wanted[start : start + len(features_P_D)]
-        features_N_D[rows], logits_N_C[rows] = features_P_D, logits_P_C
+    described = features.describe(network, batches, learner.device, pool.sample_ids[wanted])
+    with learner.multiplying():
+        for start, features_P_D, logits_P_C in described:
+            rows = wanted[start : start + len(features_P_D)]
+            features_N_D[rows], logits_N_C[rows] = features_P_D, logits_P_C
     return features_N_D, logits_N_C
 
 

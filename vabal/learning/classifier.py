@@ -19,6 +19,7 @@ from torch.nn import functional
 from vabal.errors import UserError
 from vabal.files import file_sha256
 from vabal.learning import backbones
+from vabal.learning.device import brought, multiplying
 from vabal.learning.metrics import Metric
 from vabal.learning.network import METADATA_KEY, Network, ResNetClassifier, SeesImages, read_weights
 from vabal.learning.recipe import (
@@ -33,6 +34,7 @@ from vabal.learning.recipe import (
     is_finite,
     pieces,
     place,
+    pool_of,
     run_epoch,
     stratified_folds,
 )
@@ -76,7 +78,9 @@ def cross_entropy(
     return functional.cross_entropy(logits_N_C.float(), targets_N), logits_N_C
 
 
-def objective_of(settings: ClassifierSettings, labels_N: NDArray[np.integer], num_classes: int) -> Objective:
+def objective_of(
+    settings: ClassifierSettings, labels_N: NDArray[np.integer], num_classes: int, device: torch.device
+) -> Objective:
     """The cross entropy as the setting `imbalance` wants it.
 
     `balanced`: every class that has labels weighs alike, the mean weight is 1. `logit_adjusted`: the log of a class's
@@ -86,16 +90,16 @@ def objective_of(settings: ClassifierSettings, labels_N: NDArray[np.integer], nu
     if kind == "none":
         return cross_entropy
     counts_C = np.bincount(labels_N, minlength=num_classes)
-    weights_C = torch.from_numpy(class_weights(labels_N, num_classes)).float()
-    shift_C = torch.from_numpy(np.log(np.maximum(counts_C, 1) / len(labels_N))).float()
+    weights_C = torch.from_numpy(class_weights(labels_N, num_classes)).float().to(device)
+    shift_C = torch.from_numpy(np.log(np.maximum(counts_C, 1) / len(labels_N))).float().to(device)
 
     def weighted(network: SeesImages, images: Tensor, targets_N: Tensor, _over: float) -> tuple[Tensor, Tensor]:
         logits_N_C = network(images)
         if kind == "logit_adjusted":
-            loss = functional.cross_entropy(logits_N_C.float() + shift_C.to(logits_N_C.device), targets_N)
+            loss = functional.cross_entropy(logits_N_C.float() + shift_C, targets_N)
             return loss, logits_N_C
         loss_N = functional.cross_entropy(logits_N_C.float(), targets_N, reduction="none")
-        return (loss_N * weights_C.to(loss_N.device)[targets_N]).mean(), logits_N_C
+        return (loss_N * weights_C[targets_N]).mean(), logits_N_C
 
     return weighted
 
@@ -108,23 +112,24 @@ def fit(
     *,
     seed: int,
     device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
     objective: Objective | None = None,
     largest_gradient: float | None = None,
 ) -> Iterator[Metric]:
     """Trains `network` in place by SGD and yields loss, accuracy and learning rate of each epoch, counted from 1.
 
     What is minimised is `objective`, or else the cross entropy of `objective_of`; a gradient longer than
-    `largest_gradient` (2-norm) is cut to that. Batches, crops, flips and dropout derive from `seed`: on a CPU the same
-    inputs and thread count give the same bits. The network is left on `device`, in evaluation mode, once the iterator
-    is exhausted.
+    `largest_gradient` (2-norm) is cut to that. Convolutions and products are of `precision`. Batches, crops, flips and
+    dropout derive from `seed`: on a CPU the same inputs and thread count give the same bits. The network is left on
+    `device`, in evaluation mode, once the iterator is exhausted.
 
     Raises ValueError for arrays that do not fit the network, UserError if there are no samples or training diverges.
     """
     check_images(images_N_H_W_K)
     labels = _checked_labels(labels_N, len(images_N_H_W_K), network.config["num_classes"])
-    objective = objective or objective_of(settings, labels.numpy(), network.config["num_classes"])
     device = torch.device(device)
-    images = torch.from_numpy(np.require(images_N_H_W_K, requirements=["C", "W"]))
+    objective = objective or objective_of(settings, labels.numpy(), network.config["num_classes"], device)
+    images, labels = pool_of(images_N_H_W_K, labels, settings, device)
     place(network, device)
     optimizer = torch.optim.SGD(
         network.parameters(),
@@ -139,7 +144,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = rate
         over = (epoch - 1) / settings.epochs
-        loss, accuracy = run_epoch(
+        seen = run_epoch(
             network,
             optimizer,
             images,
@@ -150,7 +155,9 @@ def fit(
             largest_gradient=largest_gradient,
             generator=generator,
             device=device,
+            precision=precision,
         )
+        loss, accuracy = (total / len(labels) for total in seen.tolist())
         if not np.isfinite(loss) or (epoch == settings.epochs and not is_finite(network)):
             raise UserError(
                 f"the classifier's training diverged in epoch {epoch} of {settings.epochs}: "
@@ -171,9 +178,9 @@ def predict(network: Network, batches: Iterable[Inputs], device: torch.device | 
     place(network, device).eval()
     parts = [np.zeros((0, network.config["num_classes"]), dtype=np.float32)]
     with torch.inference_mode():
-        for inputs_N in batches:
-            for inputs_P in pieces(inputs_N, network, device):
-                parts.append(torch.softmax(network(inputs_P).float(), dim=1).cpu().numpy())
+        seen = (inputs_P for inputs_N in batches for inputs_P in pieces(inputs_N, network, device))
+        answers = ((None, (torch.softmax(network(inputs_P).float(), dim=1),)) for inputs_P in seen)
+        parts += [probabilities_P_C for _, (probabilities_P_C,) in brought(answers)]
     probabilities_N_C = np.concatenate(parts)
     finite_N = np.isfinite(probabilities_N_C).all(axis=1)
     if not finite_N.all():
@@ -191,6 +198,7 @@ def cross_fit(
     folds: int,
     seed: int,
     device: torch.device | str = "cpu",
+    precision: torch.dtype = torch.float32,
     report: Callable[[Metric], None] | None = None,
     groups_N: NDArray[Any] | None = None,
 ) -> CrossFit:
@@ -210,8 +218,8 @@ def cross_fit(
         fold_seed = int.from_bytes(hash_of(seed, f"fold {fold}")[:4], "big")
         network = ResNetClassifier.from_config(config, seed=fold_seed)
         training_N = by_id_N[fold_N[by_id_N] != fold]
-        epochs = fit(network, images_N_H_W_K[training_N], labels[training_N], settings, seed=fold_seed, device=device)
-        for metric in epochs:
+        known = images_N_H_W_K[training_N], labels[training_N]
+        for metric in fit(network, *known, settings, seed=fold_seed, device=device, precision=precision):
             if report is not None:
                 report(metric._replace(name=f"fold{fold}/{metric.name}"))
         held_out_N = by_id_N[fold_N[by_id_N] == fold]
@@ -219,7 +227,8 @@ def cross_fit(
             images_N_H_W_K[held_out_N[start : start + settings.batch_size]]
             for start in range(0, len(held_out_N), settings.batch_size)
         )
-        probabilities_N_C[held_out_N] = predict(network, batches, device)
+        with multiplying(torch.device(device), precision):
+            probabilities_N_C[held_out_N] = predict(network, batches, device)
     return CrossFit(fold_N, probabilities_N_C.argmax(axis=1).astype(np.int32), probabilities_N_C)
 
 

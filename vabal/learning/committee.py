@@ -199,6 +199,7 @@ class Committee(ImageCommittee[ResNetClassifier]):
         settings: ClassifierSettings,
         *,
         device: torch.device | str = "cpu",
+        precision: torch.dtype = torch.float32,
     ) -> Iterator[Metric]:
         """Trains one network after another; yields `committee/<network>-<name>` of each epoch.
 
@@ -213,6 +214,7 @@ class Committee(ImageCommittee[ResNetClassifier]):
                 settings,
                 seed=training.seed,
                 device=device,
+                precision=precision,
                 objective=training.objective,
                 largest_gradient=training.largest_gradient,
             ):
@@ -277,7 +279,7 @@ class DropoutPasses:
             for maps, scale_K_H_W in zip(maps_M_K_H_W.split(counts), scale_S_K_H_W, strict=True):
                 maps.mul_(scale_K_H_W)
             maps_M_K_H_W = _folded(stage, maps_M_K_H_W)
-        pooled_M_D: Tensor = maps_M_K_H_W.mean(dim=(2, 3))
+        pooled_M_D: Tensor = maps_M_K_H_W.mean(dim=(2, 3), dtype=torch.float32)
         return pooled_M_D
 
     def masks(self, index: int, shape: tuple[int, ...]) -> Tensor:

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vabal.files import canonical_json, write_bytes
 from vabal.images.rows import RowWriter, row_batches
+from vabal.learning.device import brought
 from vabal.learning.needs import check_finite
 from vabal.learning.network import Network
 from vabal.learning.recipe import Inputs, pieces, place
@@ -66,17 +68,23 @@ def describe(
     """
     device = torch.device(device)
     place(network, device).eval()
+    for row, (features_P_D, logits_P_C) in brought(_answers(network, batches, device)):
+        rows = range(row, row + len(features_P_D))
+        names = [f"row {place}" for place in rows] if sample_ids is None else sample_ids[rows.start : rows.stop]
+        check_finite("a feature", features_P_D, names)
+        check_finite("a logit", logits_P_C, names)
+        yield FeatureBatch(row, features_P_D, logits_P_C)
+
+
+def _answers(
+    network: Network, batches: Iterable[tuple[int, Inputs]], device: torch.device
+) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
     for start, inputs_N in batches:
         row = start
         for inputs_P in pieces(inputs_N, network, device):
             with torch.inference_mode():
                 features_P_D, logits_P_C = network.stages(inputs_P)
-            described = FeatureBatch(row, features_P_D.float().cpu().numpy(), logits_P_C.float().cpu().numpy())
-            names = np.array([f"row {row + place}" for place in range(len(inputs_P))])
-            names = names if sample_ids is None else sample_ids[row : row + len(inputs_P)]
-            check_finite("a feature", described.features_N_D, names)
-            check_finite("a logit", described.logits_N_C, names)
-            yield described
+            yield row, (features_P_D.float(), logits_P_C.float())
             row += len(inputs_P)
 
 

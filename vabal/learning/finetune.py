@@ -20,6 +20,7 @@ from vabal.errors import UserError
 from vabal.learning import backbones, classifier, probe
 from vabal.learning.backbones import Backbone, Trunk
 from vabal.learning.batches import batches_of
+from vabal.learning.device import brought, multiplying
 from vabal.learning.metrics import Metric
 from vabal.learning.network import FineTuned, Trunks
 from vabal.learning.probe import Embedded, LabelledEmbeddings
@@ -32,6 +33,7 @@ from vabal.learning.recipe import (
     is_finite,
     pieces,
     place,
+    pool_of,
     run_epoch,
 )
 from vabal.settings.learners import BackboneSettings, ClassifierSettings, FineTuneSettings
@@ -49,6 +51,7 @@ class Recipe:
     finetune: FineTuneSettings
     backbone: BackboneSettings
     device: torch.device
+    precision: torch.dtype = torch.float32
 
     @property
     def epoch(self) -> ClassifierSettings:
@@ -125,11 +128,12 @@ def train(
     in evaluation mode. Raises UserError if training diverges.
     """
     settings, device = recipe.finetune, recipe.device
-    objective = objective or classifier.objective_of(recipe.classifier, known.labels_L, network.config["num_classes"])
+    if objective is None:
+        classes = network.config["num_classes"]
+        objective = classifier.objective_of(recipe.classifier, known.labels_L, classes, device)
     network.frozen_statistics = settings.batch_norm == "frozen"
     place(network.requires_grad_(True), device)
-    images = torch.from_numpy(np.require(known.images_L_H_W_K, requirements=["C", "W"]))
-    labels = torch.from_numpy(known.labels_L)
+    images, labels = pool_of(known.images_L_H_W_K, torch.from_numpy(known.labels_L), recipe.classifier, device)
     groups = _parameter_groups(network, settings.first_layers)
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "lr": 0.0} for _, parameters in groups], weight_decay=settings.weight_decay
@@ -140,7 +144,7 @@ def train(
         rate = settings.learning_rate * _share_of_the_peak((epoch - 0.5) / epochs)
         for group, (share, _) in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] = rate * share
-        loss, accuracy = run_epoch(
+        seen = run_epoch(
             network,
             optimizer,
             images,
@@ -151,7 +155,9 @@ def train(
             largest_gradient=largest_gradient,
             generator=generator,
             device=device,
+            precision=recipe.precision,
         )
+        loss, accuracy = (total / len(labels) for total in seen.tolist())
         if not np.isfinite(loss) or (epoch == epochs and not is_finite(network)):
             raise UserError(
                 f"the backbone's fine-tuning diverged in epoch {epoch} of {epochs}: "
@@ -303,9 +309,8 @@ def _held_out_logits(
         for metric in train(network, known.rows(~held_L), recipe, seed=fold_seed):
             if report is not None:
                 report(metric._replace(name=f"fold{fold}/{metric.name}"))
-        with torch.inference_mode():
-            answers = [
-                network(part).double().cpu() for part in pieces(known.images_L_H_W_K[held_L], network, recipe.device)
-            ]
-        logits_L_C[held_L] = torch.cat(answers).numpy()
+        with torch.inference_mode(), multiplying(recipe.device, recipe.precision):
+            parts = pieces(known.images_L_H_W_K[held_L], network, recipe.device)
+            answers = [logits for _, (logits,) in brought((None, (network(part).double(),)) for part in parts)]
+        logits_L_C[held_L] = np.concatenate(answers)
     return fold_L, logits_L_C

@@ -24,7 +24,7 @@ from vabal.learning import loss_prediction, probe
 from vabal.learning.committee import check, derived_seed, joined, no_answers, statistics
 from vabal.learning.metrics import Metric
 from vabal.learning.needs import Needs
-from vabal.learning.network import LinearProbe
+from vabal.learning.network import Head, LinearProbe
 from vabal.learning.probe import FOLDS, LabelledEmbeddings
 from vabal.learning.recipe import pieces
 from vabal.settings.learners import ClassifierSettings
@@ -44,8 +44,8 @@ class LossHead(nn.Module):
         self.feature_dims = list(feature_dims)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.heads = nn.ModuleList(nn.Linear(width, loss_prediction.HIDDEN) for width in feature_dims)
-            self.last = nn.Linear(loss_prediction.HIDDEN * len(self.feature_dims), 1)
+            self.heads = nn.ModuleList(Head(width, loss_prediction.HIDDEN) for width in feature_dims)
+            self.last = Head(loss_prediction.HIDDEN * len(self.feature_dims), 1)
 
     def forward(self, features_N_D: Tensor) -> Tensor:
         parts = torch.split(features_N_D, self.feature_dims, dim=1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vabal.learning.network import ResNetClassifier, SeesImages
+from vabal.learning.network import Head, ResNetClassifier, SeesImages
 
 HIDDEN = 128
 MARGIN = 1.0
@@ -31,8 +31,8 @@ class LossPredictor(ResNetClassifier):
     def __init__(self, *arguments: Any, seed: int = 0, **settings: Any) -> None:
         super().__init__(*arguments, seed=seed, **settings)
         with torch.device("meta"):  # shapes only, so that torch's own first weights draw nothing
-            self.stage_heads = nn.ModuleList(nn.Linear(width, HIDDEN) for width in self.feature_dims)
-            self.loss_head = nn.Linear(HIDDEN * len(self.feature_dims), 1)
+            self.stage_heads = nn.ModuleList(Head(width, HIDDEN) for width in self.feature_dims)
+            self.loss_head = Head(HIDDEN * len(self.feature_dims), 1)
         generator = torch.Generator().manual_seed(seed)
         for layer in [*self.stage_heads, self.loss_head]:
             layer.to_empty(device="cpu")

@@ -8,6 +8,8 @@ Imports torch and torchvision only. The source of this file travels with every r
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,17 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+class Head(nn.Linear):
+    """A last layer, in its own precision where autocast makes the layers before it coarser: eight binary digits of a
+    logit would put many samples level."""
+
+    def forward(self, values_N_D: Tensor) -> Tensor:
+        kind = values_N_D.device.type
+        coarser = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False) if coarser else nullcontext():
+            return super().forward(values_N_D.to(self.weight.dtype))
 
 
 class ResNetClassifier(nn.Module):
@@ -83,7 +96,7 @@ class ResNetClassifier(nn.Module):
         with torch.device("meta"):  # shapes only, so that torch's own first weights draw nothing
             self.stem = _stem(stem, channels, width)
             self.residual_stages = nn.ModuleList(_stages(BLOCKS[network], self.feature_dims))
-            self.classifier = nn.Linear(self.feature_dims[3], num_classes)
+            self.classifier = Head(self.feature_dims[3], num_classes)
         self.dropouts = nn.ModuleList(nn.Dropout(dropout) if dropout else nn.Identity() for _ in self.feature_dims)
         self.to_empty(device="cpu")
         # Not in the state: the configuration holds them.
@@ -109,7 +122,7 @@ class ResNetClassifier(nn.Module):
         pooled = []
         for dropout, stage in zip(self.dropouts, self.residual_stages, strict=True):
             maps = stage(dropout(maps))
-            pooled.append(maps.mean(dim=(2, 3)))
+            pooled.append(maps.mean(dim=(2, 3), dtype=self.mean.dtype))
         return torch.cat(pooled, dim=1), self.classifier(pooled[-1])
 
     def before_stages(self, images_N_K_H_W: Tensor) -> Tensor:
@@ -178,7 +191,7 @@ class LinearProbe(nn.Module):
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
         with torch.device("meta"):  # so that torch's own first weights draw nothing
-            self.classifier = nn.Linear(features, num_classes)
+            self.classifier = Head(features, num_classes)
         self.classifier.to_empty(device="cpu")
         for parameter in self.classifier.parameters():
             nn.init.zeros_(parameter)
@@ -267,7 +280,7 @@ def embed(
     one of these for each size, and averaged over.
     """
     images = images_N_K_H_W.float().expand(-1, 3, -1, -1)
-    mean_3, std_3 = (255 * torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (mean, std))
+    mean_3, std_3 = (_of_channels(tuple(values), images.device) for values in (mean, std))
     parts = []
     views_of_sizes = [views] * len(sizes) if isinstance(views, str) else views
     for size, trunk, seen_as in zip(sizes, trunks, views_of_sizes, strict=True):
@@ -277,6 +290,13 @@ def embed(
     if pixels:
         parts.append(_resized(images, pixels, "bilinear").flatten(1) / 255)
     return torch.cat(parts, dim=1)
+
+
+@cache
+def _of_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """In units of 0..255. Kept, for a copy to a GPU waits for all that it has to do."""
+    with torch.inference_mode(mode=False):
+        return 255 * torch.tensor(values, device=device).view(1, 3, 1, 1)
 
 
 def _resized(images_N_3_H_W: Tensor, size: int, interpolation: str) -> Tensor:

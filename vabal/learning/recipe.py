@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from vabal.learning import augmentation
 from vabal.learning.batches import batches_of
-from vabal.learning.device import threads_of_step
+from vabal.learning.device import fits, multiplying, sent, threads_of_step
 from vabal.learning.network import FineTuned, LinearProbe, Network, SeesImages
 from vabal.settings.learners import ClassifierSettings
 
@@ -55,15 +55,15 @@ def pieces(inputs_N: Inputs, network: Network, device: torch.device) -> Iterator
     """
     if isinstance(network, LinearProbe):
         for start in range(0, len(inputs_N), _EMBEDDINGS_A_PIECE):
-            yield torch.from_numpy(np.array(inputs_N[start : start + _EMBEDDINGS_A_PIECE])).to(device)
+            yield sent(torch.from_numpy(np.array(inputs_N[start : start + _EMBEDDINGS_A_PIECE])), device)
         return
     images_N_H_W_K = check_images(inputs_N)
     count, height, width, _ = images_N_H_W_K.shape
     pixels = network.size**2 if isinstance(network, FineTuned) else height * width
     size = max(1, _PIXELS_A_PIECE // pixels) if device.type == "cpu" else max(1, count)
     for start in range(0, count, size):
-        # A copy, for the array may be a read-only map of a file.
-        images = torch.from_numpy(np.array(images_N_H_W_K[start : start + size], order="C"))
+        # A copy of what may be a read-only map of a file.
+        images = torch.from_numpy(np.require(images_N_H_W_K[start : start + size], requirements=["C", "W"]))
         yield _arranged(images.permute(0, 3, 1, 2), network, device)
 
 
@@ -115,6 +115,16 @@ def class_weights(labels_N: NDArray[np.integer], num_classes: int) -> NDArray[np
     return weights_C
 
 
+def pool_of(
+    images_N_H_W_K: Images, labels_N: Tensor, settings: ClassifierSettings, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The labelled pool where its batches are made: on a GPU where it fits; but on the CPU for what `augmentation`
+    does, image by image."""
+    images = torch.from_numpy(np.require(images_N_H_W_K, requirements=["C", "W"]))
+    images = images if settings.augmentation or not fits(images.nbytes, device) else sent(images, device)
+    return images, sent(labels_N, images.device)
+
+
 def batch_rows(order: Tensor, batch_size: int) -> list[Tensor]:
     """The samples of each step of an epoch, in batches that differ by one sample at most."""
     return list(torch.tensor_split(order, batches_of(len(order), batch_size)))
@@ -123,19 +133,24 @@ def batch_rows(order: Tensor, batch_size: int) -> list[Tensor]:
 def augment(images_N_H_W_K: Tensor, settings: ClassifierSettings, generator: torch.Generator) -> Tensor:
     """Each image cut at random out of itself padded with zeros, and mirrored at random, as the settings ask.
 
-    `augmentation` draws from torch's global generator, which the caller has seeded.
+    All is drawn on the CPU, so that a GPU sees the same. `augmentation` draws from torch's global generator, which the
+    caller has seeded.
     """
-    images = images_N_H_W_K
+    images, device = images_N_H_W_K, images_N_H_W_K.device
     count, height, width, _ = images.shape
     if settings.crop_padding:
         padding = settings.crop_padding
         padded = functional.pad(images, (0, 0, padding, padding, padding, padding))
-        top_N, left_N = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)
-        rows_N_H, columns_N_W = top_N + torch.arange(height), left_N + torch.arange(width)
-        images = padded[torch.arange(count)[:, None, None], rows_N_H[:, :, None], columns_N_W[:, None, :]]
+        top_N, left_N = sent(torch.randint(2 * padding + 1, (2, count, 1), generator=generator), device)
+        rows_N_H, columns_N_W = (
+            first_N + torch.arange(side, device=device) for first_N, side in ((top_N, height), (left_N, width))
+        )
+        images = padded[
+            torch.arange(count, device=device)[:, None, None], rows_N_H[:, :, None], columns_N_W[:, None, :]
+        ]
     if settings.horizontal_flip:
         flipped_N = torch.randint(2, (count, 1, 1, 1), generator=generator, dtype=torch.bool)
-        images = torch.where(flipped_N, images.flip(2), images)
+        images = torch.where(sent(flipped_N, device), images.flip(2), images)
     return augmentation.changed(images, settings.augmentation) if settings.augmentation else images
 
 
@@ -151,12 +166,16 @@ def run_epoch(
     largest_gradient: float | None,
     generator: torch.Generator,
     device: torch.device,
-) -> tuple[float, float]:
-    """One pass over the samples; their mean loss and accuracy as they were seen."""
+    precision: torch.dtype,
+) -> Tensor:
+    """One pass over the samples: the sum of their losses as they were seen, and how many were right, on `device`.
+
+    Batches are taken where images and labels are, on `device` or on the CPU. No step waits for a GPU, to read what
+    comes of it does.
+    """
     network.train()
-    order = torch.randperm(len(labels_N), generator=generator)
+    order = sent(torch.randperm(len(labels_N), generator=generator), images_N_H_W_K.device)
     dropout_seed = int(torch.randint(2**31, (1,), generator=generator))
-    mixed_precision = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     loss_sum, right = torch.zeros((), device=device), torch.zeros((), device=device)
     # Dropout draws from torch's global generator: seeded here, and given back as it was.
     numbers = settings.batch_size * images_N_H_W_K[0, ..., 0].numel() * network.config.get("width", 64)
@@ -167,8 +186,8 @@ def run_epoch(
                 _freeze_batch_norm(network)
             batch = augment(images_N_H_W_K[rows], settings, generator).permute(0, 3, 1, 2)
             inputs = _arranged(batch, network, device)
-            targets = labels_N[rows].to(device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed_precision):
+            targets = sent(labels_N[rows], device)
+            with multiplying(device, precision):
                 loss, logits_N_C = objective(network, inputs, targets, over)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -177,7 +196,7 @@ def run_epoch(
             optimizer.step()
             loss_sum += loss.detach() * len(rows)
             right += (logits_N_C.argmax(dim=1) == targets).sum()
-    return float(loss_sum) / len(labels_N), float(right) / len(labels_N)
+    return torch.stack([loss_sum, right])
 
 
 def place(network: AnyNetwork, device: torch.device) -> AnyNetwork:
@@ -207,7 +226,7 @@ def _arranged(images_N_K_H_W: Tensor, network: SeesImages, device: torch.device)
     """A copy on `device` in the network's order; `contiguous` leaves a single channel's strides as they were."""
     order = memory_format(network, device)
     there = torch.empty(images_N_K_H_W.shape, dtype=images_N_K_H_W.dtype, device=device, memory_format=order)
-    return there.copy_(images_N_K_H_W)
+    return there.copy_(sent(images_N_K_H_W, device))
 
 
 def _freeze_batch_norm(network: nn.Module) -> None:
@@ -218,7 +237,7 @@ def _freeze_batch_norm(network: nn.Module) -> None:
 
 
 def is_finite(network: nn.Module) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in network.state_dict().values())
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in network.state_dict().values()]).all())
 
 
 def check_images(images_N_H_W_K: Inputs) -> Images:

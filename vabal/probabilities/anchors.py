@@ -65,7 +65,8 @@ def anchored(encoder: FeatureVAE, decoder: Decoder, noise_L_Z: Tensor, draws: in
     mean_A_Z, log_var_A_Z = encoder.encode(inputs_A_I)
     weight_G_L = _run_less_draws(len(noise_L_Z), draws).to(mean_A_Z.device)
     posteriors = zip(torch.split(mean_A_Z, 1), torch.split(log_var_A_Z, 1), strict=True)
-    means = list(side_by_side(partial(_weighted_moments, decoder, noise_L_Z, weight_G_L), posteriors))
+    work = partial(_weighted_moments, decoder, noise_L_Z, weight_G_L)
+    means = list(side_by_side(work, posteriors, noise_L_Z.device))
     square_A_G_C = torch.stack([square for square, _ in means])
     output_A_G_C_R = torch.stack([output for _, output in means])
     place_A_Y = _place(mean_A_Z, log_var_A_Z)
@@ -92,10 +93,11 @@ def _weighted_moments(
 ) -> tuple[Tensor, Tensor]:
     """Of the outputs d at one posterior's latents: square_G_C of |d|^2, and output_G_C_R of d."""
     latent_L_Z = latents(*posterior, noise_L_Z)[0]
-    classes, tile = len(decoder.blocks_C_K_H), tile_rows(latent_L_Z)
+    classes, tile = len(decoder.blocks_C_K_H), tile_rows(decoder, latent_L_Z.device)
     squares, outputs = [torch.zeros(()).to(weight_G_L)] * classes, [torch.zeros(()).to(weight_G_L)] * classes
     for latent_M_Z, weight_G_M in zip(torch.split(latent_L_Z, tile), torch.split(weight_G_L, tile, dim=1), strict=True):
-        for n, outputs_M_R in enumerate(decoder_outputs(decoder, latent_M_Z)):
+        every = (one for group_G_M_R in decoder_outputs(decoder, latent_M_Z) for one in group_G_M_R)
+        for n, outputs_M_R in enumerate(every):
             squares[n] = squares[n] + weight_G_M @ torch.linalg.vector_norm(outputs_M_R, dim=1).double().square()
             outputs[n] = outputs[n] + weight_G_M @ outputs_M_R.double()
     return torch.stack(squares, dim=1), torch.stack(outputs, dim=1)

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vabal.learning.device import multiplies_bfloat16
 from vabal.vae import FeatureVAE
 
-_TILE_ROWS = {"cpu": 1024, "cuda": 2**19}  # latents decoded at once; on a CPU, as many as its cache holds
+_TILE_ROWS = 1024  # latents decoded at once on a CPU: as many as its cache holds
+_TILE_ELSEWHERE = 2**21  # latents, times classes, decoded at once elsewhere
 
 
 class Decoder(NamedTuple):
@@ -28,9 +30,10 @@ class Decoder(NamedTuple):
 
 
 def products_of(wish: str, device: torch.device) -> torch.dtype:
-    """The precision of the decoder's square layers: float32, or bfloat16 where that is wished and the processor
+    """The precision of the decoder's square layers: float32, or bfloat16 where that is wished and the processor or GPU
     multiplies it by itself. Sums are in float32 either way."""
-    return torch.bfloat16 if wish == "auto" and device.type == "cpu" and _multiplies_bfloat16() else torch.float32
+    able = _multiplies_bfloat16() if device.type == "cpu" else multiplies_bfloat16(device)
+    return torch.bfloat16 if wish == "auto" and able else torch.float32
 
 
 def _multiplies_bfloat16() -> bool:
@@ -61,6 +64,8 @@ class _Linear:
             return fused
         if self._bias_O is None:
             outputs_M_O = torch.mm(values_M_I, self._weight_I_O)
+        elif relu and values_M_I.is_cuda:  # ReLU as it is written, where cuBLASLt can
+            return torch._addmm_activation(self._bias_O, values_M_I, self._weight_I_O)
         else:
             outputs_M_O = torch.addmm(self._bias_O, values_M_I, self._weight_I_O)
         return outputs_M_O.relu_() if relu else outputs_M_O
@@ -122,31 +127,43 @@ def masked_error(decoder: Decoder, latent_N_T_Z: Tensor, gap_N_R: Tensor) -> Ten
     """
     samples, draws, _ = latent_N_T_Z.shape
     error_N_C = gap_N_R.new_empty(samples, len(decoder.blocks_C_K_H))
-    size = max(1, tile_rows(latent_N_T_Z) // draws)
+    size = max(1, tile_rows(decoder, latent_N_T_Z.device) // draws)
     for start in range(0, samples, size):
-        tile = slice(start, start + size)
+        tile, first = slice(start, start + size), 0
         gap_N_1_R = gap_N_R[tile, None].to(latent_N_T_Z.dtype)
-        for n, outputs_M_R in enumerate(decoder_outputs(decoder, latent_N_T_Z[tile].flatten(0, 1))):
-            outputs_M_R.view(len(gap_N_1_R), draws, -1).add_(gap_N_1_R)
-            square_M = torch.linalg.vector_norm(outputs_M_R, dim=1).square_()
-            error_N_C[tile, n] = square_M.view(-1, draws).mean(dim=1, dtype=torch.float64)
+        for outputs_G_M_R in decoder_outputs(decoder, latent_N_T_Z[tile].flatten(0, 1)):
+            group = slice(first, first + len(outputs_G_M_R))
+            outputs_G_M_R.view(-1, len(gap_N_1_R), draws, gap_N_1_R.shape[2]).add_(gap_N_1_R)
+            square_G_M = torch.linalg.vector_norm(outputs_G_M_R, dim=2).square_()
+            mean_G_N = square_G_M.view(-1, len(gap_N_1_R), draws).mean(dim=2, dtype=torch.float64)
+            error_N_C[tile, group] = mean_G_N.T
+            first = group.stop
     return error_N_C
 
 
-def decoder_outputs(decoder: Decoder, latent_M_Z: Tensor) -> Iterator[Tensor]:
-    """outputs_M_R in the decoder's column space, without the last bias, with the block of each class zeroed in turn.
+def decoder_outputs(decoder: Decoder, latent_M_Z: Tensor, at_once: int | None = None) -> Iterator[Tensor]:
+    """outputs_G_M_R in the decoder's column space, without the last bias, with the block of each class zeroed in turn;
+    of G classes at once: one on a CPU, whose cache holds it, all on a GPU.
 
     Of the first layer, only the block's own contribution differs between the classes: it is taken off the whole.
     """
     whole_M_H = decoder.first(latent_M_Z)
-    blocks_M_C_K = latent_M_Z.view(len(latent_M_Z), len(decoder.blocks_C_K_H), -1)
-    for n, weight_K_H in enumerate(decoder.blocks_C_K_H):
-        hidden_M_H = torch.addmm(whole_M_H, blocks_M_C_K[:, n], weight_K_H, alpha=-1).relu_()
+    blocks_C_M_K = latent_M_Z.view(len(latent_M_Z), len(decoder.blocks_C_K_H), -1).transpose(0, 1)
+    at_once = at_once or (1 if latent_M_Z.device.type == "cpu" else len(blocks_C_M_K))
+    for blocks_G_M_K, weight_G_K_H in zip(
+        blocks_C_M_K.split(at_once), decoder.blocks_C_K_H.split(at_once), strict=True
+    ):
+        if at_once == 1:
+            hidden_M_H = torch.addmm(whole_M_H, blocks_G_M_K[0], weight_G_K_H[0], alpha=-1).relu_()
+        else:
+            hidden_M_H = torch.baddbmm(whole_M_H, blocks_G_M_K, weight_G_K_H, alpha=-1).relu_().flatten(0, 1)
         hidden_M_H = hidden_M_H.to(decoder.products)
         for layer in decoder.hidden:
             hidden_M_H = layer(hidden_M_H, relu=True)
-        yield decoder.rotated(hidden_M_H).to(latent_M_Z.dtype)
+        outputs_M_R = decoder.rotated(hidden_M_H).to(latent_M_Z.dtype)
+        yield outputs_M_R.view(len(weight_G_K_H), len(latent_M_Z), -1)
 
 
-def tile_rows(like: Tensor) -> int:
-    return _TILE_ROWS.get(like.device.type, _TILE_ROWS["cpu"])
+def tile_rows(decoder: Decoder, device: torch.device) -> int:
+    """Latents that are decoded at once."""
+    return _TILE_ROWS if device.type == "cpu" else max(1, _TILE_ELSEWHERE // len(decoder.blocks_C_K_H))

@@ -44,11 +44,13 @@ def estimate_likelihood(
     voting = class_draws(draws, sampling)
     estimator = _Estimator(encoder, decoder, noise_L_Z[:draws], noise_L_Z[:voting], anchors)
     for number, features in enumerate(features_shards):
-        log_likelihood_N_C = torch.empty(len(features), vae.num_classes, dtype=noise_L_Z.dtype)
-        vae_class_N = torch.empty(len(features), dtype=torch.int64)
+        log_likelihood_N_C = noise_L_Z.new_empty(len(features), vae.num_classes)
+        vae_class_N = torch.empty(len(features), dtype=torch.int64, device=noise_L_Z.device)
         blocks = blocks_of(features, encoder, voting, f"shard {number}")
-        for rows, estimated, drawn in side_by_side(partial(_estimate_block, estimator, settings=chosen), blocks):
+        work = partial(_estimate_block, estimator, settings=chosen)
+        for rows, estimated, drawn in side_by_side(work, blocks, noise_L_Z.device):
             log_likelihood_N_C[rows], vae_class_N[rows] = estimated, drawn
+        log_likelihood_N_C, vae_class_N = log_likelihood_N_C.cpu(), vae_class_N.cpu()
         all_finite(log_likelihood_N_C.numpy(), f"the log likelihood of shard {number}", None)
         if isinstance(features, Tensor):
             yield log_likelihood_N_C, vae_class_N
@@ -75,7 +77,7 @@ class _Estimator(NamedTuple):
 def _estimate_block(
     estimator: _Estimator, block: tuple[slice, Tensor], *, settings: Any
 ) -> tuple[slice, Tensor, Tensor]:
-    """The rows of the block, their log_likelihood_N_C and vae_class_N, on the CPU."""
+    """The rows of the block, their log_likelihood_N_C and vae_class_N."""
     rows, features_N_D = block
     encoder, decoder, anchors = estimator.encoder, estimator.decoder, estimator.anchors
     inputs_N_I = encoder.inputs(features_N_D)
@@ -95,7 +97,7 @@ def _estimate_block(
     energy_C_N_V = _drawn_energy(encoder, mean_N_Z, log_var_N_Z, estimator.votes_V_Z)
     votes_C_N = (energy_C_N_V == energy_C_N_V.amin(dim=0)).sum(dim=-1)
     log_likelihood_N_C = -(error_N_C + divergence_N_C).to(estimator.noise_T_Z.dtype)
-    return rows, log_likelihood_N_C.cpu(), votes_C_N.argmax(dim=0).cpu()
+    return rows, log_likelihood_N_C, votes_C_N.argmax(dim=0)
 
 
 def _drawn_energy(vae: FeatureVAE, mean_N_Z: Tensor, log_var_N_Z: Tensor, noise_V_Z: Tensor) -> Tensor:

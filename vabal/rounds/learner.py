@@ -7,6 +7,7 @@ classes, D features.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from vabal import probabilities, strategies, vae
 from vabal.files import Shared
 from vabal.learning import backbones, classifier, committee, finetune, finetune_committee, probe, recipe
 from vabal.learning.committee import Committee
-from vabal.learning.device import device_of, one_thread
+from vabal.learning.device import device_of, multiplying, one_thread, precision_of
 from vabal.learning.embeddings import Embedder
 from vabal.learning.finetune import LabelledImages
 from vabal.learning.finetune_committee import FineTunedCommittee
@@ -78,6 +79,15 @@ class Learner:
     def device(self) -> torch.device:
         return device_of(self.params)
 
+    @cached_property
+    def precision(self) -> torch.dtype:
+        """Of networks that see images."""
+        return precision_of(self.params, self.device)
+
+    def multiplying(self) -> AbstractContextManager[Any]:
+        """Within it they are asked in that precision; while they learn they have it anyway."""
+        return multiplying(self.device, self.precision)
+
     def seed(self, purpose: str) -> int:
         return derive_seed(self.params.seed, self.round, purpose)
 
@@ -111,7 +121,7 @@ class Learner:
     def fine_tuning(self) -> finetune.Recipe:
         """How a pretrained backbone learns, where the learner is `finetune`."""
         params = self.params
-        return finetune.Recipe(params.classifier, params.finetune, params.backbone, self.device)
+        return finetune.Recipe(params.classifier, params.finetune, params.backbone, self.device, self.precision)
 
     def epochs(self, samples: int) -> int:
         """Passes over so many labelled samples in which the classifier learns; 1 where it is fitted at once."""
@@ -150,7 +160,9 @@ class Learner:
             std=std,
             seed=seed,
         )
-        training = classifier.fit(network, known.inputs_L, known.labels_L, settings, seed=seed, device=self.device)
+        training = classifier.fit(
+            network, known.inputs_L, known.labels_L, settings, seed=seed, device=self.device, precision=self.precision
+        )
         return network, training
 
     def cross_fit(self, first: Network, known: TrainingSet, report: Callable[[Metric], None] | None = None) -> CrossFit:
@@ -170,6 +182,7 @@ class Learner:
             folds=self.folds,
             seed=seed,
             device=self.device,
+            precision=self.precision,
             report=report,
             groups_N=known.groups_L,
         )
@@ -193,8 +206,10 @@ class Learner:
             return tuned, tuned.fit(known.as_images(), self.fine_tuning)
         networks = committee.build(self.needs, first.config, first=first, seed=self.seed("classifier"))
         networks = networks if only is None else networks.alone(only)
-        settings = self.params.classifier
-        return networks, networks.fit(known.inputs_L, known.labels_L, settings, device=self.device)
+        training = networks.fit(
+            known.inputs_L, known.labels_L, self.params.classifier, device=self.device, precision=self.precision
+        )
+        return networks, training
 
     def vae(
         self, pool: vae.Features, predicted_N: NDArray[np.integer], feature_dims: tuple[int, ...], num_classes: int
@@ -218,13 +233,20 @@ class Learner:
 
     # -- estimated --
 
+    @property
+    def estimated_rows(self) -> int:
+        """Rows of features in memory at once; a GPU is kept busy by many."""
+        return CHUNK_ROWS if self.device.type == "cpu" else 16 * CHUNK_ROWS
+
     def committee_columns(
         self, networks: ScoringNetworks, batches: Batches, sample_ids: NDArray[Any]
     ) -> Iterator[dict[str, NDArray[Any]]]:
         """What the scoring networks say of the classifier's inputs, batch by batch."""
         for start, inputs in batches:
             ids = sample_ids[start : start + len(inputs)]
-            yield networks.columns(inputs, device=self.device, sample_ids=ids)
+            with self.multiplying():
+                said = networks.columns(inputs, device=self.device, sample_ids=ids)
+            yield said
 
     def class_terms(
         self,

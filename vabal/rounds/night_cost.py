@@ -85,7 +85,8 @@ def _timed_scratch(learner: Learner, known: TrainingSet, num_classes: int, label
 
 def _described(learner: Learner, network: Network, inputs_N: NDArray[Any], training: float) -> _Trained:
     watch = _Watch()
-    parts = list(features.describe(network, [(0, inputs_N)], learner.device))
+    with learner.multiplying():
+        parts = list(features.describe(network, [(0, inputs_N)], learner.device))
     seconds = watch.seconds / len(inputs_N) * learner.needs.members
     rows = np.arange(_ROWS) % len(inputs_N)
     features_N_D = np.concatenate([part.features_N_D for part in parts])[rows]

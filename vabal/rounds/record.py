@@ -14,6 +14,7 @@ from vabal.rounds.context import RoundContext
 from vabal.rounds.manifests import MANIFEST_VERSION, Manifest, ModelRecord, Times, round_folder
 from vabal.rounds.plans import Plan
 from vabal.rounds.stage_store import code_version
+from vabal.settings.models import Params
 
 
 def assemble(
@@ -86,7 +87,7 @@ def _manifest(
         prefect_flow_run=flow_run,
         metrics={metric.name: metric.value for metric in steps.evaluation(context, refs["evaluated"])},
         times=_times(context.round.started, now, parent.times),
-        environment=environment(),
+        environment=environment(context.params),
     )
 
 
@@ -103,12 +104,17 @@ def _times(started: str, now: datetime, before: Times | None) -> Times:
     return Times(started=begun.isoformat(timespec="seconds"), finished=ended.isoformat(timespec="seconds"))
 
 
-def environment() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+def environment(params: Params) -> dict[str, str]:
+    """Versions of what the numbers depend on, and what they were computed on."""
+    from vabal.learning.device import device_name, device_of, precision_of  # noqa: PLC0415 -- torch takes two seconds
+
+    device = device_of(params)
     names = ("torch", "numpy", "pandas", "pyarrow", "scikit-learn")
     return {name: version(name) for name in names} | {
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "device": device_name(device),
+        "precision": str(precision_of(params, device)).removeprefix("torch."),
     }
 
 

@@ -189,8 +189,8 @@ class ProbabilitySettings(Section):
     )
     products: Literal["float32", "auto"] = Field(
         "float32",
-        description="Precision of the decoder's products; auto: bfloat16 where the processor multiplies it by itself, "
-        "else float32. Faster, and the last digits are then the machine's (docs/decisions/draws.md).",
+        description="Precision of the decoder's products; auto: bfloat16 where processor or GPU multiply it by "
+        "themselves, else float32. Faster, and the last digits are then the machine's (docs/decisions/draws.md).",
     )
     likelihood_reduction: Literal["sum", "mean", "standardised", "contrast"] = Field(
         "standardised",
@@ -348,6 +348,11 @@ class NotifySettings(Section):
 class ComputeSettings(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one.")
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of torch; 0: as torch chooses.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="What networks that see images multiply in, learning and asked; auto: bfloat16 on a GPU that does "
+        "so by itself, float32 elsewhere (docs/decisions/gpu.md).",
+    )
     task_runner: Literal["local", "ray"] = Field("local", description="Where tasks run: in the flow's process, or Ray.")
     gpus_per_task: NonNegativeFloat = Field(0.0, description="GPUs that Ray sets aside for a task.")
     scratch_gigabytes: PositiveFloat = Field(

@@ -8,12 +8,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vabal.learning.device import fits, sent
 
-def to_tensor(values: Any, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+_ROWS_A_PIECE = 2**16
+
+
+def to_tensor(values: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     """An array or tensor as a tensor; a read-only array is copied, which torch else warns of."""
     if isinstance(values, np.ndarray) and not values.flags.writeable:
         values = values.copy()
-    return torch.as_tensor(values, device=device, dtype=dtype)
+    return sent(torch.as_tensor(values), device).to(dtype)
+
+
+def resident(features: "Features", device: torch.device, dtype: torch.dtype) -> "Features | Tensor":
+    """All features on a GPU, read in pieces, where they fit there; else what reads them."""
+    if device.type == "cpu":
+        return features
+    rows, first_1_D = len(features), torch.as_tensor(features[np.arange(1)])
+    if not fits(rows * first_1_D.nbytes, device):
+        return features
+    there_N_D = torch.empty(rows, first_1_D.shape[1], device=device, dtype=dtype)
+    for start in range(0, rows, _ROWS_A_PIECE):
+        positions = np.arange(start, min(start + _ROWS_A_PIECE, rows))
+        there_N_D[start : start + len(positions)] = to_tensor(features[positions], device, dtype)
+    return there_N_D
 
 
 class Features(Protocol):

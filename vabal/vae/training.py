@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vabal.errors import UserError
 from vabal.learning.batches import batches_of
+from vabal.learning.device import sent
 from vabal.learning.metrics import Metric
-from vabal.vae.features import Features, to_tensor
+from vabal.vae.features import Features, resident, to_tensor
 from vabal.vae.network import ANCHORS, FeatureVAE, Loss, anchors_of
 
 _CANDIDATES = 2048  # samples that the anchors are chosen from ...
@@ -123,9 +124,10 @@ class _Steps:
         device: torch.device,
     ) -> None:
         self.vae, self.settings, self.device = vae, settings, device
-        self._features, self._classes_N = features, classes_N
         self.generator = torch.Generator().manual_seed(seed)
         self._dtype = vae.reconstruction.weight.dtype
+        self._features = resident(features, device, self._dtype)
+        self._classes_N = to_tensor(classes_N, device, torch.int64)
         self.samples = len(classes_N)
         self.per_epoch = batches_of(self.samples, settings.batch_size)
 
@@ -141,14 +143,20 @@ class _Steps:
         parts = np.split(
             np.sort(positions_M), range(self.settings.batch_size, len(positions_M), self.settings.batch_size)
         )
-        return torch.cat([to_tensor(self._features[part], self.device, self._dtype) for part in parts])
+        return torch.cat([self._taken(part) for part in parts])
 
     def loss(self, positions_B: NDArray[np.int64]) -> Loss:
-        features_B_D = to_tensor(self._features[positions_B], self.device, self._dtype)
-        classes_B = to_tensor(self._classes_N[positions_B], self.device, torch.int64)
+        classes_B = self._classes_N[sent(torch.from_numpy(positions_B), self.device)]
         # Drawn on the CPU, so that a GPU sees the same numbers.
         noise_B_Z = torch.randn(len(positions_B), self.vae.num_latents, generator=self.generator, dtype=torch.float32)
-        return self.vae.loss(features_B_D, classes_B, noise_B_Z.to(self.device, self._dtype), self.settings)
+        there_B_Z = sent(noise_B_Z, self.device).to(self._dtype)
+        return self.vae.loss(self._taken(positions_B), classes_B, there_B_Z, self.settings)
+
+    def _taken(self, positions_B: NDArray[np.int64]) -> Tensor:
+        """features_B_D."""
+        if isinstance(self._features, Tensor):
+            return self._features[sent(torch.from_numpy(positions_B), self._features.device)].to(self.device)
+        return to_tensor(self._features[positions_B], self.device, self._dtype)
 
 
 def _adam(vae: FeatureVAE, rate: float) -> torch.optim.Adam:

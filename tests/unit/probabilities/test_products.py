@@ -19,13 +19,16 @@ WISHED = {**PRESET, "products": "auto"}
         ("auto", True, "cpu", torch.bfloat16),
         ("auto", False, "cpu", torch.float32),
         ("float32", True, "cpu", torch.float32),
-        ("auto", True, "cuda", torch.float32),
+        ("auto", True, "cuda", torch.bfloat16),
+        ("auto", False, "cuda", torch.float32),
+        ("float32", True, "cuda", torch.float32),
     ],
 )
 def test_bfloat16_is_taken_where_it_is_wished_for_and_built_in(
     wish: str, built_in: bool, device: str, found: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoder, "_multiplies_bfloat16", lambda: built_in)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: built_in)
     assert products_of(wish, torch.device(device)) == found
 
 

@@ -191,7 +191,7 @@ def test_items_are_worked_on_by_as_many_threads_as_torch_has_each_with_one_of_it
             here -= 1
         return item, torch.get_num_threads(), threading.get_ident()
 
-    done = list(blocks.side_by_side(work, range(12)))
+    done = list(blocks.side_by_side(work, range(12), torch.device("cpu")))
     assert [(item, threads) for item, threads, _ in done] == [(item, 1) for item in range(12)]
     assert most <= 2
     assert threading.get_ident() not in {thread for *_, thread in done}
@@ -199,7 +199,13 @@ def test_items_are_worked_on_by_as_many_threads_as_torch_has_each_with_one_of_it
 
 def test_with_one_thread_the_work_is_done_in_the_caller_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert list(blocks.side_by_side(lambda _: threading.get_ident(), range(3))) == [threading.get_ident()] * 3
+    told = blocks.side_by_side(lambda _: threading.get_ident(), range(3), torch.device("cpu"))
+    assert list(told) == [threading.get_ident()] * 3
+
+
+def test_on_a_gpu_too_for_blocks_side_by_side_would_want_its_memory_side_by_side() -> None:
+    told = blocks.side_by_side(lambda _: threading.get_ident(), range(3), torch.device("cuda"))
+    assert list(told) == [threading.get_ident()] * 3
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ ARITHMETIC = {"device", "threads"}
 MADE_OF = {
     "intake": ({"consensus", "asks"}, {"parent", "round", "inbox"}),
     "train-classifier": (
-        {"classifier", "backbone", "finetune", "images", "classes", "cross_fit", *ARITHMETIC},
+        {"classifier", "backbone", "finetune", "images", "classes", "cross_fit", "precision", *ARITHMETIC},
         {"labeled", "seed"},
     ),
     "train-committee": ({"dropout", "passes", "members", "auxiliary_loss"}, {"classifier", "seed"}),
@@ -134,6 +134,7 @@ def test_a_key_is_made_of_these_settings_and_inputs(context: RoundContext, stage
         ({"backbone__sizes": [32]}, set()),
         ({"images__bit_depth": 16}, {"train-classifier", "extract-features", "extract-committee"}),
         ({"images__size": 6}, {"train-classifier", "extract-features", "extract-committee"}),
+        ({"compute__precision": "bfloat16"}, {"train-classifier"}),
         ({"compute__threads": 2}, {"train-classifier", "train-vae", "select-batch"}),
         ({"features__batch_size": 17}, {"evaluate", "extract-features", "extract-committee"}),
         ({"vae__learning_rate": 0.5}, {"train-vae"}),

@@ -10,9 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.reference import ReferenceVAE
+from tests.support.crossings import ELSEWHERE, Crossings
 from vabal.errors import UserError
 from vabal.vae import FeatureVAE, Loss, PoolFeatures, build, fit, kl_divergence, load, save
-from vabal.vae.training import _centres
+from vabal.vae.features import resident
+from vabal.vae.training import _centres, _Steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL: dict[str, Any] = {"head_width": 5, "hidden_width": 6, "latent_per_class": 2, "hidden_layers": 2}
@@ -436,3 +438,39 @@ def test_a_file_that_is_no_vae_is_refused(tmp_path: Path) -> None:
     for name in ("missing", "text", "other"):
         with pytest.raises(UserError, match=f"{name}: .*run the round again"):
             load(tmp_path / name)
+
+
+# -- elsewhere than on the CPU ------------------------------------------------------------------------------------
+
+
+def test_no_step_reads_a_number_or_features_once_they_are_on_the_device() -> None:
+    vae = build(DIMS, CLASSES, SHORT, seed=1).to(ELSEWHERE)
+    features_N_D, classes_N = pool(40)
+    watched = Watched(features_N_D)
+    steps = _Steps(vae, watched, classes_N, vae.settings, seed=0, device=ELSEWHERE)
+    assert watched.asked == [[0], list(range(40))]  # how wide they are, and all of them
+    batches = list(steps.epoch())
+    with Crossings() as counted:
+        for positions_B in batches:
+            steps.loss(positions_B).total.backward()
+    assert counted.reads == 0
+    assert counted.copies == 3 * len(batches)  # which samples, of features and of classes, and the noise
+    assert len(watched.asked) == 2
+
+
+def test_features_that_do_not_fit_are_read_as_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    features_N_D, _ = pool(40)
+    monkeypatch.setattr("vabal.vae.features.fits", lambda *_: False)
+    assert resident(features_N_D, ELSEWHERE, torch.float32) is features_N_D
+    assert resident(features_N_D, torch.device("cpu"), torch.float32) is features_N_D
+
+
+def test_resident_features_are_those_of_the_pool_in_the_network_s_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    features_N_D, _ = pool(40)
+    monkeypatch.setattr("vabal.vae.features._ROWS_A_PIECE", 7)
+    monkeypatch.setattr(torch, "empty", lambda *shape, dtype, device: torch.zeros(shape, dtype=dtype))
+    monkeypatch.setattr("vabal.vae.features.to_tensor", lambda values, _, dtype: torch.from_numpy(values).to(dtype))
+    held = resident(features_N_D, ELSEWHERE, torch.float64)
+    assert isinstance(held, torch.Tensor)
+    assert held.dtype == torch.float64
+    assert np.array_equal(held.numpy(), features_N_D.astype(np.float64))

@@ -155,8 +155,9 @@ def _labels(context: RoundContext, extracted: StageReference) -> tuple[np.ndarra
 def _unlabeled_features(context: RoundContext, extracted: Sequence[StageReference]) -> Iterator[np.ndarray]:
     for ref, rows in _drawn(context, extracted):
         with RowReader(file_of(context, ref, features.FEATURES)) as read:
-            for start in range(0, len(rows), CHUNK_ROWS):
-                yield read(rows[start : start + CHUNK_ROWS])
+            at_once = context.learner.estimated_rows
+            for start in range(0, len(rows), at_once):
+                yield read(rows[start : start + at_once])
 
 
 def _cross_fitted(context: RoundContext, trained: StageReference) -> tuple[np.ndarray, np.ndarray] | None:
@@ -183,7 +184,7 @@ def _estimate_likelihood(
     path = path_of(context, extracted, features.FEATURES)
     total = shape_of(path)[0]
     told = of_shard(context, "estimate-probabilities", extracted["shard"])
-    chunks = (rows for _, rows in reported(row_batches(path, CHUNK_ROWS), total, told))
+    chunks = (rows for _, rows in reported(row_batches(path, context.learner.estimated_rows), total, told))
     with (
         RowWriter(folder / LOG_LIKELIHOOD, total, len(context.classes)) as likelihood,
         RowWriter(folder / VAE_CLASS, total, None, "<i4") as vae_class,

@@ -45,7 +45,8 @@ def _extract_features(context: RoundContext, trained: StageReference, shard: str
     ids = context.shards.sample_ids(shard)
     batches = context.inputs.batches(shard, context.params.features.batch_size)
     batches = reported(batches, len(ids), of_shard(context, "extract-features", shard))
-    features.extract(load_classifier(context, trained), batches, len(ids), folder, context.device, ids)
+    with context.learner.multiplying():
+        features.extract(load_classifier(context, trained), batches, len(ids), folder, context.device, ids)
 
 
 def _committee_columns(context: RoundContext, trained: StageReference, shard: str, folder: Path) -> None:

@@ -35,6 +35,7 @@ def classifier_key(context: RoundContext, labeled: pd.DataFrame) -> StageKey:
         "images": context.params.images.model_dump(),
         "classes": list(context.classes),
         "cross_fit": context.learner.folds,
+        "precision": str(context.learner.precision),
         **_arithmetic(context),
     }
     inputs: Inputs = {"labeled": pools.table_digest(labeled, ["sample_id"]), "seed": context.seed("classifier")}

@@ -27,7 +27,8 @@ def _evaluate(context: RoundContext, trained: StageReference, holdout: pd.DataFr
     network = load_classifier(context, trained)
     step = context.params.features.batch_size
     batches = (context.inputs.gather(holdout.iloc[start : start + step]) for start in range(0, len(holdout), step))
-    probabilities_N_C = classifier.predict(network, batches, context.device)
+    with context.learner.multiplying():
+        probabilities_N_C = classifier.predict(network, batches, context.device)
     predicted_N = probabilities_N_C.argmax(axis=1)
     labels_N = np.array([context.classes.index(label) for label in holdout["label"]], dtype=np.int64)
     measured = metrics.classification_metrics(labels_N, probabilities_N_C, context.classes)
