@@ -151,10 +151,11 @@ def _imports(result: dict[str, Any]) -> list[Check]:
 
 
 def _bookkeeping(result: dict[str, Any]) -> list[Check]:
-    seconds = result["small"]["bookkeeping_seconds"]
+    seconds, cpu = result["small"]["bookkeeping_seconds"], result["small"]["bookkeeping_cpu_seconds"]
     ratio = result["ratio_seconds"]
     return [
         Check("bookkeeping of a round, 10 000 images, seconds", seconds, "<=", bookkeeping.MOST_SECONDS),
+        Check("bookkeeping of a round, 10 000 images, CPU seconds", cpu, "<=", bookkeeping.MOST_CPU_SECONDS),
         Check("bookkeeping of a round: 1 000 000 images / 10 000", ratio, "<=", bookkeeping.MOST_RATIO),
     ]
 

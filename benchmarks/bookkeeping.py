@@ -5,8 +5,10 @@ of the last request. Of a round's time, from the call of the flow to its end, th
 
 - learning: the time inside train-classifier, evaluate and extract-features, and inside the strategy's scoring (with
   the reading of what it scores); writing the candidates' table is not left out;
-- process start: for every `dvc` and `git` that the round runs, the time of `dvc --version` or `git --version`, measured
-  right after the round.
+- process start: for every process of DVC and git that the round starts, the time of `dvc --version` or
+  `git --version`, measured right after the round.
+
+The CPU is that of the round's process, all of its threads, and of every process that it ran.
 
 Sizes take turns. The bound for the larger pool is on the median of the pairs' ratios.
 """
@@ -41,8 +43,9 @@ SETTINGS = {
     "compute.threads": 1,
 }
 LEARNING = ("train_classifier", "evaluate", "extract_features")  # of vabal.rounds.steps; `random` needs no VAE
+MLFLOW = "mlflow"
 STARTS = 3  # times that a start is measured after each round
-MOST_SECONDS, MOST_RATIO = 10.0, 3.0
+MOST_SECONDS, MOST_CPU_SECONDS, MOST_RATIO = 10.0, 5.0, 3.0
 
 
 def run(*, small: int = SMALL, large: int = LARGE, repeats: int = 3) -> dict[str, Any]:
@@ -77,7 +80,9 @@ def _summary(measured: dict[str, list[dict[str, Any]]], small: int, large: int) 
     for name, size in (("small", small), ("large", large)):
         rounds = measured[str(size)]
         medians = {key: round(statistics.median(one[key] for one in rounds), 2) for key in rounds[0]}
+        cpu = [round(one["bookkeeping_cpu_seconds"], 2) for one in rounds]
         result[name] = {"images": size, **medians, "rounds": [one["bookkeeping_seconds"] for one in rounds]}
+        result[name]["rounds_cpu"] = cpu
     pairs = list(zip(measured[str(small)], measured[str(large)], strict=True))
     for kind in ("seconds", "cpu_seconds"):
         ratios = [theirs[f"bookkeeping_{kind}"] / ours[f"bookkeeping_{kind}"] for ours, theirs in pairs]
@@ -90,7 +95,7 @@ def _summary(measured: dict[str, list[dict[str, Any]]], small: int, large: int) 
 
 @dataclass
 class Spent:
-    """Seconds by purpose, on the clock and of the CPU, and how often a program was started."""
+    """Seconds by purpose, on the clock and of the CPU; how often a program was started, and MLflow asked."""
 
     wall: dict[str, float] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
@@ -116,12 +121,23 @@ class Spent:
     def watch_processes(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def watched(command: list[str], **options: Any) -> Any:
-            program = "dvc" if "dvc" in command else Path(command[0]).name
-            self.starts[program] = self.starts.get(program, 0) + 1
+            program = Path(command[0]).name
             with self.on(program):
+                self.count(program)
                 return function(command, **options)
 
         return watched
+
+    def counting(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
+        @wraps(function)
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.count(what)
+            return function(*arguments, **options)
+
+        return counted
+
+    def count(self, what: str) -> None:
+        self.starts[what] = self.starts.get(what, 0) + 1
 
 
 def cpu_seconds() -> float:
@@ -133,17 +149,24 @@ def cpu_seconds() -> float:
 @contextmanager
 def _watched() -> Iterator[Spent]:
     """Within the block, what the round does is timed by purpose."""
+    from requests import Session  # noqa: PLC0415
+
     from vabal.adapters import processes  # noqa: PLC0415
+    from vabal.adapters.dvc_process import DvcProcess  # noqa: PLC0415
     from vabal.rounds import steps, tables  # noqa: PLC0415
     from vabal.strategies.random import RandomStrategy  # noqa: PLC0415
 
     spent = Spent()
     watched: list[tuple[Any, str, str]] = [(steps, name, "learning") for name in LEARNING]
     watched += [(RandomStrategy, "select", "scoring and writing"), (tables.ScoredWriter, "write", "writing")]
+    # Its CPU is known once it has ended.
+    watched += [(DvcProcess, name, "dvc") for name in ("_answer", "end")]
     with ExitStack() as patches:
         for owner, name, purpose in watched:
             patches.enter_context(patch.object(owner, name, spent.watch(getattr(owner, name), purpose)))
         patches.enter_context(patch.object(processes, "run", spent.watch_processes(processes.run)))
+        patches.enter_context(patch.object(DvcProcess, "_start", spent.counting(DvcProcess._start, "dvc")))
+        patches.enter_context(patch.object(Session, "request", spent.counting(Session.request, MLFLOW)))
         yield spent
 
 
@@ -155,6 +178,7 @@ def measure_round(root: Path) -> dict[str, Any]:
         state = active_learning_round(str(root), return_state=True)
     if state.name != "Published":
         raise RuntimeError(f"the round ended as {state.name}: {state.message}")
+    requests = spent.starts.pop(MLFLOW)
     starts = _starts(spent)
     document: dict[str, Any] = {}
     for kind, seconds, start in (("", spent.wall, starts.wall), ("cpu_", spent.cpu, starts.cpu)):
@@ -165,6 +189,7 @@ def measure_round(root: Path) -> dict[str, Any]:
         document[f"learning_{kind}seconds"] = learning
         document[f"process_start_{kind}seconds"] = started
         document[f"dvc_{kind}seconds"] = seconds["dvc"] - start["dvc"] * spent.starts["dvc"]
+    document |= {f"{what}_started": spent.starts[what] for what in ("dvc", "git")} | {"mlflow_requests": requests}
     return document
 
 

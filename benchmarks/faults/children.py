@@ -9,6 +9,7 @@ import contextlib
 import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import dvc.cli
+import dvc.cli.parser
 import dvc.commands.add
 import dvc.commands.checkout
 import dvc.commands.data
-import dvc.commands.data_sync
+import dvc.commands.data_sync  # noqa: F401
 import mlflow.store.model_registry.sqlalchemy_store
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 import pytorch_metric_learning.losses  # noqa: F401
@@ -37,7 +39,8 @@ import vabal.flows.round
 import vabal.rounds.initial
 from benchmarks import warm
 from vabal import rounds
-from vabal.adapters import orchestration, processes, storage
+from vabal.adapters import dvc_process, dvc_program, orchestration, storage
+from vabal.adapters.dvc_process import DvcProcess
 from vabal.adapters.tracking import Tracking
 from vabal.adapters.versioning import Versioning
 from vabal.cli import app
@@ -167,7 +170,7 @@ def _be(
         if (root / ".dvc" / "config").exists() and "s3://" not in (root / ".dvc" / "config").read_text():
             storage.preflight = lambda *_: None  # the pools' bucket is a folder
         if not real_dvc:
-            processes.run = _forking_dvc(processes.run)
+            dvc_process.DvcProcess = _ForkedDvc  # type: ignore[misc]
         count_calls(str(root.parent), counter, None, False)
         fault()
         sys.argv = ["vabal", *words]
@@ -200,33 +203,56 @@ def _without_prefect() -> None:
     vabal.flows.round._run_name = lambda: "round"
 
 
-def _forking_dvc(real: Callable[..., Any]) -> Callable[..., Any]:
-    def run(command: Sequence[str], *, folder: Path, environment: Mapping[str, str], **options: Any) -> Any:
-        if list(command[1:3]) != ["-m", "dvc"]:
-            return real(command, folder=folder, environment=environment, **options)
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            child = os.fork()
-            if not child:
-                code = 70
-                try:
-                    os.dup2(out.fileno(), 1)
-                    os.dup2(err.fileno(), 2)
-                    os.chdir(folder)
-                    os.environ.clear()
-                    os.environ.update(environment)
-                    code = dvc.cli.main(list(command[3:])) or 0
-                    sys.stdout.flush()
-                    sys.stderr.flush()
-                finally:
-                    os._exit(code)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            texts = []
-            for stream in (out, err):
-                stream.seek(0)
-                texts.append(stream.read())
-        return subprocess.CompletedProcess(list(command), code, *texts)
+class _ForkedDvc(DvcProcess):
+    """DVC's process as a child of this one, which has DVC imported."""
 
-    return run
+    def _start(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._channel, theirs = socket.socketpair()
+        child = os.fork()
+        if not child:
+            try:
+                self._channel.close()
+                for number, stream in enumerate((theirs.fileno(), self._out.fileno(), self._err.fileno())):
+                    os.dup2(stream, number)
+                os.chdir(self._folder)
+                os.environ.clear()
+                os.environ.update(self._environment)
+                dvc_program.main()
+            finally:
+                os._exit(70)
+        theirs.close()
+        self._child = _Child(child)  # type: ignore[assignment]
+
+
+class _Child:
+    """A child that was forked: what `DvcProcess` needs of a `Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            try:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # who ended it has seen its end
+                ended, status = self.pid, signal.SIGKILL
+            self.code = os.waitstatus_to_exitcode(status) if ended else None
+        return self.code
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        limit = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > limit:
+                raise subprocess.TimeoutExpired("dvc", timeout)
+            time.sleep(0.002)
+        return code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 # -- faults -------------------------------------------------------------------------------------------------------

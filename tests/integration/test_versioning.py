@@ -1,11 +1,14 @@
 """DVC and git for real, with a folder as the remote."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.repositories import git
+from vabal.adapters import dvc_process
+from vabal.adapters.dvc_process import DvcProcess
 from vabal.adapters.versioning import Versioning
 from vabal.errors import UserError
 
@@ -106,8 +109,6 @@ def test_a_listing_that_a_killed_run_left_half_written_in_the_cache_does_not_sto
 
 
 def test_a_broken_rwlock_and_a_stale_index_lock_of_a_killed_run_do_not_stop_the_next(versions: Versioning) -> None:
-    import os
-
     (versions.root / ".dvc" / "tmp").mkdir(exist_ok=True)
     (versions.root / ".dvc" / "tmp" / "rwlock").write_text('{"/data": {"wri')
     lock = versions.root / ".git" / "index.lock"
@@ -131,3 +132,77 @@ def test_an_s3_server_that_is_down_is_one_line_that_says_so(
     versions.add()
     with pytest.raises(UserError, match=r"S3 is down: no answer at http://127\.0\.0\.1:9"):
         versions.push()
+
+
+def test_the_commands_of_a_publication_share_a_process_that_dvc_runs_in(
+    versions: Versioning, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dvc_process, "DvcProcess", DvcProcess)  # not the tests' quicker one
+    with versions.in_one_process() as process:
+        started = process.pid
+        versions.add()
+        versions.push()
+        (versions.root / "data" / "labeled.parquet").write_bytes(b"edited")
+        assert versions.changed() == ["data/labeled.parquet"]
+        versions.bring_back()
+        assert process.pid == started
+    assert (versions.root / "data" / "labeled.parquet").read_bytes() == b"first"
+    assert len(list((tmp_path / "remote").glob("files/md5/*/*.dir"))) == 1
+
+
+def test_dvc_is_not_asked_about_files_that_look_as_it_left_them(
+    versions: Versioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    real = versions._run_dvc
+
+    def noted(*words: str) -> object:
+        asked.append(words)
+        return real(*words)
+
+    monkeypatch.setattr(versions, "_run_dvc", noted)
+    table = versions.root / "data" / "labeled.parquet"
+    versions.add()
+    (versions.root / "view.parquet").hardlink_to(table)  # as a round's view has it
+    assert versions.changed() == []
+    assert [words[0] for words in asked] == ["add"]
+
+    os.utime(table)
+    assert versions.changed() == versions.changed() == []  # DVC is asked once: the content is the same
+    assert [words[0] for words in asked] == ["add", "data"]
+
+    before = table.stat()
+    table.write_bytes(b"FIRST")  # as many bytes
+    os.utime(table, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    assert versions.changed() == versions.changed() == ["data/labeled.parquet"]  # what differs is never noted
+    table.unlink()
+    assert versions.changed() == ["data/labeled.parquet"]
+    table.symlink_to("elsewhere")
+    versions.changed()
+    assert len(asked) == 6
+
+
+def test_what_was_edited_while_dvc_added_the_pools_is_not_taken_for_unchanged(
+    versions: Versioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = versions._run_dvc
+
+    def edited(*words: str) -> object:
+        done = real(*words)
+        (versions.root / "data" / "labeled.parquet").write_bytes(b"edited meanwhile")
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(versions, "_run_dvc", edited)
+        versions.add()
+    assert versions.changed() == ["data/labeled.parquet"]
+
+
+def test_another_pin_is_asked_about_though_the_files_are_the_same(versions: Versioning) -> None:
+    versions.add()
+    pin = versions.root / "data.dvc"
+    (versions.root / "data" / "new.parquet").write_bytes(b"new")
+    earlier = pin.read_bytes()
+    versions.add()
+    pin.write_bytes(earlier)
+    assert versions.changed() == ["data/new.parquet"]

@@ -20,8 +20,10 @@ VENDORS = ORCHESTRATION | {"mlflow", "dvc", "dvc_s3", "boto3", "botocore", "s3fs
 LEARNING = {"torch", "torchvision", "sklearn"}
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
-# The one vendor of each adapter. DVC and git are reached through their command lines, Prefect's server by REST.
+# The one vendor of each adapter. DVC and git are reached through their command lines, Prefect's server by REST;
+# `dvc_program` is DVC's command line in a process of its own.
 ADAPTER_VENDORS = {
+    "dvc_program": {"dvc"},
     "storage": {"boto3", "botocore"},
     "tracking": {"mlflow"},
     "serving": {"mlflow"},

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import psutil
 
 from benchmarks import warm
-from vabal.adapters import processes
+from vabal.adapters import dvc_process, processes
 
 ROOT = Path(__file__).parents[2]
 DVC_SOCKET = "VABAL_TESTS_DVC_SOCKET"
@@ -112,8 +112,8 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 @contextlib.contextmanager
 def dvc_nursery() -> Iterator[None]:
-    """`python -m dvc` is a child of a nursery, started at the first one, here and in other nurseries' children."""
-    real, started = processes.run, list[Nursery]()
+    """DVC's commands run in children of a nursery, started at the first one, here and in other nurseries' children."""
+    real, started = dvc_process.DvcProcess, list[Nursery]()
 
     def address() -> str:
         if not started:
@@ -123,23 +123,27 @@ def dvc_nursery() -> Iterator[None]:
 
     _use_for_dvc(address)
     yield
-    processes.run = real
+    dvc_process.DvcProcess = real  # type: ignore[misc]
     for nursery in started:
         nursery.close()
 
 
 def _use_for_dvc(address: Callable[[], str]) -> None:
-    real = processes.run
+    class Child:
+        """In the place of `DvcProcess`."""
 
-    def run(
-        command: Sequence[str], *, folder: Path, environment: Mapping[str, str], limit: float, given: bytes = b""
-    ) -> subprocess.CompletedProcess[bytes]:
-        if list(command[:3]) != [sys.executable, "-m", "dvc"] or given:
-            return real(command, folder=folder, environment=environment, limit=limit, given=given)
-        done = run_at(address(), command[2:], folder=folder, environment=environment, limit=limit)
-        return subprocess.CompletedProcess(list(command), *done)
+        def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+            self._folder, self._environment = folder, environment
 
-    processes.run = run
+        def run(self, words: Sequence[str], limit: float) -> subprocess.CompletedProcess[bytes]:
+            command = ["dvc", *words]
+            done = run_at(address(), command, folder=self._folder, environment=self._environment, limit=limit)
+            return subprocess.CompletedProcess(command, *done)
+
+        def close(self) -> None:
+            pass
+
+    dvc_process.DvcProcess = Child  # type: ignore[misc, assignment]
 
 
 # -- the process itself -------------------------------------------------------------------------------------------

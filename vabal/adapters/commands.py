@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,11 +33,14 @@ def run(
     try:
         return processes.run(command, folder=folder, environment=environment, limit=limit, given=given)
     except TimeoutError:
-        words = [word for word in command if word not in (sys.executable, "-m")]
-        raise Unavailable(
-            f"`{words[0]} {words[1]}` was ended after {limit:g} s without an end: is its server there? "
-            f"({limits.SILENCE} and {limits.TRANSFER} set the limits)"
-        ) from None
+        raise without_end(" ".join(command[:2]), limit) from None
+
+
+def without_end(command: str, limit: float) -> Unavailable:
+    return Unavailable(
+        f"`{command}` was ended after {limit:g} s without an end: is its server there? "
+        f"({limits.SILENCE} and {limits.TRANSFER} set the limits)"
+    )
 
 
 def as_text(done: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProcess[str]:

@@ -8,16 +8,18 @@ import hashlib
 import json
 import os
 import re
+import signal
+import stat
 import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from vabal.adapters import commands, limits
+from vabal.adapters import commands, dvc_process, limits
 from vabal.adapters.commands import as_text, last_line
 from vabal.errors import Unavailable, UserError
-from vabal.files import write_bytes
+from vabal.files import canonical_json, sha256, write_bytes
 
 DVC_CONFIG = """\
 [core]
@@ -44,6 +46,8 @@ NO_ANSWER = (
 
 class Dvc:
     """DVC in a workspace's folder: `data/`, pinned by `data.dvc`."""
+
+    _process: dvc_process.DvcProcess | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -98,7 +102,9 @@ class Dvc:
         """
         self._mend_rwlock()
         self._remove_cut_listings()
+        before = self._files()
         self._dvc("add", "--no-relink", "data")
+        self._note_unchanged(before)
 
     def push(self) -> None:
         """`dvc push`: sends what the remote lacks. Raises Unavailable if S3 is down or refuses."""
@@ -128,12 +134,51 @@ class Dvc:
         """Files below `data/` that differ from `data.dvc`: what somebody edited by hand. Fast where nothing changed."""
         if not (self.root / "data.dvc").exists():
             return []
+        before = self._files()
+        if before and self._unchanged.is_file() and self._unchanged.read_bytes() == self._as_unchanged(before):
+            return []
         report = json.loads(self._dvc("data", "status", "--granular", "--json", "--no-remote-refresh") or "{}")
         uncommitted = report.get("uncommitted", {})
+        if not uncommitted:
+            self._note_unchanged(before)
         names: list[str] = []
         for kind in kinds:
             names += [_name(entry) for entry in uncommitted.get(kind, [])]
         return sorted(name for name in names if name != "data/")
+
+    @property
+    def _unchanged(self) -> Path:
+        """How `data/` looked when DVC last found it as `data.dvc` pins it: while it looks so, DVC need not be asked."""
+        return self.root / ".vabal" / "data-unchanged"
+
+    def _note_unchanged(self, before: str | None) -> None:
+        """`before` is how the files looked before DVC was asked: one that was edited meanwhile may differ."""
+        if before and before == self._files():
+            write_bytes(self._unchanged, self._as_unchanged(before))
+
+    def _as_unchanged(self, files: str) -> bytes:
+        pinned = [
+            sha256(path.read_bytes()) for path in (self.root / "data.dvc", self.root / ".dvcignore") if path.exists()
+        ]
+        return canonical_json({"pinned": pinned, "files": files})
+
+    def _files(self) -> str | None:
+        """A digest of what DVC goes by, which are the files' names, sizes, times and inodes; None if they do not tell.
+
+        Not the time of an inode's last change, which every link renews: a round's view links.
+        """
+        seen: dict[str, list[int]] = {}
+        try:
+            for folder, folders, names in os.walk(self.root / "data"):
+                for path in (Path(folder, name) for name in [*folders, *names]):
+                    found = path.lstat()
+                    if stat.S_ISREG(found.st_mode):
+                        seen[str(path.relative_to(self.root))] = [found.st_size, found.st_mtime_ns, found.st_ino]
+                    elif not stat.S_ISDIR(found.st_mode):
+                        return None  # a link: what it points at may change
+        except OSError:
+            return None
+        return sha256(canonical_json(seen))
 
     # -- what is in the cache ----------------------------------------------------------------------------------
 
@@ -181,19 +226,36 @@ class Dvc:
             if again and any(word in said for word in PASSING):
                 again = False
             elif "unable to acquire lock" not in said or time.monotonic() > deadline:
-                raise _explain(arguments[0], done.stderr, self.root)
+                raise _explain(arguments[0], done, self.root)
             time.sleep(1.0)  # a killed round's DVC is still ending, or S3 had a bad moment
         return done.stdout
 
     def _run_dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        with self.in_one_process() as process:
+            limit = limits.transfer()
+            try:
+                return as_text(process.run(arguments, limit))
+            except TimeoutError:
+                raise commands.without_end(f"dvc {arguments[0]}", limit) from None
+
+    @contextmanager
+    def in_one_process(self) -> Iterator[dvc_process.DvcProcess]:
+        """Within the block DVC's commands share a process. It is begun now, for its imports take a while."""
+        if self._process is not None:
+            yield self._process
+            return
         self._make_site_cache()
         environment = commands.environment() | {
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(self.site_cache),  # the default one is writable by all and read by pickle
         }
         environment.setdefault("AWS_MAX_ATTEMPTS", "1")  # its S3 client waits 15 s an attempt, five times
-        command, limit = [sys.executable, "-m", "dvc", *arguments], limits.transfer()
-        return as_text(commands.run(command, folder=self.root, environment=environment, limit=limit))
+        self._process = dvc_process.DvcProcess(self.root, environment)
+        try:
+            yield self._process
+        finally:
+            self._process.close()
+            self._process = None
 
     def _mend_rwlock(self) -> None:
         """A kill can leave DVC's `rwlock` as broken JSON, which stops every later command. We hold the workspace."""
@@ -224,8 +286,12 @@ def _name(entry: object) -> str:
     return str(entry)
 
 
-def _explain(verb: str, stderr: str, root: Path) -> UserError:
+def _explain(verb: str, done: subprocess.CompletedProcess[str], root: Path) -> UserError:
     """DVC's error as one line with the way out."""
+    stderr = done.stderr
+    if done.returncode < 0:
+        how = (signal.strsignal(-done.returncode) or f"signal {-done.returncode}").lower()
+        return UserError(f"dvc {verb} was ended from outside in {root} ({how}; out of memory?): run this again")
     lines = [re.sub(r"^ERROR:\s*", "", line.strip()) for line in stderr.splitlines() if "ERROR" in line]
     text = "; ".join(lines) or last_line(stderr)
     lowered = stderr.lower()

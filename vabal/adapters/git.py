@@ -29,6 +29,7 @@ NETWORK_WORDS = (
 )
 # Who shows signatures in every log gets lines that are no answer.
 PLAIN = ("-c", "log.showSignature=false")
+FALLBACK = {"name": "vabal", "email": "vabal@localhost"}  # where git's configuration names nobody
 OUR_TAGS = re.compile(r"(round|promotion)/")
 
 
@@ -44,9 +45,8 @@ class Git:
 
     def identity(self) -> str:
         """Who commits here, as `Name <address>`; a fallback where git has none configured."""
-        name = self._config("user.name")
-        address = self._config("user.email")
-        return f"{name or 'vabal'} <{address or 'vabal@localhost'}>"
+        found = FALLBACK | {key: value for key, value in self._user().items() if value}
+        return f"{found['name']} <{found['email']}>"
 
     def commit(self, paths: list[str], message: str) -> bool:
         """Commit these files alone, whatever else is staged or changed. False if they are committed as they are."""
@@ -66,9 +66,10 @@ class Git:
 
     def commits_of(self, path: str) -> list[str]:
         """The commits of HEAD's past that changed the file `path`, newest first."""
-        if self.commit_of("HEAD") is None:
-            return []
-        return self._git("rev-list", "--full-history", "HEAD", "--", path).split()
+        done = self._run_git("rev-list", "--full-history", "HEAD", "--", path)
+        if done.returncode != 0 and self.commit_of("HEAD") is not None:
+            raise UserError(f"git rev-list failed in {self.root}: {_reason(done.stderr)}")
+        return done.stdout.split()
 
     def committed(self, path: str, at: str = "HEAD") -> bytes | None:
         """The content of the file `path` (relative to the workspace) in the commit `at`; None if it is not there."""
@@ -96,9 +97,10 @@ class Git:
         return self.committed(path, commit) != self.committed(path, f"{commit}^")
 
     def contains(self, name: str, commit: str) -> bool:
-        """Whether `commit` is in the history of `name` (tags, branches, HEAD); so are a name's own commits."""
-        if self.commit_of(name) is None or self.commit_of(commit) is None:
-            return False
+        """Whether `commit` is in the history of `name` (tags, branches, HEAD); so are a name's own commits.
+
+        Not where one of them is not there.
+        """
         return self._succeeds(
             "merge-base", "--is-ancestor", f"{full_name(commit)}^{{commit}}", f"{full_name(name)}^{{commit}}"
         )
@@ -274,8 +276,14 @@ class Git:
         return done.stdout.strip()
 
     def _as_someone(self) -> list[str]:
-        name, address = self._config("user.name"), self._config("user.email")
-        return ([] if name else ["-c", "user.name=vabal"]) + ([] if address else ["-c", "user.email=vabal@localhost"])
+        found = self._user()
+        return [word for key, own in FALLBACK.items() if not found.get(key) for word in ("-c", f"user.{key}={own}")]
+
+    def _user(self) -> dict[str, str]:
+        """What git's configuration says of `user.name` and `user.email`, as far as it does."""
+        listed = self._run_git("config", "--null", "--get-regexp", r"^user\.(name|email)$").stdout
+        lines = [line.partition("\n") for line in listed.split("\0")]  # of one key the last one counts
+        return {key.partition(".")[2]: value.strip() for key, _, value in lines}
 
     def _succeeds(self, *arguments: str) -> bool:
         return self._run_git(*arguments).returncode == 0

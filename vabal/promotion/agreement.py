@@ -17,8 +17,9 @@ def witness_of(history: History, *, of_head: bool = False) -> GitWitness:
     """What git knows of the record; `of_head`: only the tags in HEAD's past, as a checkout of an older round needs."""
     tags = record.ours(history.tag_messages(record.TAGS, of_head=of_head))
     names = ["HEAD", *history.tag_messages(of_head=of_head), *tags]
-    past = history.copies(RECORD, history.commits_of(RECORD)) if not tags else {}
-    return GitWitness(tags, history.copies(RECORD, names), past)
+    past = history.commits_of(RECORD) if not tags else []
+    copies = history.copies(RECORD, [*names, *past])
+    return GitWitness(tags, {name: copies[name] for name in names}, {name: copies[name] for name in past})
 
 
 def witness_here(data: Path, history: History) -> GitWitness:

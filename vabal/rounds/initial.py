@@ -77,7 +77,8 @@ def initialise(
             made = _build(place, asked, temporary, prepare, tell, choose)
             reached("built")
             if (root / PINS).exists():
-                return _reproduce(place, versions, asked, made)
+                with versions.in_one_process():
+                    return _reproduce(place, versions, asked, made)
             _stage(place, versions, asked, made, reached)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -24,9 +24,7 @@ def require_newest(workspace: Workspace, versions: Tags, git_remote: str | None 
     plan = pending_publication(workspace)
     if plan is not None:
         raise UserError(half_published(plan))
-    refuse_older_checkout(workspace, versions)
-    here, newest = head(workspace.data).round, newest_tag(versions.tags())
-    branch = versions.branch()
+    here, newest, branch = _refuse_older_checkout(workspace, versions)
     if branch is None:
         raise UserError(f"{workspace.root} has a detached HEAD: `vabal checkout newest` goes back to the branch")
     if newest is not None and newest >= here:
@@ -42,12 +40,18 @@ def require_newest(workspace: Workspace, versions: Tags, git_remote: str | None 
 
 def refuse_older_checkout(workspace: Workspace, versions: Tags) -> None:
     """Raises UserError, with the way out, in a checkout of an older round: what it asks people for may be answered."""
-    here, newest = head(workspace.data).round, newest_tag(versions.tags())
-    if versions.branch() is None and newest is not None and newest > here:
+    _refuse_older_checkout(workspace, versions)
+
+
+def _refuse_older_checkout(workspace: Workspace, versions: Tags) -> tuple[int, int | None, str | None]:
+    """The round that `data/` is of, the newest one that has a tag, and the branch."""
+    here, newest, branch = head(workspace.data).round, newest_tag(versions.tags()), versions.branch()
+    if branch is None and newest is not None and newest > here:
         raise UserError(
             f"{workspace.root} is a checkout of round {here}, the newest is round {newest}: "
             "`vabal checkout newest` goes back to the branch"
         )
+    return here, newest, branch
 
 
 def half_published(plan: "Plan") -> str:

@@ -59,15 +59,16 @@ def carry_out(
     if is_withdrawn(workspace):
         raise UserError(f"round {plan.round} is half withdrawn: `vabal abandon` ends that")
     reached = reached or (lambda _step: None)
-    place_all(workspace, versions, plan)
-    reached("moved")
-    versions.add()
-    reached("added")
-    if push:
-        versions.push()
-    else:
-        versions.defer_push()
-    reached("pushed")
+    with versions.in_one_process():
+        place_all(workspace, versions, plan)
+        reached("moved")
+        versions.add()
+        reached("added")
+        if push:
+            versions.push()
+        else:
+            versions.defer_push()
+        reached("pushed")
     _tag(versions, plan, reached)
     if finish:
         finish(plan)

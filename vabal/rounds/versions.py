@@ -1,7 +1,8 @@
 """What rounds ask of version control, whichever it is."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from vabal.errors import UserError
 
@@ -26,6 +27,7 @@ class Tags(Protocol):
 class Versions(Protocol):
     """What publishing needs of `adapters.versioning`."""
 
+    def in_one_process(self) -> AbstractContextManager[Any]: ...
     def add(self) -> None: ...
     def push(self) -> None: ...
     def defer_push(self) -> None: ...

@@ -111,7 +111,7 @@ def test_round_0_is_published_under_a_tag_that_names_its_manifest(tmp_path: Path
     assert audit.verify(root / "data", {name: versions.tag_message(name) for name in versions.tags()}).ok
     assert len((root / ".vabal" / "oracle.csv").read_text().splitlines()) == 1 + 39
     assert sorted(path.name for path in (root / ".vabal").iterdir()) == [
-        *("data.lock", "dvc", "lock", "oracle.csv", "push-deferred")
+        *("data-unchanged", "data.lock", "dvc", "lock", "oracle.csv", "push-deferred")
     ]
 
 

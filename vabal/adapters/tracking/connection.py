@@ -51,6 +51,7 @@ class Connection:
         self.uri = address.rstrip("/")
         self.experiment_name = f"{prefix}{experiment}"
         self.model_name = f"{prefix}vabal-classifier"
+        self._known_experiment: str | None = None
         self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def preflight(self) -> None:
@@ -87,6 +88,11 @@ class Connection:
             )
 
     def _experiment(self) -> str:
+        if self._known_experiment is None:
+            self._known_experiment = self._find_experiment()
+        return self._known_experiment
+
+    def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment_name)
         about = {KIND: "custom_model_development", NOTE: _ABOUT.format(workspace=self.workspace)}
         if found is None:
@@ -125,4 +131,6 @@ def _narrow_defaults() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Files come through the server, as they went: one request each, and to S3's own address there may be no way.
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # it misses pip, which uv leaves out

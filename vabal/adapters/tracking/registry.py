@@ -70,9 +70,8 @@ class Registry(Connection):
         What this clone had registered for the same round with other weights (by other settings) counts no more.
         """
         sha256 = file_sha256(weights)
-        if found := self._versions(round_number, round_key, sha256):
-            self._supersede(round_number, round_key, found[0])
-            return found[0]
+        if (kept := self._kept(round_number, round_key, sha256)) is not None:
+            return kept
         with tempfile.TemporaryDirectory(prefix="vabal-") as folder:
             about = classes_json(list(classes), image_size, channels, sha256)
             model = save_model(Path(folder), run_id, weights, network, about, programs)
@@ -82,17 +81,23 @@ class Registry(Connection):
         identity = {WORKSPACE: self.workspace, ROUND: str(round_number), ROUND_KEY: round_key, WEIGHTS: sha256}
         identity[FILES] = canonical_json(files).decode("utf-8")
         self._create_version(source, run_id, {**(tags or {}), **identity, **self._owned})
-        kept, *doubled = self._versions(round_number, round_key, sha256)
-        for version in doubled:  # a request whose answer was lost is sent again
-            self._client.delete_model_version(self.model_name, version.version)
-        self._supersede(round_number, round_key, kept)
+        if (kept := self._kept(round_number, round_key, sha256)) is None:
+            raise UserError(f"MLflow at {self.uri} does not list the version that it just made: look at its log")
         return kept
 
-    def _supersede(self, round_number: int, round_key: str, kept: Version) -> None:
-        """Only where clones are told apart: another one's version of the round is not this one's to judge."""
-        for version in self._versions(round_number, round_key) if self.owner else ():
-            if version.version != kept.version:
+    def _kept(self, round_number: int, round_key: str, sha256: str) -> Version | None:
+        """The round's version of these weights. A second one goes, and those of other weights count no more.
+
+        The latter only where clones are told apart: another one's version of the round is not this one's to judge.
+        """
+        found = self._versions(round_number, round_key)
+        same = [version for version in found if version.weights_sha256 == sha256]
+        for version in same[1:]:  # a request whose answer was lost was sent again
+            self._client.delete_model_version(self.model_name, version.version)
+        for version in found if self.owner and same else ():
+            if version not in same:
                 self._client.set_model_version_tag(self.model_name, version.version, STATUS, "superseded")
+        return same[0] if same else None
 
     @explained
     def find_version(self, round_number: int, round_key: str) -> Version | None:
@@ -181,8 +186,8 @@ class Registry(Connection):
         """Where a browser shows the version."""
         return f"{self.uri}/#/models/{self.model_name}/versions/{version}"
 
-    def _versions(self, round_number: int, round_key: str, sha256: str | None = None) -> list[Version]:
-        identity = {ROUND: str(round_number), ROUND_KEY: round_key} | ({WEIGHTS: sha256} if sha256 else {})
+    def _versions(self, round_number: int, round_key: str) -> list[Version]:
+        identity = {ROUND: str(round_number), ROUND_KEY: round_key}
         found = self._client.search_model_versions(f"name = '{self.model_name}' and {tag_filter(identity)}")
         own = (version for version in map(_version, found) if self._is_own(version.tags))
         return sorted(own, key=lambda version: int(version.version))

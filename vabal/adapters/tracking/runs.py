@@ -102,7 +102,8 @@ class Runs(Connection):
     @explained
     def log_metrics(self, run_id: str, metrics: Iterable[tuple[str, float, int]]) -> None:
         """Log (name, value, step) points. A step that the run has of that name already stays as it is."""
-        Points(self._client, run_id).log(metrics)
+        if points := list(metrics):
+            Points(self._client, run_id).log(points)
 
     def points(self, run_id: str) -> Points:
         """Of the run, for those who log now and then. Raises MLflow's own errors."""
