@@ -221,6 +221,8 @@ SPARED = {
     ("vabal.adapters.stack", "vabal.cli.render"): FOR_LEARNING | {"pandas", "numpy", "pyarrow", "PIL", "boto3"},
     ("vabal.audit.queries", "vabal.adapters.versioning", "vabal.cli.audited"): FOR_LEARNING
     | {"PIL", "boto3", "vabal.strategies", "vabal.settings.models"},
+    ("vabal.audit.sample", "vabal.audit.listing", "vabal.adapters.versioning", "vabal.cli.audited"): FOR_LEARNING
+    | {"pandas", "PIL", "boto3", "vabal.strategies", "vabal.settings.models"},
     ("vabal.labels.export", "vabal.labels.answers", "vabal.rounds"): FOR_LEARNING | {"boto3"},
     ("vabal.rounds.stage_store", "vabal.rounds.context", "vabal.strategies"): FOR_LEARNING,
     ("vabal.flows.round", "vabal.flows.promote"): LEARNING | {"mlflow", "matplotlib", "ray"},

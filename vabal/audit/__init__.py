@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 from vabal._lazy import members
 
 if TYPE_CHECKING:
-    from vabal.audit.queries import history, picks, rounds, show
+    from vabal.audit.listing import rounds
+    from vabal.audit.queries import picks, show
+    from vabal.audit.sample import history
     from vabal.audit.verification import AuditReport, verify
 
 __all__ = ["AuditReport", "history", "picks", "rounds", "show", "verify"]
@@ -13,12 +15,9 @@ __all__ = ["AuditReport", "history", "picks", "rounds", "show", "verify"]
 __getattr__ = members(
     __name__,
     {
-        "queries": (
-            "history",
-            "picks",
-            "rounds",
-            "show",
-        ),
+        "listing": ("rounds",),
+        "queries": ("picks", "show"),
+        "sample": ("history",),
         "verification": (
             "AuditReport",
             "verify",

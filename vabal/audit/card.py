@@ -17,7 +17,7 @@ from vabal import pools
 from vabal.audit import curve
 from vabal.errors import BRING_BACK, UserError, shown
 from vabal.learning import metrics
-from vabal.pools.files import read_classes, readable
+from vabal.pools.reading import read_classes, readable
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables
 from vabal.rounds.manifests import Manifest
 from vabal.settings.params import recorded

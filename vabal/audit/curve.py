@@ -19,7 +19,7 @@ from scipy import special
 
 from vabal.errors import BRING_BACK
 from vabal.learning import metrics
-from vabal.pools.files import readable
+from vabal.pools.reading import readable
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables
 from vabal.rounds.manifests import Manifest
 

@@ -65,7 +65,8 @@ def _derive(path: Path, record: Record, taken_in: Pools, again: int) -> Derived:
     """The strategy run again on what is recorded, or what can be said of the scores where too little is."""
     said, settings, strategy, terms = read_statements(record, taken_in.classes)
     derived = Derived(record_of(strategy).rounding(settings))
-    table = CandidatesTable(path, record, taken_in.classes, derived)
+    run_again = record_of(strategy).derivable
+    table = CandidatesTable(path, record, taken_in.classes, derived, margins=not run_again)
     picker = picker_of(said)
     for part in table.checked_parts():
         picker.add(part)
@@ -74,7 +75,7 @@ def _derive(path: Path, record: Record, taken_in: Pools, again: int) -> Derived:
         return derived
     seed, beside = derive_seed(settings.seed, record.round, "selection"), len(draw_of(record, taken_in)) + again
     asked = {"budget": settings.selection.budget - beside, "seed": seed}
-    if record_of(strategy).derivable:
+    if run_again:
         labeled = _labeled(path.parent, strategy, taken_in)
         asked |= _run_again(table, strategy, settings, terms, labeled, seed, asked["budget"])
     else:

@@ -18,11 +18,12 @@ from vabal.strategies import Candidates, control, with_prediction
 
 def draw_of(record: Record, taken_in: Pools) -> list[str]:
     """The arm in its order. Raises what reading settings and strategy raises."""
-    chosen, available = recorded(record.settings), _available(taken_in)
+    chosen, there = recorded(record.settings), int((taken_in.unlabeled["status"] == pools.AVAILABLE).sum())
     selection, strategy = chosen.selection, strategies.get(record.strategy)
-    count = control.size(strategy, selection.control_share, selection.budget, len(available))
+    count = control.size(strategy, selection.control_share, selection.budget, there)
     if not count:
         return []
+    available = _available(taken_in)
     return control.draw([available.to_numpy(dtype=object)], count, derive_seed(chosen.seed, record.round, "control"))
 
 

@@ -19,7 +19,7 @@ from vabal.audit.findings import UNREADABLE, Record
 from vabal.audit.forecast import Point, gain, points
 from vabal.audit.settled import Settled, settled
 from vabal.errors import BRING_BACK
-from vabal.pools.files import readable
+from vabal.pools.reading import readable
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables
 from vabal.settings.models import Params
 from vabal.settings.params import recorded

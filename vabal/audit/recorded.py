@@ -37,11 +37,16 @@ class Derived:
     best: Candidates | None = None
 
     def compare(self, recorded: Candidates, derived: Candidates, *, margins: float = 1e-9) -> None:
-        """Column by column; another processor may round the last bit of an exponential otherwise."""
+        """Column by column; another processor may round the last bit of an exponential otherwise.
+
+        Recorded margins that are NaN were left to be computed: they are what is derived.
+        """
         for column in fields(Candidates)[1:]:
             absolute = {"score_N": 1e-9, "margin_N": margins}.get(column.name, 0.0)
             relative = self.rounding if column.name == "score_N" else 1e-9
             values, others = getattr(recorded, column.name), getattr(derived, column.name)
+            if column.name == "margin_N" and others is not None and _left_out(values):
+                continue
             self.note(column.name.partition("_N")[0], recorded, _apart(values, others, absolute, relative))
 
     def note(self, column: str, recorded: Candidates, wrong_N: NDArray[np.bool_] | bool) -> None:
@@ -55,15 +60,26 @@ def _apart(values: Any, others: Any, absolute: float, relative: float = 1e-9) ->
         return (values is None) != (others is None)
     if np.shape(values) != np.shape(others):
         return True
+    if np.array_equal(values, others):  # nearly always, and much quicker
+        return False
     apart: NDArray[np.bool_] = ~np.isclose(values, others, rtol=relative, atol=absolute)
     return np.asarray(apart if apart.ndim == 1 else apart.any(axis=1))
 
 
-class CandidatesTable:
-    """The recorded candidates, part by part; what a pass over them handed out last waits to be compared."""
+def _left_out(margin_N: Any) -> bool:
+    return margin_N is not None and len(margin_N) > 0 and bool(np.isnan(margin_N[0]))
 
-    def __init__(self, path: Path, record: Record, classes: Sequence[str], derived: Derived) -> None:
-        self.path, self.record, self.classes, self.derived = path, record, classes, derived
+
+class CandidatesTable:
+    """The recorded candidates, part by part; what a pass over them handed out last waits to be compared.
+
+    With `margins`, those that a compact record leaves out are computed.
+    """
+
+    def __init__(
+        self, path: Path, record: Record, classes: Sequence[str], derived: Derived, *, margins: bool = True
+    ) -> None:
+        self.path, self.record, self.classes, self.derived, self._margins = path, record, classes, derived, margins
         self.waiting: deque[Candidates] = deque()
         file = pq.ParquetFile(path)
         names, groups = file.schema_arrow.names, range(file.num_row_groups)
@@ -87,8 +103,7 @@ class CandidatesTable:
             partly = [name for name in batch.schema.names if 0 < batch.column(name).null_count < len(batch)]
             if set(partly) - {"rank"}:
                 raise ValueError(f"{partly[-1]}: empty for some candidates")
-            others = pc.fill_null(pc.not_equal(batch.column("strategy"), pa.scalar(self.record.strategy)), True)
-            self.derived.note("strategy", part, others.to_numpy(zero_copy_only=False))
+            self.derived.note("strategy", part, ~_are(batch.column("strategy"), self.record.strategy))
             told = batch.column("log_likelihood")
             values = None if told.null_count else told.to_numpy(zero_copy_only=False)
             self.derived.note("log_likelihood", part, _apart(values, part.log_likelihood_N, 0.0))
@@ -98,9 +113,10 @@ class CandidatesTable:
         self._kept = kept if self._keeps else None
 
     def _read(self) -> Iterator[tuple[Candidates, pa.RecordBatch]]:
-        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False):
+        file = pq.ParquetFile(self.path, read_dictionary=tables.OF_FEW_NAMES)
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False):
             batch.validate(full=True)
-            yield Candidates.from_table(batch, self.classes), batch
+            yield Candidates.from_table(batch, self.classes, margins=self._margins), batch
 
     def shards(self) -> Iterator[Shard]:
         """A pass over what the strategy saw of the candidates."""
@@ -108,6 +124,12 @@ class CandidatesTable:
         for part in self.parts():
             self.waiting.append(part)
             yield shard_of(part)
+
+
+def _are(names: pa.Array, wanted: str) -> NDArray[np.bool_]:
+    """Which of the names, a dictionary's, are this one."""
+    known = np.append([name == wanted for name in names.dictionary.to_pylist()], False)
+    return np.asarray(known[pc.fill_null(names.indices, -1).to_numpy(zero_copy_only=False)])
 
 
 def shard_of(part: Candidates) -> Shard:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Final
 
+import numpy as np
 import pandas as pd
 
 from vabal import pools
@@ -66,12 +68,15 @@ class Replayed:
     again: pd.DataFrame = field(default_factory=lambda: pools.no_rows("asked_again"))
 
 
-def replay(current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]) -> Iterator[Replayed]:
+def replay(
+    current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame], state: Pools | None = None
+) -> Iterator[Replayed]:
     """The pools of every round, made again from nothing: by round images, changes of the classes, label events, picks.
 
-    Starts with every image of round 0 unlabelled, those of the holdout aside.
+    Starts with every image of round 0 unlabelled, those of the holdout aside; or with the `state` that the round before
+    the first of these records left.
     """
-    state = _before_labels(current)
+    state = _before_labels(current) if state is None else state
     added = current.catalog["added_round"]
     changes = current.class_events
     events = current.label_events
@@ -92,8 +97,10 @@ def replay(current: Pools, records: Sequence[Record], selections: Mapping[int, p
         yield Replayed(taken_in, state, problems, images, came, len(told), again)
 
 
-def _before_labels(current: Pools) -> Pools:
-    catalog = current.catalog[current.catalog["added_round"] == 0].reset_index(drop=True)
+def _before_labels(current: Pools, catalog: pd.DataFrame | None = None) -> Pools:
+    """Of the images of round 0, or those of this catalog."""
+    if catalog is None:
+        catalog = current.catalog[current.catalog["added_round"] == 0].reset_index(drop=True)
     holdout = current.holdout.assign(label=None)
     rest = catalog.loc[~catalog["sample_id"].isin(holdout["sample_id"]), ["sample_id"]]
     unlabeled = rest.assign(status=pools.AVAILABLE, requested_round=None)
@@ -105,6 +112,36 @@ def _before_labels(current: Pools) -> Pools:
         label_events=pools.no_rows("label_events"),
         classes=pools.classes_at(current.class_events, current.classes, 0).names,
     )
+
+
+def pools_after(current: Pools, record: Record, selections: Mapping[int, pd.DataFrame]) -> Pools | None:
+    """The pools that a round left, made at once from all that came until then: quicker than a replay.
+
+    None where they are not what its manifest says: then a replay alone tells what they were.
+    """
+    number = record.round
+    catalog = current.catalog[current.catalog["added_round"] <= number].sort_values("added_round", kind="stable")
+    asked = pd.concat([selections[each]["sample_id"] for each in sorted(selections) if each <= number] or [_nobody()])
+    asked_in = [each for each in sorted(selections) if each <= number for _ in range(len(selections[each]))]
+    changes, events, again = (
+        table[table["round"] <= number].reset_index(drop=True)
+        for table in (current.class_events, current.label_events, current.asked_again)
+    )
+    if not changes["round"].any():  # the first change brings the classes of the source along
+        changes = pools.no_rows("class_events")
+    try:
+        names = pools.classes_at(current.class_events, current.classes, number).names
+        start = replace(_before_labels(current, catalog.reset_index(drop=True)), class_events=changes, classes=names)
+        told = events.sort_values("round", kind="stable")
+        state, _ = pools.apply_labels(start, told[pools.EVENTS.names], told["round"].to_numpy(dtype=np.int32))
+        state = replace(pools.mark_still_requested(state, asked, np.array(asked_in)), asked_again=again)
+        return state if pools.digests(state) == record.pools_after else None
+    except UNREADABLE:  # which the replay names
+        return None
+
+
+def _nobody() -> "pd.Series[str]":
+    return pd.Series([], dtype="str")
 
 
 def _apply(state: Pools, told: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
@@ -137,19 +174,32 @@ class Checked:
 
 
 class Rounds:
-    """The rounds of a record, replayed once from the first to the last, and checked as one is asked for."""
+    """The rounds of a record, replayed once from the first to the last, and checked as one is asked for; after
+    `leap_to` from there on."""
 
     def __init__(
         self, data: Path, current: Pools, records: Sequence[Record], selections: Mapping[int, pd.DataFrame]
     ) -> None:
         self.data, self.current, self.records, self.selections = data, current, records, selections
-        self._steps = enumerate(replay(current, records, selections))
+        self._steps, self._next = enumerate(replay(current, records, selections)), 0
         self._known: dict[str, tuple[pd.DataFrame, str]] = {}
+
+    def leap_to(self, place: int) -> bool:
+        """Goes on at this place, without what lies between, where the pools of the round before are as its manifest
+        says; whether it did."""
+        state = pools_after(self.current, self.records[place - 1], self.selections) if place > self._next else None
+        if state is not None:
+            steps = replay(self.current, self.records[place:], self.selections, state)
+            self._steps, self._next = enumerate(steps, place), place
+        elif place < self._next:
+            self._steps, self._next = enumerate(replay(self.current, self.records, self.selections)), 0
+        return state is not None
 
     def check(self, place: int, since: int = 0) -> Checked:
         """The round in this place of the record; places must be asked for in their order. Of a round before `since`
         only its pools are."""
         findings: list[Finding] = []
+        self._next = place + 1
         try:
             step = next((step for at, step in self._steps if at == place), None)
             if step is None:  # an earlier place has told what ended the replay
@@ -215,9 +265,40 @@ def _own_rounds(data: Path) -> Rounds:
     return Rounds(data, current, records, selections)
 
 
-def check_elsewhere(data: Path, since: int, place: int) -> Checked:
-    """`Rounds.check` in a process that was handed no rounds."""
-    return _own_rounds(data).check(place, since)
+def check_elsewhere(data: Path, since: int, places: Sequence[int]) -> tuple[bool, list[Checked]]:
+    """`Rounds.check` of several places, one behind the other, in a process that was handed no rounds; and whether it
+    leapt to the first of them."""
+    rounds = _own_rounds(data)
+    leapt = rounds.leap_to(places[0])
+    return leapt, [rounds.check(place, since) for place in places]
+
+
+def _shared(rounds: Rounds, since: int, places: Sequence[int], each: Each) -> Iterator[Checked]:
+    """`Rounds.check` of the places among processes, each of which gets a run of them and leaps to the first.
+
+    What a leap lands on is what the manifest before says; where the run before ended with something else, a replay has
+    to go on from that.
+    """
+    runs = list(_in_runs(places))
+    said, differs = each(partial(check_elsewhere, rounds.data, since), runs), False
+    for run, (leapt, checked) in zip(runs, said, strict=True):
+        found = (rounds.check(place, since) for place in run) if leapt and differs else iter(checked)
+        for one in found:
+            differs = bool(one.other) or one.ended is not None
+            yield one
+
+
+def _in_runs(places: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Long ones first, which are few leaps; short ones last, so that nobody waits long for the others."""
+    start = 0
+    while start < len(places):
+        end = start + max(_SHORTEST_RUN, (len(places) - start) // _SHARE_OF_REST)
+        yield places[start:end]
+        start = end
+
+
+_SHORTEST_RUN: Final = 3
+_SHARE_OF_REST: Final = 8
 
 
 def check_pools(rounds: Rounds, since: int = 0, each: Each = map) -> Iterator[Finding]:
@@ -228,9 +309,11 @@ def check_pools(rounds: Rounds, since: int = 0, each: Each = map) -> Iterator[Fi
     first = next((place for place, record in enumerate(records) if record.round >= since), len(records))
     places = range(max(first - 1, 0), len(records))
     if each is map:
+        if places and places[0]:
+            rounds.leap_to(places[0])
         told: Iterator[Checked] = map(partial(rounds.check, since=since), places)
     else:
-        told = each(partial(check_elsewhere, rounds.data, since), places)
+        told = _shared(rounds, since, places, each)
     for place, checked in track(zip(places, told, strict=True), "verify pools", len(places)):
         yield from checked.findings
         if checked.ended is not None:

@@ -62,8 +62,10 @@ def check_candidates(data: Path, record: Record, taken_in: Pools, selection: pd.
         what = f"are not the samples that could be picked then: {few(odd)}"
         yield Finding(record.round, file, what)
     if selection is not None:
-        picked = candidates.filter(pc.is_valid(candidates.column("rank"))).to_pandas()
-        yield from _check_selection(record, selection, picked)
+        picked = candidates.filter(pc.is_valid(candidates.column("rank")))
+        names = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in picked.schema]
+        picked = picked.cast(pa.schema(list(zip(picked.schema.names, names, strict=True))))
+        yield from _check_selection(record, selection, picked.to_pandas())
 
 
 def _odd(candidates: pa.ChunkedArray, drawn: "pd.Series[str]", available: "pd.Series[str]") -> Any:
@@ -104,7 +106,7 @@ def _check_selection(record: Record, selection: pd.DataFrame, picked: pd.DataFra
 
 def _read(path: Path, columns: Sequence[str]) -> pa.Table:
     """Some columns of a round's parquet file. Raises ValueError if one is missing, and what pyarrow raises."""
-    file = pq.ParquetFile(path)
+    file = pq.ParquetFile(path, read_dictionary=tables.OF_FEW_NAMES)
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"it lacks the column {', '.join(missing)}")

@@ -16,10 +16,12 @@ from vabal.audit import queries
 from vabal.audit.contest import Contest
 from vabal.audit.findings import UNREADABLE, Record, one_line
 from vabal.audit.recorded import read_statements
+from vabal.audit.sample import catalog_row
 from vabal.audit.searched import Searched
 from vabal.errors import BRING_BACK, UserError
-from vabal.pools.files import read_classes, read_one, read_table, readable
+from vabal.pools.files import read_one, read_table
 from vabal.pools.opinions import standing
+from vabal.pools.reading import read_classes, readable
 from vabal.pools.tables import DISPUTED, SCHEMAS, SUSPECTED
 from vabal.rounds import manifest_numbers, round_folder, tables
 from vabal.strategies import Candidates, record_of
@@ -76,7 +78,7 @@ def why(data: Path, number: int, sample_id: str, other: str | None = None) -> Wh
     if not (folder / tables.CANDIDATES_FILE).exists():
         raise UserError(f"round {number} picked nothing by score (`vabal audit` lists the rounds)")
     try:
-        names = [queries.catalog_row(data, name)["sample_id"] for name in (sample_id, other) if name is not None]
+        names = [catalog_row(data, name)["sample_id"] for name in (sample_id, other) if name is not None]
         if len(set(names)) < len(names):
             raise UserError(f"--why and --not name the same sample {names[0]}: name another one")
         record = Record.parse((folder / "manifest.json").read_bytes())
@@ -202,7 +204,7 @@ def _drawn(folder: Path, contest: Contest, sample_id: str, selection: pd.DataFra
 
 def _outside(data: Path, number: int, sample_id: str) -> Standing:
     """Why the sample could not be picked in the round. Raises UserError if the catalog does not know it."""
-    added = queries.catalog_row(data, sample_id)["added_round"]
+    added = catalog_row(data, sample_id)["added_round"]
     if added > number:
         return Standing(sample_id, "absent", f"was no candidate: its image came with round {added}")
     if (read_table(data / "holdout.parquet", SCHEMAS["holdout"])["sample_id"] == sample_id).any():

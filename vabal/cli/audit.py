@@ -71,13 +71,13 @@ def _require_that_they_fit(options: AuditOptions) -> None:
 
 
 def _tell(place: "Workspace", versions: "Versioning", options: AuditOptions) -> None:
-    from vabal.audit import queries
+    from vabal import audit as ask
     from vabal.cli import audited
 
     # What is read is shown behind the lock: a pager may keep the output open for hours.
     if options.sample is not None:
         with chosen.reading(place):
-            history = queries.history(place.data, options.sample, place.inbox)
+            history = ask.history(place.data, options.sample, place.inbox)
         audited.show_history(history, as_json=options.as_json)
     elif options.round is not None and options.why is not None:
         from vabal.audit.why import why
@@ -87,12 +87,12 @@ def _tell(place: "Workspace", versions: "Versioning", options: AuditOptions) -> 
         audited.show_why(answer, as_json=options.as_json)
     elif options.round is not None:
         with chosen.reading(place):
-            picks = queries.picks(place.data, options.round)
+            picks = ask.picks(place.data, options.round)
         audited.show_picks(picks, as_json=options.as_json)
     else:
         tags = versions.tag_messages()
         with chosen.reading(place):
-            records = queries.rounds(place.data, tags)
+            records = ask.rounds(place.data, tags)
         audited.show_rounds(records, as_json=options.as_json)
 
 

@@ -3,12 +3,12 @@
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
-from rich import box
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.control import strip_control_codes
 from rich.text import Text
 
 #: What stands in a column: numbers (`right`), ids, paths and the like (`whole`), text (`left`), which folds between
@@ -74,7 +74,7 @@ def show_table(out: Console, columns: Sequence[Column], rows: Iterable[Sequence[
     for gap in _GAPS:
         room = out.width - gap * (len(columns) - 1)
         if sum(least) <= room:
-            out.print(_table(columns, cells, _shared(least, most, room), gap))
+            _show_lines(out, columns, cells, _shared(least, most, room), " " * gap)
             return
     for row in cells:
         _show_block(out, columns, row)
@@ -112,18 +112,32 @@ def _shared(widths: list[int], most: Sequence[int], room: int) -> list[int]:
     return widths
 
 
-def _table(columns: Sequence[Column], cells: Iterable[Sequence[str]], widths: Sequence[int], gap: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), show_edge=False, pad_edge=False)
-    for (name, kind), width in zip(columns, widths, strict=True):
-        table.add_column(name, justify="right" if kind == "right" else "left", width=width, no_wrap=True)
+def _show_lines(
+    out: Console, columns: Sequence[Column], cells: Iterable[Sequence[str]], widths: Sequence[int], gap: str
+) -> None:
+    """Laid out here: rich would look for places to break every cell, which is folded already, at 4 ms a row."""
+    kinds = [kind for _, kind in columns]
+    for line in _side_by_side([[name] for name, _ in columns], kinds, widths, gap):
+        out.print(Text(line, style="table.header"), soft_wrap=True)
+    lines = [("-" if out.options.ascii_only else "─") * (sum(widths) + len(gap) * (len(columns) - 1))]
     for row in cells:
-        folded = (_cell(cell, kind, width) for cell, (_, kind), width in zip(row, columns, widths, strict=True))
-        table.add_row(*folded)
-    return table
+        lines += _side_by_side([_lines_of(*each) for each in zip(row, kinds, widths, strict=True)], kinds, widths, gap)
+    out.out(strip_control_codes("\n".join(lines)), highlight=False)
 
 
-def _cell(text: str, kind: Kind, width: int) -> Text:
-    return Text("\n".join(line for part in text.splitlines() for line in _folded(_pieces(part, kind), width)))
+def _lines_of(text: str, kind: Kind, width: int) -> list[str]:
+    return [line for part in text.splitlines() for line in _folded(_pieces(part, kind), width)]
+
+
+def _side_by_side(cells: Sequence[list[str]], kinds: Sequence[Kind], widths: Sequence[int], gap: str) -> Iterator[str]:
+    for parts in zip_longest(*cells, fillvalue=""):
+        padded = (_padded(*each) for each in zip(parts, kinds, widths, strict=True))
+        yield gap.join(padded)
+
+
+def _padded(text: str, kind: Kind, width: int) -> str:
+    room = " " * (width - cell_len(text))
+    return room + text if kind == "right" else text + room
 
 
 def _show_block(out: Console, columns: Sequence[Column], row: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from vabal.errors import UserError
 from vabal.files import canonical_json, make_folder, sha256
 from vabal.labels.arrivals import next_name, one_at_a_time, pending, read_changes
 from vabal.pools import CLASS_CHANGES, Classes, Pools, apply_classes, typed, write_table
-from vabal.pools.classes import in_words
+from vabal.pools.class_names import in_words
 
 LONGEST: Final = 100  # characters of a new name, which becomes part of names of metrics and columns
 MOST: Final = 500  # of a reason

@@ -17,7 +17,7 @@ from vabal.labels.classes import upcoming
 from vabal.labels.consensus import CONSENSUS
 from vabal.labels.names import ids_of
 from vabal.pools import EVENTS, FROM_SOURCE, Classes, Pools, among, named, stack, standing, typed, write_table
-from vabal.pools.classes import is_name
+from vabal.pools.class_names import is_name
 
 _LISTED: Final = 10
 UNNAMED: Final = "unknown"  # the annotator of a label that names none

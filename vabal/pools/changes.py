@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vabal.errors import UserError
-from vabal.pools.classes import Classes, named
+from vabal.pools.class_names import Classes
+from vabal.pools.classes import named
 from vabal.pools.columns import among, stack, strings, typed
 from vabal.pools.invariants import few, few_ids
 from vabal.pools.opinions import opinion_times, standing
@@ -27,8 +28,10 @@ from vabal.pools.tables import (
 )
 
 
-def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple[Pools, IntakeReport]:
+def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int | np.ndarray) -> tuple[Pools, IntakeReport]:
     """Pools after labels came in (`events` in the order of arrival, columns of `EVENTS`), and what came of them.
+
+    `round_number` is that of the round which takes them in, or one an event.
 
     Which opinion on a sample counts, `standing` says: one that is older than what stands changes nothing (`outdated`).
     A null label rejects a sample: it is never asked for again, unless somebody labels it after all. The same label
@@ -42,6 +45,7 @@ def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple
     known = among(incoming["sample_id"], pools.catalog["sample_id"])
     unknown = tuple(dict.fromkeys(incoming.loc[~known, "sample_id"]))
     taken = incoming[known].reset_index(drop=True)
+    round_N = np.broadcast_to(np.asarray(round_number, dtype=np.int32), len(incoming))[known.to_numpy()]
     told = named(taken, Classes.of(pools))
     codes = _codes(told, pools.classes)
     previous, counts = _before_each(pools, told, codes)
@@ -57,10 +61,10 @@ def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int) -> tuple
     )
     if taken.empty:
         return pools, report
-    history = taken.assign(round=np.int32(round_number))
+    history = taken.assign(round=round_N)
     timed = taken["imported_at"].notna().to_numpy(dtype=bool)
-    deciding = told[counts & (~same | timed)].drop_duplicates("sample_id", keep="last")
-    changed = _settle(pools, deciding.assign(round=np.int32(round_number)))
+    deciding = told.assign(round=round_N)[counts & (~same | timed)].drop_duplicates("sample_id", keep="last")
+    changed = _settle(pools, deciding)
     label_events = stack([pools.label_events, history], SCHEMAS["label_events"])
     return replace(changed, label_events=label_events), report
 
@@ -132,7 +136,9 @@ def _refuse(unlabeled: pd.DataFrame, rejected: pd.Series) -> pd.DataFrame:
     return by_id(stack([unlabeled, refused], SCHEMAS["unlabeled"]))
 
 
-def _marked(unlabeled: pd.DataFrame, rows: np.ndarray, status: str, requested_round: int | None) -> pd.DataFrame:
+def _marked(
+    unlabeled: pd.DataFrame, rows: np.ndarray, status: str, requested_round: int | np.ndarray | None
+) -> pd.DataFrame:
     """With another status in these rows."""
     there = np.zeros(len(unlabeled), dtype=bool)
     there[rows] = True
@@ -234,6 +240,16 @@ def mark_requested(pools: Pools, sample_ids: Sequence[str], round_number: int) -
     if len(available) != len(wanted):
         raise ValueError(f"not available, or named twice: {few_ids(_other_than(wanted, available))}")
     return replace(pools, unlabeled=_marked(pools.unlabeled, rows, REQUESTED, round_number))
+
+
+def mark_still_requested(pools: Pools, sample_ids: pd.Series, round_N: np.ndarray) -> Pools:
+    """Pools in which labels have been asked for in these rounds, which ascend; what is not available is passed over."""
+    ids, rounds = strings(sample_ids).combine_chunks(), pd.Series(round_N).to_numpy(dtype=np.int64)
+    last = len(ids) - 1 - pc.index_in(strings(pools.unlabeled["sample_id"]), value_set=ids[::-1]).to_numpy()
+    open_N = (pools.unlabeled["status"] == AVAILABLE).to_numpy(dtype=bool) & ~np.isnan(last)
+    rows = np.flatnonzero(open_N)
+    requested_N = rounds[last[rows].astype(np.int64)]
+    return replace(pools, unlabeled=_marked(pools.unlabeled, rows, REQUESTED, requested_N)) if len(rows) else pools
 
 
 def _other_than(wanted: pd.Series, available: pd.Series) -> pd.Series:

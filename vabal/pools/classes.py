@@ -1,107 +1,14 @@
-"""Classes over time: an event a change, and what every name that was ever used means.
+"""Classes over time: an event a change, and tables whose labels came under the names of then."""
 
-A name belongs to one class for good: a class that is renamed or merged takes its earlier names along, and no other
-class may have them. So a label means the same whenever it was given and whenever it comes in.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Final
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from vabal.errors import UserError, shown, some
+from vabal.errors import UserError
+from vabal.pools.class_names import ADD, MERGE, RENAME, Classes, classes_after, in_words
 from vabal.pools.columns import among, stack
 from vabal.pools.tables import CLASS_CHANGES, FROM_SOURCE, SCHEMAS, Pools
-
-ADD: Final = "add"
-RENAME: Final = "rename"
-MERGE: Final = "merge"
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The class names in index order, and for every name that was ever used that of today."""
-
-    names: tuple[str, ...]
-    meaning: Mapping[str, str]
-
-    @classmethod
-    def of(cls, pools: Pools) -> "Classes":
-        return classes_at(pools.class_events, pools.classes)
-
-    def after(self, action: str, name: str, into: str | None) -> "Classes":
-        """The classes after a change: `add` a class `name` at the end, `rename` `name` to `into`, or `merge` `name`
-        into the class `into`.
-
-        Raises UserError if there is no such class, the new name is none or is taken, or one class would be left.
-        """
-        if action not in _ACTIONS:
-            raise UserError(f"{action!r} is no change of classes: {', '.join(_ACTIONS)}")
-        return _ACTIONS[action](self, name, into)
-
-    def earlier(self, name: str) -> list[str]:
-        """Other names that labels of the class were given under."""
-        return [old for old, now in self.meaning.items() if now == name != old]
-
-    def _add(self, name: str, _into: str | None) -> "Classes":
-        self._refuse_taken(name, None)
-        return Classes((*self.names, name), MappingProxyType({**self.meaning, name: name}))
-
-    def _rename(self, name: str, into: str | None) -> "Classes":
-        self._require(name)
-        if name == into:
-            raise UserError(f"the class is called {name!r} already")
-        if into in self.names:
-            raise UserError(f"there is a class {into!r} already: `vabal classes merge` makes one of the two")
-        self._refuse_taken(str(into), name)
-        names = tuple(str(into) if each == name else each for each in self.names)
-        return Classes(names, self._meaning(name, str(into)))
-
-    def _merge(self, name: str, into: str | None) -> "Classes":
-        self._require(name)
-        self._require(str(into))
-        if name == into:
-            raise UserError(f"class {name!r} cannot be merged with itself: name two classes")
-        if len(self.names) <= 2:
-            raise UserError(f"{' and '.join(self.names)} are the last two classes: merged, nothing is told apart")
-        names = tuple(each for each in self.names if each != name)
-        return Classes(names, self._meaning(name, str(into)))
-
-    def _meaning(self, name: str, into: str) -> Mapping[str, str]:
-        now = {old: into if means == name else means for old, means in self.meaning.items()}
-        return MappingProxyType({**now, into: into})
-
-    def _require(self, name: str) -> None:
-        if name in self.names:
-            return
-        now = self.meaning.get(name)
-        known = f"it is called {now!r} now" if now else f"classes: {some(self.names, 12)}"
-        raise UserError(f"no class {shown(name)!r} ({known})")
-
-    def _refuse_taken(self, name: str, by: str | None) -> None:
-        """Raises UserError unless a class, that of today's name `by` or a new one, may be called so."""
-        if not is_name(name):
-            raise UserError(f"{shown(name)!r} is no class name (empty, spaces around it, or control characters)")
-        if name in self.names:
-            raise UserError(f"there is a class {name!r} already")
-        now = self.meaning.get(name, by)
-        if now != by:
-            raise UserError(f"{name!r} is an earlier name of {now!r}, and its labels count there: choose another name")
-
-
-_ACTIONS: Final[dict[str, Callable[[Classes, str, str | None], Classes]]] = {
-    ADD: Classes._add,
-    RENAME: Classes._rename,
-    MERGE: Classes._merge,
-}
-
-
-def is_name(name: str) -> bool:
-    """Whether a class may be called so: not empty, no spaces around it, no control characters."""
-    return bool(name) and name == name.strip() and shown(name) == name
 
 
 def classes_at(events: pd.DataFrame, names: tuple[str, ...], round_number: int | None = None) -> Classes:
@@ -111,12 +18,9 @@ def classes_at(events: pd.DataFrame, names: tuple[str, ...], round_number: int |
     the events contradict each other.
     """
     if events.empty:
-        return Classes(names, MappingProxyType({name: name for name in names}))
+        return classes_after((), names)
     taken = events if round_number is None else events[events["round"] <= round_number]
-    classes = Classes((), MappingProxyType({}))
-    for action, name, into in changes_of(taken):
-        classes = classes.after(action, name, into)
-    return classes
+    return classes_after(changes_of(taken), None)
 
 
 def apply_classes(pools: Pools, changes: pd.DataFrame, round_number: int) -> tuple[Pools, tuple[str, ...]]:
@@ -153,13 +57,6 @@ def merging(first: str, second: str, into: str | None) -> list[tuple[str, str, s
         first, second = second, first
     renamed = [] if into in (None, second) else [(RENAME, second, into)]
     return [(MERGE, first, second), *renamed]
-
-
-def in_words(action: str, name: str, into: str | None) -> str:
-    """A change in one line."""
-    if action == ADD:
-        return f"class {name} is added"
-    return f"class {name} is called {into}" if action == RENAME else f"class {name} counts as {into}"
 
 
 def named(table: pd.DataFrame, classes: Classes) -> pd.DataFrame:

@@ -1,8 +1,6 @@
 """The pools' tables as files, typed."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -11,11 +9,11 @@ import pyarrow.parquet as pq
 
 from vabal.errors import UserError
 from vabal.files import write_bytes
-from vabal.pools.classes import Classes, classes_at
-from vabal.pools.columns import columns_of, nullable, plain, to_arrow, to_frame, without_unused
+from vabal.pools.columns import columns_of, plain, to_arrow, to_frame, without_unused
 from vabal.pools.digest import digest
 from vabal.pools.invariants import check
-from vabal.pools.tables import CLASSES_FILE, MEND, OPTIONAL, SCHEMAS, SPARSE, TABLE_FILES, Pools, no_rows
+from vabal.pools.reading import read_arrow, read_names
+from vabal.pools.tables import CLASSES_FILE, MEND, SCHEMAS, SPARSE, TABLE_FILES, Pools, no_rows
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -32,36 +30,9 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None
     write_bytes(path, memoryview(sink.getvalue()))
 
 
-@contextmanager
-def readable(path: Path, mend: str) -> Iterator[None]:
-    """For reading the parquet file within: raises UserError, ending in what to do, if it is missing or damaged."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {mend}") from None
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({_one_line(error)}); {mend}") from None
-
-
 def read_table(path: Path, schema: pa.Schema, mend: str = MEND) -> pd.DataFrame:
-    """The frame that `write_table` wrote. Raises UserError if the file is missing, damaged, or holds other columns.
-
-    `mend` ends the message: what to do about it.
-    """
-    with readable(path, mend):
-        table = pq.ParquetFile(path).read()
-    for name in OPTIONAL:
-        if name in schema.names and name not in table.column_names:
-            table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
-    missing = [name for name in schema.names if name not in table.column_names]
-    extra = [name for name in table.column_names if name not in schema.names]
-    if missing or extra:
-        found = [f"column {name} is missing" for name in missing] + [f"unknown column {name}" for name in extra]
-        raise UserError(f"{path}: {', '.join(found)}; {mend}")
-    try:
-        return to_frame(table.select(schema.names).cast(nullable(schema)), schema)
-    except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"{path}: wrong types ({_one_line(error)}); {mend}") from None
+    """The frame that `write_table` wrote. Raises UserError as `reading.read_arrow` does."""
+    return to_frame(read_arrow(path, schema, mend), schema)
 
 
 def read(data: Path) -> Pools:
@@ -69,7 +40,7 @@ def read(data: Path) -> Pools:
 
     Raises UserError for a file that is missing, damaged, or holds other columns.
     """
-    classes = _read_classes(data / CLASSES_FILE)
+    classes = read_names(data / CLASSES_FILE)
     return Pools(**{name: read_one(data, name) for name in SCHEMAS}, classes=classes)
 
 
@@ -79,14 +50,6 @@ def read_one(data: Path, name: str) -> pd.DataFrame:
     if name in SPARSE and not path.exists():
         return no_rows(name)
     return read_table(path, SCHEMAS[name])
-
-
-def read_classes(data: Path, round_number: int | None = None) -> Classes:
-    """The classes that a round worked with, by the pools in the folder `data`; None: those of now.
-
-    Raises UserError if their files are missing or damaged.
-    """
-    return classes_at(read_one(data, "class_events"), _read_classes(data / CLASSES_FILE), round_number)
 
 
 def table_files(data: Path) -> list[str]:
@@ -130,21 +93,5 @@ def save(pools: Pools, folder: Path, before: Pools | None = None) -> list[str]:
     return written
 
 
-def _read_classes(path: Path) -> tuple[str, ...]:
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; {MEND}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({_one_line(error)}); {MEND}") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: expected a list of class names; {MEND}")
-    return tuple(names)
-
-
 def _same(name: str, table: pd.DataFrame, other: pd.DataFrame) -> bool:
     return table is other or (len(table) == len(other) and digest(name, table) == digest(name, other))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vabal.errors import UserError
-from vabal.pools.classes import Classes, is_name, named
+from vabal.pools.class_names import Classes, is_name
+from vabal.pools.classes import named
 from vabal.pools.columns import among, strings
 from vabal.pools.opinions import standing
 from vabal.pools.tables import (

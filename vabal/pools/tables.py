@@ -5,13 +5,14 @@ are pure: they return new ones. Labels are class names here and in all files; in
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from vabal.errors import BRING_BACK
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AVAILABLE: Final = "available"
 REQUESTED: Final = "requested"
@@ -114,19 +115,21 @@ class Pools:
     as long as no image was asked about once more.
     """
 
-    catalog: pd.DataFrame
-    labeled: pd.DataFrame
-    unlabeled: pd.DataFrame
-    holdout: pd.DataFrame
-    label_events: pd.DataFrame
+    catalog: "pd.DataFrame"
+    labeled: "pd.DataFrame"
+    unlabeled: "pd.DataFrame"
+    holdout: "pd.DataFrame"
+    label_events: "pd.DataFrame"
     classes: tuple[str, ...]
-    class_events: pd.DataFrame = field(default_factory=lambda: no_rows("class_events"))
-    asked_again: pd.DataFrame = field(default_factory=lambda: no_rows("asked_again"))
+    class_events: "pd.DataFrame" = field(default_factory=lambda: no_rows("class_events"))
+    asked_again: "pd.DataFrame" = field(default_factory=lambda: no_rows("asked_again"))
 
 
-def no_rows(name: str) -> pd.DataFrame:
+def no_rows(name: str) -> "pd.DataFrame":
     """The table without a row."""
-    kinds = {pa.string(): pd.StringDtype("pyarrow", na_value=np.nan)}
+    import pandas as pd  # noqa: PLC0415 -- half a second, which who reads a few rows does without
+
+    kinds = {pa.string(): pd.StringDtype("pyarrow", na_value=float("nan"))}
     frame: pd.DataFrame = SCHEMAS[name].empty_table().to_pandas(types_mapper=kinds.get)
     return frame
 

@@ -198,7 +198,8 @@ def _log_sum_exp(terms_N_C: NDArray[np.float64], own_N: NDArray[np.int64] | None
     if own_N is not None:
         return _sum_over_classes(terms_N_C, own_N)
     largest_N = terms_N_C.max(axis=1, initial=-np.inf)
-    return np.asarray(largest_N + np.log(_sum_over_classes(np.exp(terms_N_C - largest_N[:, None]), None)))
+    share_N_C = terms_N_C - largest_N[:, None]
+    return np.asarray(largest_N + np.log(_sum_over_classes(np.exp(share_N_C, out=share_N_C), None)))
 
 
 def _sum_over_classes(terms_N_C: NDArray[np.float64], own_N: NDArray[np.int64] | None) -> NDArray[np.float64]:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,7 +13,10 @@ from numpy.typing import NDArray
 
 from vabal import pools
 from vabal.errors import BRING_BACK
-from vabal.pools.files import readable
+from vabal.pools.reading import readable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # A round's files.
 SELECTION_FILE: Final = "selection.parquet"
@@ -89,17 +91,19 @@ PREDICTIONS = pa.schema(
 )
 
 
-def unscored(sample_ids: list[str], strategy: str) -> pd.DataFrame:
+def unscored(sample_ids: list[str], strategy: str) -> "pd.DataFrame":
     """A selection that no score decided, in this order."""
+    import pandas as pd  # noqa: PLC0415 -- half a second, which who reads a few rows does without
+
     table = pd.DataFrame({"rank": range(1, len(sample_ids) + 1), "sample_id": sample_ids, "score": 0.0})
     return table.assign(strategy=strategy).reindex(columns=SELECTION.names)
 
 
-def write_selection(table: pd.DataFrame, path: Path) -> None:
+def write_selection(table: "pd.DataFrame", path: Path) -> None:
     pools.write_table(table, path, SELECTION)
 
 
-def read_selection(path: Path) -> pd.DataFrame:
+def read_selection(path: Path) -> "pd.DataFrame":
     """Picks in rank order, from 1, and behind them the control arm: those with a `probability`.
 
     Raises UserError if the file is missing or damaged.
@@ -218,11 +222,11 @@ def _rows(table: pa.Table, name: str) -> tuple[list[str], NDArray[np.float32]]:
     return [str(sample_id) for sample_id in table.column("sample_id").to_pylist()], rows_N_D
 
 
-def write_predictions(table: pd.DataFrame, path: Path) -> None:
+def write_predictions(table: "pd.DataFrame", path: Path) -> None:
     pools.write_table(table, path, PREDICTIONS)
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
+def read_predictions(path: Path) -> "pd.DataFrame":
     """The holdout's labels and predictions. Raises UserError if the file is missing or damaged."""
     return _read(path)
 
@@ -260,8 +264,9 @@ class ScoredWriter:
 
 
 _GROUP_ROWS = 1 << 15
+OF_FEW_NAMES: Final = ["predicted_class", "vae_class", "own_class", "strategy"]  # cheaper read as dictionaries
 # One a class, or one for all: a dictionary of ids or scores would only cost.
-_FEW_VALUES = ["predicted_class", "vae_class", "own_class", "strategy", "prior", "precision"]
+_FEW_VALUES = [*OF_FEW_NAMES, "prior", "precision"]
 
 
 def write_candidates(
@@ -291,7 +296,7 @@ def _without_margin(table: pa.Table) -> pa.Table:
     return table.set_column(place, "margin", pa.array(np.full(table.num_rows, np.nan), pa.float64()))
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path) -> "pd.DataFrame":
     with readable(path, BRING_BACK):
         frame: pd.DataFrame = pq.ParquetFile(path).read().to_pandas()
     return frame

@@ -85,7 +85,7 @@ class Context:
     device: str = "cpu"
     features: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None  # of some candidates, for the search alone
     listed: "Callable[[NDArray[Any]], Listed] | None" = None  # what a search sees, where shards have no features
-    searches: bool = True  # False: who asks follows the search itself, and wants scores and the rule alone
+    searches: bool = True  # False: who asks follows a search itself, and of a rule that searches wants scores alone
 
     def deep(self, features_N_D: NDArray[np.floating]) -> NDArray[np.floating]:
         """The features of the last stage, which the classifier's linear layer sees; a view."""
@@ -284,14 +284,16 @@ class ScoringStrategy(BaseStrategy):
         name, beta = self.batch(context.settings)
         rule = rule_named(name)
         picker = Picker.among(rule, budget, beta, context.seed, rule.per_pick)
+        wanted = context.searches or not rule.searches
         for shard in context.shards():
             scored = self.scored(shard, context)
-            picker.add(scored)
+            (picker.add if wanted else picker.count)(scored)
             if context.write is not None:
                 context.write(scored)
+        some = wanted and picker.candidates
         selection = Selection(
             strategy=self.name,
-            picks=picker.picks() if picker.candidates else no_picks(self.name, budget, context.seed).picks,
+            picks=picker.picks() if some else no_picks(self.name, budget, context.seed).picks,
             budget=budget,
             rule=rule.name,
             beta=beta,
@@ -300,8 +302,7 @@ class ScoringStrategy(BaseStrategy):
             class_terms=context.class_terms,
             notes=shortfall(budget, picker.candidates),
         )
-        wanted = context.searches or not len(selection.picks)
-        return _searched(selection, rule, context) if rule.searches and wanted else selection
+        return _searched(selection, rule, context) if rule.searches and (wanted or not picker.candidates) else selection
 
 
 def _searched(selection: Selection, rule: BatchRule, context: Context) -> Selection:

@@ -52,8 +52,7 @@ class Picker:
 
     def add(self, shard: Candidates) -> None:
         """More candidates, each of which comes once."""
-        _check_finite(shard)
-        self.candidates += len(shard)
+        self.count(shard)
         if self._empty is None:
             self._empty = shard.take(np.zeros(0, dtype=np.int64))
         if not len(shard):
@@ -66,6 +65,11 @@ class Picker:
         for group in np.unique(group_N):
             rows = np.flatnonzero(group_N == group)
             self._add_group(int(group), float(log_weight_N[rows[0]]), shard.take(rows))
+
+    def count(self, shard: Candidates) -> None:
+        """Looks at more candidates and keeps none: for who wants no picks. Raises UserError as `add` does."""
+        _check_finite(shard)
+        self.candidates += len(shard)
 
     def picks(self) -> Candidates:
         """At most `budget` candidates in rank order, all where there are no more. ValueError before any `add`."""
@@ -86,11 +90,18 @@ class Picker:
         key_N = self._rule.key(shard, self.beta, self.seed)
         self._log_weights[group] = log_weight
         self._available[group] += len(shard)
-        if len(shard) > self.budget:  # what is below the k-th key of the shard alone cannot be picked
-            kept = np.flatnonzero(key_N >= np.partition(key_N, -self.budget)[-self.budget])
+        before = self._best.get(group)
+        least = -np.inf  # what is below the k-th key of those so far, or of the shard alone, cannot be picked
+        if before is not None and len(before.rows) == self.budget:
+            least = before.key_N[-1]
+        elif len(shard) > self.budget:
+            least = np.partition(key_N, -self.budget)[-self.budget]
+        kept = np.flatnonzero(key_N >= least)
+        if not len(kept):
+            return
+        if len(kept) < len(shard):
             shard, key_N = shard.take(kept), key_N[kept]
         best = _Best(shard, key_N, hash_ids(shard.sample_ids, self.seed, TIES))
-        before = self._best.get(group)
         self._best[group] = (_Best.merge([before, best]) if before else _Best.merge([best])).first(self.budget)
 
 
@@ -113,8 +124,12 @@ class _Best:
             np.concatenate([part.key_N for part in parts]),
             np.concatenate([part.tie_N for part in parts]),
         )
-        ids = np.array([str(sample_id) for sample_id in together.rows.sample_ids])
-        return together._take(np.lexsort((ids, together.tie_N, -together.key_N)))
+        order = np.lexsort((together.tie_N, -together.key_N))
+        key_N, tie_N = together.key_N[order], together.tie_N[order]
+        if ((key_N[1:] == key_N[:-1]) & (tie_N[1:] == tie_N[:-1])).any():  # as good as never: ids are slow to sort
+            ids = np.array([str(sample_id) for sample_id in together.rows.sample_ids])
+            order = np.lexsort((ids, together.tie_N, -together.key_N))
+        return together._take(order)
 
 
 def pick(

@@ -113,14 +113,17 @@ class Candidates:
         return [ids, *(_column(values[name], kind, len(self)) for name, kind in _TERMS)]
 
     @classmethod
-    def from_table(cls, table: pa.Table | pa.RecordBatch, classes: Sequence[str]) -> "Candidates":
-        """What `to_table` wrote, bit for bit; margins that a compact record leaves out are computed.
+    def from_table(
+        cls, table: pa.Table | pa.RecordBatch, classes: Sequence[str], *, margins: bool = True
+    ) -> "Candidates":
+        """What `to_table` wrote, bit for bit; margins that a compact record leaves out are computed, or stay NaN
+        where `margins` are not asked for.
 
         Raises ValueError for a class that is not in the list, or margins left out for some alone.
         """
         numbers = {attribute: _numbers(table, name) for name, attribute in COLUMNS.items()}
         if numbers["margin_N"] is not None and np.isnan(numbers["margin_N"]).any():
-            numbers["margin_N"] = _computed_margins(numbers)
+            numbers["margin_N"] = _computed_margins(numbers, wanted=margins)
         return cls(
             np.array(table.column("sample_id").to_pylist(), dtype=object),
             _numbers(table, "score"),
@@ -174,10 +177,12 @@ def concatenate(parts: Sequence[Candidates]) -> Candidates:
 
 def softmax(logits_N_C: NDArray[np.floating]) -> NDArray[np.float64]:
     """probabilities_N_C of logits."""
-    from scipy.special import softmax as of  # noqa: PLC0415 -- the books need no SciPy
-
-    wide_N_C = np.asarray(logits_N_C, dtype=np.float64)
-    return np.asarray(of(wide_N_C, axis=1)) if len(wide_N_C) else wide_N_C
+    shares_N_C = np.array(logits_N_C, dtype=np.float64)
+    if len(shares_N_C):  # SciPy's, to the bit, in half the time: in the place of four arrays it fills one
+        shares_N_C -= shares_N_C.max(axis=1, keepdims=True)
+        np.exp(shares_N_C, out=shares_N_C)
+        shares_N_C /= shares_N_C.sum(axis=1, keepdims=True)
+    return shares_N_C
 
 
 def margin(probabilities_N_C: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -211,7 +216,12 @@ def _indices(table: Any, name: str, classes: Sequence[str]) -> NDArray[np.int32]
     names = table.column(name)
     if names.null_count or not len(names):
         return None
-    indices = pc.index_in(names, value_set=pa.array(classes, names.type))
+    if pa.types.is_dictionary(names.type):
+        names = names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
+        known = pc.index_in(names.dictionary, value_set=pa.array(classes, names.type.value_type))
+        indices = known.take(names.indices)
+    else:
+        indices = pc.index_in(names, value_set=pa.array(classes, names.type))
     if indices.null_count:
         strange = names.filter(pc.is_null(indices))[0].as_py()
         raise ValueError(f"{name}: {strange!r} is not in the list of classes")
@@ -245,13 +255,17 @@ def _numbers(table: pa.Table | pa.RecordBatch, name: str) -> Any:
 _OF_LISTS = {"mean_posteriors": pa.float64(), "votes": pa.int32()}
 
 
-def _computed_margins(numbers: Mapping[str, Any]) -> NDArray[np.float64] | None:
+def _computed_margins(numbers: Mapping[str, Any], *, wanted: bool) -> NDArray[np.float64] | None:
     """Of a compact record, which has NaN in their place: from what is there of the posteriors."""
     if not np.isnan(numbers["margin_N"]).all():
         raise ValueError("margin: left to be computed for some candidates alone")
-    if numbers["logits_N_C"] is not None:
-        return margin(softmax(numbers["logits_N_C"]))
-    return None if numbers["posterior_N_C"] is None else margin(numbers["posterior_N_C"].astype(np.float64))
+    logits_N_C, posterior_N_C = numbers["logits_N_C"], numbers["posterior_N_C"]
+    if logits_N_C is None and posterior_N_C is None:
+        return None
+    if not wanted:
+        left_N: NDArray[np.float64] = numbers["margin_N"]
+        return left_N
+    return margin(posterior_N_C.astype(np.float64) if logits_N_C is None else softmax(logits_N_C))
 
 
 def _level(table: pa.Table | pa.RecordBatch) -> NDArray[np.float32] | None:

@@ -133,12 +133,17 @@ class _Gains:
         score_G = np.asarray(score_N, dtype=np.float64)[rows_G]
         with np.errstate(over="ignore"):  # of scores that lie further apart than numbers go: such a weight is zero
             self._weight_G = np.exp(beta * (score_G - score_G.max(initial=-np.inf))).astype(np.float32)
-        self._kernel_N_G = np.empty((count, len(rows_G)), dtype=np.float32)
+        self._kernel_N_G, unit_D_G = np.empty((count, len(rows_G)), dtype=np.float32), unit_N_D[rows_G].T
         for start in range(0, count, _COVERED):
             rows = slice(start, start + _COVERED)
-            self._kernel_N_G[rows] = _kernel(np.maximum(2 - 2 * (unit_N_D[rows] @ unit_N_D[rows_G].T), 0), width)
+            np.matmul(unit_N_D[rows], unit_D_G, out=self._kernel_N_G[rows])
+        for start in range(0, count, _BLOCK):  # which a processor's cache holds
+            part_B_G = self._kernel_N_G[start : start + _BLOCK]
+            part_B_G *= -2
+            part_B_G += 2
+            _kernel(np.maximum(part_B_G, 0, out=part_B_G), width)
         distance_N = np.full(count, np.inf) if labeled_distance_N is None else np.asarray(labeled_distance_N)
-        self._covered_G = _kernel(distance_N[rows_G], width)
+        self._covered_G = _kernel(np.array(distance_N[rows_G], dtype=np.float32), width)
         self._off = ROUNDING / width  # what of a kernel's value rounding may change
 
     def of(self, rows: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -180,8 +185,10 @@ def _width(unit_M_D: NDArray[np.float32]) -> float:
     return max(float(np.quantile(apart, WIDTH)) if len(apart) else 1.0, ROUNDING)
 
 
-def _kernel(squared: NDArray[np.floating], width: float) -> NDArray[np.float32]:
-    return np.asarray(np.exp(-squared / np.float32(width)), dtype=np.float32)
+def _kernel(squared: NDArray[np.float32], width: float) -> NDArray[np.float32]:
+    """In their place."""
+    squared /= -np.float32(width)
+    return np.exp(squared, out=squared)
 
 
 def _highest(bound_N: NDArray[np.float64], stale_N: NDArray[np.bool_], row: int) -> NDArray[np.int64]:

@@ -87,7 +87,7 @@ class VabalStrategy(ScoringStrategy):
             posterior_N_C=probabilities_N_C.astype(np.float32) if self._has_posteriors(context.settings) else None,
             logits_N_C=None if context.settings.probabilities.members > 1 else shard.logits_N_C,
         )
-        return replace(unscored, score_N=_score(unscored, terms, context.settings))
+        return replace(unscored, score_N=_score(unscored, terms, context.settings, probabilities_N_C))
 
     def rounding(self, settings: Any) -> float:
         """Of float32's digits, where a compact record has no more."""
@@ -187,14 +187,21 @@ def _posteriors(shard: Shard, members: int) -> NDArray[np.float64]:
     return np.asarray(_required(shard.predictive_N_C, "the ensemble's posteriors"), dtype=np.float32).astype(np.float64)
 
 
-def _score(candidates: Candidates, class_terms: ClassTerms | None, settings: Any) -> NDArray[np.float64]:
+def _score(
+    candidates: Candidates,
+    class_terms: ClassTerms | None,
+    settings: Any,
+    probabilities_N_C: NDArray[np.float64] | None = None,
+) -> NDArray[np.float64]:
+    """`probabilities_N_C`: the softmax of the logits, for who has it already."""
     likelihoods_N_C = candidates.log_likelihood_N_C
     if likelihoods_N_C is None and (candidates.level_N is not None or not _asks_the_vae(settings.probabilities)):
         of_each_class = candidates.posterior_N_C if candidates.logits_N_C is None else candidates.logits_N_C
         likelihoods_N_C = np.zeros_like(_required(of_each_class, "posteriors"))  # of weight 0
     posterior_N_C: Any = candidates.posterior_N_C
     if posterior_N_C is None and settings.probabilities.classes == "posterior":
-        posterior_N_C = softmax(_required(candidates.logits_N_C, "posteriors"))
+        logits_N_C = _required(candidates.logits_N_C, "posteriors")
+        posterior_N_C = softmax(logits_N_C) if probabilities_N_C is None else probabilities_N_C
     score_N: NDArray[np.float64] = mistake_score(
         _required(likelihoods_N_C, "log likelihoods"),
         class_terms,

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.small_books import CLASSES, Books, forge
 from vabal import pools
-from vabal.audit import queries
+from vabal.audit import sample
 from vabal.audit.why import why
 from vabal.rounds import read_manifest, tables
 
@@ -42,7 +42,7 @@ def test_what_is_asked_again_takes_its_share_of_the_request_and_is_derived_again
 
 def test_a_samples_history_and_why_tell_that_it_was_asked_about_again(books: Books) -> None:
     disputed = books.picked(1)[0]
-    told = queries.history(books.data, disputed)["events"]
+    told = sample.history(books.data, disputed)["events"]
     assert [(event["round"], event["reason"]) for event in told if event["what"] == "asked again"] == [(2, "disputed")]
     answer = why(books.data, 2, disputed)
     assert answer.sample.state == "again"

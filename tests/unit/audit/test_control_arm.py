@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.small_books import Books, forge
 from vabal import strategies
-from vabal.audit import queries
+from vabal.audit import queries, sample
 from vabal.audit.why import why
 from vabal.rounds import read_manifest, tables
 from vabal.strategies import control
@@ -64,7 +64,7 @@ def test_a_round_with_an_arm_is_intact_and_says_who_was_drawn(books: Books) -> N
     picks = queries.picks(books.data, 1)
     assert picks["score"].isna().tolist() == [False] * 4 + [True] * 2
     assert picks["posterior"].notna().all()
-    told = queries.history(books.data, first["sample_id"].iloc[0])["events"]
+    told = sample.history(books.data, first["sample_id"].iloc[0])["events"]
     assert [event["probability"] for event in told if event["what"] == "requested"] == [2 / 45]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.small_books import Books, build
 from vabal import audit
-from vabal.audit import queries, shared
+from vabal.audit import rows, shared
 from vabal.errors import UserError
 
 
@@ -157,7 +157,21 @@ def test_row_groups_that_cannot_hold_a_sample_are_not_read(tmp_path: Path) -> No
     frame = pd.DataFrame({"sample_id": [f"s{place:03d}" for place in range(100)], "score": range(100)})
     path = tmp_path / "rows.parquet"
     frame.to_parquet(path, row_group_size=10)
-    assert queries._rows_of(path, "s055", ["score"]) == [{"score": 55}]
-    assert queries._rows_of(path, "s05") == []
-    frame.sample(frac=1, random_state=0).to_parquet(path, row_group_size=10)
-    assert queries._rows_of(path, "s055", ["score"]) == [{"score": 55}]
+    assert rows.rows_of(path, "s055") == [{"sample_id": "s055", "score": 55}]
+    assert rows.row_of(path, "s055", ["score", "rank"]) == {"score": 55}
+    assert (rows.rows_of(path, "s05"), rows.row_of(path, "s05", ["score"])) == ([], None)
+    frame.sample(frac=1, random_state=0).to_parquet(path, row_group_size=10, index=False)
+    assert rows.rows_of(path, "s055") == [{"sample_id": "s055", "score": 55}]
+    assert rows.row_of(path, "s055", ["score"]) == {"score": 55}
+
+
+def test_a_row_behind_many_ids_and_beside_names_is_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "_IDS_AT_ONCE", 7)
+    names = [f"class-{place % 40}" for place in range(100)]
+    frame = pd.DataFrame({"sample_id": [f"s{place:03d}" for place in range(100)], "label": names})
+    path = tmp_path / "rows.parquet"
+    frame.to_parquet(path, row_group_size=60)
+    for place in (0, 6, 7, 59, 60, 99):
+        assert rows.row_of(path, f"s{place:03d}", ["label"], ["label"]) == {"label": f"class-{place % 40}"}

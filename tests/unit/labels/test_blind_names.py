@@ -14,7 +14,7 @@ from tests.support.label_files import annotation as said
 from tests.support.label_files import imported, taken, task
 from tests.support.small_pools import catalog_of, picture, saved, small_pools
 from vabal import images, pools
-from vabal.audit import queries
+from vabal.audit import queries, sample
 from vabal.labels import export
 from vabal.labels.names import blind_names, ids_of
 from vabal.pools import Pools
@@ -120,5 +120,5 @@ def test_no_spreadsheet_takes_a_name_for_a_number() -> None:
 def test_the_audit_knows_an_image_by_its_blind_name(asked: Pools, tmp_path: Path) -> None:
     pools.save(asked, tmp_path / "data")
     blind = blind_names(asked.catalog)[NAMES[2]]
-    assert queries.history(tmp_path / "data", blind)["sample_id"] == NAMES[2]
+    assert sample.history(tmp_path / "data", blind)["sample_id"] == NAMES[2]
     assert queries.show(tmp_path / "data", blind, tmp_path).name == f"{NAMES[2]}.tif"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vabal import pools, rounds
 from vabal.errors import BRING_BACK, UserError
-from vabal.pools.files import readable
+from vabal.pools.reading import readable
 from vabal.promotion.record import Entry, read_record
 from vabal.rounds import tables
 from vabal.rounds.manifests import Manifest

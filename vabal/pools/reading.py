@@ -1,0 +1,89 @@
+"""The pools' files read as Arrow has them: all that short commands need, for pandas takes half a second to load.
+
+Who makes an array of Python's objects (`pa.array`, `pa.scalar`, `empty_table`) has pyarrow load pandas: it is not done.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vabal.errors import UserError
+from vabal.pools.class_names import Classes, classes_after
+from vabal.pools.tables import CLASSES_FILE, MEND, OPTIONAL, SCHEMAS, SPARSE, TABLE_FILES
+
+
+@contextmanager
+def readable(path: Path, mend: str) -> Iterator[None]:
+    """For reading the parquet file within: raises UserError, ending in what to do, if it is missing or damaged."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {mend}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({one_line(error)}); {mend}") from None
+
+
+def read_arrow(path: Path, schema: pa.Schema, mend: str = MEND) -> pa.Table:
+    """The table that `files.write_table` wrote, with the schema's types. Raises UserError if the file is missing,
+    damaged, or holds other columns.
+
+    `mend` ends the message: what to do about it.
+    """
+    with readable(path, mend):
+        table = pq.ParquetFile(path).read()
+    for name in OPTIONAL:
+        if name in schema.names and name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
+    missing = [name for name in schema.names if name not in table.column_names]
+    extra = [name for name in table.column_names if name not in schema.names]
+    if missing or extra:
+        found = [f"column {name} is missing" for name in missing] + [f"unknown column {name}" for name in extra]
+        raise UserError(f"{path}: {', '.join(found)}; {mend}")
+    try:
+        typed = table.select(schema.names).cast(pa.schema([field.with_nullable(True) for field in schema]))
+        for field in schema:
+            if not field.nullable and typed.column(field.name).null_count:
+                raise ValueError(f"column {field.name} holds nulls")
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"{path}: wrong types ({one_line(error)}); {mend}") from None
+    return typed
+
+
+def read_one_arrow(data: Path, name: str) -> pa.Table:
+    """One table of the pools in the folder `data`."""
+    path = data / TABLE_FILES[name]
+    if name in SPARSE and not path.exists():
+        return pa.Table.from_batches([], schema=SCHEMAS[name])
+    return read_arrow(path, SCHEMAS[name])
+
+
+def read_classes(data: Path, round_number: int | None = None) -> Classes:
+    """The classes that a round worked with, by the pools in the folder `data`; None: those of now.
+
+    Raises UserError if their files are missing or damaged.
+    """
+    rows = read_one_arrow(data, "class_events").to_pylist()
+    names = read_names(data / CLASSES_FILE)
+    taken = [row for row in rows if round_number is None or row["round"] <= round_number]
+    return classes_after([(row["action"], row["name"], row["into"]) for row in taken], None if rows else names)
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """The class names of `classes.json`."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {MEND}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({one_line(error)}); {MEND}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: expected a list of class names; {MEND}")
+    return tuple(names)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
