@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import draws, estimate, evidence, growth, junk, vae_step
+from benchmarks import draws, estimate, evidence, gpu, growth, junk, vae_step
 from benchmarks.__main__ import BENCHMARKS, Benchmark, Check, main
 from benchmarks.bookkeeping import Spent, _summary, _watched
 from benchmarks.memory import memory_mb, peak_above
@@ -352,3 +352,17 @@ def test_the_table_of_junk_has_a_line_for_each_row() -> None:
     drawn = junk.table({"source": "digits", "seeds": 2, "asked": 150, "rows": rows}).splitlines()
     assert "junk of 150" in drawn[0]
     assert [line.split() for line in drawn[1:]] == [["random", "7.5", "0.900"], ["default", "0.0", "0.950"]]
+
+
+def test_what_a_gpu_should_reach_runs_on_a_cpu_small_and_is_judged_nowhere_but_on_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["device"], found["precision"]) == ("cpu", "torch.float32")
+    assert {name: found[name]["ok"] for name in gpu.TARGETS} == {"features": None, "round": None, "estimate": None}
+    assert min(found["features"]["share_of_bare"], found["round"]["seconds"], found["estimate"]["share_of_bare"]) > 0
+    capsys.readouterr()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().out.startswith("no GPU that torch can use is here: `--device cpu`")

@@ -2,8 +2,12 @@
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -22,6 +26,8 @@ from vabal.settings.base import BitDepth
 __all__ = ["DecodedShards"]
 
 _FOLDER: Final = "decoded"  # where several machines share what they decoded
+_DECODERS: Final = 8  # threads at most
+_BYTES_WORTH_A_THREAD: Final = 2**13  # of an encoded image; of smaller ones most of the time is Python's, which has one
 
 
 class DecodedShards:
@@ -155,13 +161,17 @@ class DecodedShards:
 
     def _decode_groups(self, file: pq.ParquetFile, shard: str) -> Iterator[np.ndarray]:
         start = 0
-        for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            images = np.empty((count, *self._shape), dtype=np.uint8)
-            for index, (sample_id, data) in enumerate(rows_of(file, range(start, start + count))):
-                images[index] = self._decode(shard, sample_id, data)
-            start += count
-            yield images
+        with ThreadPoolExecutor(min(_DECODERS, len(os.sched_getaffinity(0))), "decoder") as threads:
+            for group in range(file.num_row_groups):
+                about = file.metadata.row_group(group)
+                images = np.empty((about.num_rows, *self._shape), dtype=np.uint8)
+                small = about.total_byte_size < _BYTES_WORTH_A_THREAD * about.num_rows
+                encoded = rows_of(file, range(start, start + about.num_rows))
+                one = partial(self._decode, shard)
+                for index, image in enumerate(starmap(one, encoded) if small else _in_threads(threads, one, encoded)):
+                    images[index] = image
+                start += about.num_rows
+                yield images
 
     def _decode(self, shard: str, sample_id: str, data: bytes) -> np.ndarray:
         try:
@@ -183,6 +193,23 @@ def _rebatch(groups: Iterator[np.ndarray], batch_size: int, shape: tuple[int, ..
             start += batch_size
     if len(rest):
         yield start, rest
+
+
+def _in_threads(
+    threads: ThreadPoolExecutor, decode_one: Callable[[str, bytes], np.ndarray], encoded: Iterable[tuple[str, bytes]]
+) -> Iterator[np.ndarray]:
+    """The images in order, a few of them decoded ahead."""
+    coming: deque[Future[np.ndarray]] = deque()
+    try:
+        for sample_id, data in encoded:
+            coming.append(threads.submit(decode_one, sample_id, data))
+            if len(coming) > 4 * _DECODERS:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        for future in coming:
+            future.cancel()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import io
 import re
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -187,11 +188,36 @@ def thumbnail(data: bytes, side: int, bit_depth: BitDepth = "auto") -> Image.Ima
         return small
 
 
+class _Quiet:
+    """Warnings put aside as long as any thread is within: filters are the process's, and threads that came and went
+    across each other would leave another's behind."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._caught.__exit__(None, None, None)
+
+
+_QUIET: Final = _Quiet()
+
+
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """The opened image. Everything that goes wrong with it inside the block becomes Unreadable."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL warns of odd metadata and many pixels; what matters is checked here
+    with _QUIET:  # PIL warns of odd metadata and many pixels; what matters is checked here
         try:
             with _open(data) as image:
                 yield image

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vabal.errors import UserError
 from vabal.learning import classifier, loss_prediction
+from vabal.learning.device import brought
 from vabal.learning.metrics import Metric
 from vabal.learning.needs import Needs, check_finite
 from vabal.learning.network import ResNetClassifier, SeesImages
@@ -157,11 +158,17 @@ class ImageCommittee(Generic[SomeNetwork]):
 
         Raises UserError if a number is not finite, naming the samples by `sample_ids`, or else by their rows.
         """
-        device = torch.device(device)
+        none = no_answers(self.needs, self.first.config["num_classes"])
+        return joined(none, self.answers(images_N_H_W_K, torch.device(device)), sample_ids)
+
+    def answers(self, images_N_H_W_K: Images, device: torch.device) -> Iterator[dict[str, Tensor]]:
+        """The same columns of one piece of the batch behind the other, still on `device`."""
         for network in (self.first, *self.networks.values()):
             place(network, device).eval()
-        answers = map(self._columns, pieces(images_N_H_W_K, self.first, device))
-        return joined(no_answers(self.needs, self.first.config["num_classes"]), answers, sample_ids)
+        for images_P_K_H_W in pieces(images_N_H_W_K, self.first, device):
+            with torch.inference_mode():
+                answer = self._columns(images_P_K_H_W)
+            yield answer
 
     def _columns(self, images_P_K_H_W: Tensor) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}
@@ -244,6 +251,7 @@ class DropoutPasses:
     def __init__(self, network: ResNetClassifier, passes: int, *, seed: int, device: torch.device) -> None:
         self.network, self.passes, self.seed, self.device = network, passes, seed, device
         self._packed: dict[tuple[int, ...], NDArray[np.uint8]] = {}
+        self._sent: dict[tuple[int, ...], Tensor] = {}  # to a GPU, whole
 
     def logits(self, images_P_K_H_W: Tensor) -> Iterator[Tensor]:
         """Yields logits_S_P_C until all T passes were made, S at once."""
@@ -297,8 +305,13 @@ class DropoutPasses:
             drawn = (torch.rand(shape, generator=generator) >= dropout for _ in range(self.passes))
             in_order = (kept_K_H_W.permute(1, 2, 0) if last else kept_K_H_W for kept_K_H_W in drawn)
             self._packed[key] = np.stack([np.packbits(kept.numpy()) for kept in in_order])
-        bits_S_B = np.unpackbits(self._packed[key][passes], axis=1, count=channels * height * width)
-        kept_S_B = torch.from_numpy(bits_S_B).view(torch.bool).to(self.device)
+        numbers = channels * height * width
+        if self.device.type == "cpu":
+            kept_S_B = _bools(self._packed[key][passes], numbers)
+        else:
+            if key not in self._sent:
+                self._sent[key] = _bools(self._packed[key], numbers).to(self.device)
+            kept_S_B = self._sent[key][passes]
         in_memory = (height, width, channels) if last else shape
         kept_S_K_H_W: Tensor = kept_S_B.unflatten(1, in_memory)
         return kept_S_K_H_W.permute(0, 3, 1, 2) if last else kept_S_K_H_W
@@ -306,6 +319,10 @@ class DropoutPasses:
     def _scales(self, index: int, maps: Tensor, passes: slice) -> Tensor:
         scale_S_K_H_W: Tensor = self._kept(index, tuple(maps.shape[1:]), passes).to(maps.dtype)
         return scale_S_K_H_W.div_(1 - self.network.config["dropout"])
+
+
+def _bools(packed_S_B: NDArray[np.uint8], numbers: int) -> Tensor:
+    return torch.from_numpy(np.unpackbits(packed_S_B, axis=1, count=numbers)).view(torch.bool)
 
 
 def _by_pass(values_M: Tensor, samples: int) -> Tensor:
@@ -320,13 +337,39 @@ def joined(
     sample_ids: Sequence[Any] | NDArray[Any] | None,
 ) -> dict[str, NDArray[Any]]:
     """The columns of all pieces, behind those of no samples. Raises UserError if a number is not finite."""
-    parts = [none]
-    with torch.inference_mode():
-        parts += [{name: values.cpu().numpy() for name, values in answer.items()} for answer in answers]
+    parts = [none, *(part for _, part in _brought((0, answer) for answer in answers))]
     whole = {name: np.concatenate([part[name] for part in parts]) for name in none}
     for name, values in whole.items():
         check_finite(name, values, [f"row {row}" for row in range(len(values))] if sample_ids is None else sample_ids)
     return whole
+
+
+class Answers(Protocol):
+    """Scoring networks of any kind, as `described` asks them."""
+
+    def answers(self, inputs_N: Any, device: torch.device) -> Iterator[dict[str, Tensor]]: ...
+
+
+def described(
+    networks: Answers, batches: Iterable[tuple[int, Any]], device: torch.device, sample_ids: NDArray[Any]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """What the networks say of batches (first row, inputs) of rows, some rows at a time: a GPU is asked on while their
+    columns are on their way. Raises UserError if a number is not finite."""
+    row = 0
+    for start, part in _brought(
+        (start, answer) for start, batch in batches for answer in networks.answers(batch, device)
+    ):
+        row = max(row, start)
+        for name, values in part.items():
+            check_finite(name, values, sample_ids[row : row + len(values)])
+        yield part
+        row += len(next(iter(part.values())))
+
+
+def _brought(answers: Iterable[tuple[int, dict[str, Tensor]]]) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+    told = (((start, tuple(answer)), tuple(answer.values())) for start, answer in answers)
+    for (start, names), arrays in brought(told):
+        yield start, dict(zip(names, arrays, strict=True))
 
 
 def statistics(answers: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ from vabal.images import DecodedShards
 from vabal.images.rows import RowWriter, read_rows, row_batches
 from vabal.learning import backbones, network
 from vabal.learning.backbones import Backbone, Layer
+from vabal.learning.device import brought, sent
 from vabal.learning.needs import check_finite
 from vabal.learning.probe import Embedded
 from vabal.settings.learners import BackboneSettings
@@ -115,18 +116,33 @@ class Embedder:
         self, images_N_H_W_K: NDArray[np.uint8], sample_ids: Sequence[str] | NDArray[Any] | None = None
     ) -> NDArray[np.float32]:
         """embeddings_N_E. Raises UserError naming the images of which a number is not finite."""
+        parts = [
+            np.zeros((0, self.embedded.width), dtype=np.float32),
+            *self._embedded([(0, images_N_H_W_K)], sample_ids),
+        ]
+        return np.concatenate(parts)
+
+    def _embedded(
+        self, batches: Batches, sample_ids: Sequence[str] | NDArray[Any] | None
+    ) -> Iterator[NDArray[np.float32]]:
+        """embeddings_P_E, a piece of a batch behind the other: a GPU is asked on while they are on their way."""
+        for row, (embeddings_P_E,) in brought(self._answers(batches)):
+            rows = range(row, row + len(embeddings_P_E))
+            names = [f"row {place}" for place in rows] if sample_ids is None else sample_ids[rows.start : rows.stop]
+            check_finite("what the backbone says", embeddings_P_E, names, "backbone.weights")
+            yield embeddings_P_E
+
+    def _answers(self, batches: Batches) -> Iterator[tuple[int, tuple[torch.Tensor]]]:
         views = {self.settings.views} if isinstance(self.settings.views, str) else set(self.settings.views)
         most = max({"plain": 1, "mirrored": 2, "turned": 8}[seen_as] for seen_as in views)
         pixels = most * max(layer.size for layer in self.embedded.layers) ** 2
         step = max(1, _PIXELS_A_PIECE // pixels) if self.device.type == "cpu" else 256
-        parts = [np.zeros((0, self.embedded.width), dtype=np.float32)]
-        with torch.inference_mode():
-            for start in range(0, len(images_N_H_W_K), step):
-                images = torch.from_numpy(np.array(images_N_H_W_K[start : start + step])).permute(0, 3, 1, 2)
-                parts.append(self.backbone(images.to(self.device)).float().cpu().numpy())
-        embeddings_N_E = np.concatenate(parts)
-        check_finite("what the backbone says", embeddings_N_E, sample_ids, "backbone.weights")
-        return embeddings_N_E
+        for start, images_N_H_W_K in batches:
+            for first in range(0, len(images_N_H_W_K), step):
+                images = sent(torch.from_numpy(np.array(images_N_H_W_K[first : first + step])), self.device)
+                with torch.inference_mode():
+                    embeddings_P_E = self.backbone(images.permute(0, 3, 1, 2)).float()
+                yield start + first, (embeddings_P_E,)
 
     def kept(
         self, name: str, rows: int, batches: Callable[[], Batches], sample_ids: NDArray[Any] | None = None
@@ -142,9 +158,8 @@ class Embedder:
                 temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                 try:
                     with RowWriter(temporary, rows, self.embedded.width) as writer:
-                        for start, images in batches():
-                            names = None if sample_ids is None else sample_ids[start : start + len(images)]
-                            writer.append(self.embed(images, names))
+                        for embeddings_P_E in self._embedded(batches(), sample_ids):
+                            writer.append(embeddings_P_E)
                     sync_file(temporary)
                     if self.shared is not None:
                         self.shared.publish(f"{_FOLDER}/{path.name}", temporary)

@@ -137,11 +137,17 @@ class HeadCommittee:
         sample_ids: Sequence[Any] | NDArray[Any] | None = None,
     ) -> dict[str, NDArray[Any]]:
         """The columns of `committee.Committee.columns`, for a batch of embeddings, in its order."""
-        place = torch.device(device)
+        none = no_answers(self.needs, self.first.config["num_classes"])
+        return joined(none, self.answers(embeddings_N_E, torch.device(device)), sample_ids)
+
+    def answers(self, embeddings_N_E: NDArray[np.float32], device: torch.device) -> Iterator[dict[str, Tensor]]:
+        """The same columns of one piece of the batch behind the other, still on `device`."""
         for network in (self.first, *self.heads.values()):
-            network.to(place).eval()
-        answers = map(self._columns, pieces(embeddings_N_E, self.first, place))
-        return joined(no_answers(self.needs, self.first.config["num_classes"]), answers, sample_ids)
+            network.to(device).eval()
+        for embeddings_P_E in pieces(embeddings_N_E, self.first, device):
+            with torch.inference_mode():
+                answer = self._columns(embeddings_P_E)
+            yield answer
 
     def _columns(self, embeddings_P_E: Tensor) -> dict[str, Tensor]:
         features_P_D, logits_P_C = self.first.stages(embeddings_P_E)

@@ -241,11 +241,13 @@ class Learner:
     def committee_columns(
         self, networks: ScoringNetworks, batches: Batches, sample_ids: NDArray[Any]
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """What the scoring networks say of the classifier's inputs, batch by batch."""
-        for start, inputs in batches:
-            ids = sample_ids[start : start + len(inputs)]
+        """What the scoring networks say of the classifier's inputs, some rows at a time."""
+        described = committee.described(networks, batches, self.device, sample_ids)
+        while True:
             with self.multiplying():
-                said = networks.columns(inputs, device=self.device, sample_ids=ids)
+                said = next(described, None)
+            if said is None:
+                return
             yield said
 
     def class_terms(

@@ -2,10 +2,13 @@ import csv
 import importlib.metadata
 import io
 import struct
+import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -344,7 +347,41 @@ def test_shards_are_found_in_several_folders(tmp_path: Path) -> None:
     assert (next(iter(shards.batches("ingest-0000", 9)))[1] == expected(5)[3:]).all()
 
 
-def test_an_image_of_a_shard_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+def test_large_images_are_decoded_by_several_threads_and_small_ones_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards_in(tmp_path)
+    threads = set()
+
+    def watched(*asked: Any, **how: Any) -> np.ndarray:
+        threads.add(threading.current_thread().name.partition("_")[0])
+        return decoding.decode(*asked, **how)
+
+    monkeypatch.setattr(decoded, "decode", watched)
+    for bytes_worth, names in ((2**13, {"MainThread"}), (0, {"decoder"})):
+        threads.clear()
+        monkeypatch.setattr(decoded, "_BYTES_WORTH_A_THREAD", bytes_worth)
+        assert (everything(DecodedShards(tmp_path, tmp_path / f"cache-{bytes_worth}", 8, 1), 3) == expected(10)).all()
+        assert threads == names
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decoder")]
+
+
+def test_warnings_are_as_before_when_threads_that_put_them_aside_leave_across_each_other() -> None:
+    before = list(warnings.filters)
+    quiet = decoding._Quiet()
+    quiet.__enter__()  # one thread
+    quiet.__enter__()  # another
+    quiet.__exit__()
+    assert warnings.filters[0][0] == "ignore"
+    quiet.__exit__()
+    assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize("bytes_worth", [0, 2**13])
+def test_an_image_of_a_shard_that_cannot_be_decoded_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_worth: int
+) -> None:
+    monkeypatch.setattr(decoded, "_BYTES_WORTH_A_THREAD", bytes_worth)
     items = [*numbered(2), ("broken-one", b"no image at all")]
     images.write_shards(items, tmp_path / "images", settings=PoolSettings(), name_prefix="pool")
     shards = DecodedShards(tmp_path, tmp_path / "cache", 8, 1)

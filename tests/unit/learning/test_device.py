@@ -8,7 +8,9 @@ import torch
 
 from tests.support.crossings import ELSEWHERE, Crossings
 from tests.support.small_networks import random_images, small_network
-from vabal.learning import classifier, device, features, recipe
+from vabal.errors import UserError
+from vabal.learning import classifier, committee, device, features, recipe
+from vabal.learning.needs import Needs
 from vabal.settings.learners import ClassifierSettings
 from vabal.settings.models import Params
 
@@ -80,6 +82,22 @@ def test_features_and_predictions_read_no_number_however_many_batches_there_are(
         assert len(list(features.describe(network, batches(6)))) == 6
         assert len(classifier.predict(network, (images for _, images in batches(6)))) == 24
     assert (counted.reads, counted.copies) == (0, 0)
+
+
+def test_a_committee_is_asked_piece_by_piece_and_says_what_it_says_of_a_batch_by_itself() -> None:
+    first = small_network()
+    networks = committee.build(Needs(members=3), first.config, first=first, seed=0)
+    names = np.array([f"s{row}" for row in range(24)])
+    with Crossings() as counted:
+        parts = list(committee.described(networks, batches(6), CPU, names))
+    assert (counted.reads, counted.copies) == (0, 0)
+    for (_, images), part in zip(batches(6), parts, strict=True):
+        alone = networks.columns(images)
+        assert all(np.array_equal(part[name], alone[name]) for name in alone)
+    with torch.no_grad():
+        networks.networks["member1"].classifier.bias.fill_(torch.nan)
+    with pytest.raises(UserError, match="not finite for s0, s1, s2, s3:"):
+        next(committee.described(networks, batches(6), CPU, names))
 
 
 def test_answers_come_in_order_and_each_before_the_next_is_asked_for_on_a_cpu() -> None:
