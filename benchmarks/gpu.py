@@ -28,7 +28,7 @@ from vabal.learning.recipe import pieces, place
 from vabal.probabilities import estimate_likelihood, products_of
 from vabal.settings import params
 
-SIZE, CHANNELS, CLASSES = 32, 3, 10
+SIZE, CHANNELS, CLASSES, DRAWS = 32, 3, 10, 10
 
 
 class Sizes(NamedTuple):
@@ -116,7 +116,7 @@ def _round(device: torch.device, sizes: Sizes) -> dict[str, float]:
         holdout_M=np.arange(total, total + 2),
         initial_L=np.arange(sizes.labeled),
     )
-    settings = {
+    settings: dict[str, Any] = {
         "method": {"preset": "paper"},
         "images": {"size": SIZE, "channels": CHANNELS},
         "classifier": {"width": sizes.width, "epochs": sizes.epochs, "crop_padding": 4, "horizontal_flip": True},
@@ -140,10 +140,10 @@ def _estimate(device: torch.device, sizes: Sizes) -> dict[str, Any]:
     widths = tuple(sizes.width * 2**stage for stage in range(4))
     vae = vaes.build(widths, CLASSES, seed=0).to(device).eval()
     features_N_D = torch.from_numpy(np.maximum(numbers.normal(size=(sizes.rows, sum(widths))), 0)).float().to(device)
-    asked = {"draws": 10, "sampling": "independent", "products": "auto"}
+    asked = {"draws": DRAWS, "sampling": "independent", "products": "auto"}
     kind = products_of("auto", device)
     layers, hidden = vae.settings.hidden_layers, vae.settings.hidden_width
-    tile = min(2**21, sizes.rows * asked["draws"] * CLASSES)
+    tile = min(2**21, sizes.rows * DRAWS * CLASSES)
     values, weights = (torch.randn(rows, hidden, device=device, dtype=kind) for rows in (tile, hidden))
 
     def ours() -> None:
@@ -152,7 +152,7 @@ def _estimate(device: torch.device, sizes: Sizes) -> dict[str, Any]:
                 pass
 
     def bare() -> None:
-        for _ in range(layers * -(-sizes.rows * asked["draws"] * CLASSES // tile)):  # hidden ones but one, and the last
+        for _ in range(layers * -(-sizes.rows * DRAWS * CLASSES // tile)):  # hidden ones but one, and the last
             torch.mm(values, weights)
 
     taken = _in_turn(device, sizes.repeats, ours=ours, bare=bare)
