@@ -19,6 +19,7 @@ UV := .uv/bin/uv
 TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/rules
 SPREAD = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 export PYTHONHASHSEED := 0
+unexport PYTHONDONTWRITEBYTECODE  # tests start hundreds of processes: each would compile our modules anew
 
 .PHONY: help setup demo test coverage test-lowest check types rules bench faults mutants test-studio test-team lock outdated clean
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from running import RunningStack
-from workspaces import Said, TwoNights, call, change_settings, digests, run, write_labels
+from workspaces import Said, TwoNights, call, change_settings, digests, done, run, write_labels
 
 from tests.support.repositories import git
 
@@ -198,3 +198,14 @@ def test_init_with_s3_down_or_refusing_leaves_an_empty_folder(stack: RunningStac
         said = call(tmp_path, "init", "--source", "digits", environment=os.environ | environment)
         assert expected in refused(said)
         assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_a_round_of_an_older_checkout_ends_before_anything_is_trained(nights: TwoNights, tmp_path: Path) -> None:
+    root = nights.copy(tmp_path / "copy")
+    done(call(root, "checkout", "1"))
+    stages = sorted((root / ".vabal" / "stages").glob("*/*"))
+    said = run(root, "round")
+    assert said.code == 1
+    way = "the newest is round 2: `vabal checkout newest` goes back to the branch"
+    assert said.err.splitlines()[-1] == f"vabal: {root} is a checkout of round 1, {way}"
+    assert sorted((root / ".vabal" / "stages").glob("*/*")) == stages

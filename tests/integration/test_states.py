@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import small_nights as small
 from small_nights import asked
-from workspaces import TwoNights, call, done, run
+from workspaces import call, done
 
 from tests.support.repositories import git
 from vabal import audit, pools, rounds
@@ -112,17 +112,6 @@ def test_going_on_from_a_published_round_still_keeps_what_was_edited_by_hand(fol
     assert said.err.startswith("vabal: data/ was edited by hand: data/classes.json, ")
     done(call(place.root, "checkout", "--force"))
     newest(place)
-
-
-def test_a_round_of_an_older_checkout_ends_before_anything_is_trained(nights: TwoNights, tmp_path: Path) -> None:
-    root = nights.copy(tmp_path / "copy")
-    done(call(root, "checkout", "1"))
-    stages = sorted((root / ".vabal" / "stages").glob("*/*"))
-    said = run(root, "round")
-    assert said.code == 1
-    way = "the newest is round 2: `vabal checkout newest` goes back to the branch"
-    assert said.err.splitlines()[-1] == f"vabal: {root} is a checkout of round 1, {way}"
-    assert sorted((root / ".vabal" / "stages").glob("*/*")) == stages
 
 
 # -- nothing to measure, hardly anything to learn from ------------------------------------------------------------

@@ -49,6 +49,8 @@ class Nursery:
         kept = dict(os.environ if environment is None else environment)
         if kind == "dvc":  # nothing of ours runs there: not measured
             kept = {name: value for name, value in kept.items() if not name.startswith(("COVERAGE", "COV_"))}
+        elif _dvc_nurseries:
+            kept[DVC_SOCKET] = _dvc_nurseries[-1]()
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -110,6 +112,10 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return content
 
 
+# Where the one of DVC listens. Not told by `os.environ`: whoever puts that back after a command would lose it.
+_dvc_nurseries: list[Callable[[], str]] = []
+
+
 @contextlib.contextmanager
 def dvc_nursery() -> Iterator[None]:
     """DVC's commands run in children of a nursery, started at the first one, here and in other nurseries' children."""
@@ -118,11 +124,12 @@ def dvc_nursery() -> Iterator[None]:
     def address() -> str:
         if not started:
             started.append(Nursery("dvc"))
-            os.environ[DVC_SOCKET] = started[0].address
         return started[0].address
 
     _use_for_dvc(address)
+    _dvc_nurseries.append(address)
     yield
+    _dvc_nurseries.remove(address)
     dvc_process.DvcProcess = real  # type: ignore[misc]
     for nursery in started:
         nursery.close()

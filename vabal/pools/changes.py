@@ -41,6 +41,8 @@ def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int | np.ndar
     A label under an earlier name of its class counts as today's; the history keeps what was said.
     Raises UserError if a label is no name of a class.
     """
+    if events.empty:
+        return pools, IntakeReport()
     incoming = typed(events, EVENTS)
     known = among(incoming["sample_id"], pools.catalog["sample_id"])
     unknown = tuple(dict.fromkeys(incoming.loc[~known, "sample_id"]))
