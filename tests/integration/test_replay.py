@@ -54,7 +54,7 @@ def test_another_installed_version_is_named_first(clone: Path, monkeypatch: pyte
     monkeypatch.setattr("vabal.audit.replay.code_version", lambda: "9.9.9+000000000000")
     again = ask(clone, "replay", "2")
     assert again["versions"][0].startswith("code is 9.9.9+000000000000 here, the round had 0.")
-    assert call(clone, "replay", "2").out.startswith("another version: code 9.9.9+000000000000 is installed")
+    assert call(clone, "replay", "2").out.startswith("another version: code is 9.9.9+000000000000 here")
     assert again["identical"]
 
 
