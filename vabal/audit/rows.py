@@ -26,14 +26,23 @@ def rows_of(path: Path, sample_id: str) -> list[dict[str, Any]]:
     return rows
 
 
-def row_of(path: Path, sample_id: str, columns: Sequence[str], names: Sequence[str] = ()) -> dict[str, Any] | None:
-    """The sample's first row of a table, as far as the table has these columns; None where there is none.
+def row_of(
+    path: Path,
+    sample_id: str,
+    columns: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    names: Sequence[str] = (),
+) -> dict[str, Any] | None:
+    """These columns of the sample's first row of a table, and those of `optional` that it has; None without a row.
 
-    Nothing behind the row is read, of its row group neither. `names` are columns of few names.
+    Nothing behind the row is read, of its row group neither. `names` are columns of few names. Raises UserError if the
+    file is missing or damaged, or lacks a column.
     """
     with readable(path, BRING_BACK):
         file = pq.ParquetFile(path, read_dictionary=list(names))
-        there = [name for name in columns if name in file.schema_arrow.names]
+        _require(file, columns)
+        there = [*columns, *(name for name in optional if name in file.schema_arrow.names)]
         for group in _groups(file, sample_id):
             place = _place(file, group, sample_id)
             if place is not None:
@@ -42,11 +51,18 @@ def row_of(path: Path, sample_id: str, columns: Sequence[str], names: Sequence[s
     return None
 
 
+def _require(file: pq.ParquetFile, columns: Sequence[str]) -> None:
+    missing = [name for name in columns if name not in file.schema_arrow.names]
+    if missing:
+        raise pa.ArrowInvalid(f"column {', '.join(missing)} is missing")
+
+
 def _groups(file: pq.ParquetFile, sample_id: str) -> list[int]:
     """The row groups that may hold the sample: not those whose ids, by their statistics, lie all before or all behind.
 
     Where rows stand in the order of their ids, that is one at most.
     """
+    _require(file, ["sample_id"])
     column = file.schema_arrow.get_field_index("sample_id")
     metadata = file.metadata
     return [

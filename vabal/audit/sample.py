@@ -13,7 +13,7 @@ from vabal.audit.rows import row_of, rows_of
 from vabal.errors import UserError
 from vabal.pools.class_names import in_words
 from vabal.pools.reading import read_classes, read_one_arrow
-from vabal.pools.tables import SCHEMAS
+from vabal.pools.tables import OPTIONAL, SCHEMAS
 from vabal.rounds import tables
 from vabal.rounds.manifests import manifest_numbers, round_folder
 
@@ -33,24 +33,20 @@ def history(data: Path, sample_id: str, inbox: Path | None = None) -> dict[str, 
     labels = _label_history(data, sample_id)
     changes = _class_history(data, {event["label"] for event in labels})
     events = [added, *changes, *labels, *_candidacies(data, sample_id), *_asked_again(data, sample_id)]
-    order = {
-        "added": 0,
-        "class": 1,
-        "candidate": 3,
-        "requested": 4,
-        "asked again": 4,
-    }  # else what was said of its label
-    events.sort(
-        key=lambda event: (event["round"], order.get(event["what"], 2))
-    )  # stable: label events keep their order
+    # 2 is what was said of its label, in the order in which it was said.
+    order = {"added": 0, "class": 1, "candidate": 3, "requested": 4, "asked again": 4}
+    events.sort(key=lambda event: (event["round"], order.get(event["what"], 2)))
     return {**row, **_state(data, sample_id), "events": events, "waiting": _waiting(inbox, sample_id)}
 
 
 def catalog_row(data: Path, sample_id: str, inbox: Path | None = None) -> dict[str, Any]:
     """Of the sample with this id or blind name. Raises UserError if the catalog does not know it, or `inbox` has it
     yet."""
-    path, columns = data / "catalog.parquet", SCHEMAS["catalog"].names
-    found = row_of(path, sample_id, columns) or row_of(path, _meant(data, sample_id), columns)
+    path = data / "catalog.parquet"
+    columns = [name for name in SCHEMAS["catalog"].names if name not in OPTIONAL]
+    found = row_of(path, sample_id, columns, optional=OPTIONAL)
+    if found is None:
+        found = row_of(path, _meant(data, sample_id), columns, optional=OPTIONAL)
     if found is not None:
         return found
     from vabal.labels import arrivals  # noqa: PLC0415 -- pandas
@@ -88,7 +84,7 @@ def _state(data: Path, sample_id: str) -> dict[str, Any]:
         found = row_of(data / f"{state}.parquet", sample_id, ["label"])
         if found is not None:
             return {"state": state, "label": found["label"], "requested_round": None}
-    found = row_of(data / "unlabeled.parquet", sample_id, ["status", "requested_round"], ["status"])
+    found = row_of(data / "unlabeled.parquet", sample_id, ["status", "requested_round"], names=["status"])
     if found is None:
         raise UserError(f"sample {sample_id} is in no pool: `vabal audit --verify` says what is wrong with data/")
     return {"state": found["status"], "label": None, "requested_round": found["requested_round"]}
@@ -143,23 +139,23 @@ def _candidacies(data: Path, sample_id: str) -> list[dict[str, Any]]:
 
     Who was a candidate and was not picked is not looked for among the picks.
     """
-    columns = ["rank", "score", "predicted_class", "vae_class", "log_likelihood", "prior", "precision", "strategy"]
+    told = ["score", "predicted_class", "vae_class", "log_likelihood", "prior", "precision", "strategy"]
     events: list[dict[str, Any]] = []
     for number in manifest_numbers(data):
         folder = round_folder(data, number)
         candidates, selection = folder / tables.CANDIDATES_FILE, folder / tables.SELECTION_FILE
         stood_there = None
         if candidates.exists():
-            stood_there = row_of(candidates, sample_id, columns, tables.OF_FEW_NAMES)
+            stood_there = row_of(candidates, sample_id, ["rank"], optional=told, names=tables.OF_FEW_NAMES)
         if stood_there is not None:
             events.append({"round": number, "what": "candidate", **stood_there})
             if stood_there["rank"] is None:
                 continue
         if selection.exists():
-            picked = row_of(selection, sample_id, ["rank", "probability"])
+            picked = row_of(selection, sample_id, ["rank"], optional=["probability"])
             if picked is not None:
-                told = {"probability": picked.get("probability")}
-                events.append({"round": number, "what": "requested", "rank": picked["rank"], **told})
+                known = {"rank": picked["rank"], "probability": picked.get("probability")}
+                events.append({"round": number, "what": "requested", **known})
     return events
 
 

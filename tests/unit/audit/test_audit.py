@@ -215,6 +215,36 @@ def test_an_unknown_sample_is_refused(kept: Books, question: Callable[[Path, str
 # -- the image itself -------------------------------------------------------------------------------------------
 
 
+READ_FOR_A_SAMPLE = [
+    *("catalog", "label_events", "holdout", "labeled", "unlabeled"),
+    *("rounds/0003/candidates", "rounds/0003/selection"),
+]
+
+
+@pytest.mark.parametrize("name", READ_FOR_A_SAMPLE)
+def test_a_table_without_a_column_or_its_end_is_one_line(books: Books, name: str) -> None:
+    path, sample = books.data / f"{name}.parquet", books.picked(3)[0]
+    whole = pq.read_table(path)
+    pq.write_table(whole.drop_columns(["sample_id"]), path)
+    with pytest.raises(UserError, match=rf"{path.name}.*sample_id is missing"):
+        audit.history(books.data, sample)
+    pq.write_table(whole, path)
+    audit.history(books.data, sample)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=path.name):
+        audit.history(books.data, sample)
+    if path.stem in ("label_events", "holdout", "selection"):
+        with pytest.raises(UserError, match=path.name):
+            audit.rounds(books.data)
+
+
+def test_candidates_without_their_ranks_are_one_line(books: Books) -> None:
+    path = books.data / "rounds" / "0003" / "candidates.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["rank"]), path)
+    with pytest.raises(UserError, match="column rank is missing"):
+        audit.history(books.data, books.picked(3)[0])
+
+
 def test_the_images_own_bytes_are_written_with_the_extension_of_their_format(kept: Books, tmp_path: Path) -> None:
     path = audit.show(kept.data, "s027", tmp_path / "suspicious")
     assert path == tmp_path / "suspicious.png"
