@@ -174,4 +174,4 @@ def test_a_row_behind_many_ids_and_beside_names_is_the_right_one(
     path = tmp_path / "rows.parquet"
     frame.to_parquet(path, row_group_size=60)
     for place in (0, 6, 7, 59, 60, 99):
-        assert rows.row_of(path, f"s{place:03d}", ["label"], ["label"]) == {"label": f"class-{place % 40}"}
+        assert rows.row_of(path, f"s{place:03d}", ["label"], names=["label"]) == {"label": f"class-{place % 40}"}
