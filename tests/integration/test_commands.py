@@ -418,7 +418,7 @@ def test_the_last_labels_are_learned_from_then_there_is_nothing_left_until_new_i
     assert said in learned.out
     assert ask(later, "audit", "--verify")["ok"] is True
     settings.write_text(asking)
-    assert "Published: round 6: 1 picked" in done(run(later, "round", "--strategy", "random")).out
+    assert "Published: round 6: 1 picks" in done(run(later, "round", "--strategy", "random")).out
 
 
 # -- a source without labels --------------------------------------------------------------------------------------
