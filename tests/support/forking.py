@@ -112,6 +112,8 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return content
 
 
+DVC_PROCESS = dvc_process.DvcProcess  # the real one
+
 # Where the one of DVC listens. Not told by `os.environ`: whoever puts that back after a command would lose it.
 _dvc_nurseries: list[Callable[[], str]] = []
 
@@ -119,7 +121,7 @@ _dvc_nurseries: list[Callable[[], str]] = []
 @contextlib.contextmanager
 def dvc_nursery() -> Iterator[None]:
     """DVC's commands run in children of a nursery, started at the first one, here and in other nurseries' children."""
-    real, started = dvc_process.DvcProcess, list[Nursery]()
+    started = list[Nursery]()
 
     def address() -> str:
         if not started:
@@ -130,7 +132,7 @@ def dvc_nursery() -> Iterator[None]:
     _dvc_nurseries.append(address)
     yield
     _dvc_nurseries.remove(address)
-    dvc_process.DvcProcess = real  # type: ignore[misc]
+    dvc_process.DvcProcess = DVC_PROCESS  # type: ignore[misc]
     for nursery in started:
         nursery.close()
 
