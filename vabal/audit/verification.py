@@ -16,7 +16,8 @@ from vabal.audit.findings import Finding, Record, span
 from vabal.audit.manifests import check_manifests
 from vabal.audit.outside import check_outside
 from vabal.audit.places import Outside
-from vabal.audit.replayed import Rounds, check_pools, read_pools
+from vabal.audit.replayed import read_pools
+from vabal.audit.round_checks import Rounds, check_pools
 from vabal.audit.selections import check_promotions, read_selections
 from vabal.audit.shared import among
 from vabal.audit.witnesses import later_rounds

@@ -223,10 +223,8 @@ def cross_fit(
             if report is not None:
                 report(metric._replace(name=f"fold{fold}/{metric.name}"))
         held_out_N = by_id_N[fold_N[by_id_N] == fold]
-        batches = (
-            images_N_H_W_K[held_out_N[start : start + settings.batch_size]]
-            for start in range(0, len(held_out_N), settings.batch_size)
-        )
+        starts = range(0, len(held_out_N), settings.batch_size)
+        batches = (images_N_H_W_K[held_out_N[start : start + settings.batch_size]] for start in starts)
         with multiplying(torch.device(device), precision):
             probabilities_N_C[held_out_N] = predict(network, batches, device)
     return CrossFit(fold_N, probabilities_N_C.argmax(axis=1).astype(np.int32), probabilities_N_C)

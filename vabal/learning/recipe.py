@@ -189,14 +189,18 @@ def run_epoch(
             targets = sent(labels_N[rows], device)
             with multiplying(device, precision):
                 loss, logits_N_C = objective(network, inputs, targets, over)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if largest_gradient is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), largest_gradient)
-            optimizer.step()
+            _step(optimizer, loss, network, largest_gradient)
             loss_sum += loss.detach() * len(rows)
             right += (logits_N_C.argmax(dim=1) == targets).sum()
     return torch.stack([loss_sum, right])
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module, largest_gradient: float | None) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if largest_gradient is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), largest_gradient)
+    optimizer.step()
 
 
 def place(network: AnyNetwork, device: torch.device) -> AnyNetwork:

@@ -51,24 +51,29 @@ def apply_labels(pools: Pools, events: pd.DataFrame, round_number: int | np.ndar
     told = named(taken, Classes.of(pools))
     codes = _codes(told, pools.classes)
     previous, counts = _before_each(pools, told, codes)
-    same = codes == previous
-    report = IntakeReport(
-        received=len(incoming),
-        new=int((counts & (codes >= 0) & (previous < 0)).sum()),
-        repeated=int(same.sum()),
-        corrected=int((counts & (codes >= 0) & (previous >= 0) & ~same).sum()),
-        rejected=int((counts & (codes == _REJECTED_CODE) & ~same).sum()),
-        outdated=int((~counts & ~same).sum()),
-        unknown=unknown,
-    )
+    report = replace(_came_of(codes, previous, counts), received=len(incoming), unknown=unknown)
     if taken.empty:
         return pools, report
     history = taken.assign(round=round_N)
     timed = taken["imported_at"].notna().to_numpy(dtype=bool)
-    deciding = told.assign(round=round_N)[counts & (~same | timed)].drop_duplicates("sample_id", keep="last")
+    deciding = told.assign(round=round_N)[counts & ((codes != previous) | timed)].drop_duplicates(
+        "sample_id", keep="last"
+    )
     changed = _settle(pools, deciding)
     label_events = stack([pools.label_events, history], SCHEMAS["label_events"])
     return replace(changed, label_events=label_events), report
+
+
+def _came_of(codes_N: np.ndarray, previous_N: np.ndarray, counts_N: np.ndarray) -> IntakeReport:
+    """How many labels did what, by the codes of what they say and of what stood before them, and whether they count."""
+    same_N = codes_N == previous_N
+    return IntakeReport(
+        new=int((counts_N & (codes_N >= 0) & (previous_N < 0)).sum()),
+        repeated=int(same_N.sum()),
+        corrected=int((counts_N & (codes_N >= 0) & (previous_N >= 0) & ~same_N).sum()),
+        rejected=int((counts_N & (codes_N == _REJECTED_CODE) & ~same_N).sum()),
+        outdated=int((~counts_N & ~same_N).sum()),
+    )
 
 
 _REJECTED_CODE = -1

@@ -62,13 +62,7 @@ def carry_out(
     with versions.in_one_process():
         place_all(workspace, versions, plan)
         reached("moved")
-        versions.add()
-        reached("added")
-        if push:
-            versions.push()
-        else:
-            versions.defer_push()
-        reached("pushed")
+        _send(versions, reached, push=push)
     _tag(versions, plan, reached)
     if finish:
         finish(plan)
@@ -78,6 +72,16 @@ def carry_out(
     reached("emptied")
     clear(workspace)
     return plan
+
+
+def _send(versions: Versions, reached: Callable[[str], None], *, push: bool) -> None:
+    versions.add()
+    reached("added")
+    if push:
+        versions.push()
+    else:
+        versions.defer_push()
+    reached("pushed")
 
 
 def _tag(versions: Versions, plan: Plan, reached: Callable[[str], None]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.small_books import Books
 from vabal import pools
-from vabal.audit import replayed
+from vabal.audit import replayed, round_checks
 from vabal.audit.chain import read_records
 from vabal.audit.findings import Record
 from vabal.audit.selections import read_selections
@@ -64,7 +64,7 @@ def test_there_are_none_where_the_manifest_says_otherwise(books: Books) -> None:
 
 
 def test_leaping_checks_find_what_a_replay_finds(books: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replayed, "_SHORTEST_RUN", 1)
+    monkeypatch.setattr(round_checks, "_SHORTEST_RUN", 1)
     damaged = books.copied(tmp_path)
     path = damaged.data / "label_events.parquet"
     events = pools.read_table(path, pools.SCHEMAS["label_events"])
@@ -72,9 +72,9 @@ def test_leaping_checks_find_what_a_replay_finds(books: Books, tmp_path: Path, m
     for each in (books, damaged):
         alone = verify(each.data, each.tags)
         current, records, selections = parts(each)
-        rounds = replayed.Rounds(each.data, current, records, selections)
-        replayed._own_rounds.cache_clear()
-        shared = list(replayed.check_pools(rounds, 0, partial(map)))
+        rounds = round_checks.Rounds(each.data, current, records, selections)
+        round_checks._own_rounds.cache_clear()
+        shared = list(round_checks.check_pools(rounds, 0, partial(map)))
         assert [finding for finding in alone.findings if finding in shared] == shared
         assert bool(shared) == (each is damaged)
 
@@ -83,19 +83,19 @@ def test_what_a_run_left_otherwise_than_the_manifest_says_is_replayed_from_there
     class Told:
         data = Path()
 
-        def check(self, place: int, since: int) -> replayed.Checked:
-            return replayed.Checked(other=(f"replayed {place} since {since}",))
+        def check(self, place: int, since: int) -> round_checks.Checked:
+            return round_checks.Checked(other=(f"replayed {place} since {since}",))
 
-    said = iter([(True, [replayed.Checked()]), (True, [replayed.Checked(other=("labeled",))]), (True, [])])
+    said = iter([(True, [round_checks.Checked()]), (True, [round_checks.Checked(other=("labeled",))]), (True, [])])
     runs = [range(1), range(1, 2), range(2, 4)]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(replayed, "_in_runs", lambda _: runs)
-        found = [each.other for each in replayed._shared(Told(), 0, range(4), lambda *_: said)]  # type: ignore[arg-type]
+        patched.setattr(round_checks, "_in_runs", lambda _: runs)
+        found = [each.other for each in round_checks._shared(Told(), 0, range(4), lambda *_: said)]  # type: ignore[arg-type]
     assert found == [(), ("labeled",), ("replayed 2 since 0",), ("replayed 3 since 0",)]
 
 
 def test_runs_cover_every_place_once_and_grow_shorter() -> None:
-    runs = list(replayed._in_runs(range(5, 370)))
+    runs = list(round_checks._in_runs(range(5, 370)))
     assert [place for run in runs for place in run] == list(range(5, 370))
     assert [len(run) for run in runs] == sorted((len(run) for run in runs), reverse=True)
     assert len(runs) < 40

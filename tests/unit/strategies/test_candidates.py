@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import scipy.special
 
 from vabal.strategies import Candidates, schema, selection_table
-from vabal.strategies.candidates import COLUMNS, as_parts, concatenate
+from vabal.strategies.candidates import COLUMNS, as_parts, concatenate, softmax
 from vabal.strategies.columns import rows_of_lists
 
 NAMES = ("cat", "dog")
@@ -227,3 +228,14 @@ def test_the_selection_s_table_row_by_row() -> None:
         "precision": 0.6,
         "strategy": "mine",
     }
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_softmax_is_scipys_to_the_bit_and_changes_no_logits(kind: type) -> None:
+    logits_N_C = np.random.default_rng(0).normal(scale=30, size=(2000, 11)).astype(kind)
+    logits_N_C[0], logits_N_C[1], logits_N_C[2, 3] = 0, 700, -np.inf
+    before = logits_N_C.copy()
+    found_N_C = softmax(logits_N_C)
+    assert found_N_C.tobytes() == scipy.special.softmax(logits_N_C.astype(np.float64), axis=1).tobytes()
+    assert logits_N_C.tobytes() == before.tobytes()
+    assert softmax(np.zeros((0, 3), np.float32)).shape == (0, 3)
