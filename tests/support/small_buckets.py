@@ -17,14 +17,19 @@ from vabal.adapters import reading
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """Its address."""
+    """Its address. It begins empty: what earlier servers of this process held is forgotten."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     try:
+        _forget(f"http://{host}:{port}")
         yield f"http://{host}:{port}"
     finally:
         server.stop()
+
+
+def _forget(address: str) -> None:
+    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST"), timeout=60).close()  # noqa: S310
 
 
 @contextmanager
@@ -35,7 +40,7 @@ def a_bucket(address: str, monkeypatch: pytest.MonkeyPatch, kept: Path | None = 
     """
     with monkeypatch.context() as patch:
         use_s3(patch, address)
-        urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST"), timeout=60).close()  # noqa: S310
+        _forget(address)
         patch.setattr(objects, "_open", None)
         patch.setattr(objects, "_opened", None)
         patch.setattr(objects, "_kept", None)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.special
+from numpy.typing import NDArray
 
 from vabal.strategies import Candidates, schema, selection_table
 from vabal.strategies.candidates import COLUMNS, as_parts, concatenate, softmax
@@ -232,7 +233,7 @@ def test_the_selection_s_table_row_by_row() -> None:
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_the_softmax_is_scipys_to_the_bit_and_changes_no_logits(kind: type) -> None:
-    logits_N_C = np.random.default_rng(0).normal(scale=30, size=(2000, 11)).astype(kind)
+    logits_N_C: NDArray[Any] = np.random.default_rng(0).normal(scale=30, size=(2000, 11)).astype(kind)
     logits_N_C[0], logits_N_C[1], logits_N_C[2, 3] = 0, 700, -np.inf
     before = logits_N_C.copy()
     found_N_C = softmax(logits_N_C)
