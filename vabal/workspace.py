@@ -115,6 +115,11 @@ class Workspace:
         return self.state / "weights"
 
     @property
+    def indices(self) -> Path:
+        """Where samples stand in the rounds' tables of candidates: made of these, and again where they are gone."""
+        return self.state / "indices"
+
+    @property
     def bench(self) -> Path:
         """Sources of a benchmark whose images came from the machine that runs it."""
         return self.state / "bench"

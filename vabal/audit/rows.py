@@ -40,7 +40,7 @@ def row_of(
     file is missing or damaged, or lacks a column.
     """
     with readable(path, BRING_BACK):
-        file = pq.ParquetFile(path, read_dictionary=list(names))
+        file = opened(path, names)
         _require(file, columns)
         there = [*columns, *(name for name in optional if name in file.schema_arrow.names)]
         for group in _groups(file, sample_id):
@@ -49,6 +49,13 @@ def row_of(
                 reader = file.iter_batches(place + 1, row_groups=[group], columns=there, use_threads=False)
                 return _row(reader, place)
     return None
+
+
+def opened(path: Path, names: Sequence[str]) -> pq.ParquetFile:
+    """A table whose columns `names`, as far as it has them, are read as dictionaries."""
+    metadata = pq.read_metadata(path)
+    there = [name for name in names if name in metadata.schema.names]
+    return pq.ParquetFile(path, metadata=metadata, read_dictionary=there)
 
 
 def _require(file: pq.ParquetFile, columns: Sequence[str]) -> None:

@@ -4,10 +4,12 @@ Reads tables as Arrow has them: a year of rounds is told in the time that pandas
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from vabal.audit import index
 from vabal.audit.ages import stood
 from vabal.audit.rows import row_of, rows_of
 from vabal.errors import UserError
@@ -18,8 +20,10 @@ from vabal.rounds import tables
 from vabal.rounds.manifests import manifest_numbers, round_folder
 
 
-def history(data: Path, sample_id: str, inbox: Path | None = None) -> dict[str, Any]:
+def history(data: Path, sample_id: str, inbox: Path | None = None, indices: Path | None = None) -> dict[str, Any]:
     """Everything that is recorded of one sample, and with `inbox` the labels of it that no round has taken in yet.
+
+    What rounds said of a candidate comes from their indices in `indices`, where they have one: the same, sooner.
 
     `sample_id`, its catalog row (`shard`, `row`, `sha256`, `width`, `height`, `added_round`), where it is now (`state`:
     labeled, holdout, available, requested or rejected; `label`), `events` in order of rounds: added, changes of its
@@ -32,7 +36,7 @@ def history(data: Path, sample_id: str, inbox: Path | None = None) -> dict[str, 
     added = {"round": row["added_round"], "what": "added", "detail": place}
     labels = _label_history(data, sample_id)
     changes = _class_history(data, {event["label"] for event in labels})
-    events = [added, *changes, *labels, *_candidacies(data, sample_id), *_asked_again(data, sample_id)]
+    events = [added, *changes, *labels, *_candidacies(data, sample_id, indices), *_asked_again(data, sample_id)]
     # 2 is what was said of its label, in the order in which it was said.
     order = {"added": 0, "class": 1, "candidate": 3, "requested": 4, "asked again": 4}
     events.sort(key=lambda event: (event["round"], order.get(event["what"], 2)))
@@ -134,19 +138,16 @@ def _told(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {"when": when, **known, **{key: row[key] for key in ("label", "annotator", "source")}}
 
 
-def _candidacies(data: Path, sample_id: str) -> list[dict[str, Any]]:
+def _candidacies(data: Path, sample_id: str, indices: Path | None) -> list[dict[str, Any]]:
     """The sample's score and rank in every round that could have picked it, and the requests for its label.
 
     Who was a candidate and was not picked is not looked for among the picks.
     """
-    told = ["score", "predicted_class", "vae_class", "log_likelihood", "prior", "precision", "strategy"]
     events: list[dict[str, Any]] = []
     for number in manifest_numbers(data):
         folder = round_folder(data, number)
         candidates, selection = folder / tables.CANDIDATES_FILE, folder / tables.SELECTION_FILE
-        stood_there = None
-        if candidates.exists():
-            stood_there = row_of(candidates, sample_id, ["rank"], optional=told, names=tables.OF_FEW_NAMES)
+        stood_there = _candidacy(data, number, sample_id, indices) if candidates.exists() else None
         if stood_there is not None:
             events.append({"round": number, "what": "candidate", **stood_there})
             if stood_there["rank"] is None:
@@ -157,6 +158,16 @@ def _candidacies(data: Path, sample_id: str) -> list[dict[str, Any]]:
                 known = {"rank": picked["rank"], "probability": picked.get("probability")}
                 events.append({"round": number, "what": "requested", **known})
     return events
+
+
+def _candidacy(data: Path, number: int, sample_id: str, indices: Path | None) -> dict[str, Any] | None:
+    digest = None if indices is None else index.digest_of(data, number)
+    opened = None if indices is None or digest is None else index.Index.of(indices, digest)
+    with suppress(ValueError):  # a damaged index: the table is there
+        if opened is not None:
+            return opened.row(sample_id)
+    path, (rank, *others) = round_folder(data, number) / tables.CANDIDATES_FILE, index.TOLD
+    return row_of(path, sample_id, [rank], optional=others, names=tables.OF_FEW_NAMES)
 
 
 def _asked_again(data: Path, sample_id: str) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def _tell(place: "Workspace", versions: "Versioning", options: AuditOptions) -> 
     # What is read is shown behind the lock: a pager may keep the output open for hours.
     if options.sample is not None:
         with chosen.reading(place):
-            history = ask.history(place.data, options.sample, place.inbox)
+            history = ask.history(place.data, options.sample, place.inbox, place.indices)
         audited.show_history(history, as_json=options.as_json)
     elif options.round is not None and options.why is not None:
         from vabal.audit.why import why

@@ -12,7 +12,7 @@ from vabal.adapters import storage
 from vabal.adapters.versioning import Versioning
 from vabal.errors import UserError
 from vabal.flows.context import tracking_of
-from vabal.flows.report import keep_report
+from vabal.flows.report import keep_indices, keep_report
 from vabal.promotion import registry
 from vabal.promotion.registered import OtherBytes, require_recorded_bytes
 from vabal.rounds import Plan, tag_name, withdrawal, words
@@ -50,6 +50,7 @@ def carry_out(workspace: Workspace, params: Params) -> Plan:
         if plan.after.get("version"):
             _make_challenger(workspace, tracking, plan.after["version"])
         page = keep_report(workspace, plan.round, tracking, get_run_logger().warning)
+        keep_indices(workspace, get_run_logger().warning)
         if plan.after.get("run"):
             tracking.close(plan.after["run"])
         _show_picks(workspace, plan, tracking, page)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vabal import rounds
 from vabal.adapters.orchestration import step_seconds
+from vabal.audit import index
 from vabal.files import write_bytes
 from vabal.workspace import Workspace
 
@@ -45,6 +46,14 @@ def keep_report(
         tell(f"the page of round {number} was not written: {why} (`vabal report {number}` tries again)")
         return None
     return path
+
+
+def keep_indices(workspace: Workspace, tell: Callable[[str], object]) -> None:
+    """For `vabal audit --sample`, of the rounds that lack one; `tell` hears why not."""
+    try:
+        index.keep(workspace.data, workspace.indices)
+    except OSError as error:
+        tell(f"the candidates' index was not kept: {error} (`vabal audit --sample` reads the tables until it is)")
 
 
 def _keep_card(workspace: Workspace, number: int, tracking: "Tracking") -> None:

@@ -18,6 +18,9 @@ from vabal.pools.tables import CLASSES_FILE, MEND, SCHEMAS, SPARSE, TABLE_FILES,
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+_ROW_GROUP = 2**16  # what is unpacked for a sample's row
+
+
 def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None) -> None:
     """Write a parquet file whose bytes follow from the values alone (for one version of pyarrow), whole or not at all.
 
@@ -26,7 +29,7 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None
     """
     arrow = plain(columns_of(table)) if schema is None else without_unused(to_arrow(table, schema))
     sink = pa.BufferOutputStream()
-    pq.write_table(arrow, sink, compression="zstd", store_schema=False, row_group_size=1 << 20)
+    pq.write_table(arrow, sink, compression="zstd", store_schema=False, row_group_size=_ROW_GROUP)
     write_bytes(path, memoryview(sink.getvalue()))
 
 

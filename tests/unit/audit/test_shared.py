@@ -158,6 +158,7 @@ def test_row_groups_that_cannot_hold_a_sample_are_not_read(tmp_path: Path) -> No
     path = tmp_path / "rows.parquet"
     frame.to_parquet(path, row_group_size=10)
     assert rows.rows_of(path, "s055") == [{"sample_id": "s055", "score": 55}]
+    assert rows.row_of(path, "s055", ["score"], names=["own_class"]) == {"score": 55}
     assert rows.row_of(path, "s055", ["score"], optional=["rank"]) == {"score": 55}
     assert (rows.rows_of(path, "s05"), rows.row_of(path, "s05", ["score"])) == ([], None)
     frame.sample(frac=1, random_state=0).to_parquet(path, row_group_size=10, index=False)
