@@ -68,7 +68,7 @@ class Rounds:
             record, digests = self.records[place], pools.digests(step.after, self._known)
             other = [name for name, digest in digests.items() if record.pools_after.get(name) != digest]
             if record.round >= since:
-                for finding in self._of_round(record, step):
+                for finding in self.of_round(record, step):
                     findings.append(finding)
             newest = place == len(self.records) - 1
             now = tuple(self._of_now(digests, step.after)) if newest else ()
@@ -76,7 +76,8 @@ class Rounds:
             return Checked(tuple(findings), ended=one_line(error))
         return Checked(tuple(findings), tuple(other), now)
 
-    def _of_round(self, record: Record, step: Replayed) -> Iterator[Finding]:
+    def of_round(self, record: Record, step: Replayed) -> Iterator[Finding]:
+        """What is found of one round, beside the digests of its pools."""
         from vabal.audit.asked_again import check_again  # noqa: PLC0415 -- loads torch, which the other checks do without
         from vabal.audit.derivation import check_round  # noqa: PLC0415 -- the same
         from vabal.audit.drawn import check_control  # noqa: PLC0415 -- the same
