@@ -52,6 +52,7 @@ class Books:
         shutil.copytree(self.data, root / "data")
         own = copy.copy(self)
         own.root, own.data, own.tags = root, root / "data", dict(self.tags)
+        own.random = copy.deepcopy(self.random)
         return own
 
     # -- rounds ---------------------------------------------------------------------------------------------

@@ -12,15 +12,21 @@ from vabal.audit.why import why
 from vabal.rounds import read_manifest, tables
 
 
-@pytest.fixture
-def books(tmp_path: Path) -> Books:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Books:
     """A round that asks about a disputed image and two suspected labels again, beside an arm of one; and one more."""
-    books = Books(tmp_path).begin(total=60).round("vabal")
+    books = Books(tmp_path_factory.mktemp("made")).begin(total=60).round("vabal")
     one, two = books.picked(1)[:2]
     opinions = [(one, "cat", "ann"), (one, "dog", "bob"), (two, "emu", "ann")]
     books.round("vabal", opinions=opinions, ask_again=0.5, control_share=0.2)
     again = books.asked["sample_id"].tolist()
     return books.round("entropy", opinions=[(again[0], "cat", "eve"), (again[1], "emu", "ann")], ask_again=0.2)
+
+
+@pytest.fixture
+def books(made: Books, tmp_path: Path) -> Books:
+    """A copy of the same, to change."""
+    return made.copied(tmp_path)
 
 
 def asked(books: Books, number: int) -> pd.DataFrame:

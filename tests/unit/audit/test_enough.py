@@ -43,14 +43,28 @@ def test_without_a_rule_nothing_is_looked_at(tmp_path: Path) -> None:
     assert enough.verdict(tmp_path, params.parse({})) is None
 
 
-@pytest.fixture
-def books(tmp_path: Path) -> Books:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Books:
     """Three rounds that ask, and one that does not, though its labels came."""
-    books = Books(tmp_path).begin(total=60, holdout=12)
+    books = Books(tmp_path_factory.mktemp("made")).begin(total=60, holdout=12)
     labels: dict[str, str | None] = {}
     for _ in range(4):
         books.round("entropy", labels=labels, stop=ALWAYS)
         labels = dict.fromkeys(books.picked(books.number), "dog")
+    return books
+
+
+@pytest.fixture
+def books(made: Books, tmp_path: Path) -> Books:
+    """A copy of the same, to go on with."""
+    return made.copied(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def taken_back(made: Books, tmp_path_factory: pytest.TempPathFactory) -> Books:
+    """The same and one more, which asks again without the rule."""
+    books = made.copied(tmp_path_factory.mktemp("taken-back")).round("entropy")
+    assert books.verify().ok
     return books
 
 
@@ -88,10 +102,9 @@ def test_a_round_that_asks_for_nothing_asks_nothing_again_and_the_next_that_asks
 
 @pytest.mark.parametrize(("number", "stop"), [(4, {"stop_rule": "never"}), (3, {"stop_below": 1e-9}), (5, ALWAYS)])
 def test_a_round_that_asks_or_does_not_against_its_rule_is_found(
-    books: Books, number: int, stop: dict[str, Any]
+    taken_back: Books, tmp_path: Path, number: int, stop: dict[str, Any]
 ) -> None:
-    books.round("entropy")
-    assert books.verify().ok
+    books = taken_back.copied(tmp_path)
     settings = read_manifest(books.data, number).settings
     settings["labelling"] |= stop
     forge(books, number, settings=settings)

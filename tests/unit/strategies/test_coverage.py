@@ -42,6 +42,8 @@ def reference(
     def kernel(one: NDArray[Any], other: NDArray[Any]) -> float:
         return math.exp(-float(((one - other) ** 2).sum()) / width)
 
+    alike = [[kernel(one, other) for other in unit] for one in unit]  # looked up below, a thousand times each
+    labelled = [[kernel(one, other) for other in known] for one in unit]
     picked: list[int] = []
     for _ in range(budget):
         gains = {}
@@ -51,8 +53,7 @@ def reference(
                     math.exp(score[n])
                     * max(
                         0.0,
-                        kernel(unit[n], unit[candidate])
-                        - max((kernel(unit[n], other) for other in [*known, *(unit[p] for p in picked)]), default=0.0),
+                        alike[n][candidate] - max([*labelled[n], *(alike[n][other] for other in picked)], default=0.0),
                     )
                     for n in range(len(unit))
                 )
