@@ -5,13 +5,14 @@ L-BFGS there with each axis scaled by what the penalty leaves of it: tens of ste
 hundreds. Axes: L samples, D features, R axes of the samples' span, C classes.
 """
 
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 Numbers = NDArray[np.float64]
 
@@ -19,6 +20,12 @@ _CURVATURE: Final = 0.005  # of a cross entropy along a logit, p (1 - p), of a h
 _LEAST_SHARE: Final = 1e-10  # of the largest axis' variance: below it an axis is rounding
 _TOLERANCE: Final = 1e-2  # of the gradient along scaled axes: posteriors are right to a few thousandths
 _STEPS: Final = 1000
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """What multiplies matrices in this process. To look for it takes as long as a small fit."""
+    return ThreadpoolController()
 
 
 class Rotated(NamedTuple):
@@ -37,7 +44,7 @@ class Rotated(NamedTuple):
 def rotate(features_L_D: Numbers) -> Rotated:
     """The features on the axes along which they vary, of which there are at most as many as samples."""
     samples, features = features_L_D.shape
-    with threadpool_limits(1):
+    with _libraries().limit(limits=1):
         if samples >= features:
             squares_R, axes_D_R = np.linalg.eigh(features_L_D.T @ features_L_D)
             axes_D_R = axes_D_R[:, squares_R > _LEAST_SHARE * squares_R[-1]]
@@ -84,7 +91,7 @@ def fit(
     if start is not None:
         first = np.column_stack([start.weight_C_R / scale_R, start.bias_C])
     options: dict[str, Any] = {"maxiter": _STEPS, "maxfun": 2 * _STEPS, "gtol": _TOLERANCE, "ftol": 0.0, "maxcor": 20}
-    with threadpool_limits(1):
+    with _libraries().limit(limits=1):
         found = minimize(value_and_gradient, first.ravel(), jac=True, method="L-BFGS-B", options=options)
     weight_C_R, bias_C = np.split(found.x.reshape(shape), [len(scale_R)], axis=1)
     return Fitted(weight_C_R * scale_R, bias_C[:, 0])

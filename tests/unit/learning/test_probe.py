@@ -1,14 +1,17 @@
 """The probe: its head against an obvious minimisation, what cross-validation chooses, and what it leaves alone."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import ThreadpoolController
 
 from vabal.errors import UserError
-from vabal.learning import probe
+from vabal.learning import logistic, probe
 from vabal.learning.backbones import Layer
 from vabal.learning.probe import Embedded, LabelledEmbeddings
 from vabal.learning.recipe import stratified_folds
@@ -217,3 +220,26 @@ def test_a_pool_of_one_group_is_judged_sample_by_sample() -> None:
     assert probe.choose(together, EMBEDDED, 3, settings(), seed=0) == probe.choose(
         known, EMBEDDED, 3, settings(), seed=0
     )
+
+
+def test_fits_have_one_thread_and_look_for_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, threads = [], []
+
+    class Watched(ThreadpoolController):
+        def __init__(self) -> None:
+            super().__init__()
+            looked.append(self)
+
+    def watched(*given: Any, **chosen: Any) -> Any:
+        threads.extend(library["num_threads"] for library in Watched.info(looked[0]) if library["user_api"] == "blas")
+        return minimize(*given, **chosen)
+
+    monkeypatch.setattr(logistic, "ThreadpoolController", Watched)
+    monkeypatch.setattr(logistic, "minimize", watched)
+    logistic._libraries.cache_clear()
+    features_L_D, labels_L = np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3
+    for _ in range(3):
+        logistic.fit(logistic.rotate(features_L_D), labels_L, np.ones(30), 3, 1.0)
+    logistic._libraries.cache_clear()
+    assert len(looked) == 1
+    assert set(threads) == {1}

@@ -26,9 +26,10 @@ from vabal.workspace import Workspace
 MODEL = {"name": "vabal-classifier", "version": "1", "sha256": "0" * 64, "files": {}}
 
 
-@pytest.fixture(params=["probe", "scratch"])
-def context(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RoundContext]:
+@pytest.fixture(scope="module", params=["probe", "scratch"])
+def context(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RoundContext]:
     """Sixty labelled images of three greys; ann gives three another label, and eve contradicts her on one of these."""
+    tmp_path = tmp_path_factory.mktemp("asking")
     labels = np.arange(90) % 3
     noise = np.random.default_rng(0).integers(0, 30, (90, 8, 8))
     grey = (labels[:, None, None] * 80 + noise).astype(np.uint8)
@@ -61,8 +62,9 @@ def context(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RoundCon
         yield replace(begun, round=night, intake_key=steps.intake(place, night))
 
 
-def published(context: RoundContext) -> pools.Pools:
-    """The round as it lies in `data/` once it is published."""
+@pytest.fixture(scope="module")
+def after(context: RoundContext) -> pools.Pools:
+    """The pools of its round, which lies in `data/` as it is published: for tests that change nothing there."""
     refs = learned(context)
     now = datetime(2026, 1, 1, 3, tzinfo=UTC)
     _, contents = record.assemble(context, refs, MODEL, mlflow_run="0" * 32, flow_run=None, promotions=None, now=now)
@@ -77,8 +79,9 @@ def published(context: RoundContext) -> pools.Pools:
     return pools.load(context.workspace.data)
 
 
-def test_a_night_asks_again_and_the_audit_derives_what(context: RoundContext, tmp_path: Path) -> None:
-    after = published(context)
+def test_a_night_asks_again_and_the_audit_derives_what(
+    context: RoundContext, after: pools.Pools, tmp_path: Path
+) -> None:
     place = context.workspace
     wrong = after.label_events.loc[after.label_events["annotator"] == "ann", "sample_id"].tolist()
     assert after.asked_again["reason"].tolist() == ["disputed", "suspected", "suspected"]
@@ -96,11 +99,11 @@ def test_a_night_asks_again_and_the_audit_derives_what(context: RoundContext, tm
     assert all(1 / 3 <= guess.score <= 1 for guess in guesses.values() if guess.score is not None)
 
 
+@pytest.mark.usefixtures("after")
 @pytest.mark.parametrize("context", ["probe"], indirect=True)
 def test_a_replay_asks_the_same_again_and_tells_where_it_does_not(
     context: RoundContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    published(context)
     scratch = Workspace(tmp_path / "scratch")
     shutil.copytree(context.workspace.data, scratch.data)
     found = replay(scratch, 1, context.workspace.root)
@@ -116,9 +119,11 @@ def test_a_replay_asks_the_same_again_and_tells_where_it_does_not(
 
 
 @pytest.mark.parametrize("context", ["probe"], indirect=True)
-def test_the_next_night_weighs_people_by_what_the_round_recorded(context: RoundContext) -> None:
-    after = published(context)
-    place, classes = context.workspace, pools.Classes.of(after)
+def test_the_next_night_weighs_people_by_what_the_round_recorded(
+    context: RoundContext, after: pools.Pools, tmp_path: Path
+) -> None:
+    place, classes = Workspace(tmp_path / "next"), pools.Classes.of(after)
+    shutil.copytree(context.workspace.root, place.root, symlinks=True)
     found = believed(place.data, 1, classes)
     assert found is not None
     asked = set(after.unlabeled.loc[after.unlabeled["status"] == pools.REQUESTED, "sample_id"])
