@@ -223,23 +223,22 @@ def test_a_pool_of_one_group_is_judged_sample_by_sample() -> None:
 
 
 def test_fits_have_one_thread_and_look_for_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked, threads = [], []
+    looked: list[Any] = []
+    threads: set[int] = set()
 
-    class Watched(ThreadpoolController):
-        def __init__(self) -> None:
-            super().__init__()
-            looked.append(self)
+    def look() -> Any:
+        looked.append(ThreadpoolController())
+        return looked[-1]
 
     def watched(*given: Any, **chosen: Any) -> Any:
-        threads.extend(library["num_threads"] for library in Watched.info(looked[0]) if library["user_api"] == "blas")
+        threads.update(library["num_threads"] for library in looked[0].info() if library["user_api"] == "blas")
         return minimize(*given, **chosen)
 
-    monkeypatch.setattr(logistic, "ThreadpoolController", Watched)
+    monkeypatch.setattr(logistic, "ThreadpoolController", look)
     monkeypatch.setattr(logistic, "minimize", watched)
     logistic._libraries.cache_clear()
     features_L_D, labels_L = np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3
     for _ in range(3):
         logistic.fit(logistic.rotate(features_L_D), labels_L, np.ones(30), 3, 1.0)
-    logistic._libraries.cache_clear()
     assert len(looked) == 1
-    assert set(threads) == {1}
+    assert threads == {1}
