@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from tests.support.sleeping import die
 from tests.support.small_books import Books, build
 from vabal import audit
 from vabal.audit import rows, shared
@@ -113,10 +114,6 @@ def test_a_past_that_leads_elsewhere_is_found_though_its_files_are_not_read(book
 def test_a_round_that_is_not_there_is_one_line(books: Books) -> None:
     with pytest.raises(UserError, match="--since 7: there is no such round"):
         books.verify(since=7)
-
-
-def die(_: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_worker_that_is_killed_is_one_line() -> None:
