@@ -33,10 +33,11 @@ from workspaces import (
 )
 
 from tests.support.repositories import git
-from vabal import pools
+from vabal import audit, pools
 from vabal.adapters.orchestration import Server
 from vabal.cli import promotion
 from vabal.labels.names import blind_names
+from vabal.workspace import Workspace
 
 # -- the two nights -----------------------------------------------------------------------------------------------
 
@@ -176,6 +177,14 @@ def test_a_corrected_samples_history_keeps_the_label_that_was_wrong(nights: TwoN
     assert ask(nights.root, "audit", "--sample", nights.names["rejected"])["state"] == "rejected"
     assert ask(nights.root, "audit", "--sample", nights.names["open"])["state"] == "requested"
     assert sample in done(call(nights.root, "audit", "--sample", sample)).out
+
+
+def test_nights_keep_indices_of_their_candidates_which_say_what_the_tables_do(nights: TwoNights) -> None:
+    place, sample = Workspace(nights.root), nights.names["open"]
+    assert len(list(place.indices.iterdir())) == 2
+    told, read = (audit.history(place.data, sample, place.inbox, folder) for folder in (place.indices, None))
+    assert told == read
+    assert [event["what"] for event in told["events"]].count("candidate") == 1
 
 
 def test_the_curve_has_a_point_for_each_night(nights: TwoNights) -> None:

@@ -114,9 +114,10 @@ class CandidatesTable:
 
     def _read(self) -> Iterator[tuple[Candidates, pa.RecordBatch]]:
         file = pq.ParquetFile(self.path, read_dictionary=tables.OF_FEW_NAMES)
-        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False):
-            batch.validate(full=True)
-            yield Candidates.from_table(batch, self.classes, margins=self._margins), batch
+        for group in range(file.num_row_groups):  # a batch across two would be copied together
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], use_threads=False):
+                batch.validate(full=True)
+                yield Candidates.from_table(batch, self.classes, margins=self._margins), batch
 
     def shards(self) -> Iterator[Shard]:
         """A pass over what the strategy saw of the candidates."""

@@ -16,7 +16,7 @@ from tests.support.documents import Document
 from tests.support.small_books import Books
 from vabal.audit.curve import curve
 from vabal.errors import UserError
-from vabal.flows.report import keep_report
+from vabal.flows.report import keep_indices, keep_report
 from vabal.images import write_shards
 from vabal.pages import night
 from vabal.pages.blocks import Block, Card, Commands, Fact, Gallery, Group, Pictured, Pictures, Section, Text
@@ -366,6 +366,18 @@ def test_a_page_that_fails_is_told_in_one_line_and_raises_nothing(copied: Worksp
     assert line.endswith("(`vabal report 2` tries again)")
     assert "\n" not in line
     assert not copied.report(2).exists()
+
+
+def test_where_an_index_cannot_be_kept_a_line_says_so(books: Books, tmp_path: Path) -> None:
+    place, told = place_of(books.copied(tmp_path)), list[str]()
+    place.indices.write_bytes(b"a file where the folder should be")
+    keep_indices(place, told.append)
+    [line] = told
+    assert line.startswith("the candidates' index was not kept: ")
+    assert line.endswith("(`vabal audit --sample` reads the tables until it is)")
+    place.indices.unlink()
+    keep_indices(place, told.append)
+    assert (len(told), len(list(place.indices.iterdir()))) == (1, 3)
 
 
 def test_what_control_arm_and_drift_tell_is_logged_and_on_the_page(tmp_path: Path) -> None:
