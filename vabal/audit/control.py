@@ -114,12 +114,12 @@ def arms(data: Path, up_to: int | None = None) -> list[Arm]:
     """
     classes = pools.read_classes(data)
     events = pools.named(pools.read_table(data / "label_events.parquet", pools.SCHEMAS["label_events"]), classes)
-    label_of = pools.standing(events).set_index("sample_id")["label"]
     names, numbers = classes.names, [number for number in manifest_numbers(data) if not up_to or number <= up_to]
     first = {classes.meaning[name] for name in pools.read_classes(data, 0).names}
     rare = _rare(events, [name for name in names if name in first])
-    chosen = [_asked(data, number, label_of, classes.meaning) for number in numbers]
-    with_arm = [table for table in chosen if table["drawn"].any()]
+    with_arm = [
+        table for _, table in _asked(data, numbers, events, classes.meaning).groupby("round") if table["drawn"].any()
+    ]
     each = [_arm(table, names, rare) for table in with_arm]
     return each if len(each) < 2 else [*each, _arm(pd.concat(with_arm), names, rare)]
 
@@ -132,15 +132,23 @@ def by_class(arms: Sequence[Arm]) -> dict[str, Arm]:
     return {f"round{'s' * (len(arm.rounds) > 1)} {arm.name}": arm for arm in chosen}
 
 
-def _asked(data: Path, number: int, label_of: "pd.Series[str]", now: Mapping[str, str]) -> pd.DataFrame:
-    """What a round asked about: round, drawn, predicted_class, and by now answered and label."""
-    path = round_folder(data, number) / tables.SELECTION_FILE
-    table = tables.read_selection(path) if number and path.exists() else tables.unscored([], "none")
+def _asked(data: Path, numbers: Sequence[int], events: pd.DataFrame, now: Mapping[str, str]) -> pd.DataFrame:
+    """What these rounds asked about: round, drawn, predicted_class, and by now answered and label."""
+    asked = [tables.unscored([], "none").assign(round=0)]
+    for number in numbers:
+        path = round_folder(data, number) / tables.SELECTION_FILE
+        if number and path.exists():
+            asked.append(tables.read_selection(path).assign(round=number))
+    columns = ["round", "sample_id", "probability", "predicted_class"]
+    table = pd.concat([part[columns].astype(object) for part in asked], ignore_index=True)
+    # Of all labels, which may be the pool's, only theirs.
+    told = pools.standing(events[pools.among(events["sample_id"], table["sample_id"])])
+    label_of = told.set_index("sample_id")["label"]
     return pd.DataFrame(
         {
-            "round": number,
+            "round": table["round"].astype("int64"),
             "drawn": table["probability"].notna(),
-            "predicted": table["predicted_class"].astype(object).replace(dict(now)),
+            "predicted": table["predicted_class"].replace(dict(now)),
             "answered": table["sample_id"].isin(label_of.index),
             "label": label_of.reindex(table["sample_id"]).to_numpy(dtype=object),
         }

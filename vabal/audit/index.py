@@ -211,7 +211,7 @@ class _Column:
 
 
 def _ids(column: pa.ChunkedArray) -> _Column:
-    return _Column(["sample_id"], np.array([sample_id.encode() for sample_id in column.to_pylist()], dtype=np.bytes_))
+    return _Column(["sample_id"], np.array(column.cast(pa.binary()).to_pylist(), dtype=np.bytes_))
 
 
 def _columns(told: dict[str, pa.Array]) -> Iterator[_Column]:

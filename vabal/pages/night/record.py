@@ -110,8 +110,11 @@ def predictions(data: Path, number: int, under: int | None = None) -> pd.DataFra
     if not set(wanted) <= set(table.columns):
         return None
     table = table[wanted].dropna().astype(object)
-    now = {} if under is None else pools.read_classes(data, under).meaning
-    return table.assign(**{name: table[name].map(lambda old: now.get(old, old)) for name in wanted[1:]})
+    meaning = {} if under is None else pools.read_classes(data, under).meaning
+    changed = {old: new for old, new in meaning.items() if new != old}
+    if not changed:
+        return table
+    return table.assign(**{name: table[name].map(lambda old: changed.get(old, old)) for name in wanted[1:]})
 
 
 def _pools(data: Path, number: int, classes: pools.Classes) -> Pools:
