@@ -3,6 +3,7 @@
 import hashlib
 import io
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,14 @@ def catalog_of(ids: list[str]) -> pd.DataFrame:
 
 def small_pools(*, classes: tuple[str, ...] = ("cat", "dog"), **changes: pd.DataFrame) -> Pools:
     """Classes cat, dog; a labelled cat, b available, c requested in round 1, d a dog of the holdout."""
+    tables = {name: table.copy() for name, table in _unchanged().items()}
+    tables |= {name: pools.typed(table, pools.SCHEMAS[name]) for name, table in changes.items()}
+    return Pools(**tables, classes=classes)
+
+
+@cache
+def _unchanged() -> dict[str, pd.DataFrame]:
+    """Made once: to type five tables takes longer than most that tests do with them."""
     source = {"annotator": "source", "round": 0, "labeled_at": None}
     tables = {
         "catalog": catalog_of(["a", "b", "c", "d"]),
@@ -42,8 +51,7 @@ def small_pools(*, classes: tuple[str, ...] = ("cat", "dog"), **changes: pd.Data
             ]
         ),
     }
-    tables |= changes
-    return Pools(**{name: pools.typed(table, pools.SCHEMAS[name]) for name, table in tables.items()}, classes=classes)
+    return {name: pools.typed(table, pools.SCHEMAS[name]) for name, table in tables.items()}
 
 
 def events_of(*pairs: tuple[str, str | None], annotator: str = "ann") -> pd.DataFrame:
