@@ -19,6 +19,7 @@ from vabal.pools.tables import CLASSES_FILE, MEND, SCHEMAS, SPARSE, TABLE_FILES,
 
 
 _ROW_GROUP = 2**16  # what is unpacked for a sample's row
+_DIFFERENT = ("sample_id", "sha256", "row")
 
 
 def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None) -> None:
@@ -29,7 +30,9 @@ def write_table(table: pd.DataFrame, path: Path, schema: pa.Schema | None = None
     """
     arrow = plain(columns_of(table)) if schema is None else without_unused(to_arrow(table, schema))
     sink = pa.BufferOutputStream()
-    pq.write_table(arrow, sink, compression="zstd", store_schema=False, row_group_size=_ROW_GROUP)
+    # A dictionary of what differs in every row is larger than the rows. Small tables have the bytes they always had.
+    few = len(arrow) <= _ROW_GROUP or [name for name in arrow.column_names if name not in _DIFFERENT]
+    pq.write_table(arrow, sink, compression="zstd", store_schema=False, row_group_size=_ROW_GROUP, use_dictionary=few)
     write_bytes(path, memoryview(sink.getvalue()))
 
 

@@ -34,6 +34,14 @@ def test_tables_are_compressed_in_groups_of_some_ten_thousand_rows(tmp_path: Pat
     assert written.row_group(0).column(0).compression == "ZSTD"
 
 
+def test_large_tables_have_no_dictionary_of_what_is_different_in_every_row(tmp_path: Path) -> None:
+    table = pd.DataFrame({"sample_id": [f"s{number:06d}" for number in range(1 << 17)], "status": "available"})
+    pools.write_table(table, tmp_path / "t.parquet")
+    columns = pq.read_metadata(tmp_path / "t.parquet").row_group(0)
+    assert [columns.column(place).has_dictionary_page for place in (0, 1)] == [False, True]
+    assert (tmp_path / "t.parquet").stat().st_size < len(table)
+
+
 def test_label_events_in_another_order_are_written_again(tmp_path: Path) -> None:
     before = small_pools()
     turned = replace(before, label_events=before.label_events.iloc[::-1].reset_index(drop=True))
