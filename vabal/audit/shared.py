@@ -47,6 +47,8 @@ def among(workers: int) -> Iterator[Each]:
     executor = ProcessPoolExecutor(workers, mp_context=start, initializer=_begin)
     try:
         yield executor.map
+        # Else the interpreter's end may wake a thread that ends at that moment, and says so in a traceback.
+        executor.shutdown(cancel_futures=True)
     except BrokenProcessPool:
         raise UserError(
             "a process of the check died, maybe for lack of memory: nothing is known of the rest; with `--workers 1` "

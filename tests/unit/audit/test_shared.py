@@ -1,5 +1,6 @@
 """The check shared among processes, and begun at a later round: the same findings; what is not looked at is said."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -119,6 +120,12 @@ def test_a_round_that_is_not_there_is_one_line(books: Books) -> None:
 def test_a_worker_that_is_killed_is_one_line() -> None:
     with pytest.raises(UserError, match="a process of the check died"), shared.among(2) as each:
         list(each(die, range(3)))
+
+
+def test_a_check_that_ended_leaves_no_process_behind() -> None:
+    with shared.among(2) as each:
+        assert list(each(abs, range(-3, 1))) == [3, 2, 1, 0]
+    assert multiprocessing.active_children() == []
 
 
 def test_what_is_interrupted_leaves_no_process_behind(tmp_path: Path) -> None:
