@@ -155,9 +155,13 @@ def _unpacked(packed: bytes, size: int) -> bytes:
     return content
 
 
+_NUMBERS: Final = {"rows": "<i4", "crc32": "<u4"}
+
+
 def _head(about: dict[bytes, bytes], blocks: pa.RecordBatch) -> bytes:
     told = [part for name in sorted(about) if name != _HEAD for part in (name, about[name])]
-    numbers = [blocks.column(name).to_numpy().tobytes() for name in ("rows", "crc32")]
+    # Not `to_numpy`, which loads pandas.
+    numbers = [np.array(blocks.column(name).to_pylist(), kind).tobytes() for name, kind in _NUMBERS.items()]
     return str(zlib.crc32(b"".join([*told, *numbers, *blocks.column("first").to_pylist()]))).encode()
 
 

@@ -1,5 +1,7 @@
 """The index of candidates says what their table says, of every sample, and nothing where it cannot be relied on."""
 
+import subprocess
+import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -86,6 +88,16 @@ def test_no_table_is_read_where_an_index_answers(kept: Books, tmp_path: Path, mo
     read.clear()
     audit.history(kept.data, "s006", indices=tmp_path)
     assert tables.CANDIDATES_FILE not in read
+
+
+def test_an_answer_about_an_image_without_labels_loads_no_pandas(kept: Books, tmp_path: Path) -> None:
+    index.keep(kept.data, tmp_path)
+    waiting = kept.pools.unlabeled
+    sample_id = waiting.loc[waiting["status"] == "available", "sample_id"].iloc[0]
+    asks = "import sys, pathlib; from vabal.audit import sample; data, place = map(pathlib.Path, sys.argv[2:]); "
+    asks += "sample.history(data, sys.argv[1], None, place); sys.exit('pandas' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", asks, sample_id, kept.data, tmp_path], check=False)
+    assert told.returncode == 0
 
 
 def test_every_row_of_many_blocks_is_the_tables(tmp_path: Path) -> None:
