@@ -93,7 +93,7 @@ class Index:
                 return None
             about, blocks = reader.schema.metadata, reader.get_batch(0)
             blocks.validate(full=True)
-            return cls(about, blocks) if about[_HEAD] == _head(about, blocks) else None
+            return cls(about, blocks) if about[_HEAD] == _head_checksum(about, blocks) else None
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             return None
 
@@ -104,10 +104,10 @@ class Index:
         if place < 0:
             return None
         rows, packed, crc32 = (self.blocks.column(name)[place].as_py() for name in ("rows", "packed", "crc32"))
-        if _check(packed) != crc32:
+        if _checksum(packed) != crc32:
             raise ValueError("a block of the index is damaged")
         ids, *columns = json.loads(self.about[_COLUMNS])
-        at = _place(_unpacked(packed.pop(0), rows * np.dtype(ids["kind"]).itemsize), ids["kind"], wanted)
+        at = _row_of(_unpacked(packed.pop(0), rows * np.dtype(ids["kind"]).itemsize), ids["kind"], wanted)
         if at is None:
             return None
         row = dict[str, Any]()
@@ -138,7 +138,7 @@ def _path(folder: Path, digest: str) -> Path:
     return folder / f"{digest}.{_FORMAT}.arrow"
 
 
-def _place(content: bytes, kind: str, wanted: bytes) -> int | None:
+def _row_of(content: bytes, kind: str, wanted: bytes) -> int | None:
     by_bytes = np.frombuffer(content, np.uint8).reshape(np.dtype(kind).itemsize, -1)
     ids_N = np.ascontiguousarray(by_bytes.T).view(kind)[:, 0]
     at = int(ids_N.searchsorted(wanted))
@@ -158,14 +158,14 @@ def _unpacked(packed: bytes, size: int) -> bytes:
 _NUMBERS: Final = {"rows": "<i4", "crc32": "<u4"}
 
 
-def _head(about: dict[bytes, bytes], blocks: pa.RecordBatch) -> bytes:
+def _head_checksum(about: dict[bytes, bytes], blocks: pa.RecordBatch) -> bytes:
     told = [part for name in sorted(about) if name != _HEAD for part in (name, about[name])]
     # Not `to_numpy`, which loads pandas.
     numbers = [np.array(blocks.column(name).to_pylist(), kind).tobytes() for name, kind in _NUMBERS.items()]
     return str(zlib.crc32(b"".join([*told, *numbers, *blocks.column("first").to_pylist()]))).encode()
 
 
-def _check(packed: list[bytes]) -> int:
+def _checksum(packed: list[bytes]) -> int:
     return zlib.crc32(b"".join(packed))
 
 
@@ -192,7 +192,7 @@ def _make(table: Path, digest: str, path: Path) -> bool:
         if each.values is not None:
             about[_values_of(each.names)] = "\n".join(json.dumps(value) for value in each.values).encode()
     blocks = pa.RecordBatch.from_pylist(list(_blocks(columns)), schema=_SCHEMA)
-    about[_HEAD] = _head(about, blocks)
+    about[_HEAD] = _head_checksum(about, blocks)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, _SCHEMA.with_metadata(about)) as writer:
         writer.write_batch(blocks)
@@ -261,7 +261,7 @@ def _blocks(columns: list[_Column]) -> Iterator[dict[str, Any]]:
         rows = slice(start, start + _ROWS)
         ids, *others = (_by_bytes(column.numbers_N[rows]) for column in columns)
         packed = [_packed(ids.tobytes()), *(_packed(each.tobytes()) for by_bytes in others for each in by_bytes)]
-        yield {"first": bytes(ids_N[start]), "rows": len(ids_N[rows]), "crc32": _check(packed), "packed": packed}
+        yield {"first": bytes(ids_N[start]), "rows": len(ids_N[rows]), "crc32": _checksum(packed), "packed": packed}
 
 
 def _by_bytes(numbers_N: NDArray[Any]) -> NDArray[np.uint8]:
