@@ -63,7 +63,7 @@ def _predictions(data: Path, manifest: Manifest) -> pd.DataFrame:
 
 def _labels(data: Path, number: int) -> dict[str, int]:
     """Images that it learned from, by class as they were called then."""
-    labeled, now = pools.read(data).labeled, read_classes(data).meaning
+    labeled, now = pools.read_one(data, "labeled"), read_classes(data).meaning
     counts = labeled.loc[labeled["round"] <= number, "label"].value_counts()
     return {name: int(counts.get(now.get(name, name), 0)) for name in read_classes(data, number).names}
 

@@ -55,12 +55,13 @@ def drifts(data: Path, up_to: int | None = None, *, last: bool = False) -> list[
     Raises UserError if a manifest or table is missing or damaged.
     """
     numbers = [number for number in manifest_numbers(data) if number and (up_to is None or number <= up_to)]
+    paths = {number: round_folder(data, number) / tables.DRIFT_FILE for number in (numbers[-1:] if last else numbers)}
+    paths = {number: path for number, path in paths.items() if path.exists()}
+    if not paths:
+        return []
     added = pools.read_one(data, "catalog").set_index("sample_id")["added_round"]
     found = []
-    for number in numbers[-1:] if last else numbers:
-        path = round_folder(data, number) / tables.DRIFT_FILE
-        if not path.exists():
-            continue
+    for number, path in paths.items():
         table = tables.read_drift(path)
         new_N = added.reindex(table.sample_ids).to_numpy() == number
         seed = derive_seed(read_manifest(data, number).seed or 0, number, "drift")

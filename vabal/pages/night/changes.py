@@ -122,8 +122,8 @@ def _balance(night: Night, found: Came, labels: Mapping[str, int]) -> Table:
     """Labels, and what the classifier predicts for the pool, by class."""
     total, pool = sum(labels.values()), sum(night.predicted.values())
     picked = night.picks["predicted_class"].value_counts()
-    held = night.pools.held
-    fresh = pd.Series([label for sample, label in found.new.items() if sample not in held]).value_counts()
+    held_N = pools.among(pd.Series(list(found.new), dtype="str"), night.pools.held).to_numpy()
+    fresh = pd.Series(list(found.new.values()), dtype=object)[~held_N].value_counts()
     rows = []
     for name in night.classes:
         asked = int(picked.get(name, 0))

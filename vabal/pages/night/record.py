@@ -33,7 +33,7 @@ class Pools:
 
     catalog: pd.DataFrame
     events: pd.DataFrame  # up to this round, in the order of their arrival
-    held: frozenset[str]
+    held: "pd.Series[str]"  # the holdout's samples
     standing: "pd.DataFrame"
 
     @property
@@ -118,12 +118,12 @@ def predictions(data: Path, number: int, under: int | None = None) -> pd.DataFra
 
 
 def _pools(data: Path, number: int, classes: pools.Classes) -> Pools:
-    catalog = pools.read_table(data / "catalog.parquet", pools.SCHEMAS["catalog"])
+    catalog = pools.read_one(data, "catalog")
     events = pools.read_one(data, "label_events")
     events = pools.named(events[events["round"] <= number].reset_index(drop=True), classes)
-    held = frozenset(pools.read_table(data / "holdout.parquet", pools.SCHEMAS["holdout"])["sample_id"])
+    held = pools.read_one(data, "holdout")["sample_id"]
     standing = pools.standing(events)
-    standing = standing[~standing["sample_id"].isin(held)].set_index("sample_id")
+    standing = standing[~pools.among(standing["sample_id"], held)].set_index("sample_id")
     return Pools(catalog[catalog["added_round"] <= number].set_index("sample_id", drop=False), events, held, standing)
 
 

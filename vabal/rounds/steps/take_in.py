@@ -126,7 +126,7 @@ def _unmeasured(after: pools.Pools) -> set[str]:
     """Classes without a holdout image that were added later: those of a source were told of when it was read."""
     added = after.class_events.loc[after.class_events["round"] > 0]
     names = pools.named(added.rename(columns={"name": "label"}), pools.Classes.of(after))
-    return set(names.loc[names["action"] == pools.ADD, "label"]) - set(after.holdout["label"].dropna())
+    return set(names.loc[names["action"] == pools.ADD, "label"]) - set(after.holdout["label"].dropna().unique())
 
 
 def _counts(came: pools.IntakeReport) -> dict[str, int]:
