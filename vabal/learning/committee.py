@@ -5,7 +5,6 @@ training beyond it is trained here, on the same labelled pool with the same reci
 Axes: N samples, P samples of a piece, T passes, S of them at once, C classes, K channels, H x W pixels.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -18,15 +17,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from vabal.errors import UserError
 from vabal.learning import classifier, loss_prediction
-from vabal.learning.device import brought
+from vabal.learning.device import brought, derived_seed
+from vabal.learning.dropout_passes import DropoutPasses
 from vabal.learning.metrics import Metric
 from vabal.learning.needs import Needs, check_finite
 from vabal.learning.network import ResNetClassifier, SeesImages
-from vabal.learning.recipe import Images, Objective, memory_format, pieces, place
+from vabal.learning.recipe import Images, Objective, pieces, place
 from vabal.settings.learners import ClassifierSettings
 
 SomeNetwork = TypeVar("SomeNetwork", bound=SeesImages)
@@ -34,9 +33,6 @@ AnyCommittee = TypeVar("AnyCommittee", bound="ImageCommittee[Any]")
 AUXILIARY_LOSSES = ("loss_prediction",)
 DROPOUT = "dropout"
 _ABOUT = "committee.json"
-_PIXELS_AT_ONCE = 2**16  # a channel, of a piece times its passes: what fits a CPU's caches, as in `classifier.pieces`
-_PIXELS_AT_ONCE_ELSEWHERE = 2**20
-_PIXELS_IN_STAGES = 2**13  # of them, on a CPU, go through the stages together: their maps are what passes hold
 
 
 def count(needs: Needs) -> int:
@@ -154,7 +150,7 @@ class ImageCommittee(Generic[SomeNetwork]):
         `predictive_N_C`, `expected_entropy_N` (float64, nats) and `votes_N_C` of the dropout passes or the ensemble;
         `predicted_loss_N` of the auxiliary loss. But for rounding, they depend neither on the pool's order nor on its
         batches. The networks stay as they are, batch-norm statistics included. Time: O(N T) forward passes, or
-        O(N members); memory: one piece of the batch, and the masks of the dropout passes.
+        O(N members); memory: one piece of the batch.
 
         Raises UserError if a number is not finite, naming the samples by `sample_ids`, or else by their rows.
         """
@@ -197,7 +193,7 @@ class ImageCommittee(Generic[SomeNetwork]):
 class Committee(ImageCommittee[ResNetClassifier]):
     """Of networks that learn from random weights."""
 
-    _passes: "DropoutPasses | None" = None
+    _passes: DropoutPasses | None = None
 
     def fit(
         self,
@@ -228,107 +224,11 @@ class Committee(ImageCommittee[ResNetClassifier]):
                 yield metric._replace(name=f"committee/{name}-{metric.name.removeprefix('train/')}")
 
     def _passes_over(self, images_P_K_H_W: Tensor) -> Iterator[Tensor]:
-        """logits_S_P_C of some passes at a time. Folded weights and masks are kept from batch to batch."""
+        """logits_S_P_C of some passes at a time. Their masks are the same from batch to batch."""
         device, network = images_P_K_H_W.device, self.networks[DROPOUT]
         if self._passes is None or self._passes.device != device:
             self._passes = DropoutPasses(network, self.needs.passes, seed=self.seed, device=device)
         return self._passes.logits(images_P_K_H_W)
-
-
-class DropoutPasses:
-    """Monte-Carlo dropout (Gal & Ghahramani 2016; paper, Section 4.2) of a trained network, in evaluation mode.
-
-    Only the masks are random. Pass t has one mask for each dropout layer, of the shape of one sample's map and drawn
-    from `seed`, which all samples share: one draw from the posterior of the weights, asked about every sample. A
-    sample's own statistics are distributed as with masks of its own, and they cannot depend on the samples beside it.
-
-    What stands before the first dropout runs once for all passes, and batch norm is folded into the convolutions, block
-    by block. Passes of a small piece go together; on a CPU few maps at a time go through the stages, which changes no
-    bit. Memory: the piece behind the stem, those few maps, one block's weights, and a bit for each pass and number of
-    one sample's maps.
-    """
-
-    def __init__(self, network: ResNetClassifier, passes: int, *, seed: int, device: torch.device) -> None:
-        self.network, self.passes, self.seed, self.device = network, passes, seed, device
-        self._packed: dict[tuple[int, ...], NDArray[np.uint8]] = {}
-        self._sent: dict[tuple[int, ...], Tensor] = {}  # to a GPU, whole
-
-    def logits(self, images_P_K_H_W: Tensor) -> Iterator[Tensor]:
-        """Yields logits_S_P_C until all T passes were made, S at once."""
-        maps_P_K_H_W = self.network.before_stages(images_P_K_H_W)
-        pixels = images_P_K_H_W.numel() // images_P_K_H_W.shape[1]
-        most = _PIXELS_AT_ONCE if self.device.type == "cpu" else _PIXELS_AT_ONCE_ELSEWHERE
-        at_once = max(1, most // pixels)
-        for start in range(0, self.passes, at_once):
-            passes = range(start, min(start + at_once, self.passes))
-            pooled = [self._pooled(maps_P_K_H_W, passes, rows) for rows in self._parts(len(passes), images_P_K_H_W)]
-            yield _by_pass(self.network.classifier(torch.cat(pooled)), len(maps_P_K_H_W))
-
-    def _parts(self, passes: int, images_P_K_H_W: Tensor) -> Iterator[slice]:
-        """Rows of pass behind pass, M = S * P, that go through the stages together.
-
-        On a CPU more than one unless there is only one: oneDNN adds up a single image's products in another order.
-        """
-        samples, _, height, width = images_P_K_H_W.shape
-        rows = passes * samples
-        most = max(2, _PIXELS_IN_STAGES // (height * width)) if self.device.type == "cpu" else rows
-        bounds = np.linspace(0, rows, max(1, rows // most) + 1).astype(int).tolist()
-        return map(slice, bounds[:-1], bounds[1:])
-
-    def _pooled(self, maps_P_K_H_W: Tensor, passes: range, rows: slice) -> Tensor:
-        """pooled_M_D behind the last stage, of some rows of these passes."""
-        samples = len(maps_P_K_H_W)
-        there = range(rows.start // samples, (rows.stop - 1) // samples + 1)
-        counts = [min(rows.stop, (at + 1) * samples) - max(rows.start, at * samples) for at in there]
-        sample_M = torch.arange(rows.start, rows.stop, device=self.device) % samples
-        maps_M_K_H_W = maps_P_K_H_W[sample_M]
-        for index, stage in enumerate(self.network.residual_stages):
-            scale_S_K_H_W = self._scales(index, maps_M_K_H_W, slice(passes[there[0]], passes[there[-1]] + 1))
-            for maps, scale_K_H_W in zip(maps_M_K_H_W.split(counts), scale_S_K_H_W, strict=True):
-                maps.mul_(scale_K_H_W)
-            maps_M_K_H_W = _folded(stage, maps_M_K_H_W)
-        pooled_M_D: Tensor = maps_M_K_H_W.mean(dim=(2, 3), dtype=torch.float32)
-        return pooled_M_D
-
-    def masks(self, index: int, shape: tuple[int, ...]) -> Tensor:
-        """kept_T_K_H_W of the dropout before stage `index`, whose maps have the shape K x H x W."""
-        return self._kept(index, shape, slice(0, self.passes))
-
-    def _kept(self, index: int, shape: tuple[int, ...], passes: slice) -> Tensor:
-        """kept_S_K_H_W, in the maps' order in memory, which is also that of the bits."""
-        channels, height, width = shape
-        last = memory_format(self.network, self.device) == torch.channels_last
-        key = (index, *shape)
-        if key not in self._packed:
-            generator = torch.Generator().manual_seed(derived_seed(self.seed, f"dropout before stage {index}"))
-            dropout = self.network.config["dropout"]
-            drawn = (torch.rand(shape, generator=generator) >= dropout for _ in range(self.passes))
-            in_order = (kept_K_H_W.permute(1, 2, 0) if last else kept_K_H_W for kept_K_H_W in drawn)
-            self._packed[key] = np.stack([np.packbits(kept.numpy()) for kept in in_order])
-        numbers = channels * height * width
-        if self.device.type == "cpu":
-            kept_S_B = _bools(self._packed[key][passes], numbers)
-        else:
-            if key not in self._sent:
-                self._sent[key] = _bools(self._packed[key], numbers).to(self.device)
-            kept_S_B = self._sent[key][passes]
-        in_memory = (height, width, channels) if last else shape
-        kept_S_K_H_W: Tensor = kept_S_B.unflatten(1, in_memory)
-        return kept_S_K_H_W.permute(0, 3, 1, 2) if last else kept_S_K_H_W
-
-    def _scales(self, index: int, maps: Tensor, passes: slice) -> Tensor:
-        scale_S_K_H_W: Tensor = self._kept(index, tuple(maps.shape[1:]), passes).to(maps.dtype)
-        return scale_S_K_H_W.div_(1 - self.network.config["dropout"])
-
-
-def _bools(packed_S_B: NDArray[np.uint8], numbers: int) -> Tensor:
-    return torch.from_numpy(np.unpackbits(packed_S_B, axis=1, count=numbers)).view(torch.bool)
-
-
-def _by_pass(values_M: Tensor, samples: int) -> Tensor:
-    """What stands pass behind pass, M = S * P rows, as S x P; a view."""
-    values_S_P: Tensor = values_M.unflatten(0, (-1, samples))
-    return values_S_P
 
 
 def joined(
@@ -408,36 +308,3 @@ def no_answers(needs: Needs, num_classes: int) -> dict[str, NDArray[Any]]:
     """The columns of no samples."""
     shapes = {True: (0, num_classes), False: (0,)}
     return {name: np.zeros(shapes[name.endswith("_C")], kind) for name, kind in column_types(needs).items()}
-
-
-def _folded(stage: nn.Module, maps: Tensor) -> Tensor:
-    """What a residual stage makes of the maps in evaluation, with its batch norms folded into the convolutions."""
-    from torchvision.models.resnet import BasicBlock  # noqa: PLC0415 -- half a second
-
-    for block in stage.children():
-        if not isinstance(block, BasicBlock):
-            raise TypeError(f"expected a BasicBlock, found {type(block).__name__}")
-        shortcut = maps if block.downsample is None else _convolved(block.downsample[0], block.downsample[1], maps)
-        maps = _convolved(block.conv2, block.bn2, _convolved(block.conv1, block.bn1, maps).relu_())
-        maps = maps.add_(shortcut).relu_()
-    return maps
-
-
-def _convolved(convolution: nn.Module, norm: nn.Module, maps: Tensor) -> Tensor:
-    assert isinstance(convolution, nn.Conv2d)  # noqa: S101 -- a block's are
-    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None  # noqa: S101
-    weight, bias = fuse_conv_bn_weights(
-        convolution.weight,
-        convolution.bias,
-        norm.running_mean,
-        norm.running_var,
-        norm.eps,
-        norm.weight,
-        norm.bias,
-    )
-    return nn.functional.conv2d(maps, weight, bias, convolution.stride, convolution.padding)
-
-
-def derived_seed(seed: int, purpose: str) -> int:
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1

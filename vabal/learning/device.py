@@ -1,5 +1,6 @@
-"""Where learning runs, in which precision and on how many threads, and how numbers get there and back."""
+"""Where learning runs, in which precision, on how many threads, by which seeds; how numbers get there and back."""
 
+import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -113,3 +114,8 @@ def one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vabal.learning import backbones, finetune, loss_prediction
-from vabal.learning.committee import DROPOUT, ImageCommittee, Training, check, derived_seed, has_passes, read
+from vabal.learning.committee import DROPOUT, ImageCommittee, Training, check, has_passes, read
+from vabal.learning.device import derived_seed
 from vabal.learning.finetune import LabelledImages, Recipe
 from vabal.learning.head_committee import LossHead, head_passes
 from vabal.learning.metrics import Metric

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from vabal.errors import UserError
 from vabal.learning import loss_prediction, probe
-from vabal.learning.committee import check, derived_seed, joined, no_answers, statistics
+from vabal.learning.committee import check, joined, no_answers, statistics
+from vabal.learning.device import derived_seed
 from vabal.learning.metrics import Metric
 from vabal.learning.needs import Needs
 from vabal.learning.network import Head, LinearProbe

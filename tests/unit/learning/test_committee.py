@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from benchmarks import bald
 from tests.support.small_networks import random_images, small_network
 from vabal.errors import UserError
-from vabal.learning import classifier, committee
-from vabal.learning.committee import Committee, DropoutPasses
+from vabal.learning import classifier, committee, dropout_passes
+from vabal.learning.committee import Committee
+from vabal.learning.dropout_passes import DropoutPasses
 from vabal.learning.network import ResNetClassifier
 from vabal.settings.learners import ClassifierSettings
 from vabal.strategies import Needs
@@ -225,7 +226,7 @@ def test_a_piece_larger_than_the_cache_goes_pass_by_pass_with_the_same_result(
 ) -> None:
     images = random_images(5)
     whole = with_passes.columns(images)
-    monkeypatch.setattr(committee, "_PIXELS_AT_ONCE", 3 * 5 * 8 * 8)  # three passes at once, one at the end
+    monkeypatch.setattr(dropout_passes, "_PIXELS_AT_ONCE", 3 * 5 * 8 * 8)  # three passes at once, one at the end
     split = with_passes.columns(images)
     for name, values in whole.items():
         np.testing.assert_allclose(split[name], values, rtol=1e-5)
@@ -241,23 +242,27 @@ def test_few_maps_at_a_time_go_through_the_stages_but_never_one_of_several(
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
     sizes = [part.stop - part.start for part in parts]
     assert min(sizes) >= min(2, rows)
-    assert max(sizes) < 2 * max(2, committee._PIXELS_IN_STAGES // side**2)
+    assert max(sizes) < 2 * max(2, dropout_passes._PIXELS_IN_STAGES // side**2)
 
 
 def test_maps_that_go_in_parts_give_the_same_bits(with_passes: Committee, monkeypatch: pytest.MonkeyPatch) -> None:
     images = random_images(7)
     parts = with_passes.columns(images)
-    monkeypatch.setattr(committee, "_PIXELS_IN_STAGES", 2**30)
+    monkeypatch.setattr(dropout_passes, "_PIXELS_IN_STAGES", 2**30)
     whole = with_passes.columns(images)
-    monkeypatch.setattr(committee, "_PIXELS_IN_STAGES", 1)
+    monkeypatch.setattr(dropout_passes, "_PIXELS_IN_STAGES", 1)
     pairs = with_passes.columns(images)
     assert all(np.array_equal(parts[name], whole[name]) and np.array_equal(pairs[name], whole[name]) for name in whole)
 
 
-def test_masks_are_kept_as_bits() -> None:
+def test_of_the_masks_the_newest_alone_is_kept_and_earlier_ones_come_back() -> None:
     passes = DropoutPasses(small_network(dropout=0.25), 50, seed=0, device=CPU)
-    passes.masks(0, (4, 8, 8))
-    assert sum(bits_T_B.nbytes for bits_T_B in passes._packed.values()) == 50 * 4 * 8 * 8 // 8
+    shape = (4, 8, 8)
+    whole_T_K_H_W = passes.masks(0, shape)
+    drawn = passes._drawn(0, shape)
+    for first, stop in ((0, 1), (0, 1), (3, 7), (6, 9), (2, 4), (49, 50), (0, 50)):
+        assert torch.equal(drawn.kept(first, stop), whole_T_K_H_W[first:stop])
+    assert sum(value.numel() for value in vars(drawn).values() if isinstance(value, torch.Tensor)) == 4 * 8 * 8
 
 
 # -- training -----------------------------------------------------------------------------------------------------
