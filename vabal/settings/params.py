@@ -28,6 +28,7 @@ def parse(raw: object, *, where: str = "params.yaml") -> Params:
 
 # What rounds did before these settings were there, where that is not their default.
 _BEFORE: Final[dict[str, dict[str, Any]]] = {
+    "compute": {"precision": "float32"},
     "pool": {"drift_images": 0},
     "selection": {"narrowing": False},
     "vae": {"max_steps": 0, "rows": 0},

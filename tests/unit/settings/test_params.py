@@ -266,6 +266,8 @@ def test_a_manifest_from_before_a_setting_tells_what_rounds_did_then() -> None:
     assert recorded(earlier).vae.rows == 0
     drawn = {key: value for key, value in told["probabilities"].items() if key != "sampling"}
     assert recorded({**told, "probabilities": drawn}).probabilities.sampling == "anchored"
+    computed = {key: value for key, value in told["compute"].items() if key != "precision"}
+    assert recorded({**told, "compute": computed}).compute.precision == "float32"
     assert recorded({**told, "vae": told["vae"] | {"max_steps": 7}}).vae.max_steps == 7
 
 
