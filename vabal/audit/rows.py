@@ -10,20 +10,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vabal.errors import BRING_BACK
-from vabal.pools.reading import readable
+from vabal.pools.reading import readable, rows
 
 
 def rows_of(path: Path, sample_id: str) -> list[dict[str, Any]]:
     """A sample's rows of a table, in the file's order, a row group in memory at a time."""
-    rows: list[dict[str, Any]] = []
+    found_rows: list[dict[str, Any]] = []
     with readable(path, BRING_BACK):
         file = pq.ParquetFile(path)
         for group in _groups(file, sample_id):
             ids = file.read_row_group(group, columns=["sample_id"], use_threads=False).column("sample_id")
             found = pc.equal(ids, _text(sample_id))
             if pc.any(found).as_py():
-                rows += file.read_row_group(group, use_threads=False).filter(found).to_pylist()
-    return rows
+                found_rows += rows(file.read_row_group(group, use_threads=False).filter(found))
+    return found_rows
 
 
 def row_of(

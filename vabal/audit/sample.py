@@ -14,7 +14,7 @@ from vabal.audit.ages import stood
 from vabal.audit.rows import row_of, rows_of
 from vabal.errors import UserError
 from vabal.pools.class_names import in_words
-from vabal.pools.reading import read_classes, read_one_arrow
+from vabal.pools.reading import read_classes, read_one_arrow, rows
 from vabal.pools.tables import OPTIONAL, SCHEMAS
 from vabal.rounds import tables
 from vabal.rounds.manifests import manifest_numbers, round_folder
@@ -96,11 +96,11 @@ def _state(data: Path, sample_id: str) -> dict[str, Any]:
 
 def _label_history(data: Path, sample_id: str) -> list[dict[str, Any]]:
     nothing = dict.fromkeys(SCHEMAS["label_events"].names)
-    rows = [{**nothing, **row} for row in rows_of(data / "label_events.parquet", sample_id)]
+    given = [{**nothing, **row} for row in rows_of(data / "label_events.parquet", sample_id)]
     now, before = read_classes(data).meaning, None
-    ages = [(row["sample_id"], _micros(row["labeled_at"]), _micros(row["imported_at"])) for row in rows]
+    ages = [(row["sample_id"], _micros(row["labeled_at"]), _micros(row["imported_at"])) for row in given]
     events: list[dict[str, Any]] = []
-    for row, stands in zip(rows, stood(ages), strict=True):
+    for row, stands in zip(given, stood(ages), strict=True):
         label = now.get(row["label"], row["label"])
         what = "rejected" if label is None else "repeated" if label == before else "corrected" if before else "labelled"
         if stands:
@@ -121,7 +121,7 @@ _START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 def _class_history(data: Path, names: set[str | None]) -> list[dict[str, Any]]:
     """Renamed and merged classes that have one of these names, or came to have one of a class that has."""
     events: list[dict[str, Any]] = []
-    for row in read_one_arrow(data, "class_events").to_pylist():
+    for row in rows(read_one_arrow(data, "class_events")):
         if row["into"] is None or row["name"] not in names:
             continue
         names = names | {row["into"]}
@@ -172,5 +172,5 @@ def _candidacy(data: Path, number: int, sample_id: str, indices: Path | None) ->
 
 def _asked_again(data: Path, sample_id: str) -> list[dict[str, Any]]:
     """The rounds that asked for one more opinion of the sample: why, and the label that stood (None: rejected)."""
-    rows = [row for row in read_one_arrow(data, "asked_again").to_pylist() if row["sample_id"] == sample_id]
-    return [{"round": row["round"], "what": "asked again", **{k: row[k] for k in ("reason", "label")}} for row in rows]
+    asked = [row for row in rows(read_one_arrow(data, "asked_again")) if row["sample_id"] == sample_id]
+    return [{"round": row["round"], "what": "asked again", **{k: row[k] for k in ("reason", "label")}} for row in asked]

@@ -1,12 +1,15 @@
 """The pools' files read as Arrow has them: all that short commands need, for pandas takes half a second to load.
 
-Who makes an array of Python's objects (`pa.array`, `pa.scalar`, `empty_table`) has pyarrow load pandas: it is not done.
+Who makes an array of Python's objects (`pa.array`, `pa.scalar`, `empty_table`), or a time of Arrow's one of Python's
+(`to_pylist`), has pyarrow load pandas: it is not done.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,15 +64,30 @@ def read_one_arrow(data: Path, name: str) -> pa.Table:
     return read_arrow(path, SCHEMAS[name])
 
 
+def rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The table's rows as `to_pylist` has them; times, which are in UTC, to the microsecond."""
+    kinds = {field.name: field.type for field in table.schema if pa.types.is_timestamp(field.type)}
+    for name, kind in kinds.items():
+        micros = table.column(name).cast(pa.timestamp("us", kind.tz)).cast(pa.int64())
+        table = table.set_column(table.schema.get_field_index(name), name, micros)
+    found: list[dict[str, Any]] = table.to_pylist()
+    for name, kind in kinds.items():
+        start = datetime(1970, 1, 1, tzinfo=None if kind.tz is None else UTC)
+        for row in found:
+            if row[name] is not None:
+                row[name] = start + timedelta(microseconds=row[name])
+    return found
+
+
 def read_classes(data: Path, round_number: int | None = None) -> Classes:
     """The classes that a round worked with, by the pools in the folder `data`; None: those of now.
 
     Raises UserError if their files are missing or damaged.
     """
-    rows = read_one_arrow(data, "class_events").to_pylist()
+    events = rows(read_one_arrow(data, "class_events"))
     names = read_names(data / CLASSES_FILE)
-    taken = [row for row in rows if round_number is None or row["round"] <= round_number]
-    return classes_after([(row["action"], row["name"], row["into"]) for row in taken], None if rows else names)
+    taken = [row for row in events if round_number is None or row["round"] <= round_number]
+    return classes_after([(row["action"], row["name"], row["into"]) for row in taken], None if events else names)
 
 
 def read_names(path: Path) -> tuple[str, ...]:

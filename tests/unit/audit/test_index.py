@@ -90,10 +90,12 @@ def test_no_table_is_read_where_an_index_answers(kept: Books, tmp_path: Path, mo
     assert tables.CANDIDATES_FILE not in read
 
 
-def test_an_answer_about_an_image_without_labels_loads_no_pandas(kept: Books, tmp_path: Path) -> None:
+@pytest.mark.parametrize("labeled", [False, True])
+def test_an_answer_about_an_image_loads_no_pandas(kept: Books, tmp_path: Path, labeled: bool) -> None:
     index.keep(kept.data, tmp_path)
-    waiting = kept.pools.unlabeled
-    sample_id = waiting.loc[waiting["status"] == "available", "sample_id"].iloc[0]
+    waiting, events = kept.pools.unlabeled, kept.pools.label_events
+    told_of = events[events["labeled_at"].notna()] if labeled else waiting[waiting["status"] == "available"]
+    sample_id = told_of["sample_id"].iloc[0]
     asks = "import sys, pathlib; from vabal.audit import sample; data, place = map(pathlib.Path, sys.argv[2:]); "
     asks += "sample.history(data, sys.argv[1], None, place); sys.exit('pandas' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", asks, sample_id, kept.data, tmp_path], check=False)

@@ -2,16 +2,19 @@
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.support.small_pools import small_pools
 from vabal import pools
 from vabal.errors import UserError
+from vabal.pools import reading
 
 
 def test_the_files_are_named_in_the_order_of_the_tables_the_class_names_last(tmp_path: Path) -> None:
@@ -88,3 +91,15 @@ def test_label_events_do_not_tell_who_is_a_member() -> None:
     before = replace(made, catalog=pools.stack([made.catalog, beside], pools.SCHEMAS["catalog"]))
     again = pools.stack([made.label_events, made.label_events.tail(1)], pools.SCHEMAS["label_events"])
     pools.check(replace(before, label_events=again), before)
+
+
+def test_rows_are_those_of_to_pylist_times_included() -> None:
+    moments = [datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), None, datetime(2026, 3, 29, 1, 30, tzinfo=UTC)]
+    columns = {
+        "aware": pa.array(moments, pa.timestamp("us", "UTC")),
+        "seconds": pa.array([0, None, 86_400], pa.timestamp("s", "UTC")),
+        "naive": pa.array([None, 5, -5], pa.timestamp("ms")),
+        "name": pa.array(["a", None, "c"]),
+    }
+    for table in (pa.table(columns), pa.table(columns)[:0]):
+        assert reading.rows(table) == table.to_pylist()
