@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from vabal import pools
 from vabal.audit import curve
-from vabal.errors import BRING_BACK, UserError, shown
-from vabal.learning import metrics
-from vabal.pools.reading import read_classes, readable
+from vabal.errors import UserError, shown
+from vabal.pools.reading import read_classes
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables
 from vabal.rounds.manifests import Manifest
 from vabal.settings.params import recorded
@@ -35,30 +33,32 @@ def card(data: Path, number: int) -> str:
     if manifest.model is None or manifest.model.version is None:
         raise UserError(f"round {number} registered no version (`vabal round` makes the first)")
     classes, labels = read_classes(data, number).names, _labels(data, number)
-    predictions = _predictions(data, manifest)
+    counts_C_C = _confusions(data, manifest, classes)
     return "\n".join(
         [
             f"# {manifest.model.name}, version {manifest.model.version}",
             "",
             *_made(data, manifest, classes),
             "",
-            *_worth(manifest, predictions, labels, classes),
+            *_worth(manifest, counts_C_C, labels, classes),
             "",
             "## Limits",
             "",
-            *(f"- {line}" for line in _limits(manifest, predictions, labels, classes)),
+            *(f"- {line}" for line in _limits(manifest, counts_C_C, labels, classes)),
             "",
         ]
     )
 
 
-def _predictions(data: Path, manifest: Manifest) -> pd.DataFrame:
-    """Label and predicted class of the holdout; empty where none is recorded."""
-    path = round_folder(data, manifest.round) / tables.PREDICTIONS_FILE
-    if tables.PREDICTIONS_FILE not in manifest.files:
-        return pd.DataFrame({"label": [], "predicted_class": []}, dtype=object)
-    with readable(path, BRING_BACK):
-        return tables.read_predictions(path)[["label", "predicted_class"]].dropna().astype(object)
+def _confusions(data: Path, manifest: Manifest, classes: Sequence[str]) -> NDArray[np.int64]:
+    """counts_C_C of the holdout's images, of which none may be recorded."""
+    counts_C_C = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    if tables.PREDICTIONS_FILE in manifest.files:
+        names, told = tables.read_confusions(round_folder(data, manifest.round) / tables.PREDICTIONS_FILE)
+        known = [place for place, name in enumerate(names) if name in classes]
+        of = [classes.index(names[place]) for place in known]
+        counts_C_C[np.ix_(of, of)] = told[np.ix_(known, known)]
+    return counts_C_C
 
 
 def _labels(data: Path, number: int) -> dict[str, int]:
@@ -87,11 +87,10 @@ def _made(data: Path, manifest: Manifest, classes: Sequence[str]) -> Iterator[st
 
 
 def _worth(
-    manifest: Manifest, predictions: pd.DataFrame, labels: dict[str, int], classes: Sequence[str]
+    manifest: Manifest, counts_C_C: NDArray[np.int64], labels: dict[str, int], classes: Sequence[str]
 ) -> Iterator[str]:
-    yield f"## Figures on {len(predictions)} holdout images"
+    yield f"## Figures on {counts_C_C.sum()} holdout images"
     yield ""
-    counts_C_C = _confusions(predictions, classes)
     occurring_C = counts_C_C.sum(axis=0) + counts_C_C.sum(axis=1) > 0
     spans = curve.intervals(counts_C_C[np.ix_(occurring_C, occurring_C)]) if occurring_C.any() else {}
     told = manifest.metrics or {}
@@ -114,20 +113,12 @@ def _worth(
         yield f"| {_safe(name)} | {labels.get(name, 0)} | {images_C[place]} | {recall} | {span} | {precision} |"
 
 
-def _confusions(predictions: pd.DataFrame, classes: Sequence[str]) -> NDArray[np.int64]:
-    place = {name: index for index, name in enumerate(classes)}
-    known = predictions[predictions["label"].isin(place) & predictions["predicted_class"].isin(place)]
-    index = [known[name].map(place).to_numpy(dtype=np.int64) for name in ("label", "predicted_class")]
-    return metrics.confusion_matrix(index[0], index[1], len(classes))
-
-
 def _limits(
-    manifest: Manifest, predictions: pd.DataFrame, labels: dict[str, int], classes: Sequence[str]
+    manifest: Manifest, counts_C_C: NDArray[np.int64], labels: dict[str, int], classes: Sequence[str]
 ) -> Iterator[str]:
-    seen = predictions["label"].value_counts()
-    few = [name for name in classes if seen.get(name, 0) < _TOO_FEW]
+    few = [name for name, seen in zip(classes, counts_C_C.sum(axis=1), strict=True) if seen < _TOO_FEW]
     unlearned = [name for name in classes if not labels.get(name)]
-    if not len(predictions):
+    if not counts_C_C.sum():
         yield "Nothing was measured: there is no labelled holdout."
     yield "What was labelled after round 0 is no uniform sample: the nights' strategies picked it."
     yield "The holdout comes from the same source: of other cameras, places or times these figures say nothing."

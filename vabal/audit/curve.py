@@ -17,9 +17,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from vabal.errors import BRING_BACK
-from vabal.learning import metrics
-from vabal.pools.reading import readable
 from vabal.rounds import manifest_numbers, read_manifest, round_folder, tables
 from vabal.rounds.manifests import Manifest
 
@@ -45,7 +42,8 @@ def curve(data: Path, up_to: int | None = None) -> list[dict[str, Any]]:
 
 def _row(data: Path, manifest: Manifest) -> dict[str, Any]:
     path = round_folder(data, manifest.round) / tables.PREDICTIONS_FILE
-    counts_C_C = _confusions(path) if tables.PREDICTIONS_FILE in manifest.files else np.zeros((0, 0), dtype=np.int64)
+    recorded = tables.PREDICTIONS_FILE in manifest.files
+    counts_C_C = tables.read_confusions(path)[1] if recorded else np.zeros((0, 0), dtype=np.int64)
     spans: Mapping[str, Interval] = intervals(counts_C_C) if counts_C_C.sum() else dict.fromkeys(MEASURES)
     told = manifest.metrics or {}
     measured = {name: _measure(told.get(f"holdout/{name}"), spans[name]) for name in MEASURES}
@@ -57,15 +55,6 @@ def _row(data: Path, manifest: Manifest) -> dict[str, Any]:
 def _measure(value: float | None, span: Interval) -> dict[str, float | None]:
     low, high = (None, None) if value is None or span is None else span
     return {"value": value, "low": low, "high": high}
-
-
-def _confusions(path: Path) -> NDArray[np.int64]:
-    """counts_C_C of the classes that occur among labels or predictions."""
-    with readable(path, BRING_BACK):
-        table = tables.read_predictions(path)
-        names, codes_2N = np.unique(table[["label", "predicted_class"]].to_numpy(dtype=str).T, return_inverse=True)
-        labels_N, predicted_N = codes_2N.reshape(2, -1)
-    return metrics.confusion_matrix(labels_N, predicted_N, len(names))
 
 
 def intervals(counts_C_C: NDArray[np.integer]) -> dict[str, tuple[float, float]]:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vabal import files
-from vabal.audit.rows import opened
+from vabal.pools.reading import opened
 from vabal.rounds import tables
 from vabal.rounds.manifests import manifest_numbers, round_folder
 

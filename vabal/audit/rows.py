@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vabal.errors import BRING_BACK
-from vabal.pools.reading import readable, rows
+from vabal.pools.reading import opened, readable, rows
 
 
 def rows_of(path: Path, sample_id: str) -> list[dict[str, Any]]:
@@ -49,13 +49,6 @@ def row_of(
                 reader = file.iter_batches(place + 1, row_groups=[group], columns=there, use_threads=False)
                 return _row(reader, place)
     return None
-
-
-def opened(path: Path, names: Sequence[str]) -> pq.ParquetFile:
-    """A table whose columns `names`, as far as it has them, are read as dictionaries."""
-    metadata = pq.read_metadata(path)
-    there = [name for name in names if name in metadata.schema.names]
-    return pq.ParquetFile(path, metadata=metadata, read_dictionary=there)
 
 
 def _require(file: pq.ParquetFile, columns: Sequence[str]) -> None:

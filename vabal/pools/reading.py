@@ -5,7 +5,7 @@ Who makes an array of Python's objects (`pa.array`, `pa.scalar`, `empty_table`),
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,13 @@ def readable(path: Path, mend: str) -> Iterator[None]:
         raise UserError(f"{path} is missing; {mend}") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({one_line(error)}); {mend}") from None
+
+
+def opened(path: Path, names: Sequence[str]) -> pq.ParquetFile:
+    """A table whose columns `names`, as far as it has them, are read as dictionaries."""
+    metadata = pq.read_metadata(path)
+    there = [name for name in names if name in metadata.schema.names]
+    return pq.ParquetFile(path, metadata=metadata, read_dictionary=there)
 
 
 def read_arrow(path: Path, schema: pa.Schema, mend: str = MEND) -> pa.Table:

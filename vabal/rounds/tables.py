@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vabal import pools
 from vabal.errors import BRING_BACK
-from vabal.pools.reading import readable
+from vabal.pools.reading import opened, readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -229,6 +229,31 @@ def write_predictions(table: "pd.DataFrame", path: Path) -> None:
 def read_predictions(path: Path) -> "pd.DataFrame":
     """The holdout's labels and predictions. Raises UserError if the file is missing or damaged."""
     return _read(path)
+
+
+def read_confusions(path: Path) -> tuple[list[str], NDArray[np.int64]]:
+    """Names of the classes that occur among the holdout's labels or predictions, in order, and counts_C_C of images:
+    row the label, column the prediction. No class where the table has none of both.
+
+    Raises UserError if the file is missing or damaged.
+    """
+    wanted = ["label", "predicted_class"]
+    with readable(path, BRING_BACK):
+        file = opened(path, wanted)
+        if not set(wanted) <= set(file.schema_arrow.names):
+            return [], np.zeros((0, 0), dtype=np.int64)
+        table = file.read(columns=wanted).drop_null().unify_dictionaries().combine_chunks()
+        if not len(table):
+            return [], np.zeros((0, 0), dtype=np.int64)
+        columns = [table.column(name).chunk(0) for name in wanted]
+        names = sorted({name for each in columns for name in each.dictionary.to_pylist()})
+        places = {name: place for place, name in enumerate(names)}
+        own = [np.array([places[name] for name in each.dictionary.to_pylist()]) for each in columns]
+        label_N, predicted_N = (of[each.indices.to_numpy()] for of, each in zip(own, columns, strict=True))
+    counts_C_C = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(counts_C_C, (label_N, predicted_N), 1)
+    there_C = counts_C_C.sum(axis=0) + counts_C_C.sum(axis=1) > 0
+    return [name for name, there in zip(names, there_C, strict=True) if there], counts_C_C[np.ix_(there_C, there_C)]
 
 
 class ScoredWriter:

@@ -1,11 +1,17 @@
 """The learning curve of the real rounds, and whether its intervals hold what they promise."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.small_books import Books, build, forge
 from vabal.audit.curve import MEASURES, curve, intervals
 from vabal.learning import metrics
+from vabal.rounds import tables
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +67,28 @@ def test_all_right_is_no_certainty_and_a_class_without_images_is_left_out() -> N
     assert intervals(counts_C_C)["balanced_accuracy"][0] < 0.8
     only_predicted = intervals(np.array([[4, 1], [0, 0]]))
     assert only_predicted["balanced_accuracy"][1] < 1.0
+
+
+def test_confusions_are_those_counted_image_by_image(tmp_path: Path) -> None:
+    path, random = tmp_path / "predictions.parquet", np.random.default_rng(0)
+    label, predicted = (random.choice(["crack", "Ölfleck", "ok", "rare"], 500, p=[0.5, 0.3, 0.19, 0.01]) for _ in "12")
+    table = pa.table({"label": [*label, None], "predicted_class": [*predicted[:-1], "only said", "ok"]})
+    pq.write_table(table, path, row_group_size=7)
+    names, counts_C_C = tables.read_confusions(path)
+    expected: dict[tuple[str, str], int] = {}
+    for pair in zip(label.tolist(), [*predicted[:-1].tolist(), "only said"], strict=True):
+        expected[pair] = expected.get(pair, 0) + 1
+    assert names == sorted({name for pair in expected for name in pair})
+    for pair in ((one, other) for one in names for other in names):
+        assert counts_C_C[names.index(pair[0]), names.index(pair[1])] == expected.get(pair, 0)
+
+
+NO_NAMES = pa.array([], "string")
+
+
+@pytest.mark.parametrize("columns", [{"label": ["a"]}, {"label": NO_NAMES, "predicted_class": NO_NAMES}])
+def test_confusions_of_a_table_without_predictions_name_no_class(tmp_path: Path, columns: dict[str, Any]) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "predictions.parquet")
+    names, counts_C_C = tables.read_confusions(tmp_path / "predictions.parquet")
+    assert names == []
+    assert counts_C_C.shape == (0, 0)

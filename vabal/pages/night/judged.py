@@ -20,6 +20,7 @@ from vabal.pages.pictures import Picture
 from vabal.pages.tables import MINUS, NONE, Cell, Row, Table, percent, signed
 from vabal.promotion.paired import gain_lower_bound
 from vabal.promotion.record import Entry, champions
+from vabal.rounds import tables
 
 MOST_SHOWN: Final = 24  # images of a kind
 _ERROR: Final = 0.025  # on each side: intervals of 95 %
@@ -86,21 +87,19 @@ def curve(night: Night) -> list[Point]:
         if not 0 < number <= night.number:
             continue
         try:
-            table, counts = predictions(night.data, number), rounds.read_manifest(night.data, number).counts
+            path = rounds.round_folder(night.data, number) / tables.PREDICTIONS_FILE
+            counts = rounds.read_manifest(night.data, number).counts
+            _, counts_C_C = tables.read_confusions(path) if path.is_file() else ([], np.zeros((0, 0), dtype=np.int64))
         except UserError:  # `vabal audit --verify` says what is wrong with it
             continue
-        if table is None or not len(table):
+        occurring_C, total = counts_C_C.sum(axis=1) > 0, int(counts_C_C.sum())
+        if not total:
             continue
-        by_class = _right(table).groupby("label", sort=True)["right"]
-        right_C, images_C = by_class.sum().to_numpy(), by_class.size().to_numpy()
+        right_C, images_C = np.diag(counts_C_C)[occurring_C], counts_C_C.sum(axis=1)[occurring_C]
         balanced = Share(float((right_C / images_C).mean()), *of_recalls(right_C, images_C))
-        accuracy = Share(float(right_C.sum() / len(table)), *map(float, wilson(right_C.sum(), len(table))))
-        points.append(Point(number, counts["labeled"], len(table), len(by_class), balanced, accuracy))
+        accuracy = Share(float(right_C.sum() / total), *map(float, wilson(right_C.sum(), total)))
+        points.append(Point(number, counts["labeled"], total, len(images_C), balanced, accuracy))
     return points
-
-
-def _right(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(right=(table["label"] == table["predicted_class"]).astype(int))
 
 
 def curve_blocks(points: Sequence[Point], budget: int) -> list[Block]:
