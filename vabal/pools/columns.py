@@ -21,11 +21,14 @@ def typed(table: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
 
 def to_arrow(table: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     unused = [name for name in OPTIONAL if name in schema.names and (name not in table or table[name].isna().all())]
-    table = table.assign(**dict.fromkeys(unused)) if unused else table
-    missing = [name for name in schema.names if name not in table.columns]
+    missing = [name for name in schema.names if name not in table.columns and name not in unused]
     if missing:
         raise ValueError(f"columns missing: {', '.join(missing)}")
-    arrow = pa.table([column(table[field.name], field.type) for field in schema], schema=nullable(schema))
+    columns = [
+        pa.nulls(len(table), field.type) if field.name in unused else column(table[field.name], field.type)
+        for field in schema
+    ]
+    arrow = pa.table(columns, schema=nullable(schema))
     for field in schema:
         if not field.nullable and arrow.column(field.name).null_count:
             raise ValueError(f"column {field.name} holds nulls")
@@ -44,8 +47,8 @@ def columns_of(table: pd.DataFrame) -> pa.Table:
 
 def column(values: pd.Series, kind: pa.DataType | None = None) -> pa.ChunkedArray:
     if isinstance(values.dtype, pd.DatetimeTZDtype):
-        naive = values.dt.tz_convert(None).dt.as_unit("us").to_numpy()
-        array = pa.array(naive, from_pandas=True).cast(TIME)
+        moments: Any = values.array
+        array = pa.array(np.asarray(moments.as_unit("us").tz_convert(None)), from_pandas=True).cast(TIME)
     else:
         # pyarrow makes no list column of pandas' empty one
         array = pa.array([] if kind is not None and values.empty else values, type=kind, from_pandas=True)
