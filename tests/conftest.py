@@ -1,5 +1,6 @@
 """What all tests share: DVC's commands run in children of one process that has imported DVC; settings."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,18 @@ from tests.support import forking
 # On a machine that is busy with something else an example may take any time.
 settings.register_profile("busy", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported stays: no garbage is looked for meanwhile, and later on among what tests make alone."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="module")
