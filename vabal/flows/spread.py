@@ -36,13 +36,13 @@ def _knock(address: str) -> None:
 class Cluster(RayTaskRunner[Any]):  # type: ignore[misc]  # it comes without types
     """Prefect's task runner on Ray, of which a cluster that is not there is told in one line.
 
-    Without `RAY_ADDRESS` it is a Ray of the run's own: one that somebody else started on this machine is left alone,
-    which Ray would join otherwise. What workers log goes to the Prefect server, and not into the driver's terminal as
-    well.
+    Without `RAY_ADDRESS` it is a Ray of the run's own, without Ray's web page: one that somebody else started on this
+    machine is left alone, which Ray would join otherwise. What workers log goes to the Prefect server, and not into
+    the driver's terminal as well.
     """
 
     def __init__(self) -> None:
-        own = {} if os.environ.get("RAY_ADDRESS") else {"address": "local"}
+        own = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
         super().__init__(init_kwargs={"log_to_driver": False, "logging_level": logging.WARNING, **own})
 
     def duplicate(self) -> "Cluster":
