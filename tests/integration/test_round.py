@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from running import RunningStack
-from workspaces import ask, change_settings, make_workspace, picked_ids, picks, tags
+from workspaces import ask, change_settings, make_workspace, nursery_of, picked_ids, picks, tags
 
-from tests.support.forking import Nursery
 from tests.support.small_studio import TOKEN, small_studio
 
 # Stages and steps of publishing, in the order in which a round reaches them.
@@ -37,26 +36,24 @@ def test_a_round_killed_after_every_stage_and_step_picks_the_same_and_records_it
     earlier.parent.mkdir(mode=0o700)
     earlier.write_bytes(b"what a backbone said that params.yaml no longer names")
     os.utime(earlier, (1000, 1000))
-    nursery = Nursery("dying-round")
+    nursery = nursery_of(calm, os.environ)
+    assert nursery is not None
 
     def round_of(root: Path, dies_after: str = "") -> tuple[int, str, str]:
         return nursery.run(["dying-round", str(root), dies_after], folder=root, environment=os.environ)
 
     use_studio(calm, "http://127.0.0.1:9")
-    try:
-        code, said, errors = round_of(calm)
-        assert code == 0
-        away = "labels were not synced, the night goes on with those that are here: Label Studio does not answer at"
-        assert (said + errors).count(away) == 2
-        for where in (*STAGES, "registered", *STEPS):
-            code, said, errors = round_of(shaken, where)
-            assert code == -signal.SIGKILL, f"{where}: {said} {errors}"
-        with small_studio() as studio:
-            use_studio(shaken, studio.url)
-            code, said, errors = round_of(shaken)
-            tasks = list(studio.tasks.values())
-    finally:
-        nursery.close()
+    code, said, errors = round_of(calm)
+    assert code == 0
+    away = "labels were not synced, the night goes on with those that are here: Label Studio does not answer at"
+    assert (said + errors).count(away) == 2
+    for where in (*STAGES, "registered", *STEPS):
+        code, said, errors = round_of(shaken, where)
+        assert code == -signal.SIGKILL, f"{where}: {said} {errors}"
+    with small_studio() as studio:
+        use_studio(shaken, studio.url)
+        code, said, errors = round_of(shaken)
+        tasks = list(studio.tasks.values())
     assert code == 0, said + errors
     assert "ended as Published" in said
 

@@ -1,4 +1,4 @@
-"""An `init` and a round that are killed at a place: what `Nursery("dying-init")` and `("dying-round")` run."""
+"""An `init` and a round that are killed at a place: what a `Nursery` runs as `dying-init` and `dying-round`."""
 
 import os
 import signal
