@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vabal.files import sha256
-from vabal.pools.columns import columns_of
-from vabal.pools.tables import OPTIONAL, SCHEMAS, SPARSE, Pools
+from vabal.pools.columns import columns_of, without_unused
+from vabal.pools.tables import SCHEMAS, SPARSE, Pools
 
 # --- digests ----------------------------------------------------------------------------------------------------------
 
@@ -36,7 +36,11 @@ def table_digest(table: pd.DataFrame, key: Sequence[str]) -> str:
 
     Raises ValueError if the key is null somewhere or does not identify a row.
     """
-    arrow = _ordered(columns_of(table), list(key))
+    return _digest(columns_of(table), key)
+
+
+def _digest(arrow: pa.Table, key: Sequence[str]) -> str:
+    arrow = _ordered(arrow, list(key))
     hasher = hashlib.sha256(b"vabal table 1\n" + _int64([arrow.num_rows, arrow.num_columns]))
     for name in sorted(arrow.column_names, key=lambda text: text.encode()):
         encoded = name.encode()
@@ -64,10 +68,11 @@ def digests(pools: Pools, known: dict[str, tuple[pd.DataFrame, str]] | None = No
 
 
 def digest(name: str, table: pd.DataFrame) -> str:
-    table = table.drop(columns=[column for column in OPTIONAL if column in table and table[column].isna().all()])
+    arrow = without_unused(columns_of(table))
     if name in ("label_events", *SPARSE):
-        return table_digest(table.assign(position=np.arange(len(table), dtype=np.int64)), ["position"])
-    return table_digest(table, ["sample_id"])
+        arrow = arrow.append_column("position", pa.array(np.arange(len(table), dtype=np.int64)))
+        return _digest(arrow, ["position"])
+    return _digest(arrow, ["sample_id"])
 
 
 def _ordered(table: pa.Table, key: list[str]) -> pa.Table:
