@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from botocore.exceptions import (
     NoCredentialsError,
     ReadTimeoutError,
 )
+from botocore.session import get_session
 
 from vabal.adapters import limits
 from vabal.errors import Unavailable
@@ -49,8 +51,16 @@ def client(*, attempts: int = 2, connections: int = 10) -> "S3Client":
     # Some clouds need no region, boto3 does.
     region = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
     # A session of its own: boto3's default one keeps the first keys it has seen.
-    s3: S3Client = boto3.Session().client("s3", region_name=region, config=settings)
+    session = get_session()
+    session.register_component("data_loader", _descriptions())
+    s3: S3Client = boto3.Session(botocore_session=session).client("s3", region_name=region, config=settings)
     return s3
+
+
+@cache
+def _descriptions() -> Any:
+    """What botocore reads of services and their addresses, none of it secret: a tenth of a second, once a process."""
+    return get_session().get_component("data_loader")
 
 
 def _is_here() -> bool:
