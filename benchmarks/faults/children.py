@@ -26,10 +26,7 @@ import dvc.commands.add
 import dvc.commands.checkout
 import dvc.commands.data
 import dvc.commands.data_sync  # noqa: F401
-import mlflow.store.model_registry.sqlalchemy_store
-import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 import pytorch_metric_learning.losses  # noqa: F401
-import timm  # noqa: F401
 from mlflow.utils import requirements_utils
 from PIL import Image
 from prefect import Task
@@ -51,9 +48,9 @@ from vabal.promotion import record
 from vabal.rounds import pretraining, publication, steps
 from vabal.sources import ingestion
 
-warm.import_all()
 Image.init()
 requirements_utils._init_modules_to_packages_map()
+warm.import_all()
 
 # What changes a file or starts a process, as Python's audit events name it (`open`: where it is for writing).
 WRITES = {

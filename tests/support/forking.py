@@ -34,7 +34,7 @@ DVC_SOCKET = "VABAL_TESTS_DVC_SOCKET"
 IMPORTS = {
     "dvc": ("dvc.cli", "dvc.cli.parser", "dvc_s3", "s3fs", "aiobotocore.session", "aiohttp"),
     "dying-init": ("vabal.adapters.versioning", "vabal.rounds.initial"),
-}  # of the kinds "vabal" and "dying-round": all
+}  # of the kind "vabal": all
 # What DVC imports only when it is asked for: these bring it all in, in a repository of one file.
 DVC_WARMS_UP = (("add", "data"), ("data", "status", "--granular", "--json", "--no-remote-refresh"), ("push",))
 
@@ -282,6 +282,7 @@ def _warm_up() -> None:
 
 
 def main(kind: str, address: str) -> None:
+    gc.disable()
     for name in IMPORTS.get(kind, ()):
         importlib.import_module(name)
     if kind not in IMPORTS:
@@ -291,6 +292,7 @@ def main(kind: str, address: str) -> None:
     elif DVC_SOCKET in os.environ:
         dvc_socket = os.environ[DVC_SOCKET]
         _use_for_dvc(lambda: dvc_socket)
+    gc.enable()
     gc.freeze()
     serve(address)
 
