@@ -25,7 +25,7 @@ import dvc.cli.parser
 import dvc.commands.add
 import dvc.commands.checkout
 import dvc.commands.data
-import dvc.commands.data_sync  # noqa: F401
+import dvc.commands.data_sync
 import pytorch_metric_learning.losses  # noqa: F401
 from mlflow.utils import requirements_utils
 from PIL import Image
@@ -49,6 +49,7 @@ from vabal.rounds import pretraining, publication, steps
 from vabal.sources import ingestion
 
 Image.init()
+dvc.cli.parser.get_main_parser()  # which DVC makes once a process
 requirements_utils._init_modules_to_packages_map()
 warm.import_all()
 

@@ -279,6 +279,7 @@ def _warm_up() -> None:
     for name in names:
         with contextlib.suppress(ImportError):  # made while it ran, as some modules are
             importlib.import_module(name)
+    importlib.import_module("dvc.cli.parser").get_main_parser()  # which DVC makes once a process
 
 
 def main(kind: str, address: str) -> None:
