@@ -54,10 +54,15 @@ def _round(place: "Workspace") -> Part:
 
 def _drift(place: "Workspace") -> Part:
     """Nothing where the newest round's images are like those before, or are too few to tell."""
-    from vabal.audit.drift import drifts
+    from vabal import rounds
+    from vabal.rounds.tables import DRIFT_FILE
 
     if not (place.data / "catalog.parquet").is_file():
         return Part()
+    if not (rounds.round_folder(place.data, rounds.head(place.data).round) / DRIFT_FILE).is_file():
+        return Part()
+    from vabal.audit.drift import drifts  # pandas and more, which most nights are told without
+
     found = [night for night in drifts(place.data, last=True) if night.found]
     return Part((f"{found[0]} (`vabal control`)",), asdict(found[0])) if found else Part()
 

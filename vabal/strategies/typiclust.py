@@ -18,6 +18,7 @@ are fitted, a few numbers a sample, and blocks. Picks are the same on any number
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from heapq import heapify, heappop, heappush
 from typing import Any, ClassVar
 
@@ -42,6 +43,7 @@ _FITTED_ROWS = 2**16
 _MEASURED_ROWS = 2**12
 _BLOCK_ROWS = 2**12
 _BLOCK_NEIGHBOURS = 2**9
+_WHOLE_ROWS = 2**11  # so many are multiplied with each other at once
 _NORMALISED_ROWS = 2**9
 _SHORTEST = 1e-30  # of a feature vector that has a direction in float32
 
@@ -126,10 +128,10 @@ def mean_distance(features_M_D: Numbers, neighbours: int = NEIGHBOURS) -> NDArra
     if not count:
         return distance_M
     square_M = np.einsum("md,md->m", features_M_D, features_M_D)
-    doubled_D_M = (-2 * features_M_D).T
 
-    def look(rows: slice) -> None:
-        squared_B_M = features_M_D[rows] @ doubled_D_M
+    def look(rows: slice, product_M_M: Numbers | None) -> None:
+        squared_B_M = features_M_D[rows] @ features_M_D.T if product_M_M is None else product_M_M[rows]
+        squared_B_M *= -2
         squared_B_M += square_M
         squared_B_M += square_M[rows, None]
         squared_B_M[np.arange(len(squared_B_M)), np.arange(rows.start, rows.stop)] = np.inf  # no neighbour of itself
@@ -138,7 +140,9 @@ def mean_distance(features_M_D: Numbers, neighbours: int = NEIGHBOURS) -> NDArra
         distance_M[rows] = np.sqrt(nearest_B_K).mean(axis=1)
 
     with side_by_side() as run:
-        run(look, blocks(len(features_M_D), _BLOCK_NEIGHBOURS))
+        # Of a matrix by its own transpose NumPy computes one half; the other half is that.
+        product_M_M = features_M_D @ features_M_D.T if len(features_M_D) <= _WHOLE_ROWS else None
+        run(partial(look, product_M_M=product_M_M), blocks(len(features_M_D), _BLOCK_NEIGHBOURS))
     return distance_M
 
 
