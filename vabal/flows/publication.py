@@ -1,5 +1,6 @@
 """The end of a round: published and told to MLflow and Prefect, or withdrawn."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,11 @@ def carry_out(workspace: Workspace, params: Params) -> Plan:
             storage.Anchor(params.audit.anchor, params.audit.anchor_years).write(tag_name(plan.round), head)
         if plan.after.get("version"):
             _make_challenger(workspace, tracking, plan.after["version"])
-        page = keep_report(workspace, plan.round, tracking, get_run_logger().warning)
-        keep_indices(workspace, get_run_logger().warning)
+        tell = get_run_logger().warning
+        with ThreadPoolExecutor(1) as beside:  # it reads and packs, which another core can do while a page is drawn
+            kept = beside.submit(keep_indices, workspace, tell)
+            page = keep_report(workspace, plan.round, tracking, tell)
+        kept.result()
         if plan.after.get("run"):
             tracking.close(plan.after["run"])
         _show_picks(workspace, plan, tracking, page)

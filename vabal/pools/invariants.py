@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -132,13 +133,20 @@ def _check_membership(pools: Pools) -> None:
 
 
 _MEMBERS: Final = ("labeled", "unlabeled", "holdout")
+_known_positions: Final[WeakKeyDictionary[Pools, pa.ChunkedArray]] = WeakKeyDictionary()
 
 
 def _positions(pools: Pools) -> pa.ChunkedArray:
-    """The catalog's row of each member of the three pools, one pool behind the other; null for a stranger."""
+    """The catalog's row of each member of the three pools, one pool behind the other; null for a stranger.
+
+    Looked for once: tables of pools do not change.
+    """
+    if pools in _known_positions:
+        return _known_positions[pools]
     chunks = [chunk for name in _MEMBERS for chunk in strings(getattr(pools, name)["sample_id"]).chunks]
     members = pa.chunked_array(chunks, pa.large_string())
-    return pc.index_in(members, value_set=strings(pools.catalog["sample_id"]))
+    _known_positions[pools] = pc.index_in(members, value_set=strings(pools.catalog["sample_id"]))
+    return _known_positions[pools]
 
 
 def places(pools: Pools) -> dict[str, np.ndarray]:

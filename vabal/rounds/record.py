@@ -34,9 +34,11 @@ def assemble(
     """
     number = context.round.round
     staging = context.workspace.state / "record"
-    after, contents = _pools_after(context, refs["selected"], staging)
+    before, after, contents = _pools_after(context, refs["selected"], staging)
     contents |= _round_files(context, refs)
-    manifest = _manifest(context, refs, model, after, contents, mlflow_run, flow_run, promotions, now)
+    known = {name: (getattr(before, name), told) for name, told in context.report["digests"].items()}
+    digests = pools.digests(after, known)  # what the selection leaves as it was has the intake's
+    manifest = _manifest(context, refs, model, after, digests, contents, mlflow_run, flow_run, promotions, now)
     write_bytes(staging / "manifest.json", manifest.content)
     contents[f"{_here(context)}/manifest.json"] = staging / "manifest.json"
     plan = Plan(
@@ -55,6 +57,7 @@ def _manifest(
     refs: Mapping[str, Any],
     model: Mapping[str, Any],
     after: pools.Pools,
+    digests: dict[str, str],
     contents: Mapping[str, Path],
     mlflow_run: str,
     flow_run: str | None,
@@ -75,7 +78,7 @@ def _manifest(
         class_terms=selection["class_terms"],
         selection={name: selection[name] for name in ("rule", "beta", "budget", "seed", "shortlist")},
         pools_before=parent.pools_after,
-        pools_after=pools.digests(after),
+        pools_after=digests,
         tables=_published_tables(context, contents),
         files={name: file_sha256(path) for name, path in own.items()},
         shards=context.report["shards"],
@@ -118,8 +121,10 @@ def environment(params: Params) -> dict[str, str]:
     }
 
 
-def _pools_after(context: RoundContext, selected: dict[str, str], staging: Path) -> tuple[pools.Pools, dict[str, Path]]:
-    """The pools with the picks marked as requested, and the files that differ from those in `data/`."""
+def _pools_after(
+    context: RoundContext, selected: dict[str, str], staging: Path
+) -> tuple[pools.Pools, pools.Pools, dict[str, Path]]:
+    """The intake's pools, those with the picks marked as requested, and the files that differ from those in `data/`."""
     before = pools.read(context.view)  # the intake checked them, and saving checks what changes here
     picks = tables.read_selection(steps.selection_folder(context, selected) / tables.SELECTION_FILE)
     after = pools.mark_requested(before, list(picks["sample_id"]), context.round.round)
@@ -131,7 +136,7 @@ def _pools_after(context: RoundContext, selected: dict[str, str], staging: Path)
     for shard in context.report["shards"]:
         if f"{shard}.parquet" not in published:
             contents[f"images/{shard}.parquet"] = context.view / "images" / f"{shard}.parquet"
-    return after, contents
+    return before, after, contents
 
 
 def _round_files(context: RoundContext, refs: Mapping[str, Any]) -> dict[str, Path]:
