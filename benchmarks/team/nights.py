@@ -242,7 +242,8 @@ class Nights:
             return any(t["name"].startswith("train-classifier") and t["state_type"] == "COMPLETED" for t in tasks)
 
         until(lambda: trained() or self._state(run) not in ("RUNNING", "PENDING"), "the end of the training")
-        check(self._state(run) == "RUNNING", f"the night is {self._state(run)} already")
+        state = self.server.flow_run(run["id"])["state"]
+        check(state["type"] == "RUNNING", f"the night is {state['type']} already: {state['message']}")
 
     def _tasks_of_last(self, place: Place) -> list[dict[str, Any]]:
         return self.server.task_runs(self._runs(place.deployments[0])[-1]["id"])
