@@ -160,7 +160,8 @@ class Team:
         """`kill -9`, of the process alone, or of all that it started as well, as where a machine loses its power."""
         process = self._running[service]
         for one in [*(process.children(recursive=True) if tree else []), process]:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):  # Postgres' processes come and go
+                one.kill()
         psutil.wait_procs([process], timeout=10.0)
 
     def end(self) -> None:
