@@ -206,15 +206,16 @@ class Workspace:
         raise UserError(f"{self.root} has no pools yet: make round 0 with `vabal init --source ...`")
 
     @contextmanager
-    def lock(self, purpose: str, *, wait: float = 0.0) -> Iterator[None]:
+    def lock(self, purpose: str, *, wait: float = 0.0, unless: str = "") -> Iterator[None]:
         """Hold the workspace alone: one round, promotion or recovery at a time.
 
         An advisory lock of the kernel: it dies with its process, so nothing has to be cleaned up after a crash. Where
         there was no workspace before and what is done here fails, its file goes again.
-        Raises UserError naming the holder if it is still taken after `wait` seconds.
+        Raises UserError naming the holder if it is still taken after `wait` seconds; at once, if it is taken for the
+        purpose `unless`.
         """
         path = self.state / "lock"
-        descriptor = _hold(path, time.monotonic() + wait)
+        descriptor = _hold(path, time.monotonic() + wait, unless)
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "purpose": purpose}).encode(), 0)
@@ -272,11 +273,12 @@ def _narrow(path: Path, mode: int) -> None:
             path.chmod(now & mode)
 
 
-def _hold(path: Path, deadline: float) -> int:
+def _hold(path: Path, deadline: float, unless: str) -> int:
     """A descriptor that holds the lock of the file at `path`, which another command may take away meanwhile.
 
-    Raises UserError naming the holder if it is still taken at `deadline`.
+    Raises UserError naming the holder if it is still taken at `deadline`, or for the purpose `unless`.
     """
+    looked = False  # who has just taken it may not have said yet what for
     while True:
         with ExitStack() as undo:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -284,8 +286,12 @@ def _hold(path: Path, deadline: float) -> int:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise UserError(_held_by(path)) from None
+                holder = _holder(path)
+                if time.monotonic() >= deadline or (looked and unless and holder.get("purpose") == unless):
+                    who = "{purpose} (process {pid})".format_map(holder) if holder else "another command"
+                    place = path.parent.parent
+                    raise UserError(f"{place} is in use by {who}: wait for it to end, then run this again") from None
+                looked = True
                 time.sleep(0.1)
                 continue
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
@@ -293,10 +299,10 @@ def _hold(path: Path, deadline: float) -> int:
                 return descriptor
 
 
-def _held_by(path: Path) -> str:
+def _holder(path: Path) -> dict[str, Any]:
+    """`pid` and `purpose` of who holds the lock, or did last; empty where the file does not tell."""
     try:
         holder = json.loads(path.read_text())
-        who = f"{holder['purpose']} (process {holder['pid']})"
-    except (ValueError, KeyError):
-        who = "another command"
-    return f"{path.parent.parent} is in use by {who}: wait for it to end, then run this again"
+        return {name: holder[name] for name in ("pid", "purpose")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

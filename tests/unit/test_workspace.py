@@ -1,5 +1,6 @@
 """The workspace: found from anywhere inside it, held by one process at a time."""
 
+import json
 import os
 import signal
 import stat
@@ -194,6 +195,22 @@ def test_whoever_holds_the_lock_clears_what_a_kill_left_half_written_at_the_top_
 def test_waiting_for_the_lock_ends_when_its_holder_ends(workspace: Workspace, holder: "subprocess.Popen[str]") -> None:
     holder.terminate()
     with workspace.lock("audit", wait=120.0):
+        assert holder.wait(timeout=120) != 0
+
+
+def test_a_night_waits_for_a_promotion_and_not_for_another_night(
+    workspace: Workspace, holder: "subprocess.Popen[str]"
+) -> None:
+    begun = time.monotonic()
+    with (
+        pytest.raises(UserError, match=rf"in use by vabal round \(process {holder.pid}\)"),
+        workspace.lock("vabal round", wait=600.0, unless="vabal round"),
+    ):
+        pytest.fail("two nights hold the workspace")
+    assert time.monotonic() - begun < 300
+    (workspace.state / "lock").write_text(json.dumps({"pid": holder.pid, "purpose": "vabal promote"}))
+    threading.Timer(1.0, holder.terminate).start()
+    with workspace.lock("vabal round", wait=600.0, unless="vabal round"):
         assert holder.wait(timeout=120) != 0
 
 

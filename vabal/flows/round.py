@@ -17,6 +17,9 @@ from vabal.rounds.steps.plan import learn
 from vabal.settings.models import Params
 from vabal.workspace import Workspace
 
+A_PROMOTION_MAY_STILL_RUN_S = 600.0  # that of the night before: a night that the schedule begins waits for it
+_PURPOSE = "vabal round"
+
 
 def _run_name() -> str:
     return f"round of {Path(flow_run.parameters['workspace']).name}"
@@ -38,7 +41,7 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
     place.environment()
     params = place.params({"selection.strategy": strategy} if strategy else None)
     strategies.get(params.selection.strategy)  # an unknown one is refused before anything is begun
-    with place.lock("vabal round"):
+    with place.lock(_PURPOSE, wait=A_PROMOTION_MAY_STILL_RUN_S, unless=_PURPOSE):
         check_servers(params)
         claim_stores(place, params)
         check_backbone(place, params)
