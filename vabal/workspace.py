@@ -61,6 +61,8 @@ class Workspace:
     def find(cls, start: Path | None = None) -> "Workspace":
         """The workspace that `start` (default: the current folder) lies in. Raises UserError if there is none."""
         place = (start or Path.cwd()).absolute()
+        if not place.exists():
+            raise UserError(f"{place}: there is no such folder")
         for folder in (place, *place.parents):
             if folder.name == ".vabal":
                 break  # what lies in a workspace's state (the demo's workspace) is not part of it

@@ -66,12 +66,13 @@ def _words_of_labels(place: "Workspace") -> str:
     if settings.studio is not None:
         return "labels sync"
     folder = Path("requests", f"{found.round:04d}")
-    return import_words(folder) if (folder / "requests.csv").is_file() else f"labels export {folder}"
+    file = folder / "requests.csv"
+    return import_words(file) if file.is_file() else f"labels export {folder}"
 
 
-def import_words(folder: Path) -> str:
-    """What takes in the answers to requests that were written into `folder`."""
-    return f"labels import {shlex.quote(str(folder / 'requests.csv'))}  # once it is filled in"
+def import_words(file: Path) -> str:
+    """What takes in the answers to requests that were written into a file."""
+    return f"labels import {shlex.quote(str(file))}  # once it is filled in"
 
 
 def _has_something_to_do(place: "Workspace") -> bool:

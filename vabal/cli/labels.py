@@ -49,7 +49,7 @@ def export(
             written = export_requests(pools.load(place.data), place.data, folder, place.inbox)
             show(written, as_json)
             if written.requests and not as_json:
-                say_next(import_words(folder))
+                say_next(import_words(folder / "requests.csv"))
 
 
 def _picks(data: Path, number: int) -> list[str]:
@@ -75,9 +75,10 @@ def import_(
     place = chosen.with_pools()
     with chosen.reading(place):
         known = pools.load(place.data)
-    show(import_labels(place.inbox, known, file, datetime.now(UTC), reject=reject), as_json)
+    taken = import_labels(place.inbox, known, file, datetime.now(UTC), reject=reject)
+    show(taken, as_json)
     if not as_json:
-        say_next()
+        say_next(import_words(file) if taken.unanswered and taken.name is None else None)
 
 
 def sync(

@@ -128,8 +128,9 @@ def rollback(office: PromotionContext, *, now: datetime, reason: str | None = No
         return Outcome("rolled back", _headline(entries[-1]), entries[-1], (*mended, *_seat(office, entries)))
     stack = champions(entries)
     if len(stack) < 2:
-        present = f"version {stack[-1].version} is the first champion" if stack else "nothing was promoted yet"
-        raise UserError(f"no previous champion to roll back to: {present} (`vabal promote` makes one)")
+        none = "nothing was promoted yet (`vabal promote` makes a champion)"
+        present = f"version {stack[-1].version} is the first champion, and serves" if stack else none
+        raise UserError(f"no previous champion to roll back to: {present}")
     restored, withdrawn = stack[-2], stack[-1]
     entry = Entry(
         sequence=len(entries) + 1,

@@ -69,7 +69,8 @@ def open_source(spec: str, classes: Sequence[str] | None = None, layout: str | N
     known = KINDS.get(kind)
     if known is None:
         forms = ", ".join(each.form for each in KINDS.values())
-        raise UserError(f"--source {spec!r}: unknown kind {kind!r}; known are {forms}")
+        meant = f"; for the images in that folder: --source folder:{spec}" if Path(spec).is_dir() else ""
+        raise UserError(f"--source {spec!r}: unknown kind {kind!r}; known are {forms}{meant}")
     if bool(place) != known.needs_place and not known.takes_place_or_none:
         raise UserError(f"--source {spec!r}: expected {known.form}")
     if classes and not known.takes_classes:

@@ -70,6 +70,10 @@ def test_labels_are_exported_filled_in_imported_and_learned_from(
     assert said.splitlines()[-1] == f"next: vabal -C {place.root} {wanted}"
     assert next_words(place) == wanted
     path = Path("requests/0000/requests.csv")
+    Path("mine.csv").write_bytes(path.read_bytes())
+    unfilled = ["--workspace", str(place.root), "labels", "import", "mine.csv"]
+    said = run.invoke(app.app, unfilled, catch_exceptions=False).stdout
+    assert said.splitlines()[-1] == f"next: vabal -C {place.root} labels import mine.csv  # once it is filled in"
     first, *rows = path.read_text().splitlines()
     answered = [f"{row.split(',')[0]},{'ab'[number % 2]},ada," for number, row in enumerate(rows[:4])]
     path.write_text("\n".join([first, *answered]) + "\n")

@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,11 @@ def test_a_source_that_cannot_be_opened_is_one_clear_line(spec: str, said: str) 
     with pytest.raises(UserError, match=said) as error:
         open_source(spec)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_named_without_its_kind_is_told_how_to_name_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"--source folder:{tmp_path}")):
+        open_source(str(tmp_path))
 
 
 def test_splits_are_not_taken_for_classes(tmp_path: Path) -> None:
