@@ -8,7 +8,7 @@ import stat
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,16 +208,18 @@ class Workspace:
         raise UserError(f"{self.root} has no pools yet: make round 0 with `vabal init --source ...`")
 
     @contextmanager
-    def lock(self, purpose: str, *, wait: float = 0.0, unless: str = "") -> Iterator[None]:
+    def lock(
+        self, purpose: str, *, wait: float = 0.0, unless: str = "", tell: Callable[[str], object] = str
+    ) -> Iterator[None]:
         """Hold the workspace alone: one round, promotion or recovery at a time.
 
         An advisory lock of the kernel: it dies with its process, so nothing has to be cleaned up after a crash. Where
         there was no workspace before and what is done here fails, its file goes again.
         Raises UserError naming the holder if it is still taken after `wait` seconds; at once, if it is taken for the
-        purpose `unless`.
+        purpose `unless`. `tell` hears once for whom it waits.
         """
         path = self.state / "lock"
-        descriptor = _hold(path, time.monotonic() + wait, unless)
+        descriptor = _hold(path, time.monotonic() + wait, unless, tell)
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "purpose": purpose}).encode(), 0)
@@ -275,12 +277,12 @@ def _narrow(path: Path, mode: int) -> None:
             path.chmod(now & mode)
 
 
-def _hold(path: Path, deadline: float, unless: str) -> int:
+def _hold(path: Path, deadline: float, unless: str, tell: Callable[[str], object]) -> int:
     """A descriptor that holds the lock of the file at `path`, which another command may take away meanwhile.
 
     Raises UserError naming the holder if it is still taken at `deadline`, or for the purpose `unless`.
     """
-    looked = False  # who has just taken it may not have said yet what for
+    looked = told = False  # who has just taken it may not have said yet what for
     while True:
         with ExitStack() as undo:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -289,10 +291,13 @@ def _hold(path: Path, deadline: float, unless: str) -> int:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = _holder(path)
+                who = "{purpose} (process {pid})".format_map(holder) if holder else "another command"
                 if time.monotonic() >= deadline or (looked and unless and holder.get("purpose") == unless):
-                    who = "{purpose} (process {pid})".format_map(holder) if holder else "another command"
                     place = path.parent.parent
                     raise UserError(f"{place} is in use by {who}: wait for it to end, then run this again") from None
+                if looked and not told:
+                    tell(f"waiting for {who} to end")
+                    told = True
                 looked = True
                 time.sleep(0.1)
                 continue

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -210,8 +211,15 @@ def test_a_night_waits_for_a_promotion_and_not_for_another_night(
     assert time.monotonic() - begun < 300
     (workspace.state / "lock").write_text(json.dumps({"pid": holder.pid, "purpose": "vabal promote"}))
     threading.Timer(1.0, holder.terminate).start()
-    with workspace.lock("vabal round", wait=600.0, unless="vabal round"):
+    heard = list[str]()
+    with workspace.lock("vabal round", wait=600.0, unless="vabal round", tell=heard.append):
         assert holder.wait(timeout=120) != 0
+    assert heard == [f"waiting for vabal promote (process {holder.pid}) to end"]
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'lost'}: there is no such folder")):
+        Workspace.find(tmp_path / "lost")
 
 
 def test_the_lock_is_free_again_after_an_error_inside_it(workspace: Workspace) -> None:

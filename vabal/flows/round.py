@@ -41,7 +41,7 @@ def active_learning_round(workspace: str, strategy: str | None = None) -> State[
     place.environment()
     params = place.params({"selection.strategy": strategy} if strategy else None)
     strategies.get(params.selection.strategy)  # an unknown one is refused before anything is begun
-    with place.lock(_PURPOSE, wait=A_PROMOTION_MAY_STILL_RUN_S, unless=_PURPOSE):
+    with place.lock(_PURPOSE, wait=A_PROMOTION_MAY_STILL_RUN_S, unless=_PURPOSE, tell=log.info):
         check_servers(params)
         claim_stores(place, params)
         check_backbone(place, params)

@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout on a CPU's caches: the passes of a network, some at a time.
+"""Monte-Carlo dropout: the passes of a trained network, some at a time, on a CPU few maps at a time.
 
 Axes: P samples of a piece, T passes, S of them at once, C classes, K channels, H x W pixels.
 """
@@ -103,7 +103,7 @@ class DropoutPasses:
 
 class _Masks:
     """Of one dropout layer, pass behind pass. Only the newest is there: all of them would weigh as much as a small
-    piece's maps, and to draw one takes a fiftieth of its pass."""
+    piece's maps, and to draw one takes a fortieth of eight images' pass."""
 
     def __init__(self, shape: tuple[int, ...], share: float, seed: int) -> None:
         self.shape, self.share, self.seed = shape, share, seed

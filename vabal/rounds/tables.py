@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from vabal import pools
 from vabal.errors import BRING_BACK
+from vabal.learning import metrics
 from vabal.pools.reading import opened, readable
 
 if TYPE_CHECKING:
@@ -250,8 +251,7 @@ def read_confusions(path: Path) -> tuple[list[str], NDArray[np.int64]]:
         places = {name: place for place, name in enumerate(names)}
         own = [np.array([places[name] for name in each.dictionary.to_pylist()]) for each in columns]
         label_N, predicted_N = (of[each.indices.to_numpy()] for of, each in zip(own, columns, strict=True))
-    counts_C_C = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(counts_C_C, (label_N, predicted_N), 1)
+    counts_C_C = metrics.confusion_matrix(label_N, predicted_N, len(names))
     there_C = counts_C_C.sum(axis=0) + counts_C_C.sum(axis=1) > 0
     return [name for name, there in zip(names, there_C, strict=True) if there], counts_C_C[np.ix_(there_C, there_C)]
 

@@ -84,12 +84,11 @@ def curve(night: Night) -> list[Point]:
     """A point for each round up to this one whose predictions for the holdout are recorded, under its labels then."""
     points = []
     for number in rounds.manifest_numbers(night.data):
-        if not 0 < number <= night.number:
+        path = rounds.round_folder(night.data, number) / tables.PREDICTIONS_FILE
+        if not 0 < number <= night.number or not path.is_file():
             continue
         try:
-            path = rounds.round_folder(night.data, number) / tables.PREDICTIONS_FILE
-            counts = rounds.read_manifest(night.data, number).counts
-            _, counts_C_C = tables.read_confusions(path) if path.is_file() else ([], np.zeros((0, 0), dtype=np.int64))
+            counts, (_, counts_C_C) = rounds.read_manifest(night.data, number).counts, tables.read_confusions(path)
         except UserError:  # `vabal audit --verify` says what is wrong with it
             continue
         occurring_C, total = counts_C_C.sum(axis=1) > 0, int(counts_C_C.sum())
